@@ -1,0 +1,67 @@
+"""The history of a brick: which changelogs hold the changes since a time.
+
+Reads what GlusterFS's bricks and gsync's recorder leave, wherever the folder lies now, also while it is written.
+To be woken when there is more, watch the folder htime/ (IN_MODIFY, IN_CREATE): its files grow with each slice.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from gsync.changelog import layout
+from gsync.changelog.htime import Htime
+from gsync.changelog.layout import Changelog, HistoryGap
+from gsync.model import NS
+
+
+class History:
+    """All times are in ns, but for first_ts and last_ts."""
+
+    def __init__(self, folder: bytes) -> None:
+        self.folder = folder
+
+    def since(self, start: int, end: int | None = None) -> Iterator[Changelog]:
+        """The changelogs of the slices that ended after `start`, and not after `end`, oldest first.
+
+        HistoryGap when one of them is not there any more, or the list is damaged.
+        """
+        for htime in self._htimes():
+            for record in htime.records_after(start // NS):
+                if end is not None and record.ts * NS > end:
+                    return
+                if record.place is None:
+                    continue
+                path = os.path.join(self.folder, record.place)
+                if not os.path.exists(path):
+                    raise HistoryGap(f"{os.fsdecode(path)}: changelog is missing")
+                yield Changelog(record.ts, path)
+
+    def covered_from(self) -> int | None:
+        """The time from which on the history is complete (if no file was taken away since); None: there is none."""
+        return layout.covered_from(self.folder)
+
+    def reaches_back_to(self, time: int) -> bool:
+        """Whether every change after `time` can be read from the changelogs (and, the latest, will be)."""
+        try:
+            covered = self.covered_from()
+            if covered is None or covered > time:
+                return False
+            for _ in self.since(time):
+                pass
+        except HistoryGap:
+            return False
+        return True
+
+    @property
+    def first_ts(self) -> int | None:
+        """The end of the first slice that is listed."""
+        return next((record.ts for htime in self._htimes() if (record := htime.first())), None)
+
+    @property
+    def last_ts(self) -> int | None:
+        """The end of the last slice that is listed."""
+        return next((record.ts for htime in reversed(self._htimes()) if (record := htime.last())), None)
+
+    def _htimes(self) -> list[Htime]:
+        return [Htime(path) for _, path in layout.htime_paths(self.folder)]

@@ -1,0 +1,85 @@
+"""Moves old changelogs to the archive, beyond limits of age and size, and never what somebody still needs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import takewhile
+from typing import NamedTuple
+
+from gsync.changelog import layout
+from gsync.changelog.archive import Archive
+from gsync.changelog.htime import Htime
+from gsync.changelog.layout import Changelog
+from gsync.model import NS
+
+
+class Purged(NamedTuple):
+    """What a purge did: the changelogs it deleted, and those over the limits that it left as they are needed."""
+
+    deleted: int
+    deleted_bytes: int
+    needed: int
+
+
+def purge(folder: bytes, now: int, keep_seconds: int, keep_bytes: int, needed_from: int | None,
+          archive: Archive | None = None) -> Purged:
+    """Delete the oldest changelogs, those older than keep_seconds and what is over keep_bytes; the archive gets them.
+
+    needed_from is the oldest stime (ns) that anybody may go on from: later changelogs stay whatever the limits
+    say. None: nobody needs any. `now` is in whole seconds. The start of history is moved on before anything is
+    deleted, so a purge cut short leaves files that are not used any more, for the next one. Only the process
+    that writes the changelogs may purge them. Costs a stat of each.
+    """
+    total = sum(size for _, size in _sizes(folder))
+    last, needed = None, 0
+    for changelog, size in _sizes(folder):
+        if total <= keep_bytes and changelog.ts >= now - keep_seconds:
+            break
+        total -= size
+        if needed_from is None or changelog.ts * NS <= needed_from:
+            last = changelog.ts
+        else:
+            needed += 1
+    if last is None:
+        return Purged(0, 0, needed)
+    covered = layout.covered_from(folder)
+    if covered is None or covered < last * NS:
+        layout.set_covered_from(folder, last * NS)
+    if archive is not None:
+        archive.add(changelog for changelog in takewhile(lambda c: c.ts <= last, layout.stored(folder)))
+    deleted = deleted_bytes = 0
+    days = set()
+    for changelog, size in _sizes(folder):
+        if changelog.ts > last:
+            break
+        os.unlink(changelog.path)
+        deleted, deleted_bytes = deleted + 1, deleted_bytes + size
+        days.add(os.path.dirname(changelog.path))
+    for day in sorted(days):
+        _remove_empty(day, levels=3)
+    _drop_lists(folder, last)
+    return Purged(deleted, deleted_bytes, needed)
+
+
+def _sizes(folder: bytes) -> Iterator[tuple[Changelog, int]]:
+    for changelog in layout.stored(folder):
+        yield changelog, os.stat(changelog.path).st_size
+
+
+def _remove_empty(path: bytes, levels: int) -> None:
+    """Remove a folder if it is empty, and then so those above it."""
+    with suppress(OSError):
+        for _ in range(levels):
+            os.rmdir(path)
+            path = os.path.dirname(path)
+
+
+def _drop_lists(folder: bytes, ts: int) -> None:
+    """Remove HTIME files that tell of nothing later than ts, but for the newest, which is being written."""
+    for _, path in layout.htime_paths(folder)[:-1]:
+        last = Htime(path).last()
+        if last is not None and last.ts > ts:
+            break
+        os.unlink(path)
