@@ -1,0 +1,74 @@
+"""Which process is which: a pid alone may be somebody else's by now, a pid and its start time may not.
+
+Also the lock file that keeps a brick to one recorder, a session to one `gsync run` and one worker.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from types import TracebackType
+
+from gsync.errors import LockedError
+
+
+def start_time(pid: int) -> int | None:
+    """When the process started, in clock ticks since boot; None if there is no such process (or only its corpse)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            state, *fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return None if state in (b"Z", b"X") else int(fields[18])
+
+
+def is_alive(pid: int | None, started: int | None) -> bool:
+    """Whether the process that had this pid and start time still runs."""
+    return pid is not None and started is not None and start_time(pid) == started
+
+
+class Lock:
+    """A lock file, held from `take` to `release` or to the end of the process, that says who holds it."""
+
+    def __init__(self, path: str, what: str) -> None:
+        self.path = path
+        self._what = what
+        self._fd = -1
+
+    def take(self) -> None:
+        """LockedError naming the holder's pid if another process holds it."""
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            pid = self.holder()
+            raise LockedError(f"{self._what} is running already" + (f", pid {pid}" if pid else "")) from None
+        except OSError:
+            os.close(fd)
+            raise
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, b"%d %d\n" % (os.getpid(), start_time(os.getpid()) or 0), 0)
+        self._fd = fd
+
+    def release(self) -> None:
+        if self._fd >= 0:
+            os.ftruncate(self._fd, 0)
+            os.close(self._fd)
+            self._fd = -1
+
+    def holder(self) -> int | None:
+        """The pid of the process that holds the lock, None when nobody does. Takes no lock itself."""
+        try:
+            with open(self.path, "rb") as file:
+                pid, started = (int(word) for word in file.read().split())
+        except (OSError, ValueError):
+            return None
+        return pid if is_alive(pid, started) else None
+
+    def __enter__(self) -> Lock:
+        self.take()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.release()
