@@ -1,0 +1,50 @@
+"""`python -m gsync.recorder NAME`: a recorder as a process of its own, with few imports so that it stays small."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+from types import FrameType
+
+from gsync import log
+from gsync.errors import GsyncError
+from gsync.recorder.recorder import run_recorder
+from gsync.recorder.status import RecorderPort
+from gsync.volume.home import Home
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="gsync recorder")
+    parser.add_argument("name", help="the volume to record")
+    parser.add_argument("--home", help="where gsync keeps its state")
+    parser.add_argument("--detector", default="auto", help="auto, fanotify or inotify")
+    parser.add_argument("--rollover", type=float, default=1.0,
+                        help="longest time in seconds until a changelog is written")
+    parser.add_argument("--log-level", default="INFO")
+    args = parser.parse_args(argv)
+    log.setup(args.log_level)
+    stop = threading.Event()
+    try:
+        home = Home(args.home)
+        port = RecorderPort(home.get(args.name).brick())
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            stop.set()
+            port.poke()  # wakes it
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, on_signal)
+        run_recorder(args.name, home, detector=args.detector, rollover=args.rollover, stop=stop)
+    except GsyncError as exc:
+        print(f"gsync: {exc}", file=sys.stderr)
+        return exc.exit_code
+    except OSError as exc:
+        print(f"gsync: recorder of volume {args.name}: {exc}", file=sys.stderr)
+        return GsyncError.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

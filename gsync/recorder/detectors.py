@@ -1,0 +1,46 @@
+"""The detectors there are, and which one to take."""
+
+from __future__ import annotations
+
+from gsync.errors import Faulty, UsageError
+from gsync.fsid import Inodes
+from gsync.log import get_logger
+from gsync.recorder.detector import Detector, DetectorFactory, Knows, Unavailable
+
+_log = get_logger(__name__)
+
+
+def fanotify(root_fd: int, inodes: Inodes, knows: Knows) -> Detector:
+    import os
+
+    from gsync.recorder.fanotify import Fanotify
+
+    return Fanotify(root_fd, inodes, knows, ignore_pid=os.getpid())
+
+
+def inotify(root_fd: int, inodes: Inodes, knows: Knows) -> Detector:
+    from gsync.recorder.inotify import Inotify
+
+    return Inotify(root_fd, inodes, knows)
+
+
+def auto(root_fd: int, inodes: Inodes, knows: Knows) -> Detector:
+    """The first that works."""
+    why = []
+    for factory in (fanotify, inotify):
+        try:
+            detector = factory(root_fd, inodes, knows)
+        except Unavailable as exc:
+            why.append(f"{factory.__name__}: {exc}")
+            continue
+        _log.info("detector", name=detector.name, **({"not": "; ".join(why)} if why else {}))
+        return detector
+    raise Faulty(f"changes cannot be detected here: {'; '.join(why)}")
+
+
+def by_name(name: str) -> DetectorFactory:
+    """The factory of this name: auto, fanotify or inotify."""
+    try:
+        return {"auto": auto, "fanotify": fanotify, "inotify": inotify}[name]
+    except KeyError:
+        raise UsageError(f"detector {name!r}: there are auto, fanotify and inotify") from None

@@ -1,0 +1,186 @@
+"""A posix brick's recorder: one per brick, from start to stop, through faults.
+
+Promise: whatever interrupts the recording (the root is gone, the disk is full, a crash) is reported, and recording
+goes on with a gap scan as soon as it can; an empty mount point is never taken for a tree with everything deleted.
+Not here: what recording is (recording).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import select
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gsync.changelog import retention
+from gsync.changelog.archive import Archive
+from gsync.durable import make_dirs
+from gsync.errors import Faulty, UsageError
+from gsync.log import get_logger
+from gsync.model import NS, shown
+from gsync.process import Lock
+from gsync.recorder import detectors
+from gsync.recorder.detector import DetectorFactory, Unavailable
+from gsync.recorder.recording import Recording, Stopped
+from gsync.recorder.status import FAULTY, STOPPED, Control, RecorderStatus, write_status
+from gsync.volume.home import Home, NotThere, Volume
+
+_log = get_logger(__name__)
+
+HEARTBEAT = 1.0           # s between two reports on a quiet tree
+GATHER = 0.02             # s: events are left to merge so long before they are read again
+PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)  # s, from a fault to the next try, which scans the tree
+LASTED = 60.0             # s: what ran so long did not fail at once
+ROOT_PAUSE = 1.0          # s between two looks whether the root is back
+KEEP_SECONDS, KEEP_BYTES = 7 * 86400, 1 << 30
+ARCHIVE_BYTES = 256 << 20
+PURGE_EVERY = 600.0       # s
+
+
+class Recorder:
+    """`run` does everything; a test calls start, and poll and close_slice of what it gives, and close.
+
+    `ignored` are folders in the tree that are not part of it. `step` is called before each durable step.
+    """
+
+    def __init__(self, volume: Volume, *, ignored: Sequence[str] = (), detector: DetectorFactory = detectors.auto,
+                 rollover: float = 1.0, quiet: float = 0.05, stop: threading.Event | None = None,
+                 clock: Callable[[], int] = time.time_ns, step: Callable[[str], None] = lambda name: None,
+                 keep_seconds: int = KEEP_SECONDS, keep_bytes: int = KEEP_BYTES) -> None:
+        self._volume = volume
+        self._brick = volume.brick()
+        self._ignored = ignored
+        self._new_detector = detector
+        self._rollover, self._quiet = rollover, quiet
+        self._stop = stop or threading.Event()
+        self._clock, self._step = clock, step
+        self._keep = keep_seconds, keep_bytes
+        self._lock = Lock(self._brick.lock, f"the recorder of volume {volume.name}")
+        self._recording: Recording | None = None
+        self.status = RecorderStatus(pid=os.getpid())
+
+    # the whole life
+
+    def run(self) -> None:
+        """Record until `stop` is set. LockedError if another process does; everything else is waited for."""
+        make_dirs(os.fsencode(self._brick.folder))
+        with self._lock:
+            control = Control(self._brick.ctl)
+            pauses, started = iter(PAUSES), time.monotonic()
+            try:
+                while not self._stop.is_set():
+                    try:
+                        recording = self.start()
+                        started = time.monotonic()
+                        self._follow(recording, control)
+                    except NotThere as exc:
+                        self._fail(str(exc), ROOT_PAUSE)
+                    except (Faulty, Unavailable, OSError, sqlite3.Error) as exc:
+                        if time.monotonic() > started + LASTED:
+                            pauses = iter(PAUSES)
+                        self._fail(self._reason(exc), next(pauses, PAUSES[-1]))
+            except Stopped:
+                pass
+            finally:
+                self.close()
+                control.close()
+                self._publish(state=STOPPED)
+
+    def start(self) -> Recording:
+        """Open everything and scan the tree."""
+        self._recording = Recording(self._volume, self._ignored, self._new_detector, self._publish,
+                                    self._stop.is_set, self._clock, self._step)
+        self._recording.scan()
+        return self._recording
+
+    def close(self) -> None:
+        """Let go of everything as it is, as a crash would."""
+        if self._recording is not None:
+            self._recording.close()
+            self._recording = None
+
+    def _fail(self, reason: str, pause: float) -> None:
+        self.close()
+        if self.status.reason != reason:
+            _log.error("recording is interrupted", reason=reason)
+        self._publish(state=FAULTY, reason=reason)
+        self._stop.wait(pause)
+
+    def _reason(self, exc: Exception) -> str:
+        if isinstance(exc, sqlite3.Error):
+            return (f"index {self._brick.namespace}: {exc}; if it stays so, stop the recorder and remove the file: the "
+                    "tree is then read anew")
+        if isinstance(exc, OSError) and exc.filename is not None:
+            return f"{shown(os.fsencode(exc.filename))}: {exc.strerror}"
+        return str(exc)
+
+    def _follow(self, recording: Recording, control: Control) -> None:
+        """Read hints and close slices until told to stop."""
+        began: float | None = time.monotonic()  # when the slice at hand got its first hint
+        hinted = deaf = heard = 0.0
+        purged = time.monotonic()
+        while not self._stop.is_set():
+            now = time.monotonic()
+            pause = heard + HEARTBEAT - now
+            if began is not None:
+                pause = max(min(began + self._rollover, hinted + self._quiet) - now, recording.until_next_ts())
+            listening = now >= deaf
+            pause = max(0.0, pause if listening else min(pause, deaf - now))
+            events, asked = self._wait(recording, control, pause, listening)
+            if events:
+                deaf = time.monotonic() + GATHER
+                if recording.poll():
+                    hinted = time.monotonic()
+                    began = began or hinted
+            cut = asked and control.asked()
+            now = time.monotonic()
+            due = began is not None and now >= min(began + self._rollover, hinted + self._quiet)
+            if cut or due or now >= heard + HEARTBEAT:
+                closed = recording.close_slice()
+                began = None if closed and not recording.hinted else began or now
+                heard = time.monotonic()
+            if now >= purged + PURGE_EVERY:
+                purged = now
+                self._purge()
+        while not recording.close_slice():
+            time.sleep(recording.until_next_ts())
+
+    @staticmethod
+    def _wait(recording: Recording, control: Control, seconds: float, listening: bool) -> tuple[bool, bool]:
+        """Sleep until there are events (if listening) or a cut is asked for; which of them."""
+        poller = select.poll()
+        poller.register(control.fd, select.POLLIN)
+        if listening:
+            poller.register(recording.fileno(), select.POLLIN)
+        fds = {fd for fd, _ in poller.poll(seconds * 1000 + 1)}
+        return recording.fileno() in fds, control.fd in fds
+
+    def _publish(self, **changes: Any) -> None:
+        self.status = dataclasses.replace(self.status, updated=self._clock(), **changes)
+        try:
+            write_status(self._brick.status, self.status)
+        except OSError as exc:
+            _log.warning("status cannot be written", path=self._brick.status, error=exc.strerror)
+
+    def _purge(self) -> None:
+        purged = retention.purge(os.fsencode(self._brick.changelogs), self._clock() // NS, *self._keep,
+                                 self._volume.needed_from(),
+                                 Archive(os.fsencode(self._brick.archive), ARCHIVE_BYTES))
+        if purged.deleted:
+            _log.info("old changelogs are deleted", changelogs=purged.deleted, bytes=purged.deleted_bytes)
+        if purged.needed:
+            _log.warning("changelogs are kept beyond the limits, a session needs them", changelogs=purged.needed)
+
+
+def run_recorder(name: str, home: Home, *, detector: str = "auto", rollover: float = 1.0, quiet: float = 0.05,
+                 stop: threading.Event | None = None) -> None:
+    """Record the volume `name` until `stop` is set. UsageError, LockedError."""
+    volume = home.get(name)
+    if volume.kind != "posix":
+        raise UsageError(f"volume {name}: its bricks record their changelogs themselves")
+    Recorder(volume, ignored=[home.path], detector=detectors.by_name(detector), rollover=rollover, quiet=quiet,
+             stop=stop).run()

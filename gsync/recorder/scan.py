@@ -1,0 +1,387 @@
+"""Reads the tree, or a part of it, directory by directory, and compares it with the index.
+
+Directories are visited by identity, each after its watch is set; pages of names go to the index by the thousand.
+What is still to be visited lies in a temporary table: memory does not grow with the tree.
+
+    FirstScan   fills the index, says nothing
+    GapScan     says exactly what differs from the index: creations, changes, renames, removals
+    FreshScan   says everything below a directory that came from where nobody watched
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+
+from gsync.fsid import Seen, is_mount_handle
+from gsync.log import get_logger
+from gsync.model import ROOT_GFID, Gfid, kind_of, shown
+from gsync.namespace import UNKNOWN_CTIME, Entry, Namespace
+from gsync.recorder.detector import Detector
+from gsync.recorder.slice import Slice
+from gsync.recorder.tree import OUTSIDE, Elsewhere, Gone, Tree
+
+_log = get_logger(__name__)
+
+GRANULARITY = 20_000_000  # ns: two changes so close together may leave the same ctime (coarse kernel clock, margin)
+_PAGE = 2000              # names
+_COMMIT = 10_000          # names of a first scan per transaction, and pages of the log before they are moved to the
+_CHECKPOINT = 20_000      # database: with SQLite's 1000 a first scan takes twice as long
+_BIG = 20_000             # names of one directory that are compared in memory
+
+Tick = Callable[[int], None]  # called for each page, with the number of names in it
+Racy = Callable[[Gfid], None]  # called for each inode whose ctime cannot be kept yet
+
+
+def stamp(st: os.stat_result, clean_before: int) -> int:
+    """The ctime to keep: unknown, if another change could leave the same one."""
+    return st.st_ctime_ns if st.st_ctime_ns < clean_before else UNKNOWN_CTIME
+
+
+def entry_at(pargfid: Gfid, bname: bytes, seen: Seen, clean_before: int) -> Entry:
+    st = seen.st
+    return Entry(pargfid, bname, seen.gfid, kind_of(st.st_mode), seen.handle, stamp(st, clean_before), st.st_size)
+
+
+class _Scan:
+    """The walk. Subclasses say what each name means."""
+
+    def __init__(self, tree: Tree, index: Namespace, detector: Detector, tick: Tick, clock: Callable[[], int],
+                 racy: Racy) -> None:
+        self._tree, self._index, self._detector = tree, index, detector
+        self._tick, self._clock, self._racy = tick, clock, racy
+        self._put: list[Entry] = []
+        self._push: list[tuple[Gfid, bytes]] = []
+        self._db = index.db
+        self._clean_before = 0
+
+    def _run(self, start: Iterable[tuple[Gfid, bytes]]) -> None:
+        self._db.execute("DROP TABLE IF EXISTS temp.todo")
+        self._db.execute("CREATE TEMP TABLE todo (n INTEGER PRIMARY KEY, gfid BLOB, handle BLOB)")
+        self._push += start
+        while True:
+            self._write()
+            page = self._db.execute("SELECT n, gfid, handle FROM todo ORDER BY n DESC LIMIT 50").fetchall()
+            if not page:
+                break
+            self._db.execute("DELETE FROM todo WHERE n >= ?", (page[-1][0],))
+            for _, gfid, handle in page:
+                self._visit(gfid, handle)
+        self._db.execute("DROP TABLE temp.todo")
+
+    def _visit(self, gfid: Gfid, handle: bytes) -> None:
+        try:
+            fd = self._tree.open_dir(gfid, handle)
+        except (Gone, Elsewhere):
+            return  # its name is hinted, or will be
+        except PermissionError as exc:
+            self._unreadable(gfid, exc)
+            return
+        try:
+            self._detector.watch(gfid, handle, fd)
+            self._met(gfid)
+            known = self._known(gfid)
+            if known is None:
+                self._read_big(gfid, fd)
+                return
+            for page in self._pages(fd):
+                for bname in page:
+                    seen = self._look(fd, gfid, bname)
+                    if seen is not None:
+                        self._found(gfid, bname, seen, known.pop(bname, None))
+                self._after_page(len(page))
+            for entry in known.values():
+                self._missing(entry)
+        except PermissionError as exc:
+            self._unreadable(gfid, exc)
+        finally:
+            os.close(fd)
+
+    def _known(self, gfid: Gfid) -> dict[bytes, Entry] | None:
+        """What the index has in the directory; None if that is too much to hold."""
+        known = {e.bname: e for e in self._index.children(gfid, limit=_BIG + 1)}
+        return known if len(known) <= _BIG else None
+
+    def _look(self, fd: int, gfid: Gfid, bname: bytes) -> Seen | None:
+        seen = self._tree.look(fd, gfid, bname)
+        return None if seen is OUTSIDE else seen
+
+    def _read_big(self, gfid: Gfid, fd: int) -> None:
+        """The same for a directory that has too many names in the index to hold them."""
+        self._db.execute("DROP TABLE IF EXISTS temp.present")
+        self._db.execute("CREATE TEMP TABLE present (bname BLOB PRIMARY KEY) WITHOUT ROWID")
+        for page in self._pages(fd):
+            there = []
+            for bname in page:
+                seen = self._look(fd, gfid, bname)
+                if seen is not None:
+                    self._found(gfid, bname, seen, self._index.get(gfid, bname))
+                    there.append((bname,))
+            self._db.executemany("INSERT OR IGNORE INTO present VALUES (?)", there)
+            self._after_page(len(page))
+        after = b""
+        while entries := self._index.children(gfid, after, _PAGE):
+            for entry in entries:
+                if not self._db.execute("SELECT 1 FROM present WHERE bname=?", (entry.bname,)).fetchone():
+                    self._missing(entry)
+            after = entries[-1].bname
+        self._db.execute("DROP TABLE temp.present")
+
+    def _pages(self, fd: int) -> Iterator[list[bytes]]:
+        with os.scandir(fd) as entries:
+            while page := list(islice(entries, _PAGE)):
+                page.sort(key=os.DirEntry.inode)  # the order in which a disk likes to be asked
+                self._clean_before = self._clock() - GRANULARITY
+                yield [os.fsencode(entry.name) for entry in page]
+
+    def _after_page(self, names: int) -> None:
+        if len(self._put) >= _PAGE:
+            self._write()
+        self._tick(names)
+
+    def _keep(self, entry: Entry) -> None:
+        """Note an entry; a directory at once: the detector drops what it hears of directories that are not known."""
+        if stat.S_ISDIR(entry.kind):
+            self._index.put([entry])
+            if entry.ctime == UNKNOWN_CTIME:
+                self._racy(entry.gfid)
+        else:
+            self._put.append(entry)
+
+    def _write(self) -> None:
+        if self._put:
+            self._index.put(self._put)
+            for entry in self._put:
+                if entry.ctime == UNKNOWN_CTIME:
+                    self._racy(entry.gfid)
+            self._put.clear()
+        if self._push:
+            self._db.executemany("INSERT INTO todo (gfid, handle) VALUES (?,?)", self._push)
+            self._push.clear()
+
+    def _descend(self, seen: Seen) -> None:
+        if stat.S_ISDIR(seen.st.st_mode) and not is_mount_handle(seen.handle):
+            self._push.append((seen.gfid, seen.handle))
+
+    def _unreadable(self, gfid: Gfid, exc: OSError) -> None:
+        parts = self._index.path_of(gfid) or []
+        _log.warning("directory cannot be read, what is in it is not recorded", path=shown(b"/".join(parts)),
+                     error=exc.strerror)
+
+    def _met(self, gfid: Gfid) -> None:
+        """The directory is there and readable."""
+
+    def _found(self, pargfid: Gfid, bname: bytes, seen: Seen, known: Entry | None) -> None:
+        """An inode is at a name; known: what the index has there."""
+        raise NotImplementedError
+
+    def _missing(self, entry: Entry) -> None:
+        """Nothing is at a name that the index has."""
+        raise NotImplementedError
+
+
+class FirstScan(_Scan):
+    """Makes the index what the tree is. The pages are committed one by one: the caller has no transaction open."""
+
+    def run(self) -> None:
+        self._uncommitted = 0
+        self._db.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT}")
+        self._db.execute("BEGIN IMMEDIATE")
+        self._db.execute("DELETE FROM entries")  # of a first scan that was interrupted
+        self._run([(ROOT_GFID, self._tree.inodes.handles.root)])
+        self._db.execute("COMMIT")
+        self._db.execute("PRAGMA wal_autocheckpoint=1000")
+
+    def _known(self, gfid: Gfid) -> dict[bytes, Entry] | None:
+        return {}
+
+    def _after_page(self, names: int) -> None:
+        self._uncommitted += names
+        if self._uncommitted >= _COMMIT:
+            self._uncommitted = 0
+            self._write()
+            self._db.execute("COMMIT")
+            self._tick(names)
+            self._db.execute("BEGIN IMMEDIATE")
+        else:
+            super()._after_page(names)
+
+    def _found(self, pargfid: Gfid, bname: bytes, seen: Seen, known: Entry | None) -> None:
+        self._put.append(entry_at(pargfid, bname, seen, self._clean_before))
+        self._descend(seen)
+
+
+class GapScan(_Scan):
+    """Says what differs, in the caller's transaction. Directories that are nowhere are dropped with all below."""
+
+    def __init__(self, tree: Tree, index: Namespace, slice_: Slice, detector: Detector, tick: Tick,
+                 clock: Callable[[], int], racy: Racy) -> None:
+        super().__init__(tree, index, detector, tick, clock, racy)
+        self._slice = slice_
+        self._lost_any = False
+
+    def run(self) -> None:
+        db = self._db
+        db.execute("DROP TABLE IF EXISTS temp.met")
+        db.execute("DROP TABLE IF EXISTS temp.lost")
+        db.execute("CREATE TEMP TABLE met (gfid BLOB PRIMARY KEY) WITHOUT ROWID")
+        # Names that the index has and that another inode, or none, was found at.
+        db.execute("CREATE TEMP TABLE lost (pargfid BLOB, bname BLOB, gfid BLOB, kind INTEGER, ctime INTEGER)")
+        db.execute("CREATE INDEX temp.lost_gfid ON lost (gfid)")
+        self._root_attributes()
+        self._run([(ROOT_GFID, self._tree.inodes.handles.root)])
+        for pargfid, bname, gfid, kind in db.execute("SELECT pargfid, bname, gfid, kind FROM lost"):
+            if self._index.get(pargfid, bname) is None:
+                self._slice.gone(gfid, (pargfid, bname), stat.S_ISDIR(kind))
+        self._drop_unmet()
+        db.execute("DROP TABLE temp.met")
+        db.execute("DROP TABLE temp.lost")
+
+    def _root_attributes(self) -> None:
+        clean_before = self._clock() - GRANULARITY
+        st = os.fstat(self._tree.root_fd)
+        if st.st_ctime_ns != self._index.fact("root_ctime"):
+            self._slice.meta(ROOT_GFID)
+        self._index.set_fact("root_ctime", stamp(st, clean_before))
+
+    def _met(self, gfid: Gfid) -> None:
+        self._db.execute("INSERT OR IGNORE INTO met VALUES (?)", (gfid,))
+
+    def _was_met(self, gfid: Gfid) -> bool:
+        return self._db.execute("SELECT 1 FROM met WHERE gfid=?", (gfid,)).fetchone() is not None
+
+    def _unreadable(self, gfid: Gfid, exc: OSError) -> None:
+        """What cannot be read is not gone: the index keeps it."""
+        super()._unreadable(gfid, exc)
+        todo = [gfid]
+        while todo:
+            at = todo.pop()
+            self._met(at)
+            todo += (row[0] for row in self._db.execute("SELECT gfid FROM entries WHERE pargfid=? AND kind=?",
+                                                        (at, stat.S_IFDIR)))
+
+    def _found(self, pargfid: Gfid, bname: bytes, seen: Seen, known: Entry | None) -> None:
+        gfid, name = seen.gfid, (pargfid, bname)
+        if known is not None and known.gfid == gfid:
+            self._compare(seen, known.ctime)
+            if known.ctime != seen.st.st_ctime_ns or known.size != seen.st.st_size:
+                self._put.append(entry_at(pargfid, bname, seen, self._clean_before))
+            self._descend(seen)
+            return
+        if known is not None:
+            self._missing(known)
+        old = self._old_place(seen, name)
+        self._keep(entry_at(pargfid, bname, seen, self._clean_before))
+        if old is None:
+            self._slice.appeared(name, seen, linked=False)
+            self._slice.changed(seen)
+            self._descend(seen)
+            return
+        was_at, moved = old
+        self._compare(seen, was_at.ctime)
+        if moved:
+            self._slice.renamed(gfid, was_at.name, name)
+        else:
+            self._slice.appeared(name, seen, linked=True)
+        if not self._was_met(gfid):
+            self._descend(seen)
+
+    def _compare(self, seen: Seen, ctime: int) -> None:
+        if ctime != seen.st.st_ctime_ns:
+            self._slice.changed(seen)
+
+    def _old_place(self, seen: Seen, name: tuple[Gfid, bytes]) -> tuple[Entry, bool] | None:
+        """A name that the index has for an inode found at a new one, and whether it moved from there (else: a link).
+
+        The old name leaves the index if it moved.
+        """
+        if self._lost_any:
+            row = self._db.execute("SELECT rowid, pargfid, bname, gfid, kind, ctime FROM lost WHERE gfid=? LIMIT 1",
+                                   (seen.gfid,)).fetchone()
+            if row:
+                self._db.execute("DELETE FROM lost WHERE rowid=?", (row[0],))
+                return Entry(row[1], row[2], row[3], row[4], b"", row[5]), True
+        still = None
+        for entry in self._index.entries_of(seen.gfid):
+            if entry.name == name:
+                continue
+            if stat.S_ISDIR(entry.kind) or not self._still_at(entry):
+                self._index.remove(entry.pargfid, entry.bname)
+                return entry, True
+            still = entry
+        return (still, False) if still else None
+
+    def _still_at(self, entry: Entry) -> bool:
+        try:
+            fd = self._tree.open_dir(entry.pargfid)
+        except (Gone, Elsewhere, PermissionError):
+            return False
+        try:
+            seen = self._tree.look(fd, entry.pargfid, entry.bname)
+        finally:
+            os.close(fd)
+        return seen is not None and seen.gfid == entry.gfid
+
+    def _missing(self, entry: Entry) -> None:
+        """Perhaps it is met under another name later: what remains at the end is gone."""
+        now = self._index.get(*entry.name)
+        if now is None or now.gfid != entry.gfid:
+            return  # it was met already
+        self._index.remove(entry.pargfid, entry.bname)
+        self._db.execute("INSERT INTO lost VALUES (?,?,?,?,?)",
+                         (entry.pargfid, entry.bname, entry.gfid, entry.kind, entry.ctime))
+        self._lost_any = True
+
+    def _drop_unmet(self) -> None:
+        """Rows in directories that were not met: what was below a removed one, or was moved while we looked."""
+        pargfid = b""
+        while row := self._db.execute("SELECT pargfid FROM entries WHERE pargfid > ? ORDER BY pargfid LIMIT 1",
+                                      (pargfid,)).fetchone():
+            pargfid = row[0]
+            if not self._was_met(pargfid):
+                for entry in self._index.remove_below(pargfid):
+                    self._detector.unwatch(entry.gfid)
+                self._detector.unwatch(pargfid)
+
+
+class FreshScan(_Scan):
+    """Says all that is below directories, in the caller's transaction.
+
+    tracked: whether an inode needs no second look, since the recorder has known it all the while. orphan: told of
+    directories that lose their name in the index.
+    """
+
+    def __init__(self, tree: Tree, index: Namespace, slice_: Slice, detector: Detector, tick: Tick,
+                 clock: Callable[[], int], racy: Racy, tracked: Callable[[Gfid], Entry | None],
+                 orphan: Callable[[Entry], None]) -> None:
+        super().__init__(tree, index, detector, tick, clock, racy)
+        self._slice, self._tracked, self._orphan = slice_, tracked, orphan
+
+    def run(self, gfid: Gfid, handle: bytes) -> None:
+        self._run([(gfid, handle)])
+
+    def _found(self, pargfid: Gfid, bname: bytes, seen: Seen, known: Entry | None) -> None:
+        if known is not None and known.gfid != seen.gfid and stat.S_ISDIR(known.kind):
+            self._orphan(known)
+        name = (pargfid, bname)
+        is_dir = stat.S_ISDIR(seen.st.st_mode)
+        old = self._tracked(seen.gfid)
+        if old is None:
+            self._slice.appeared(name, seen)
+            self._slice.changed(seen)
+            self._descend(seen)
+        elif is_dir and old.name != name:
+            self._slice.renamed(seen.gfid, old.name, name)
+            for entry in self._index.entries_of(seen.gfid):
+                self._index.remove(*entry.name)
+        else:
+            self._slice.appeared(name, seen, linked=True)
+        self._keep(entry_at(pargfid, bname, seen, self._clean_before))
+
+    def _missing(self, entry: Entry) -> None:
+        self._slice.gone(entry.gfid, entry.name, stat.S_ISDIR(entry.kind))
+        self._index.remove(entry.pargfid, entry.bname)
+        if stat.S_ISDIR(entry.kind):
+            self._orphan(entry)

@@ -1,0 +1,137 @@
+"""The tree as the recorder sees it: directories opened by identity, names looked at."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Iterable
+
+from gsync.fsid import Inodes, Seen, is_mount_handle, open_beneath
+from gsync.model import ROOT_GFID, STATE_DIR, Gfid
+from gsync.namespace import Entry, Namespace
+
+_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+OUTSIDE = Seen(b"", b"", os.stat_result([0] * 10))  # an answer of look(): there, but not of the tree
+_GONE = (errno.ENOENT, errno.ESTALE, errno.ENOTDIR, errno.ELOOP)
+
+
+class Gone(Exception):
+    """The inode is not there any more."""
+
+
+class Elsewhere(Exception):
+    """The index's path does not lead to the directory: it was moved, and the hint is still to come."""
+
+
+class Tree:
+    """Owns the descriptor of the root. `ignored` are paths of directories that are not part of the tree."""
+
+    def __init__(self, root_fd: int, tag: bytes, index: Namespace, ignored: Iterable[str] = ()) -> None:
+        self.root_fd = root_fd
+        self.inodes = Inodes(root_fd, tag)
+        self._index = index
+        self._noatime = os.O_NOATIME
+        self._ignored = {gfid for path in ignored if (gfid := self._identity(path)) is not None}
+
+    def close(self) -> None:
+        os.close(self.root_fd)
+
+    def is_at(self, path: str) -> bool:
+        """Whether the path (still) leads to the root."""
+        try:
+            st = os.stat(path)
+        except OSError:
+            return False
+        ours = os.fstat(self.root_fd)
+        return (st.st_dev, st.st_ino) == (ours.st_dev, ours.st_ino) and ours.st_nlink > 0
+
+    def open_dir(self, gfid: Gfid, handle: bytes | None = None) -> int:
+        """A descriptor of the directory, checked. Gone, Elsewhere (only where handles cannot be opened), OSError."""
+        try:
+            return self._open_dir(gfid, handle, _DIR | self._noatime)
+        except PermissionError:
+            if not self._noatime:
+                raise
+            return self._open_dir(gfid, handle, _DIR)  # reading without a trace is for the owner and for root
+
+    def _open_dir(self, gfid: Gfid, handle: bytes | None, flags: int) -> int:
+        if gfid == ROOT_GFID:
+            return os.open(b".", flags, dir_fd=self.root_fd)
+        if handle is None:
+            entry = self._index.entry_of(gfid)
+            if entry is None:
+                raise Gone
+            handle = entry.handle
+        if is_mount_handle(handle):
+            raise Gone
+        try:
+            if self.inodes.handles.by_handle:
+                return self._open_by_handle(handle, flags)
+            parts = self._index.path_of(gfid)
+            if parts is None:
+                raise Gone
+            fd = open_beneath(self.root_fd, b"/".join(parts), flags)
+        except OSError as exc:
+            if exc.errno not in _GONE:
+                raise
+            raise (Gone if self.inodes.handles.by_handle else Elsewhere) from None
+        if self.inodes.handles.of_fd(fd) != handle:
+            os.close(fd)
+            raise Elsewhere
+        return fd
+
+    def _open_by_handle(self, handle: bytes, flags: int) -> int:
+        """The kernel may find no memory, or not find the inode, while directories around it are renamed."""
+        tries = {errno.ESTALE: 1, errno.ENOMEM: 1000}
+        while True:
+            try:
+                return self.inodes.handles.open(handle, flags)
+            except OSError as exc:
+                if tries.get(exc.errno or 0, 0) <= 0:
+                    raise
+                tries[exc.errno or 0] -= 1
+                if exc.errno == errno.ENOMEM:
+                    time.sleep(0.001)
+
+    def look(self, dirfd: int, pargfid: Gfid, bname: bytes) -> Seen | None:
+        """What is at the name, None if nothing is, OUTSIDE if gsync keeps it out of the tree. OSError."""
+        if pargfid == ROOT_GFID and bname == STATE_DIR:
+            return OUTSIDE
+        seen = self.inodes.look(dirfd, pargfid, bname)
+        return OUTSIDE if seen is not None and seen.gfid in self._ignored else seen
+
+    def stat(self, entry: Entry) -> os.stat_result | None:
+        """What the inode of an index entry is now; None if it is not there (any more)."""
+        try:
+            if self.inodes.handles.by_handle and not is_mount_handle(entry.handle):
+                fd = self._open_by_handle(entry.handle, os.O_PATH | os.O_CLOEXEC)
+                try:
+                    return os.fstat(fd)
+                finally:
+                    os.close(fd)
+            dirfd = self.open_dir(entry.pargfid)
+            try:
+                seen = self.inodes.look(dirfd, entry.pargfid, entry.bname)
+            finally:
+                os.close(dirfd)
+        except (Gone, Elsewhere):
+            return None
+        except OSError as exc:
+            if exc.errno not in _GONE:
+                raise
+            return None
+        return seen.st if seen is not None and seen.gfid == entry.gfid else None
+
+    def _identity(self, path: str) -> Gfid | None:
+        """The gfid of an inode of this file system."""
+        try:
+            fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            if os.fstat(fd).st_dev != self.inodes.dev:
+                return None
+            return self.inodes.gfid(self.inodes.handles.of_fd(fd))
+        finally:
+            os.close(fd)
