@@ -1,0 +1,273 @@
+"""Where gsync keeps its state, and the volumes in it: `$GSYNC_HOME/volumes/<name>/`.
+
+A volume remembers who its root is (file handle, ids of the file system), so that another tree at the same path, an
+empty mount point above all, is never taken for the volume with everything deleted.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gsync.durable import fsync_dir, make_dirs, replace_file
+from gsync.errors import Faulty, LockedError, UsageError
+from gsync.fsid import Handles
+from gsync.process import Lock
+
+FORMAT = 1
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}")
+_FS_IOC_GETFSUUID = 0x80111500  # struct fsuuid2 {u8 len; u8 uuid[16]}, Linux 6.9
+
+
+def check_name(what: str, name: str) -> str:
+    """The name itself if it may name a volume (or session), else a UsageError."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{what} {name!r}: a name is made of letters, digits and . _ @ + - and starts with one of "
+                         "the first two")
+    return name
+
+
+class NotThere(Faulty):
+    """The tree of a volume is not at its path."""
+
+
+@dataclass(frozen=True)
+class Brick:
+    """The files of one brick of a volume."""
+
+    folder: str
+
+    @property
+    def changelogs(self) -> str:
+        return os.path.join(self.folder, "changelogs")
+
+    @property
+    def archive(self) -> str:
+        """Old changelogs, in a tar file a month."""
+        return os.path.join(self.folder, "archive")
+
+    @property
+    def namespace(self) -> str:
+        return os.path.join(self.folder, "namespace.db")
+
+    @property
+    def status(self) -> str:
+        return os.path.join(self.folder, "recorder.status")
+
+    @property
+    def ctl(self) -> str:
+        """A FIFO: a byte written to it asks the recorder for a cut."""
+        return os.path.join(self.folder, "recorder.ctl")
+
+    @property
+    def lock(self) -> str:
+        return os.path.join(self.folder, "recorder.lock")
+
+    @property
+    def gaps(self) -> str:
+        """How often the recording was interrupted, durable."""
+        return os.path.join(self.folder, "recorder.gaps")
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A named tree, as its volume.json says. `root` is the handle of the root directory."""
+
+    folder: str
+    name: str
+    path: str
+    uuid: str
+    tag: bytes
+    root: bytes
+    file_system: Mapping[str, str] = field(default_factory=dict)
+    kind: str = "posix"
+
+    def brick(self, number: int = 0) -> Brick:
+        return Brick(os.path.join(self.folder, "bricks", str(number)))
+
+    @property
+    def needed(self) -> str:
+        """A folder with one file per session that uses the volume: its stime in ns, decimal."""
+        return os.path.join(self.folder, "needed")
+
+    def needed_from(self) -> int | None:
+        """The oldest stime that a session may go on from, None if no session says so."""
+        try:
+            names = os.listdir(self.needed)
+        except FileNotFoundError:
+            return None
+        stimes = []
+        for name in names:
+            try:
+                with open(os.path.join(self.needed, name), encoding="ascii") as file:
+                    stimes.append(int(file.read()))
+            except FileNotFoundError:
+                continue
+            except ValueError:
+                stimes.append(0)  # damaged: keep everything
+        return min(stimes, default=None)
+
+    def open_root(self) -> int:
+        """A descriptor of the root; NotThere if the tree at the path is not this volume's."""
+        why = f"root of volume {self.name} at {self.path}"
+        rest = "nothing was recorded as deleted"
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise NotThere(f"{why} is gone (not mounted?); {rest}") from None
+        except NotADirectoryError:
+            raise NotThere(f"{why} is not a directory any more; {rest}") from None
+        except OSError as exc:
+            raise NotThere(f"{why}: {exc.strerror}; {rest}") from None
+        try:
+            if not _same_file_system(self.file_system, file_system_ids(fd)):
+                raise NotThere(f"{why} is on another file system than before (not mounted, or something else is?); "
+                               f"{rest}. If it is the volume all the same, remove the volume and add it again")
+            if Handles(fd).root != self.root:
+                raise NotThere(f"{why} is another directory than before (not mounted, or replaced?); {rest}. If it is "
+                             "the volume all the same, remove the volume and add it again")
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+
+def file_system_ids(fd: int) -> dict[str, str]:
+    """What tells the file system of fd from others, over boots: "uuid" where it can be had, and "fsid"."""
+    ids = {"fsid": f"{os.fstatvfs(fd).f_fsid:x}"}
+    found = _uuid_by_ioctl(fd) or _uuid_by_device(os.fstat(fd).st_dev)
+    if found:
+        ids["uuid"] = found
+    return ids
+
+
+def _uuid_by_ioctl(fd: int) -> str | None:
+    answer = bytearray(17)
+    try:
+        fcntl.ioctl(fd, _FS_IOC_GETFSUUID, answer)
+    except OSError:
+        return None
+    value = bytes(answer[1:1 + answer[0]])
+    return str(uuid.UUID(bytes=value)) if len(value) == 16 and any(value) else None
+
+
+def _uuid_by_device(dev: int) -> str | None:
+    folder = "/dev/disk/by-uuid"
+    try:
+        return next((name.lower() for name in os.listdir(folder)
+                     if os.stat(os.path.join(folder, name)).st_rdev == dev), None)
+    except OSError:
+        return None
+
+
+def _same_file_system(then: Mapping[str, str], now: Mapping[str, str]) -> bool:
+    """By the best id that both have. An fsid may hold the device number, which another boot may change."""
+    for kind in ("uuid", "fsid"):
+        if kind in then and kind in now:
+            return then[kind] == now[kind]
+    return True
+
+
+class Home:
+    """$GSYNC_HOME: the folder `path`, or the one that `default_path` names."""
+
+    def __init__(self, path: str | None = None) -> None:
+        self.path = os.path.abspath(path or default_path(os.environ))
+        self._volumes = os.path.join(self.path, "volumes")
+
+    def add(self, name: str, path: str) -> Volume:
+        """Make the directory `path` a volume."""
+        check_name("volume", name)
+        if self._load(name) is not None:
+            raise UsageError(f"volume {name}: exists already")
+        real = os.path.realpath(path)
+        for other in self.list():
+            if other.path == real:
+                raise UsageError(f"volume {name}: {path} is volume {other.name} already")
+        try:
+            fd = os.open(real, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as exc:
+            raise UsageError(f"volume {name}: {path}: {exc.strerror}") from None
+        try:
+            volume = Volume(os.path.join(self._volumes, name), name, real, str(uuid.uuid4()), secrets.token_bytes(4),
+                            Handles(fd).root, file_system_ids(fd))
+        finally:
+            os.close(fd)
+        values = {"format": FORMAT, "name": name, "kind": volume.kind, "path": real, "uuid": volume.uuid,
+                  "tag": volume.tag.hex(), "root": volume.root.hex(), "file_system": volume.file_system}
+        make_dirs(os.fsencode(volume.folder))
+        replace_file(os.fsencode(_file(volume.folder)), json.dumps(values, indent=1).encode("ascii") + b"\n")
+        return volume
+
+    def get(self, name: str) -> Volume:
+        """UsageError if there is no such volume, or its file is damaged."""
+        volume = self._load(check_name("volume", name))
+        if volume is None:
+            raise UsageError(f"volume {name}: there is none; `gsync volume list` shows them")
+        return volume
+
+    def list(self) -> list[Volume]:
+        """All volumes, by name."""
+        try:
+            names = sorted(os.listdir(self._volumes))
+        except FileNotFoundError:
+            return []
+        loaded = (self._load(name) for name in names if _NAME.fullmatch(name))
+        return [volume for volume in loaded if volume is not None]
+
+    def at_path(self, path: str) -> Volume | None:
+        """The volume whose tree is at `path`."""
+        real = os.path.realpath(path)
+        return next((volume for volume in self.list() if volume.path == real), None)
+
+    def remove(self, name: str) -> None:
+        """Forget a volume with its changelogs and index; LockedError while its recorder runs. The tree stays."""
+        volume = self.get(name)
+        pid = Lock(volume.brick().lock, "recorder").holder()
+        if pid is not None:
+            raise LockedError(f"volume {name}: its recorder is running, pid {pid}; stop it first")
+        os.unlink(_file(volume.folder))  # from here on it is no volume
+        fsync_dir(os.fsencode(volume.folder))
+        shutil.rmtree(volume.folder)
+
+    def _load(self, name: str) -> Volume | None:
+        folder = os.path.join(self._volumes, name)
+        try:
+            with open(_file(folder), encoding="ascii") as file:
+                values: dict[str, Any] = json.load(file)
+            if values["format"] != FORMAT:
+                raise UsageError(f"{_file(folder)}: of format {values['format']}, which this gsync does not know")
+            ids = {str(k): str(v) for k, v in values["file_system"].items()}
+            tag = bytes.fromhex(values["tag"])
+            if len(tag) != 4:
+                raise ValueError("tag")
+            return Volume(folder, name, str(values["path"]), str(uuid.UUID(values["uuid"])), tag,
+                          bytes.fromhex(values["root"]), ids, str(values["kind"]))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (ValueError, KeyError, TypeError, AttributeError) as exc:
+            raise UsageError(f"{_file(folder)}: damaged: {exc!r}") from exc
+        except OSError as exc:
+            raise UsageError(f"{_file(folder)}: {exc.strerror}") from exc
+
+
+def default_path(environ: Mapping[str, str]) -> str:
+    """$GSYNC_HOME, else /var/lib/gsync for root, else the user's state folder."""
+    if environ.get("GSYNC_HOME"):
+        return environ["GSYNC_HOME"]
+    if os.geteuid() == 0:
+        return "/var/lib/gsync"
+    state = environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    return os.path.join(state, "gsync")
+
+
+def _file(folder: str) -> str:
+    return os.path.join(folder, "volume.json")
