@@ -1,0 +1,223 @@
+"""The master's side of the agent: its methods, typed, over one channel; requests may be pipelined.
+
+A reader thread takes the answers, another one keeps an idle agent from giving up on us. Errors: the link broke →
+Transient (with what the agent said last); the agent refused, or the slave as a whole cannot go on (full, read-only)
+→ SlaveError; an older epoch → Faulty. Any thread may call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from gsync import rpc
+from gsync.errors import Faulty, GsyncError, SlaveError, Transient
+from gsync.model import Gfid, Name
+from gsync.slave.protocol import CommitAnswer, FillAnswer, FillRow, Hello, LandedRow, MetaRow, RemoveAnswer, RemoveRow
+from gsync.transport.link import Link, Slave
+
+_PAGE = 5000
+_FATES: dict[str, type[GsyncError]] = {
+    "refused": SlaveError, "transient": Transient, "fenced": Faulty, "io": SlaveError}
+_PATIENCE = 10  # seconds that an agent has for saying goodbye
+
+
+def error_of(slave: Slave, error: dict[str, Any]) -> GsyncError:
+    """The exception for an error that a program of ours at the slave has sent."""
+    return _FATES.get(error["type"], GsyncError)(f"slave {slave}: {error['message']}")
+
+
+def _text(name: bytes) -> str:
+    return name.decode("latin-1")
+
+
+def _name(row: Sequence[str]) -> Name:
+    return bytes.fromhex(row[0]), row[1].encode("latin-1")
+
+
+class SlaveClient:
+    """The agent for the slave tree `link.slave.path`; it ends itself after `timeout` seconds without a word of ours."""
+
+    def __init__(self, link: Link, timeout: float = 120) -> None:
+        self._link = link
+        self._timeout = timeout
+        self._channel = link.agent([link.slave.path])
+        self._lock = threading.Lock()  # what is written and the order of `_waiting` belong together
+        self._waiting: dict[int, Future[Any]] = {}
+        self._last = 0
+        self._error: GsyncError | None = None
+        self._spoke = threading.Event()
+        self._ended = threading.Event()
+        self._threads = [threading.Thread(target=self._read, name="answers of the agent"),
+                         threading.Thread(target=self._keep_alive, name="keep-alive")]
+        for thread in self._threads:
+            thread.start()
+
+    # calls
+
+    def submit(self, method: str, **params: Any) -> Future[Any]:
+        """Send a request; its answer, later. The agent serves in order."""
+        future: Future[Any] = Future()
+        with self._lock:
+            if self._error is not None:
+                raise self._error
+            self._last += 1
+            self._waiting[self._last] = future
+            frame = rpc.encode({"id": self._last, "method": method, "params": params})
+            with contextlib.suppress(OSError):  # the reader finds out why, and tells the future
+                self._channel.write(frame)
+        self._spoke.set()
+        return future
+
+    def call(self, method: str, **params: Any) -> Any:
+        return self.submit(method, **params).result()
+
+    def _read(self) -> None:
+        error: GsyncError | None = None
+        try:
+            while (answer := rpc.read_frame(self._channel.stdout)) is not None:
+                future = self._waiting.pop(answer["id"])
+                if "error" in answer:
+                    future.set_exception(error_of(self._link.slave, answer["error"]))
+                else:
+                    future.set_result(answer["result"])
+        except (rpc.BadFrame, KeyError, TypeError) as exc:
+            error = SlaveError(f"slave {self._link.slave}: not the agent's answer: {exc}; does a shell there print "
+                               f"something at the start?")
+            self._channel.kill()
+        except (OSError, ValueError) as exc:
+            error = Transient(f"slave {self._link.slave}: {exc}")
+        self._ended.set()
+        error = error or self._link.error(self._channel)
+        with self._lock:
+            self._error = error
+            waiting, self._waiting = self._waiting, {}
+        for future in waiting.values():
+            future.set_exception(error)
+
+    def _keep_alive(self) -> None:
+        while not self._ended.wait(self._timeout / 3):
+            if self._spoke.is_set():
+                self._spoke.clear()
+                continue
+            try:
+                self.submit("ping")
+            except GsyncError:
+                return
+
+    def close(self) -> None:
+        """Say goodbye, if there is still someone to hear it, and end the agent."""
+        try:
+            self.submit("bye").result(_PATIENCE)
+        except (GsyncError, TimeoutError):
+            self._channel.kill()
+        for thread in self._threads:
+            thread.join()
+        self._channel.close()
+
+    def abort(self) -> None:
+        """Break off, from another thread: whoever waits gets Transient."""
+        self._channel.kill()
+
+    # methods
+
+    def look(self, volume: str, adopt: bool = False, make: bool = False) -> bool:
+        """Before hello: whether the slave is this volume's already. SlaveError if hello will refuse it."""
+        return bool(self.call("look", volume=volume, adopt=adopt, make=make))
+
+    def hello(self, volume: str, volume_name: str, session: str, epoch: int, adopt: bool = False,
+              delete_retention: int = 0, make: bool = False) -> Hello:
+        """Open the slave tree; with `make` it is made if only its last folder is missing. The first call; SlaveError
+        says why the agent refuses."""
+        return Hello.from_json(self.call(
+            "hello", protocol=rpc.PROTOCOL, volume=volume, volume_name=volume_name, session=session, epoch=epoch,
+            adopt=adopt, delete_retention=delete_retention, make=make, timeout=self._timeout))
+
+    def _leftovers(self, kind: str) -> Iterator[list[Any]]:
+        after: Any = None
+        while True:
+            answer = self.call("leftovers", kind=kind, after=after, limit=_PAGE)
+            if answer["rows"]:
+                yield answer["rows"]
+            after = answer["next"]
+            if after is None:
+                return
+
+    def leftover_names(self) -> Iterator[list[Name]]:
+        """Pages of the names that batches without a commit may have touched."""
+        for rows in self._leftovers("names"):
+            yield [_name(row) for row in rows]
+
+    def leftover_dirs(self) -> Iterator[list[Gfid]]:
+        """Pages of the directories whose content may be incomplete."""
+        for rows in self._leftovers("dirs"):
+            yield [bytes.fromhex(g) for g in rows]
+
+    def leftover_gfids(self) -> Iterator[list[Gfid]]:
+        """Pages of the inodes that wait in limbo/old."""
+        for rows in self._leftovers("gfids"):
+            yield [bytes.fromhex(g) for g in rows]
+
+    def fill(self, rows: Sequence[FillRow]) -> FillAnswer:
+        """Bring names to what the rows say; a code for each of them."""
+        return FillAnswer.from_json(self.call("fill", rows=[row.to_json() for row in rows]))
+
+    def remove(self, rows: Sequence[RemoveRow]) -> RemoveAnswer:
+        """Take names away."""
+        return RemoveAnswer.from_json(self.call("remove", rows=[row.to_json() for row in rows]))
+
+    def weigh(self, names: Sequence[Name], limit: int) -> int:
+        """How many entries would go with these names, all below directories included; counted up to limit + 1."""
+        return int(self.call("weigh", names=[[p.hex(), _text(b)] for p, b in names], limit=limit))
+
+    def meta(self, rows: Sequence[MetaRow]) -> list[int]:
+        """Set attributes: for each row 0, an errno, or -1 if the slave has no such inode."""
+        answers: list[int] = self.call("meta", rows=[row.to_json() for row in rows])["answers"]
+        return answers
+
+    def known(self, gfids: Sequence[Gfid]) -> list[bool]:
+        """For each inode, whether the slave has it."""
+        return [bool(there) for there in self.call("known", gfids=[g.hex() for g in gfids])]
+
+    def digest(self, gfids: Sequence[Gfid]) -> list[tuple[int, str] | None]:
+        """Size and BLAKE2b (hex) of each file's content at the slave; None where it cannot be read."""
+        return [(size, digest) if err == 0 else None
+                for err, size, digest in self.call("digest", gfids=[g.hex() for g in gfids])]
+
+    def expose(self, gfids: Sequence[Gfid]) -> list[int]:
+        """Give each file the name limbo/link/<gfid>, for rsync: 0, an errno, or -1 if the slave has no such inode."""
+        answers: list[int] = self.call("expose", gfids=[g.hex() for g in gfids])["answers"]
+        return answers
+
+    def unexpose(self, gfids: Sequence[Gfid]) -> None:
+        """Take those names away again."""
+        self.call("unexpose", gfids=[g.hex() for g in gfids])
+
+    def landed(self, rows: Sequence[LandedRow]) -> list[int]:
+        """Finish new files that rsync has put into limbo/new: check the size, set attributes; 0 or an errno each."""
+        answers: list[int] = self.call("landed", rows=[row.to_json() for row in rows])["answers"]
+        return answers
+
+    def complete(self, dirs: Sequence[Gfid]) -> None:
+        """The content of these directories is all at the slave."""
+        self.call("complete", dirs=[g.hex() for g in dirs])
+
+    def commit(self, stime: int | None, entry_stime: int | None, epoch: int, clear: bool) -> CommitAnswer:
+        """Make everything durable, then set the stime (None: not yet); `clear` empties limbo/old as far as it may."""
+        return CommitAnswer(**self.call("commit", stime=stime, entry_stime=entry_stime, epoch=epoch,
+                                         clear=clear))
+
+    def ping(self) -> None:
+        self.call("ping")
+
+    def list(self, directory: Gfid, after: bytes | None = None, limit: int = _PAGE
+             ) -> tuple[list[tuple[bytes, Gfid | None]], bytes | None]:
+        """A page of the names in a directory of the slave with their gfids (None: a foreign inode), and where to go
+        on (None: that was all)."""
+        answer = self.call("list", dir=directory.hex(), after=None if after is None else _text(after), limit=limit)
+        following = answer["next"]
+        return ([(name.encode("latin-1"), gfid and bytes.fromhex(gfid)) for name, gfid in answer["names"]],
+                None if following is None else following.encode("latin-1"))

@@ -1,0 +1,260 @@
+"""Whose tree it is: takes a directory as the slave of one volume, or says in one line why not; and what it can hold.
+
+Standard library only, Python 3.9.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import stat
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from gsync.errors import SlaveError, Transient
+from gsync.model import NS, STATE_DIR, shown
+from gsync.slave.protocol import Caps
+from gsync.slave.tree import OPEN_DIR, make_state, place_of
+
+_FORMAT = 1
+_NOT_OURS = (STATE_DIR, b"lost+found")
+_PATIENCE = 5.0  # seconds that an agent whose connection has just ended has for ending itself
+_PAUSE = 0.05
+_ROOM = 4 << 20  # bytes that recovery may need
+
+
+class Taken:
+    """A slave tree that nobody else works in, until this is closed. empty: nothing but our own folder is in it."""
+
+    def __init__(self, root: bytes, lock_fd: int, empty: bool) -> None:
+        self.root = root
+        self.empty = empty
+        self._lock_fd = lock_fd
+
+    def close(self) -> None:
+        os.close(self._lock_fd)
+
+
+def take(root: bytes, volume: str, volume_name: str, adopt: bool, make: bool = False) -> Taken:
+    """Take ROOT as the slave of this volume; with `make` it is made if only its last folder is missing. SlaveError
+    says why not; nothing is written then."""
+    if make:
+        with suppress(OSError):  # opening it says why
+            os.mkdir(root, 0o755)
+    root_fd = _open_root(root)
+    try:
+        known, empty = _inspect(root_fd, volume, adopt)
+        state_fd = _make_state(root_fd)
+        try:
+            lock_fd = _lock(state_fd)
+            _make_room(state_fd)
+            if known is None:
+                _write_identity(state_fd, volume, volume_name)
+        finally:
+            os.close(state_fd)
+    finally:
+        os.close(root_fd)
+    return Taken(root, lock_fd, empty)
+
+
+def look(root: bytes, volume: str, adopt: bool, make: bool) -> bool:
+    """Whether ROOT is the slave of this volume already. SlaveError where `take` would refuse it; nothing is written."""
+    if make and not os.path.lexists(root) and os.path.isdir(os.path.dirname(root)):
+        return False
+    root_fd = _open_root(root)
+    try:
+        return _inspect(root_fd, volume, adopt)[0] is not None
+    finally:
+        os.close(root_fd)
+
+
+def _inspect(root_fd: int, volume: str, adopt: bool) -> tuple[dict[str, object] | None, bool]:
+    """The identity of the tree, if it has one, and whether it is empty; SlaveError if it cannot be this volume's."""
+    known = _read_identity(root_fd)
+    if known is not None and known.get("volume") != volume:
+        raise SlaveError(f"it is the slave of another volume, {known.get('volume_name')} ({known.get('volume')})")
+    empty = not any(name not in _NOT_OURS for name in map(os.fsencode, os.listdir(root_fd)))
+    if known is None and not empty and not adopt:
+        raise SlaveError("it is not empty and no gsync slave: give an empty directory, or --adopt to take over a "
+                         "copy that was made by other means")
+    return known, empty
+
+
+def _open_root(root: bytes) -> int:
+    try:
+        return os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise SlaveError(f"there is no directory {shown(root)}: make it, and mount what belongs there") from None
+    except NotADirectoryError:
+        raise SlaveError(f"{shown(root)} is not a directory") from None
+    except OSError as exc:
+        raise SlaveError(f"{shown(root)} cannot be opened: {exc.strerror}") from exc
+
+
+def _read_identity(root_fd: int) -> dict[str, object] | None:
+    try:
+        state_fd = os.open(STATE_DIR, OPEN_DIR, dir_fd=root_fd)
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        if exc.errno in (errno.ENOTDIR, errno.ELOOP):
+            raise SlaveError(f"{shown(STATE_DIR)} in it is not a directory: it must be gsync's own") from exc
+        raise SlaveError(f"{shown(STATE_DIR)} in it cannot be opened: {exc.strerror}") from exc
+    try:
+        fd = os.open(b"identity", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=state_fd)
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise SlaveError(f"{shown(STATE_DIR)}/identity cannot be read: {exc.strerror}") from exc
+    finally:
+        os.close(state_fd)
+    with open(fd, "rb") as file:
+        try:
+            known = json.load(file)
+            form = int(known["format"])
+        except (ValueError, KeyError, TypeError) as exc:
+            raise SlaveError(f"{shown(STATE_DIR)}/identity is damaged: {exc}") from exc
+    if form > _FORMAT:
+        raise SlaveError(f"its state has format {form}, written by a newer gsync: use that one")
+    return dict(known)
+
+
+def _make_state(root_fd: int) -> int:
+    lifted = None
+    st = os.fstat(root_fd)
+    try:
+        if os.geteuid() and st.st_uid == os.geteuid() and st.st_mode & 0o700 != 0o700:
+            lifted = stat.S_IMODE(st.st_mode)  # replicated from a master whose root its owner may not write
+            os.fchmod(root_fd, lifted | 0o700)
+        return make_state(root_fd)
+    except OSError as exc:
+        if exc.errno == errno.EROFS:
+            raise SlaveError("its file system is read-only: mount it writable") from exc
+        raise SlaveError(f"it cannot be written to: {exc.strerror}") from exc
+    finally:
+        if lifted is not None:
+            with suppress(OSError):
+                os.fchmod(root_fd, lifted)
+
+
+def _lock(state_fd: int) -> int:
+    fd = os.open(b"lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=state_fd)
+    try:
+        patiently(lambda: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB))
+    except BlockingIOError:
+        pid = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
+        os.close(fd)
+        raise SlaveError(f"another gsync agent works there (pid {pid}): end it, or wait for it") from None
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+    return fd
+
+
+def _make_room(state_fd: int) -> None:
+    """On a full disk, delete the files that were being received: else the index, which recovery has to write to, could
+    never grow again. They count for nothing [23]."""
+    free = os.fstatvfs(state_fd)
+    if free.f_bavail * free.f_frsize >= _ROOM:
+        return
+    new_fd = os.open(place_of(state_fd) + b"/limbo/new", OPEN_DIR)
+    try:
+        for name in os.listdir(new_fd):
+            st = os.stat(name, dir_fd=new_fd, follow_symlinks=False)
+            if stat.S_ISREG(st.st_mode) and st.st_nlink == 1:
+                os.unlink(name, dir_fd=new_fd)
+    finally:
+        os.close(new_fd)
+
+
+def patiently(lock: Callable[[], None]) -> None:
+    """Try a lock for as long as whoever is about to end may need; then its BlockingIOError."""
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            lock()
+            return
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(_PAUSE)
+
+
+def receivers_gone(lock: Callable[[], None]) -> None:
+    """Wait for receivers of an earlier connection; Transient if they do not end."""
+    try:
+        patiently(lock)
+    except BlockingIOError:
+        raise Transient("receivers of an earlier connection are still at work there") from None
+
+
+def _write_identity(state_fd: int, volume: str, volume_name: str) -> None:
+    identity = {"format": _FORMAT, "volume": volume, "volume_name": volume_name, "created": int(time.time())}
+    fd = os.open(b"identity.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600,
+                 dir_fd=state_fd)
+    with open(fd, "wb") as file:
+        file.write(json.dumps(identity).encode() + b"\n")
+        file.flush()
+        os.fsync(fd)
+    os.rename(b"identity.new", b"identity", src_dir_fd=state_fd, dst_dir_fd=state_fd)
+    os.fsync(state_fd)
+
+
+# what the file system and the user can hold
+
+_ACL = bytes.fromhex("02000000" "01000600ffffffff" "0200060001000000" "04000400ffffffff" "10000600ffffffff"
+                     "20000400ffffffff")  # u::rw- u:1:rw- g::r-- m::rw- o::r--
+_SOME_ID = 54321
+
+
+def probe(state_fd: int, real_handles: bool) -> Caps:
+    """Find out by trying, in a folder of its own below .gsync."""
+    with suppress(FileExistsError):
+        os.mkdir(b"probe", 0o700, dir_fd=state_fd)
+    folder = os.open(b"probe", OPEN_DIR, dir_fd=state_fd)
+    try:
+        _clean(folder)
+        os.close(os.open(b"file", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder))
+        place = place_of(folder) + b"/file"
+
+        def works(attempt: Callable[[], object]) -> bool:
+            try:
+                return attempt() is not False
+            except OSError:
+                return False
+
+        def keeps_ns() -> bool:
+            os.utime(b"file", ns=(NS + 123456789, NS + 987654321), dir_fd=folder)
+            return os.stat(b"file", dir_fd=folder).st_mtime_ns == NS + 987654321
+
+        def tells_case() -> bool:
+            try:
+                os.stat(b"FILE", dir_fd=folder)
+            except FileNotFoundError:
+                return True
+            return False
+
+        return Caps(
+            root=os.geteuid() == 0,
+            chown=works(lambda: os.chown(b"file", _SOME_ID, _SOME_ID, dir_fd=folder)),
+            xattr=works(lambda: os.setxattr(place, b"user.gsync", b"1")),
+            trusted=works(lambda: os.setxattr(place, b"trusted.gsync.probe", b"1")),
+            acl=works(lambda: os.setxattr(place, b"system.posix_acl_access", _ACL)),
+            hardlink=works(lambda: os.link(b"file", b"link", src_dir_fd=folder, dst_dir_fd=folder)),
+            symlink=works(lambda: os.symlink(b"x", b"symlink", dir_fd=folder)),
+            mknod=works(lambda: os.mknod(b"device", stat.S_IFCHR | 0o600, os.makedev(1, 3), dir_fd=folder)),
+            handles=real_handles,
+            utime_ns=works(keeps_ns),
+            case_sensitive=tells_case(),
+        )
+    finally:
+        _clean(folder)
+        os.close(folder)
+        os.rmdir(b"probe", dir_fd=state_fd)
+
+
+def _clean(folder: int) -> None:
+    for name in os.listdir(folder):
+        os.unlink(name, dir_fd=folder)

@@ -1,0 +1,233 @@
+"""The slave's index: the names with the master's gfids, and what the agent must remember across its own death.
+
+limbo/new and limbo/old have made-up gfids (LIMBO_NEW, LIMBO_OLD), so that what lies there has a name like everything
+else: (LIMBO_OLD, hex of the gfid). Beside the names:
+  limbo       since when an entry of limbo/old waits, and the base name it had
+  touched     names that the batches since the last commit of a stime may have changed, with who was or should be there
+  incomplete  directories made since then, whose content may be missing
+  opened_up   directories whose mode was changed for a moment, and the mode that belongs to them
+  doomed      directories that are gone, whose rows below are still to be dropped
+  adopted     inodes with several links that an adopting batch has taken over: by handle, which gfid they are
+Transactions are the caller's. Standard library only, Python 3.9.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from gsync.errors import SlaveError
+from gsync.model import Gfid, Name
+from gsync.namespace import Entry, Namespace
+from gsync.slave.protocol import RESERVED, Fenced
+
+LIMBO_NEW: Gfid = RESERVED + b"limbo/new\0"
+LIMBO_OLD: Gfid = RESERVED + b"limbo/old\0"
+
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS limbo (bname BLOB PRIMARY KEY, since INTEGER NOT NULL, was BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS touched (
+  pargfid BLOB NOT NULL, bname BLOB NOT NULL, gfid BLOB NOT NULL,
+  handle BLOB NOT NULL, kind INTEGER NOT NULL, since INTEGER NOT NULL,
+  PRIMARY KEY (pargfid, bname, gfid)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS touched_handle ON touched (handle);
+CREATE INDEX IF NOT EXISTS touched_gfid ON touched (gfid);
+CREATE TABLE IF NOT EXISTS incomplete (gfid BLOB PRIMARY KEY, done INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS opened_up (n INTEGER PRIMARY KEY, gfid BLOB NOT NULL UNIQUE, mode INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS doomed (gfid BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS adopted (handle BLOB PRIMARY KEY, gfid BLOB NOT NULL) WITHOUT ROWID;
+"""
+_ASKED_AT_ONCE = 500   # below SQLite's limit of parameters, 999 in old versions
+_DOOMED_AT_ONCE = 500  # directories whose rows go in one transaction
+_CHECKPOINT = 8000     # pages of the log: gfids are random, so with SQLite's 1000 every page is written many times
+
+
+class Touched(NamedTuple):
+    """A name that may have changed, and an inode that was there or should come there."""
+
+    pargfid: Gfid
+    bname: bytes
+    gfid: Gfid
+    handle: bytes
+    kind: int
+    since: int
+
+
+class Waiting(NamedTuple):
+    """An entry of limbo/old: its name there, since when (ns), its base name before."""
+
+    bname: bytes
+    since: int
+    was: bytes
+
+
+class SlaveIndex(Namespace):
+    """The index in the file `path`. SlaveError if a newer gsync has written it."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        version = self.db.execute("PRAGMA user_version").fetchone()[0]
+        if version > _VERSION:
+            self.close()
+            raise SlaveError(f"the slave's index has format {version}, written by a newer gsync; this one knows "
+                             f"{_VERSION}: use the newer gsync")
+        self.db.executescript(_SCHEMA)
+        self.db.execute(f"PRAGMA user_version={_VERSION}")
+        self.db.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT}")
+
+    def check_epoch(self, epoch: int) -> None:
+        """Fenced if a worker with a younger epoch has been here."""
+        known = self.fact("epoch")
+        if isinstance(known, int) and epoch < known:
+            raise Fenced(f"a worker with a younger epoch ({known}, this one has {epoch}) has taken the slave over")
+
+    # reading
+
+    def entries_of_all(self, gfids: Sequence[Gfid]) -> dict[Gfid, list[Entry]]:
+        """The names of each of these inodes; far cheaper than asking for one at a time."""
+        found: dict[Gfid, list[Entry]] = {gfid: [] for gfid in gfids}
+        distinct = list(found)
+        for at in range(0, len(distinct), _ASKED_AT_ONCE):
+            some = distinct[at:at + _ASKED_AT_ONCE]
+            for row in self.db.execute("SELECT pargfid, bname, gfid, kind, handle FROM entries WHERE gfid IN "
+                                       f"({','.join('?' * len(some))})", some):
+                found[row[2]].append(Entry(*row))
+        return found
+
+    def is_empty(self, gfid: Gfid) -> bool:
+        """Whether no name in this directory is known."""
+        return self.db.execute("SELECT 1 FROM entries WHERE pargfid=? LIMIT 1", (gfid,)).fetchone() is None
+
+    def waiting(self, after: bytes, limit: int) -> list[Waiting]:
+        """A page of what waits in limbo/old."""
+        return [Waiting._make(r) for r in self.db.execute(
+            "SELECT bname, since, was FROM limbo WHERE bname>? ORDER BY bname LIMIT ?", (after, limit))]
+
+    def waits(self, bname: bytes) -> Waiting | None:
+        row = self.db.execute("SELECT bname, since, was FROM limbo WHERE bname=?", (bname,)).fetchone()
+        return Waiting._make(row) if row else None
+
+    def count_waiting(self) -> int:
+        return int(self.db.execute("SELECT count(*) FROM limbo").fetchone()[0])
+
+    def touched_names(self, after: Name | None, limit: int) -> list[Name]:
+        """A page of the touched names."""
+        pargfid, bname = after or (b"", b"")
+        return self.db.execute(
+            "SELECT DISTINCT pargfid, bname FROM touched WHERE (pargfid, bname)>(?,?) ORDER BY pargfid, bname LIMIT ?",
+            (pargfid, bname, limit)).fetchall()
+
+    def is_touched(self, name: Name) -> bool:
+        return self.db.execute("SELECT 1 FROM touched WHERE pargfid=? AND bname=?", name).fetchone() is not None
+
+    def touched_inode(self, handle: bytes) -> tuple[Gfid, int] | None:
+        """gfid and kind of the inode with this handle, if a touched name says so."""
+        row = self.db.execute("SELECT gfid, kind FROM touched WHERE handle=? LIMIT 1", (handle,)).fetchone()
+        return (row[0], row[1]) if row else None
+
+    def touched_gfid(self, gfid: Gfid) -> Touched | None:
+        """The youngest row about this inode."""
+        row = self.db.execute("SELECT pargfid, bname, gfid, handle, kind, since FROM touched WHERE gfid=? "
+                              "ORDER BY since DESC LIMIT 1", (gfid,)).fetchone()
+        return Touched._make(row) if row else None
+
+    def lost_dirs(self) -> list[Gfid]:
+        """Directories among the touched inodes that have no name."""
+        return [r[0] for r in self.db.execute(
+            "SELECT DISTINCT gfid FROM touched WHERE kind=? AND NOT EXISTS "
+            "(SELECT 1 FROM entries WHERE entries.gfid=touched.gfid)", (stat.S_IFDIR,))]
+
+    def incomplete(self, after: Gfid, limit: int) -> list[Gfid]:
+        return [r[0] for r in self.db.execute(
+            "SELECT gfid FROM incomplete WHERE gfid>? ORDER BY gfid LIMIT ?", (after, limit))]
+
+    def opened_up(self) -> list[tuple[Gfid, int]]:
+        """Directories whose mode is not their own, in the order in which they were changed."""
+        return self.db.execute("SELECT gfid, mode FROM opened_up ORDER BY n").fetchall()
+
+    def adopted(self, handle: bytes) -> Gfid | None:
+        row = self.db.execute("SELECT gfid FROM adopted WHERE handle=?", (handle,)).fetchone()
+        return row[0] if row else None
+
+    # writing
+
+    def wait_in_limbo(self, waiting: Waiting) -> None:
+        self.db.execute("INSERT OR REPLACE INTO limbo VALUES (?,?,?)", waiting)
+
+    def leave_limbo(self, bname: bytes) -> None:
+        """An entry is no longer in limbo/old."""
+        self.db.execute("DELETE FROM limbo WHERE bname=?", (bname,))
+
+    def put_direct(self, entries: Sequence[Entry]) -> list[int]:
+        """Put files that were made straight in unattached directories. Left out and returned, by their places: those
+        that the slave has by another name."""
+        known = self.entries_of_all([entry.gfid for entry in entries])
+        refused = {i for i, entry in enumerate(entries) if any(e.name != entry.name for e in known[entry.gfid])}
+        self.put(entry for i, entry in enumerate(entries) if i not in refused)
+        return sorted(refused)
+
+    def touch(self, rows: Iterable[Touched]) -> None:
+        self.db.executemany("INSERT OR REPLACE INTO touched VALUES (?,?,?,?,?,?)", rows)
+
+    def add_incomplete(self, gfid: Gfid) -> None:
+        self.db.execute("INSERT OR REPLACE INTO incomplete VALUES (?,0)", (gfid,))
+
+    def complete(self, gfids: Iterable[Gfid]) -> None:
+        self.db.executemany("UPDATE incomplete SET done=1 WHERE gfid=?", ((g,) for g in gfids))
+
+    def forget_incomplete(self) -> None:
+        """What has no name any more cannot be completed; nothing said before a restart counts as done."""
+        self.db.execute("DELETE FROM incomplete WHERE NOT EXISTS (SELECT 1 FROM entries WHERE "
+                        "entries.gfid=incomplete.gfid)")
+        self.db.execute("UPDATE incomplete SET done=0")
+
+    def committed(self, whole: bool) -> None:
+        """A commit has made everything durable; `whole`: a batch is at its end, nothing is in doubt any more."""
+        if whole:
+            for table in ("touched", "incomplete", "adopted"):
+                self.db.execute(f"DELETE FROM {table}")
+        else:
+            self.db.execute("DELETE FROM incomplete WHERE done=1")
+
+    def open_up(self, gfid: Gfid, mode: int) -> None:
+        self.db.execute("INSERT OR IGNORE INTO opened_up (gfid, mode) VALUES (?,?)", (gfid, mode))
+
+    def closed_again(self, gfid: Gfid) -> None:
+        self.db.execute("DELETE FROM opened_up WHERE gfid=?", (gfid,))
+
+    def adopt(self, handle: bytes, gfid: Gfid) -> None:
+        self.db.execute("INSERT OR REPLACE INTO adopted VALUES (?,?)", (handle, gfid))
+
+    def drop_name(self, entry: Entry) -> None:
+        """The inode is gone from this name. A directory has only one, so what was below it is gone too."""
+        self.remove(entry.pargfid, entry.bname)
+        if stat.S_ISDIR(entry.kind):
+            self.doom(entry.gfid)
+            while self.drop_doomed():
+                pass
+
+    def move(self, entry: Entry, pargfid: Gfid, bname: bytes) -> Entry:
+        """An inode has gone from one name to another."""
+        self.remove(entry.pargfid, entry.bname)
+        moved = entry._replace(pargfid=pargfid, bname=bname)
+        self.put([moved])
+        return moved
+
+    def doom(self, gfid: Gfid) -> None:
+        """Have the rows below a directory dropped by `drop_doomed`."""
+        self.db.execute("INSERT OR IGNORE INTO doomed VALUES (?)", (gfid,))
+
+    def drop_doomed(self) -> bool:
+        """Drop the rows below some of the doomed directories; False if there are none left."""
+        doomed = [r[0] for r in self.db.execute("SELECT gfid FROM doomed LIMIT ?", (_DOOMED_AT_ONCE,))]
+        for gfid in doomed:
+            for d in self.db.execute("SELECT gfid FROM entries WHERE pargfid=? AND kind=?",
+                                     (gfid, stat.S_IFDIR)).fetchall():
+                self._parents.pop(d[0], None)
+                self.db.execute("INSERT OR IGNORE INTO doomed VALUES (?)", d)
+            self.db.execute("DELETE FROM entries WHERE pargfid=?", (gfid,))
+            self.db.execute("DELETE FROM incomplete WHERE gfid=?", (gfid,))
+            self.db.execute("DELETE FROM doomed WHERE gfid=?", (gfid,))
+        return bool(doomed)

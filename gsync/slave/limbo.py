@@ -1,0 +1,258 @@
+"""limbo/old, where detached inodes wait until nobody can want them any more; limbo/new, which is emptied; the trash.
+
+Every step that a crash may follow is told to `step`, so that tests can end there. Rows are the caller's transaction
+in `detach`; all else here makes its own. Standard library only, Python 3.9.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import date, timedelta
+from hashlib import blake2b
+
+from gsync.model import Gfid
+from gsync.namespace import Entry
+from gsync.slave.index import LIMBO_NEW, LIMBO_OLD, Waiting
+from gsync.slave.tree import OPEN_DIR, Found, SlaveTree
+
+_PAGE = 1000
+_LONGEST = 255
+_FOREIGN = b"x."  # begins the names of inodes in limbo/old that no gfid is known of
+
+Step = Callable[[str], None]
+
+
+def name_in_limbo(gfid: Gfid) -> bytes:
+    return gfid.hex().encode()
+
+
+def gfid_in_limbo(bname: bytes) -> Gfid | None:
+    """The gfid of an entry of limbo/old; None for a foreign inode."""
+    if bname.startswith(_FOREIGN) or len(bname) != 32:
+        return None
+    try:
+        return bytes.fromhex(bname.decode("ascii"))
+    except ValueError:
+        return None
+
+
+class Limbo:
+    """delete_retention: seconds that deleted things stay in the trash, 0: they do not go there."""
+
+    def __init__(self, tree: SlaveTree, delete_retention: int, step: Step) -> None:
+        self._tree = tree
+        self._index = tree.index
+        self._retention = delete_retention
+        self._step = step
+        self.exposed: set[Gfid] = set()  # files that have one more link, in limbo/link
+
+    def is_last_link(self, found: Found, gfid: Gfid | None) -> bool:
+        """Whether the inode goes when the name goes at which it was found."""
+        return found.is_dir or found.st.st_nlink - (gfid in self.exposed) <= 1
+
+    def detach(self, dirfd: int, bname: bytes, found: Found, entry: Entry | None, since: int, keep_name: bool) -> None:
+        """Bring the inode at this name into limbo/old; entry: its row, None if it is foreign.
+
+        keep_name: by a second link where that is possible, so that the name can be renamed over in one step.
+        """
+        tree = self._tree
+        if entry is not None:
+            name = name_in_limbo(entry.gfid)
+        else:
+            name = _FOREIGN + blake2b(found.handle, digest_size=16).hexdigest().encode()
+        self._make_room(name, found.handle)
+        if keep_name and not found.is_dir:
+            try:
+                os.link(bname, name, src_dir_fd=dirfd, dst_dir_fd=tree.old_fd, follow_symlinks=False)
+            except FileExistsError:
+                pass  # the very same inode: `_make_room` has seen to that
+            except OSError:
+                os.rename(bname, name, src_dir_fd=dirfd, dst_dir_fd=tree.old_fd)
+                keep_name = False
+        else:
+            keep_name = False
+            tree.rename(dirfd, bname, entry, tree.old_fd, name)
+        self._step("detached")
+        if entry is not None:
+            if not keep_name:
+                self._index.remove(entry.pargfid, entry.bname)
+            self._index.put([entry._replace(pargfid=LIMBO_OLD, bname=name)])
+        self._index.wait_in_limbo(Waiting(name, since, bname))
+
+    def _make_room(self, name: bytes, handle: bytes) -> None:
+        """Another inode that waits under this name is nobody any more."""
+        tree = self._tree
+        found = tree.look(tree.old_fd, name)
+        if found is None or found.handle == handle:
+            return
+        tree.discard(tree.old_fd, name)
+        entry = self._index.get(LIMBO_OLD, name)
+        if entry is not None:
+            self._index.drop_name(entry)
+        self._index.leave_limbo(name)
+
+    # emptying limbo/new
+
+    def empty_new(self) -> None:
+        """Throw away what is unfinished; inodes that were only moved into it go to limbo/old first."""
+        self._rescue_guests()
+        with self._index.transaction():
+            while True:
+                page = self._index.children(LIMBO_NEW, limit=_PAGE)
+                if not page:
+                    break
+                for entry in page:
+                    self._index.drop_name(entry)
+                    self._tree.forget(entry.gfid)
+        self._step("limbo/new forgotten")
+        self._discard_all(self._tree.new_fd)
+
+    def empty_links(self) -> None:
+        """Take the links for rsync away."""
+        self.exposed.clear()
+        self._discard_all(self._tree.link_fd)
+
+    def _discard_all(self, dirfd: int) -> None:
+        while True:
+            with os.scandir(dirfd) as items:
+                names = [os.fsencode(item.name) for item, _ in zip(items, range(_PAGE))]
+            if not names:
+                return
+            for name in names:
+                self._tree.discard(dirfd, name)
+                self._step("discarded")
+
+    def _rescue_guests(self) -> None:
+        """What had a name before and was moved into a directory that is not attached comes to limbo/old."""
+        if not self._index.children(LIMBO_NEW, limit=1):
+            return
+        after = None
+        while True:
+            names = self._index.touched_names(after, _PAGE)
+            if not names:
+                return
+            after = names[-1]
+            with self._index.transaction():
+                for pargfid, bname in names:
+                    if not self._index.is_below(pargfid, LIMBO_NEW) or self._in_guest(pargfid):
+                        continue
+                    entry = self._index.get(pargfid, bname)
+                    if entry is None or not self._tree.is_at(entry):
+                        continue
+                    dirfd = self._tree.dir(pargfid)
+                    found = self._tree.look(dirfd, bname)
+                    touched = self._index.touched_gfid(entry.gfid)
+                    if found is not None and touched is not None:
+                        self.detach(dirfd, bname, found, entry, touched.since, keep_name=False)
+
+    def _in_guest(self, gfid: Gfid) -> bool:
+        """Whether this directory below limbo/new is, or lies in, one that is rescued: with all that is in it, since
+        nobody asks again what is in a directory that the slave has."""
+        while (name := self._index.parent_of(gfid)) is not None and name[0] != LIMBO_NEW:
+            if self._index.is_touched(name) and self._index.touched_gfid(gfid) is not None:
+                return True
+            gfid = name[0]
+        return False
+
+    # emptying limbo/old
+
+    def clear(self, stime: int | None) -> int:
+        """Let go what nobody can want any more [25]; how many entries."""
+        tree, index = self._tree, self._index
+        after, gone = b"", 0
+        while True:
+            page = index.waiting(after, _PAGE)
+            if not page:
+                break
+            after = page[-1].bname
+            dead: list[Waiting] = []
+            linked: list[Waiting] = []
+            for waiting in page:
+                found = tree.look(tree.old_fd, waiting.bname)
+                gfid = gfid_in_limbo(waiting.bname)
+                if found is None or not self.is_last_link(found, gfid):
+                    linked.append(waiting)
+                elif stime is not None and waiting.since <= stime:
+                    dead.append(waiting)
+            if self._retention:  # first into the trash: what has no row counts as deleted
+                for waiting in dead:
+                    self._to_trash(waiting)
+            with index.transaction():
+                for waiting in dead + linked:
+                    index.leave_limbo(waiting.bname)
+                    entry = index.get(LIMBO_OLD, waiting.bname)
+                    if entry is not None:
+                        index.remove(LIMBO_OLD, waiting.bname)
+                        if stat.S_ISDIR(entry.kind):
+                            index.doom(entry.gfid)
+                            tree.forget(entry.gfid)
+            self._step("rows of the dead dropped")
+            for waiting in linked:
+                with suppress(FileNotFoundError):
+                    os.unlink(waiting.bname, dir_fd=tree.old_fd)
+                self._step("spare link removed")
+            if not self._retention:
+                for waiting in dead:
+                    tree.discard(tree.old_fd, waiting.bname)
+                    self._step("deleted")
+            gone += len(dead) + len(linked)
+        self.drop_doomed()
+        self._prune_trash()
+        return gone
+
+    def drop_doomed(self) -> None:
+        """Drop the rows of what is gone, in pieces."""
+        more = True
+        while more:
+            with self._index.transaction():
+                more = self._index.drop_doomed()
+            if more:
+                self._step("rows of the doomed dropped")
+
+    # the trash
+
+    def _open_trash(self) -> int:
+        return os.open(b"trash", OPEN_DIR, dir_fd=self._tree.state_fd)
+
+    def _to_trash(self, waiting: Waiting) -> None:
+        tree = self._tree
+        trash = self._open_trash()
+        try:
+            day = date.today().isoformat().encode()
+            with suppress(FileExistsError):
+                os.mkdir(day, 0o700, dir_fd=trash)
+            folder = os.open(day, OPEN_DIR, dir_fd=trash)
+        finally:
+            os.close(trash)
+        try:
+            n = 0
+            while True:
+                tail = b"." + waiting.bname.replace(_FOREIGN, b"")[:8] + (b".%d" % n if n else b"")
+                name = waiting.was[:_LONGEST - len(tail)] + tail
+                if tree.look(folder, name) is None:
+                    break
+                n += 1
+            entry = self._index.get(LIMBO_OLD, waiting.bname)
+            tree.rename(tree.old_fd, waiting.bname, entry, folder, name)
+        finally:
+            os.close(folder)
+        self._step("put into the trash")
+
+    def _prune_trash(self) -> None:
+        """Delete the days that lie further back than the retention."""
+        trash = self._open_trash()
+        try:
+            for name in os.listdir(trash):
+                try:
+                    day = date.fromisoformat(name)
+                except ValueError:
+                    continue
+                end = time.mktime((day + timedelta(days=1)).timetuple())
+                if end + self._retention < time.time():
+                    self._tree.discard(trash, os.fsencode(name))
+        finally:
+            os.close(trash)

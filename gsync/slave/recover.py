@@ -1,0 +1,174 @@
+"""Makes the index true again after an agent has ended, however it ended [27].
+
+Everything that may have changed since the last commit is known: touched names, limbo/old, limbo/new. It is read from
+the file system; identity comes from the handles that `touched` keeps. Killed anywhere, it starts again from scratch.
+Standard library only, Python 3.9.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+
+from gsync.model import Gfid, Name
+from gsync.namespace import Entry
+from gsync.slave.index import LIMBO_OLD, Waiting
+from gsync.slave.limbo import Limbo, Step, gfid_in_limbo
+from gsync.slave.tree import Found, SlaveTree
+
+_PAGE = 1000
+
+
+def recover(tree: SlaveTree, limbo: Limbo, step: Step) -> None:
+    """Bring index, limbo and modes into order; to be called before anything else is done with the tree."""
+    tree.turn()
+    tree.settle_after_crash()
+    limbo.empty_links()
+    _Recovery(tree).rows()
+    step("rows follow the disk")
+    tree.settle()
+    limbo.drop_doomed()
+    limbo.empty_new()
+    with tree.index.transaction():
+        tree.index.forget_incomplete()
+    limbo.drop_doomed()
+    tree.settle()
+    step("recovered")
+
+
+class _Recovery:
+    def __init__(self, tree: SlaveTree) -> None:
+        self._tree = tree
+        self._index = tree.index
+        self._homeless: set[Gfid] = set()  # directories that lost a row
+
+    def rows(self) -> None:
+        """Limbo/old first: its entries are known by their names. Then the touched names, from the top down, until
+        nothing changes: a directory that is found gives access to the names in it."""
+        leftovers: list[bytes] = []
+        with self._index.transaction():
+            self._forget_gone()
+            for item in self._listed():
+                self._reread_waiting(item, leftovers)
+            changed = True
+            while changed:
+                changed = False
+                self._tree.turn()
+                for name in self._touched():
+                    changed = self._reread(name) or changed
+            for name in self._touched():
+                self._forget_unreachable(name)
+            for gfid in (*self._homeless, *self._index.lost_dirs()):
+                if self._index.entry_of(gfid) is None:
+                    self._index.doom(gfid)
+        for bname in leftovers:  # of a removal that a crash has undone or cut short
+            self._tree.discard(self._tree.old_fd, bname)
+
+    def _listed(self) -> Iterator[bytes]:
+        with os.scandir(self._tree.old_fd) as items:
+            for item in items:
+                yield os.fsencode(item.name)
+
+    def _touched(self) -> Iterator[Name]:
+        after: Name | None = None
+        while True:
+            page = self._index.touched_names(after, _PAGE)
+            if not page:
+                return
+            after = page[-1]
+            yield from page
+
+    def _look(self, dirfd: int, bname: bytes) -> Found | None:
+        try:
+            return self._tree.look(dirfd, bname)
+        except OSError as exc:
+            if exc.errno in (errno.EBUSY, errno.EPERM):  # a mount point, or gsync's own folder: none of ours
+                return None
+            raise
+
+    def _forget(self, entry: Entry) -> None:
+        self._index.remove(entry.pargfid, entry.bname)
+        if stat.S_ISDIR(entry.kind):
+            self._homeless.add(entry.gfid)
+
+    def _put(self, entry: Entry) -> None:
+        if stat.S_ISDIR(entry.kind):
+            for other in self._index.entries_of(entry.gfid):
+                self._index.remove(other.pargfid, other.bname)
+        before = self._index.get(entry.pargfid, entry.bname)
+        if before is not None:
+            self._forget(before)
+        self._index.put([entry])
+
+    # limbo/old
+
+    def _forget_gone(self) -> None:
+        """Drop rows about limbo/old that the disk does not bear out."""
+        after = b""
+        while True:
+            entries = self._index.children(LIMBO_OLD, after, _PAGE)
+            if not entries:
+                break
+            after = entries[-1].bname
+            for entry in entries:
+                if not self._tree.is_at(entry):
+                    self._forget(entry)
+        after = b""
+        while True:
+            waiting = self._index.waiting(after, _PAGE)
+            if not waiting:
+                return
+            after = waiting[-1].bname
+            for bname, _, _ in waiting:
+                if self._look(self._tree.old_fd, bname) is None:
+                    self._index.leave_limbo(bname)
+
+    def _reread_waiting(self, bname: bytes, leftovers: list[bytes]) -> None:
+        """Bring the row of one entry of limbo/old into order."""
+        found = self._look(self._tree.old_fd, bname)
+        if found is None:
+            return
+        gfid = gfid_in_limbo(bname)
+        since, was = 0, bname
+        if gfid is not None:
+            touched = self._index.touched_gfid(gfid)
+            if touched is not None:
+                since, was = touched.since, touched.bname
+            if self._index.get(LIMBO_OLD, bname) is None:
+                if touched is None:
+                    leftovers.append(bname)
+                    return
+                self._put(Entry(LIMBO_OLD, bname, gfid, found.kind, found.handle))
+        if self._index.waits(bname) is None:
+            self._index.wait_in_limbo(Waiting(bname, since, was))
+
+    # touched names
+
+    def _reread(self, name: Name) -> bool:
+        """Make the row of a name true; whether that changed anything."""
+        pargfid, bname = name
+        try:
+            dirfd = self._tree.dir(pargfid)
+        except FileNotFoundError:
+            return False  # perhaps it is found later
+        found = self._look(dirfd, bname)
+        row = self._index.get(pargfid, bname)
+        if row is not None and found is not None and row.handle == found.handle:
+            return False
+        who = self._index.touched_inode(found.handle) if found is not None else None
+        if found is None or who is None:
+            if row is not None:
+                self._forget(row)
+            return row is not None
+        self._put(Entry(pargfid, bname, who[0], who[1], found.handle))
+        return True
+
+    def _forget_unreachable(self, name: Name) -> None:
+        try:
+            self._tree.dir(name[0])
+        except FileNotFoundError:
+            row = self._index.get(*name)
+            if row is not None:
+                self._forget(row)
