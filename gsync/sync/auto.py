@@ -1,0 +1,82 @@
+"""The choice of the engine: by the sync-method, and for `auto` per file.
+
+`auto` gives rsync the long files that the slave has already, for its delta transfer, and the stream everything else.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from gsync.slave.client import SlaveClient
+from gsync.sync.engine import Engine, Flow, Report, Source
+from gsync.sync.postbox import Request
+from gsync.sync.rsync import RsyncEngine
+from gsync.sync.tarssh import StreamEngine
+from gsync.transport.link import Link
+
+DELTA_FROM = 4 << 20  # bytes; below, starting rsync costs more than it can save
+
+
+class AutoEngine:
+    """An Engine over two others. make_rsync: None where rsync cannot be used, or would not pay."""
+
+    direct = True
+
+    def __init__(self, stream: Engine, make_rsync: Callable[[], Engine] | None, source: Source) -> None:
+        self._stream = stream
+        self._make_rsync = make_rsync
+        self._rsync: Engine | None = None
+        self._source = source
+
+    def move(self, box: Sequence[Request], report: Report) -> None:
+        delta = [r for r in box if self._make_rsync and r.place == "P" and self._size(r) >= DELTA_FROM]
+        chosen = set(delta)
+        rest = [r for r in box if r not in chosen] if chosen else box
+        if rest:
+            self._stream.move(rest, report)
+        if delta and self._make_rsync:
+            if self._rsync is None:
+                self._rsync = self._make_rsync()
+            self._rsync.move(delta, report)
+
+    def _size(self, request: Request) -> int:
+        """The present length; 0 if it cannot be told, the stream says why then."""
+        with suppress(OSError):
+            fd = self._source.open(request.gfid)
+            try:
+                return os.fstat(fd).st_size
+            finally:
+                os.close(fd)
+        return 0
+
+    def flush(self, report: Report) -> None:
+        self._stream.flush(report)
+
+    def abort(self) -> None:
+        self._stream.abort()
+        if self._rsync is not None:
+            self._rsync.abort()
+
+    def close(self) -> None:
+        self._stream.close()
+        if self._rsync is not None:
+            self._rsync.close()
+
+
+def engine_maker(method: str, link: Link, client: SlaveClient, source: Source, epoch: int,
+                 rsync_options: Sequence[str] = ()) -> Callable[[Flow], Engine]:
+    """What a Syncer makes its engines with. method: rsync, tarssh or auto. With rsync no 'D' requests may be given."""
+    def make_rsync(flow: Flow) -> Engine:
+        return RsyncEngine(link, client, source, flow, rsync_options)
+
+    def make_stream(flow: Flow) -> Engine:
+        return StreamEngine(link, source, epoch, flow)
+
+    def make_auto(flow: Flow) -> Engine:
+        # Between two directories of one host a delta saves nothing: rsync itself would send files whole.
+        pays = link.slave.host is not None and link.rsync() is not None
+        return AutoEngine(make_stream(flow), (lambda: make_rsync(flow)) if pays else None, source)
+
+    return {"rsync": make_rsync, "tarssh": make_stream, "auto": make_auto}[method]

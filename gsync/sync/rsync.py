@@ -1,0 +1,274 @@
+"""The rsync engine: delta transfer, for long files that the slave has already.
+
+rsync reads from a folder of symlinks to /proc/<pid>/fd/<n>, so the inodes that were opened and checked are what is
+sent, whatever happens to names meanwhile; it writes to limbo/new/<gfid> (new files) and to limbo/link/<gfid> (names
+that the agent has given existing inodes for the time being). It moves bytes only; the agent sets attributes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gsync.errors import SLAVE_WIDE, GsyncError, SlaveError, Transient, UsageError
+from gsync.slave.client import SlaveClient
+from gsync.slave.protocol import ANY_SIZE, LandedRow, MetaRow
+from gsync.sync.engine import Flow, Report, Source, Stopped
+from gsync.sync.postbox import Request, Result
+from gsync.transport.link import Link
+
+_MOST_FILES = 256  # open at once
+
+# rsync must not outlive us: it would go on writing into files that a new worker writes to.
+_TIED = ("import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); parent = int(sys.argv[1]); "
+         "os.getppid() == parent or os._exit(30); os.execvp(sys.argv[2], sys.argv[2:])")
+
+_PARTIAL = (23, 24)  # some files failed, or were gone
+_LINK = (10, 12, 14, 20, 30, 35, 255)  # socket, protocol stream, IPC, signals, timeouts, ssh
+
+
+def rsync_argv(reach: Sequence[bytes], source: bytes, destination: bytes, rate: float | None, sparse: bool,
+               noatime: bool, extra: Sequence[str]) -> list[bytes]:
+    """rsync from the folder of symlinks to limbo; the list of files comes on its stdin."""
+    argv = [b"rsync", b"-L", b"--inplace", b"--ignore-times", b"--files-from=-", b"--from0", b"--no-implied-dirs",
+            b"-s", b"--stats", b"--no-human-readable"]
+    if sparse:
+        argv.append(b"--sparse")
+    if noatime:
+        argv.append(b"--open-noatime")
+    if rate is not None:
+        argv.append(b"--bwlimit=%d" % max(1, rate // 1024))
+    argv += map(os.fsencode, extra)
+    return [*argv, *reach, source + b"/", destination]
+
+
+@dataclass
+class _File:
+    """An open source file; `st` is how it was before the transfer."""
+
+    request: Request
+    fd: int
+    st: os.stat_result
+    meta: MetaRow | None  # of a new file
+    errno: int = 0
+    message: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{'link' if self.meta is None else 'new'}/{self.request.gfid.hex()}"
+
+    @property
+    def sparse(self) -> bool:
+        return self.st.st_blocks * 512 < self.st.st_size
+
+    def changed(self) -> bool:
+        return os.fstat(self.fd).st_ctime_ns != self.st.st_ctime_ns
+
+    def fail(self, err: int, message: str) -> None:
+        self.errno, self.message = err, message
+
+    def result(self) -> Result:
+        return Result(self.request, self.errno, self.message, 0 if self.errno else self.st.st_size, self.changed())
+
+
+class RsyncEngine:
+    """An Engine that runs rsync once or twice per box. SlaveError if there is no rsync here or there.
+
+    options: further ones for rsync, the user's.
+    """
+
+    direct = False
+
+    def __init__(self, link: Link, client: SlaveClient, source: Source, flow: Flow,
+                 options: Sequence[str] = ()) -> None:
+        reach = link.rsync()
+        if reach is None:
+            raise SlaveError(f"slave {link.slave}: sync-method rsync needs rsync on both hosts; install it or use auto")
+        self._link, self._client, self._source, self._flow = link, client, source, flow
+        self._reach = reach
+        self._options = tuple(options)
+        self._destination = (b"slave:" if reach else b"") + link.slave.path + b"/.gsync/limbo/"
+        self._noatime = _knows_noatime()
+        self._folder = tempfile.TemporaryDirectory(prefix="gsync-rsync-")
+        for name in ("new", "link"):
+            Path(self._folder.name, name).mkdir()
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._files_at_once = max(1, min(_MOST_FILES, soft // 8))
+        self._lock = threading.Lock()
+        self._running: subprocess.Popen[bytes] | None = None
+        self._aborted = False
+
+    # the engine's contract
+
+    def move(self, box: Sequence[Request], report: Report) -> None:
+        for start in range(0, len(box), self._files_at_once):
+            report(self._move(box[start:start + self._files_at_once]))
+
+    def flush(self, report: Report) -> None:
+        """Nothing is ever held back."""
+
+    def abort(self) -> None:
+        with self._lock:
+            self._aborted = True
+            if self._running is not None:
+                self._running.kill()
+
+    def close(self) -> None:
+        self._folder.cleanup()
+
+    # one run
+
+    def _move(self, requests: Sequence[Request]) -> list[Result]:
+        results: list[Result] = []
+        files: list[_File] = []
+        try:
+            for request in requests:
+                try:
+                    files.append(self._open(request))
+                except OSError as exc:
+                    results.append(Result(request, exc.errno or errno.EIO, exc.strerror or str(exc), 0, False))
+            old = [file for file in files if file.meta is None]
+            if old:
+                for file, err in zip(old, self._client.expose([f.request.gfid for f in old]), strict=True):
+                    if err:
+                        file.fail(errno.ENOENT if err < 0 else err, "slave: " + (
+                            "no such file" if err < 0 else os.strerror(err)))
+            try:
+                self._run([file for file in files if not file.errno])
+            finally:
+                if old:
+                    self._client.unexpose([file.request.gfid for file in old])
+            new = [file for file in files if file.meta is not None and not file.errno]
+            for last in (False, False, True):
+                new = self._land(new, last)
+                if not new:
+                    break
+                for file in new:
+                    self._look(file)
+                self._run(new)
+                new = [file for file in new if not file.errno]
+            results += [file.result() for file in files]
+        finally:
+            for file in files:
+                os.close(file.fd)
+        return results
+
+    def _open(self, request: Request) -> _File:
+        fd = self._source.open(request.gfid)
+        try:
+            file = _File(request, fd, os.fstat(fd), None)
+            self._look(file)
+            return file
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def _look(self, file: _File) -> None:
+        """Note how the source is now."""
+        file.st = os.fstat(file.fd)
+        if file.request.place == "N":
+            attrs, xattrs = self._source.attrs(file.fd)
+            file.meta = MetaRow(file.request.gfid, attrs.mode, attrs.uid, attrs.gid, attrs.mtime, attrs.atime, xattrs)
+
+    def _land(self, new: Sequence[_File], last: bool) -> list[_File]:
+        """Have the agent finish new files; those whose source changed, so that they must be sent again. Of a source
+        that keeps changing the last state that rsync got is taken, and reported as changed."""
+        rows = [LandedRow(file.meta, ANY_SIZE if last and file.changed() else file.st.st_size)
+                for file in new if file.meta is not None]
+        again: list[_File] = []
+        for file, err in zip(new, self._client.landed(rows) if rows else (), strict=True):
+            if err == errno.EAGAIN and not last and file.changed():
+                again.append(file)
+            elif err:
+                file.fail(errno.EIO if err < 0 else err, "slave: it did not arrive" if err < 0 else
+                          "slave: " + os.strerror(err))
+        return again
+
+    def _run(self, files: Sequence[_File]) -> None:
+        """Let rsync move these files; those that it could not move are marked."""
+        for sparse in (False, True):
+            part = [file for file in files if file.sparse is sparse]
+            if part:
+                self._run_alike(part, sparse)
+
+    def _run_alike(self, files: Sequence[_File], sparse: bool) -> None:
+        links = [os.path.join(self._folder.name, file.name) for file in files]
+        for file, path in zip(files, links, strict=True):
+            os.symlink(f"/proc/{os.getpid()}/fd/{file.fd}", path)
+        try:
+            status, out, said = self._rsync("\0".join(file.name for file in files).encode(), sparse)
+        finally:
+            for path in links:
+                os.unlink(path)
+        sent = re.search(r"^Total bytes sent: (\d+)", out, re.M)
+        self._flow.pay(int(sent[1]) if sent else 0)  # it has kept to a share; the streams beside it may have had all
+        if status == 0:
+            return
+        if status not in _PARTIAL:
+            raise self._error(status, said)
+        by_name = {file.name: file for file in files}
+        blamed = False
+        for line in said:
+            for name in re.findall(r"(?:new|link)/[0-9a-f]{32}", line):
+                if name in by_name and not line.startswith("WARNING:"):
+                    blamed = True
+                    number = re.search(r"\((\d+)\)", line)
+                    err = int(number[1]) if number else errno.ENOENT if "vanished" in line else errno.EIO
+                    if err in SLAVE_WIDE:
+                        raise SlaveError(f"slave {self._link.slave}: {os.strerror(err)}")
+                    by_name[name].fail(err, line)
+        if not blamed:  # it does not say which: none of them counts
+            for file in files:
+                file.fail(errno.EIO, "; ".join(said[-2:]) or f"rsync ended with status {status}")
+
+    def _rsync(self, names: bytes, sparse: bool) -> tuple[int, str, list[str]]:
+        """Run rsync: exit status, stdout, lines of stderr."""
+        argv = rsync_argv(self._reach, os.fsencode(self._folder.name), self._destination, self._flow.share, sparse,
+                          self._noatime, self._options)
+        with self._lock:
+            if self._aborted:
+                raise Stopped
+            process = self._running = subprocess.Popen(
+                [sys.executable.encode(), b"-I", b"-S", b"-c", _TIED.encode(), b"%d" % os.getpid(), *argv],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+                env={**os.environ, "LC_ALL": "C"})
+        try:
+            out, err = process.communicate(names)
+        finally:
+            with self._lock:
+                self._running = None
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
+        if self._aborted:
+            raise Stopped
+        said = [line for line in err.decode("utf-8", "replace").splitlines() if line.strip()]
+        return process.returncode, out.decode("utf-8", "replace"), said
+
+    def _error(self, status: int, said: Sequence[str]) -> GsyncError:
+        """What it means that rsync as a whole failed."""
+        words = "; ".join(said[-3:]) or f"rsync ended with status {status}"
+        for line in said:
+            number = re.search(r"\((\d+)\)$", line)
+            if number and int(number[1]) in SLAVE_WIDE:
+                return SlaveError(f"slave {self._link.slave}: {os.strerror(int(number[1]))} (rsync)")
+        if status == 1:
+            return UsageError(f"slave {self._link.slave}: rsync: {words}")
+        if status in _LINK or status < 0:
+            return Transient(f"slave {self._link.slave}: rsync: {words}")
+        return SlaveError(f"slave {self._link.slave}: rsync: {words}")
+
+
+def _knows_noatime() -> bool:
+    """Whether the rsync here can read without touching the access time (from 3.2.2 on)."""
+    done = subprocess.run(["rsync", "--help"], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    return b"--open-noatime" in done.stdout

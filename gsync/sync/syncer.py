@@ -1,0 +1,122 @@
+"""The threads that move file data: each takes what is in the PostBox and moves it with an engine of its own.
+
+Promise: every request sent gets exactly one result, or `results` raises. One bad file hurts no other. A broken link
+or a slave that cannot take data ends all threads; the error comes out of `send` and `results`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+from gsync.errors import GsyncError
+from gsync.log import get_logger
+from gsync.sync.engine import Engine, Flow, Stopped
+from gsync.sync.postbox import Closed, PostBox, Request, Result
+
+_log = get_logger(__name__)
+
+CAPACITY = 16384  # requests in the box
+CAPACITY_BYTES = 128 << 20
+SHARE = 4096  # requests of one box: the fuller, the cheaper is the slave's index for each
+_PATIENCE = 0.5
+
+
+class Syncer:
+    """`jobs` threads; `make_engine` is called in each of them. `flow` counts the bytes sent."""
+
+    def __init__(self, jobs: int, make_engine: Callable[[Flow], Engine], flow: Flow) -> None:
+        self.flow = flow
+        self.files = 0
+        self.errors = 0
+        self._make_engine = make_engine
+        self._postbox = PostBox(CAPACITY, CAPACITY_BYTES, SHARE)
+        self._lock = threading.Lock()
+        self._news = threading.Condition(self._lock)
+        self._results: list[Result] = []
+        self._error: BaseException | None = None
+        self._engines: list[Engine] = []
+        self._closed = False
+        self._threads = [threading.Thread(target=self._run, name=f"syncer {i}") for i in range(jobs)]
+        for thread in self._threads:
+            thread.start()
+
+    def send(self, request: Request) -> None:
+        """Have a request moved; blocks while too much is waiting. Raises what ended the syncer."""
+        try:
+            self._postbox.append(request)
+        except Closed:
+            self._raise()
+
+    def results(self, wait: bool) -> list[Result]:
+        """The results that have come since the last call; with `wait`, half a second is given to the first of them, so
+        that the caller can look at other things too. Raises what ended the syncer."""
+        with self._news:
+            if wait and not self._results and not self._closed:
+                self._news.wait(_PATIENCE)
+            if not self._results and (self._error or (wait and self._closed)):
+                self._raise()
+            results, self._results = self._results, []
+            return results
+
+    def close(self) -> None:
+        """Stop now: what is under way is broken off. Returns when all threads have ended."""
+        self._end(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _raise(self) -> None:
+        raise self._error or Closed
+
+    def _report(self, results: Sequence[Result]) -> None:
+        good = sum(not result.errno for result in results)
+        with self._news:
+            self._results += results
+            self.files += good
+            self.errors += len(results) - good
+            self._news.notify_all()
+
+    def _end(self, error: BaseException | None) -> None:
+        """Close everything; the first error is the one that is told."""
+        with self._news:
+            first = not self._closed
+            self._closed = True
+            if first:
+                self._error = error
+            engines = list(self._engines)
+            self._news.notify_all()
+        self._postbox.close()
+        self.flow.stop()
+        for engine in engines:
+            engine.abort()
+
+    def _run(self) -> None:
+        try:
+            self._serve()
+        except (Closed, Stopped):
+            pass
+        except Exception as exc:  # noqa: BLE001 a thread's top: it comes home with `results`
+            if not isinstance(exc, GsyncError) and not self._closed:
+                _log.error("a syncer thread failed", error=repr(exc))
+            self._end(exc)
+
+    def _serve(self) -> None:
+        engine = self._make_engine(self.flow)
+        try:
+            with self._lock:
+                if self._closed:
+                    return
+                self._engines.append(engine)
+            out = False  # whether the engine may hold results back
+            while True:
+                box = self._postbox.take(wait=not out)
+                if box:
+                    engine.move(box, self._report)
+                else:
+                    engine.flush(self._report)
+                out = bool(box)
+        finally:
+            with self._lock:
+                if engine in self._engines:
+                    self._engines.remove(engine)
+            engine.close()

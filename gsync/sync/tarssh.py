@@ -1,0 +1,344 @@
+"""The stream engine: whole files as one stream to a receiver at the slave (format: gsync/slave/stream.py).
+
+Small files are read whole and leave in big writes; long ones go by sendfile, hole by hole. A box may still be on its
+way while the next one is being sent; its results come with the receiver's answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from gsync import rpc
+from gsync.errors import SLAVE_WIDE, GsyncError, SlaveError
+from gsync.model import NS
+from gsync.slave import stream
+from gsync.slave.client import error_of
+from gsync.sync.engine import Flow, Report, Source
+from gsync.sync.postbox import Request, Result
+from gsync.transport.link import Link
+
+_WRITE = 256 << 10  # bytes gathered before they are written
+_READ = 128 << 10  # an extent up to this is read and gathered instead of sent by itself
+_LIMITED_PIECE = 256 << 10  # longest extent under a rate limit
+_TRIES = 3
+_BOXES_OUT = 2
+_BLOCK = 4096  # not sparse, whatever its count of blocks says
+_WHOLE, _TORN = bytes([stream.WHOLE]), bytes([stream.TORN])
+_NO_NUMBERS = (0,) * 7
+_LAST_EXTENT = stream.EXTENT.pack(0, 0)
+
+
+@dataclass
+class _Box:
+    """A box on its way: what each of its items was, and the results that are known already."""
+
+    number: int
+    items: list[Result | None] = field(default_factory=list)  # None: torn, whatever the receiver says
+    results: list[Result] = field(default_factory=list)
+
+
+class StreamEngine:
+    """An Engine over one receiver process."""
+
+    direct = True
+
+    def __init__(self, link: Link, source: Source, epoch: int, flow: Flow) -> None:
+        self._link = link
+        self._source = source
+        self._flow = flow
+        self._out = deque[_Box]()
+        self._boxes = 0
+        self._gathered: list[bytes] = []  # what goes out with the next write
+        self._size = 0
+        self._gather(stream.encode_hello(epoch))
+        self._ready = False
+        self._piece = stream.EXTENT_MAX if flow.rate is None else _LIMITED_PIECE
+        self._channel = link.agent([b"--receive", link.slave.path])
+        self._answers = queue.SimpleQueue[Any]()
+        self._reader = threading.Thread(target=self._read_answers, name="answers of a receiver")
+        self._reader.start()
+
+    # the engine's contract
+
+    def move(self, box: Sequence[Request], report: Report) -> None:
+        self._boxes += 1
+        out = _Box(self._boxes)
+        self._out.append(out)
+        for request in box:
+            self._send(request, out)
+        self._gather(stream.encode_end(out.number))
+        self._write_gathered()
+        while len(self._out) >= _BOXES_OUT or not self._answers.empty():
+            self._take_answer(report)
+
+    def flush(self, report: Report) -> None:
+        while self._out:
+            self._take_answer(report)
+
+    def abort(self) -> None:
+        self._channel.kill()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._channel.end_input()
+        self._channel.end()
+        self._reader.join()
+        self._channel.close()
+
+    # answers
+
+    def _read_answers(self) -> None:
+        try:
+            while (answer := rpc.read_frame(self._channel.stdout)) is not None:
+                self._answers.put(answer)
+        except (rpc.BadFrame, OSError, ValueError) as exc:
+            self._answers.put({"error": {"type": "transient", "message": f"the receiver's answer: {exc}"}})
+        self._answers.put(None)
+
+    def _take_answer(self, report: Report) -> None:
+        """Wait for the next answer of the receiver and report its box."""
+        answer = self._answers.get()
+        if answer is None:
+            raise self._link.error(self._channel)
+        if "error" in answer:
+            raise error_of(self._link.slave, answer["error"])
+        if not self._ready:
+            self._ready = True
+            return
+        box = self._out.popleft()
+        failed = {index: (err, message) for index, err, message in answer["failed"]}
+        slave_wide: GsyncError | None = None
+        for index, result in enumerate(box.items):
+            if result is None:
+                continue
+            if index in failed:
+                err, message = failed[index]
+                result = result._replace(errno=err, message=f"slave: {message}", bytes=0)
+                if err in SLAVE_WIDE:
+                    slave_wide = SlaveError(f"slave {self._link.slave}: {message}")
+            box.results.append(result)
+        report(box.results)
+        if slave_wide:
+            raise slave_wide
+
+    def _lost(self) -> GsyncError:
+        """The link broke while writing: the reason may be among the answers."""
+        while (answer := self._answers.get()) is not None:
+            if "error" in answer:
+                return error_of(self._link.slave, answer["error"])
+        return self._link.error(self._channel)
+
+    # writing
+
+    def _write(self, data: bytes) -> None:
+        try:
+            self._channel.write(data)
+        except OSError as exc:
+            raise self._lost() from exc
+
+    def _gather(self, *pieces: bytes) -> None:
+        self._gathered += pieces
+        self._size += sum(map(len, pieces))
+        if self._size >= _WRITE:
+            self._write_gathered()
+
+    def _write_gathered(self) -> None:
+        if self._gathered:
+            self._flow.pay(self._size)
+            data = b"".join(self._gathered)
+            self._gathered.clear()
+            self._size = 0
+            self._write(data)
+
+    # one file
+
+    def _send(self, request: Request, box: _Box) -> None:
+        try:
+            fd = self._source.open(request.gfid)
+        except OSError as exc:
+            box.results.append(_failed(request, exc))
+            return
+        try:
+            for attempt in range(_TRIES):
+                st = os.fstat(fd)
+                if st.st_size <= stream.INLINE_MAX and (st.st_size <= _BLOCK or st.st_blocks * 512 >= st.st_size):
+                    sent = self._send_short(fd, st, request, box, last=attempt == _TRIES - 1)
+                else:
+                    sent = self._send_long(fd, st, request, box)
+                if sent:
+                    return
+            raise OSError(errno.EAGAIN, "the file keeps changing while it is read")
+        except OSError as exc:
+            box.results.append(_failed(request, exc))
+        finally:
+            os.close(fd)
+
+    def _attributes(self, fd: int, request: Request) -> _Attributes:
+        """What a header says beside the data; looked at before the data is read, which may touch the access time."""
+        if request.place == "P":
+            return _Attributes(stream.IN_PLACE, b"", b"", _NO_NUMBERS)
+        attrs, xattrs = self._source.attrs(fd)
+        blob = stream.encode_xattrs(xattrs) if xattrs else b""
+        if len(blob) > stream.XATTRS_MAX:
+            raise OSError(errno.E2BIG, "the extended attributes are too long")
+        numbers = (attrs.mode, attrs.uid, attrs.gid, *divmod(attrs.mtime, NS), *divmod(attrs.atime, NS))
+        if request.place == "D":
+            if attrs.nlink > 1:
+                raise OSError(errno.EMLINK, "it has other names too")
+            return _Attributes(stream.DIRECT, request.bname, blob, numbers)
+        return _Attributes(stream.NEW, b"", blob, numbers)
+
+    def _send_short(self, fd: int, st: os.stat_result, request: Request, box: _Box, last: bool) -> bool:
+        """Send a file in one piece. If it changed while it was read nothing is sent, unless this is the last try."""
+        attributes = self._attributes(fd, request)
+        data = _read(fd, st.st_size)
+        changed = os.fstat(fd).st_ctime_ns != st.st_ctime_ns
+        if changed and not last:
+            return False
+        self._gather(attributes.header(request, len(data), stream.INLINE), data, _WHOLE)
+        box.items.append(Result(request, 0, "", len(data), changed))
+        return True
+
+    def _send_long(self, fd: int, st: os.stat_result, request: Request, box: _Box) -> bool:
+        """Send a file extent by extent; False if it shrank, so that what was sent does not count."""
+        size = st.st_size
+        self._gather(self._attributes(fd, request).header(request, size, 0))
+        box.items.append(None)
+        sent, failure = 0, None
+        sparse = st.st_blocks * 512 < size
+        try:
+            for offset, length in _extents(fd, size, self._piece) if sparse else _pieces(0, size, self._piece):
+                self._send_extent(fd, offset, length)
+                sent += length
+        except _Torn as torn:
+            failure = torn
+        after = os.fstat(fd)
+        if failure is None and after.st_size < size:
+            failure = _Torn(None)  # holes where there was data a moment ago
+        self._gather(_LAST_EXTENT, _TORN if failure else _WHOLE)
+        if failure is None:
+            box.items[-1] = Result(request, 0, "", sent, after.st_ctime_ns != st.st_ctime_ns)
+            return True
+        if failure.cause is not None:
+            raise failure.cause
+        return False
+
+    def _send_extent(self, fd: int, offset: int, length: int) -> None:
+        """Send one extent; _Torn, after padding, if the source does not hold it (any more)."""
+        if length <= _READ:
+            data, cause = b"", None
+            try:
+                data = _read(fd, length, offset)
+            except OSError as exc:
+                cause = exc
+            short = length - len(data)
+            self._gather(stream.EXTENT.pack(offset, length), data, bytes(short))
+            if short:
+                raise _Torn(cause)
+            return
+        self._gather(stream.EXTENT.pack(offset, length))
+        self._write_gathered()
+        self._flow.pay(length)
+        out, end = self._channel.stdin, offset + length
+        while offset < end:
+            try:
+                done = os.sendfile(out, fd, offset, end - offset)
+            except (BrokenPipeError, ConnectionError) as exc:
+                raise self._lost() from exc
+            except OSError as exc:
+                if exc.errno == errno.EINVAL:  # a file system that has no sendfile
+                    self._send_read(fd, offset, end - offset)
+                    return
+                self._pad(end - offset)
+                raise _Torn(exc) from exc
+            if not done:
+                self._pad(end - offset)
+                raise _Torn(None)
+            offset += done
+
+    def _send_read(self, fd: int, offset: int, length: int) -> None:
+        """Send the bytes of an extent without sendfile."""
+        while length:
+            try:
+                data = os.pread(fd, min(length, _WRITE), offset)
+            except OSError as exc:
+                self._pad(length)
+                raise _Torn(exc) from exc
+            if not data:
+                self._pad(length)
+                raise _Torn(None)
+            self._write(data)
+            offset += len(data)
+            length -= len(data)
+
+    def _pad(self, length: int) -> None:
+        zeros = bytes(min(length, _WRITE))
+        while length:
+            self._write(zeros[:length])
+            length -= min(length, len(zeros))
+
+
+class _Attributes(NamedTuple):
+    """What stands in a header beside the data: the numbers from mode to atime_ns in their order."""
+
+    place: int
+    bname: bytes
+    xattrs: bytes
+    numbers: tuple[int, ...]
+
+    def header(self, request: Request, size: int, flags: int) -> bytes:
+        """Header, name and xattrs of an item."""
+        return stream.HEADER.pack(stream.FILE, self.place, flags, len(self.bname), len(self.xattrs), request.gfid,
+                                  request.dirgfid, *self.numbers, size) + self.bname + self.xattrs
+
+
+class _Torn(Exception):
+    """The source does not hold what it promised: it shrank, or cannot be read (then `cause` says why)."""
+
+    def __init__(self, cause: OSError | None) -> None:
+        super().__init__(cause)
+        self.cause = cause
+
+
+def _failed(request: Request, exc: OSError) -> Result:
+    return Result(request, exc.errno or errno.EIO, exc.strerror or str(exc), 0, False)
+
+
+def _read(fd: int, size: int, offset: int = 0) -> bytes:
+    """`size` bytes of a file, fewer if it ends before."""
+    data = os.pread(fd, size, offset)
+    while len(data) < size:
+        more = os.pread(fd, size - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def _pieces(offset: int, end: int, longest: int) -> Iterator[tuple[int, int]]:
+    while offset < end:
+        length = min(longest, end - offset)
+        yield offset, length
+        offset += length
+
+
+def _extents(fd: int, size: int, longest: int) -> Iterator[tuple[int, int]]:
+    """(offset, length) of what is no hole, as far as `size`."""
+    at = 0
+    while at < size:
+        try:
+            start = os.lseek(fd, at, os.SEEK_DATA)
+            at = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+        except OSError as exc:
+            if exc.errno == errno.ENXIO:
+                return  # a hole up to the end
+            raise _Torn(exc) from exc
+        yield from _pieces(start, at, longest)

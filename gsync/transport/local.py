@@ -1,0 +1,36 @@
+"""The link to a slave on this host: programs are children of ours, no shell between."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gsync.errors import GsyncError
+from gsync.transport.link import Channel, Slave, lost
+
+_PACKAGE_PARENT = str(Path(__file__).parents[2])
+_AGENT = "import sys; sys.path.insert(0, sys.argv.pop(1)); from gsync.slave.agent import main; sys.exit(main())"
+
+
+class LocalLink:
+    """A Link without a way: the agent runs from this very package."""
+
+    def __init__(self, slave: Slave) -> None:
+        self.slave = slave
+
+    def spawn(self, argv: Sequence[bytes]) -> Channel:
+        return Channel(argv)
+
+    def agent(self, argv: Sequence[bytes]) -> Channel:
+        return Channel([sys.executable.encode(), b"-I", b"-c", _AGENT.encode(), _PACKAGE_PARENT.encode(), *argv])
+
+    def error(self, channel: Channel) -> GsyncError:
+        return lost(self.slave, channel)
+
+    def rsync(self) -> list[bytes] | None:
+        return [] if shutil.which("rsync") else None
+
+    def close(self) -> None:
+        """Nothing is held."""

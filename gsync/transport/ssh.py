@@ -1,0 +1,312 @@
+"""The link to a slave on another host: OpenSSH, one connection, everything else multiplexed over it.
+
+The first program on the connection is a probe in plain sh: it tells what the host has, then waits for its stdin to
+end and takes the connection down with it. So when this process dies, however, nothing of ours goes on over there.
+The user's ~/.ssh/config holds; what must be certain is said on the command line. Host keys are never added here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import re
+import shlex
+import shutil
+import stat
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from gsync.durable import replace_file
+from gsync.errors import GsyncError, SlaveError, Transient, UsageError
+from gsync.log import get_logger
+from gsync.transport import bundle
+from gsync.transport.link import Channel, Slave, lost
+
+_log = get_logger(__name__)
+
+_FAST_CIPHER = "aes128-gcm@openssh.com"
+_SSH_FAILED = 255
+_MARK = "gsync-probe"
+_counter = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class SshOptions:
+    """How to use ssh: its configuration file (None: the user's), further options as for `ssh -o`, times in seconds."""
+
+    config_file: str | None = None
+    extra: tuple[str, ...] = ()
+    connect_timeout: int = 10
+    alive_interval: int = 15
+    compression: bool = False
+
+
+def ssh_argv(slave: Slave, options: SshOptions) -> list[str]:
+    """ssh with every option that all our uses of it share, without the host."""
+    argv = ["ssh", "-T", "-x", "-a", "-oBatchMode=yes", f"-oConnectTimeout={options.connect_timeout}",
+            f"-oServerAliveInterval={options.alive_interval}", "-oServerAliveCountMax=4", "-oClearAllForwardings=yes",
+            "-oPermitLocalCommand=no", "-oRemoteCommand=none", "-oRequestTTY=no", "-oEscapeChar=none",
+            "-oControlPersist=no", f"-oCompression={'yes' if options.compression else 'no'}"]
+    if options.config_file is not None:
+        argv[1:1] = ["-F", options.config_file]
+    if slave.port is not None:
+        argv.append(f"-p{slave.port}")
+    argv += [f"-o{option}" for option in options.extra]
+    return argv
+
+
+def effective_config(slave: Slave, options: SshOptions) -> dict[str, str]:
+    """What ssh would use for this slave: the first value of each option, by its name in lower case (`ssh -G`)."""
+    done = subprocess.run([*ssh_argv(slave, options), "-G", slave.target], stdin=subprocess.DEVNULL,
+                          capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode != 0:
+        raise UsageError(f"slave {slave}: ssh: {done.stderr.strip()}")
+    config: dict[str, str] = {}
+    for line in done.stdout.splitlines():
+        key, _, value = line.partition(" ")
+        config.setdefault(key, value)
+    return config
+
+
+def known_as(config: dict[str, str]) -> str:
+    """The name under which known_hosts keeps this host's key."""
+    name = config.get("hostkeyalias") or config["hostname"]
+    port = config.get("port", "22")
+    return name if port == "22" or config.get("hostkeyalias") else f"[{name}]:{port}"
+
+
+def has_aes() -> bool:
+    """Whether this processor has instructions for AES."""
+    try:
+        return re.search(r"^(flags|Features)\s*:.*\baes\b", Path("/proc/cpuinfo").read_text(), re.M) is not None
+    except OSError:
+        return False
+
+
+def cipher_list(configured: str, default: str) -> str | None:
+    """The list of ciphers that prefers the fast one; None if the user has chosen ciphers, or ssh does not know it."""
+    ciphers = default.split(",")
+    if configured != default or _FAST_CIPHER not in ciphers:
+        return None
+    return ",".join([_FAST_CIPHER, *(c for c in ciphers if c != _FAST_CIPHER)])
+
+
+# In one line, with double quotes only and no backslash: every login shell passes that on unharmed in single quotes.
+_PROBE = "; ".join([
+    f"echo {_MARK}",
+    "grep -qw aes /proc/cpuinfo 2>/dev/null && echo aes",
+    'cache="${XDG_CACHE_HOME:-$HOME/.cache}/gsync"',
+    'echo "cache $cache"',
+    'test -f "$cache/$1" && echo agent',
+    "command -v rsync >/dev/null 2>&1 && echo rsync",
+    "for p in python3 python3.14 python3.13 python3.12 python3.11 python3.10 python3.9 /usr/libexec/platform-python",
+    'do p=$(command -v "$p" 2>/dev/null) || continue',
+    'v=$("$p" -I -c "import sys; print(sys.version.split()[0], sys.executable, flush=True); import ctypes, sqlite3; '
+    'sys.exit(sys.version_info < (3, 9))" 2>/dev/null)',
+    'if test $? -eq 0',
+    'then echo "python $v"',
+    'break',
+    'else echo "useless $v ($p)"',
+    'fi',
+    "done",
+])
+_STAY = "echo end; exec cat >/dev/null"
+_PUSH = "; ".join([  # $1: folder, $2: name, $3: size
+    "umask 077",
+    'mkdir -p "$1" && cd "$1" && cat >".$2.$$" && test $(wc -c <".$2.$$") -eq "$3" && mv -f ".$2.$$" "$2" && exit 0',
+    'rm -f "$1/.$2.$$"',
+    "exit 1",
+])
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the probe found. python: the path of one that will do; useless: version and path of those that will not."""
+
+    aes: bool
+    cache: str
+    has_agent: bool
+    has_rsync: bool
+    python: str | None
+    useless: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, lines: Sequence[str]) -> Host:
+        """From the lines between mark and end."""
+        found: dict[str, list[str]] = {}
+        for line in lines:
+            key, _, value = line.partition(" ")
+            found.setdefault(key, []).append(value)
+        python = found["python"][0].partition(" ")[2] if "python" in found else None
+        return cls("aes" in found, found["cache"][0], "agent" in found, "rsync" in found, python,
+                   tuple(found.get("useless", ())))
+
+
+def remote_command(argv: Sequence[bytes]) -> bytes:
+    """The command line that makes the remote shell start exactly this program."""
+    return os.fsencode("exec " + shlex.join([os.fsdecode(arg) for arg in argv]))
+
+
+class SshLink:
+    """A connection to slave.host, made by the constructor: SlaveError or Transient say why it cannot be.
+
+    memory: a file that keeps what was learnt of the host for the next time.
+    """
+
+    def __init__(self, slave: Slave, options: SshOptions | None = None, memory: Path | None = None) -> None:
+        self.slave = slave
+        self._options = options or SshOptions()
+        self._memory = memory
+        self._ssh = ssh_argv(slave, self._options)
+        self._agent = bundle.zipapp()
+        self._agent_name = f"agent-{hashlib.sha256(self._agent).hexdigest()[:20]}.pyz"
+        fast = self._fast_ciphers()
+        offered = fast is not None and self._remembers_aes()
+        self._host = Host.parse(self._open(fast if offered else None, f"{_PROBE}; {_STAY}"))
+        if fast is not None and self._host.aes != offered:
+            self.close()
+            self._remember_aes(self._host.aes)
+            self._open(fast if self._host.aes else None, f"echo {_MARK}; {_STAY}")
+        try:
+            if self._host.python is None:
+                found = ", ".join(self._host.useless) or "none"
+                raise SlaveError(f"slave {slave}: that host needs Python 3.9 or newer with ctypes and sqlite3; found: "
+                                 f"{found}; install python3 there")
+            self._python = os.fsencode(self._host.python)
+            if not self._host.has_agent:
+                self._push()
+        except BaseException:
+            self.close()
+            raise
+
+    # what the way is like
+
+    def _fast_ciphers(self) -> str | None:
+        if not has_aes():
+            return None
+        default = effective_config(Slave(b"/", "localhost"), SshOptions(config_file="/dev/null"))
+        return cipher_list(effective_config(self.slave, self._options).get("ciphers", ""), default.get("ciphers", ""))
+
+    def _remembers_aes(self) -> bool:
+        """Whether the host has AES, as far as is known: nearly all have, so that is assumed at first."""
+        if self._memory is None:
+            return True
+        try:
+            return bool(json.loads(self._memory.read_bytes()) != {"host": self.slave.target, "aes": False})
+        except (OSError, ValueError):
+            return True
+
+    def _remember_aes(self, aes: bool) -> None:
+        if self._memory is not None:
+            replace_file(os.fsencode(self._memory), json.dumps({"host": self.slave.target, "aes": aes}).encode())
+
+    # the connection
+
+    def _open(self, ciphers: str | None, script: str) -> list[str]:
+        """Make the connection, with a program on it that says something, then stays; the lines that it said."""
+        self._control = _socket_path()
+        argv = [*self._ssh, "-M", "-S", self._control, self.slave.target]
+        if ciphers is not None:
+            argv.insert(-1, f"-oCiphers={ciphers}")
+        stays = remote_command([b"/bin/sh", b"-c", script.encode(), b"gsync", self._agent_name.encode()])
+        self._master = Channel([*map(os.fsencode, argv), stays])
+        lines: list[str] = []
+        for raw in self._master.stdout:
+            line = raw.decode("utf-8", "surrogateescape").rstrip("\r\n")
+            if line == "end" and lines:
+                return lines[1:]
+            if lines or line == _MARK:
+                lines.append(line)
+        error = self.error(self._master)
+        self._master.close()
+        raise error
+
+    def _push(self) -> None:
+        """Put the agent into the cache folder over there."""
+        _log.info("bringing the agent along", slave=self.slave, bytes=len(self._agent))
+        channel = self.spawn([b"/bin/sh", b"-c", _PUSH.encode(), b"gsync", os.fsencode(self._host.cache),
+                              self._agent_name.encode(), b"%d" % len(self._agent)])
+        try:
+            with suppress(OSError):
+                channel.write(self._agent)
+            channel.end_input()
+            if channel.end(patience=60) != 0:
+                raise SlaveError(f"slave {self.slave}: cannot put the agent into {self._host.cache} there: "
+                                 + "; ".join(channel.said()[-2:]))
+        finally:
+            channel.close()
+
+    def spawn(self, argv: Sequence[bytes]) -> Channel:
+        return Channel([*map(os.fsencode, [*self._ssh, "-S", self._control, self.slave.target]), remote_command(argv)])
+
+    def agent(self, argv: Sequence[bytes]) -> Channel:
+        program = os.fsencode(f"{self._host.cache}/{self._agent_name}")
+        return self.spawn([self._python, b"-I", program, *argv])
+
+    def error(self, channel: Channel) -> GsyncError:
+        if channel.end() != _SSH_FAILED:
+            return lost(self.slave, channel)
+        said = channel.said()
+        if channel is not self._master and self._master.ended(within=2):
+            said = self._master.said() + said
+        return ssh_error(self.slave, self._options, said)
+
+    def rsync(self) -> list[bytes] | None:
+        if not self._host.has_rsync or not shutil.which("rsync"):
+            return None
+        # Nothing but the standing connection: rsync has rules of its own for quotes, so no option of the user's here.
+        return [b"-e", os.fsencode(f"ssh -F none -oBatchMode=yes -oProxyCommand=false -S {self._control}")]
+
+    def close(self) -> None:
+        self._master.close()
+
+
+def _socket_path() -> str:
+    """A path for a control socket: short, in a folder that only we may enter."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    folder = f"{runtime}/gsync" if re.fullmatch(r"/[\w/.-]{1,60}", runtime) else f"/tmp/gsync-{os.geteuid()}"
+    with suppress(FileExistsError):
+        os.mkdir(folder, 0o700)
+    st = os.lstat(folder)
+    if not stat.S_ISDIR(st.st_mode) or st.st_uid != os.geteuid() or st.st_mode & 0o077:
+        raise UsageError(f"{folder} is not a folder of ours with mode 0700: somebody else has made it; remove it")
+    path = f"{folder}/{os.getpid()}-{next(_counter)}"
+    with suppress(FileNotFoundError):
+        os.unlink(path)  # of a dead process with the same pid
+    return path
+
+
+def ssh_error(slave: Slave, options: SshOptions, said: Sequence[str]) -> GsyncError:
+    """The error for a connection that ssh could not make or keep, from what it said."""
+    text = "\n".join(said)
+    words = "; ".join(said[-2:]) or "ssh ended without a word"
+    if "IDENTIFICATION HAS CHANGED" in text:
+        key = _fingerprint(slave, options)
+        name = known_as(effective_config(slave, options))
+        return SlaveError(f"slave {slave}: the host key has CHANGED, it is {key} now: somebody may be in between, or "
+                          f"the host was set up anew; if you know that it was, compare {key} with the host, run "
+                          f"ssh-keygen -R '{name}', then again with --accept-host-key {key}")
+    if re.search(r"host key is known for|Host key verification failed", text):
+        key = _fingerprint(slave, options)
+        return SlaveError(f"slave {slave}: host key is not known; compare {key} with the host, then run again with "
+                          f"--accept-host-key {key}")
+    if "Permission denied" in text:
+        return SlaveError(f"slave {slave}: ssh: {words}; gsync needs a key that works without a question: "
+                          f"ssh-copy-id {slave.target}")
+    if re.search(r"(?i)bad configuration option|can't open user config file|command-line line \d+:", text):
+        return UsageError(f"slave {slave}: ssh: {words}")
+    return Transient(f"slave {slave}: ssh: {words}")
+
+
+def _fingerprint(slave: Slave, options: SshOptions) -> str:
+    from gsync.transport import setup  # paramiko takes a fifth of a second to import, and is needed here only
+
+    try:
+        return setup.host_key_fingerprint(slave, options)
+    except Exception:  # noqa: BLE001 a help for the message only: whatever paramiko met, the error itself stands
+        return "its fingerprint"
