@@ -1,0 +1,297 @@
+"""What one batch still has to look at: dirty names, DATA and META gfids, directories to enumerate. Paged, in SQLite.
+
+A batch's tables are its only memory of the work, so memory does not grow with the backlog. They are made again
+from the changelogs after a crash; only a hybrid crawl goes on from them (`resume`), and only from what its last
+agent.commit covered. *Doubt* is kept over the end of a batch: names whose resolve the recorder had not yet
+overtaken (convergence.md rule 20).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from enum import IntEnum
+from typing import NamedTuple
+
+from gsync.model import Gfid, Name
+
+
+class State(IntEnum):
+    """Where a dirty name stands."""
+
+    DIRTY = 0      # to be resolved and filled
+    DATA = 1       # its file is on the way to limbo/new
+    BUILDING = 2   # its directory is being built in limbo/new
+    BLOCKED = 3    # its parent is not there, or lies below it
+    ABSENT = 4     # to be removed once nothing is left to fill
+    UNKNOWN = 5    # the recorder has to catch up first
+    READY = 6      # the inode is complete: to be filled with the next group
+    DONE = 7
+    FAILED = 8     # given up in this batch: in the ledger
+
+
+class Data(IntEnum):
+    """What a batch owes an inode's content."""
+
+    NONE = 0
+    COMPARE = 1    # suspect: sent only if size or hash differ
+    SEND = 2
+
+
+class Dirty(NamedTuple):
+    """A row of the names table."""
+
+    rowid: int
+    name: Name
+    tries: int
+    gfid: Gfid | None = None   # whose arrival it waited for
+
+
+class EnumDir(NamedTuple):
+    """A directory whose names are to be looked at."""
+
+    gfid: Gfid
+    handle: bytes | None
+    recursive: bool   # known directories below it as well (hybrid crawl)
+    new: bool         # made by this batch: the slave has no names in it
+
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS names (
+  id INTEGER PRIMARY KEY, pargfid BLOB NOT NULL, bname BLOB NOT NULL, state INTEGER NOT NULL DEFAULT 0,
+  tries INTEGER NOT NULL DEFAULT 0, gfid BLOB, since INTEGER, UNIQUE (pargfid, bname));
+CREATE INDEX IF NOT EXISTS names_state ON names (state, id);
+CREATE INDEX IF NOT EXISTS names_gfid ON names (gfid) WHERE gfid IS NOT NULL;
+CREATE TABLE IF NOT EXISTS gfids (
+  gfid BLOB PRIMARY KEY, data INTEGER NOT NULL, meta INTEGER NOT NULL, dir INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS dirs (
+  id INTEGER PRIMARY KEY, gfid BLOB NOT NULL UNIQUE, handle BLOB, recursive INTEGER NOT NULL, new INTEGER NOT NULL,
+  state INTEGER NOT NULL DEFAULT 0);
+CREATE INDEX IF NOT EXISTS dirs_state ON dirs (state, id);
+CREATE TABLE IF NOT EXISTS doubt (
+  pargfid BLOB NOT NULL, bname BLOB NOT NULL, PRIMARY KEY (pargfid, bname)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS doubt_dirs (gfid BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+"""
+_TODO, _OPEN, _DONE, _COMMITTED = 0, 1, 2, 3
+SCHEMA_VERSION = 1
+
+
+class ChangelogDB:
+    """The tables of one brick's worker, in the file `path`. One thread."""
+
+    def __init__(self, path: str) -> None:
+        self._db = sqlite3.connect(path, isolation_level=None, timeout=60)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        self._db.execute("PRAGMA cache_size=-16000")
+        self._db.executescript(_SCHEMA)
+        if self.fact("schema") is None:
+            self.set_fact("schema", SCHEMA_VERSION)
+        self._open = False
+
+    def close(self) -> None:
+        self.flush()
+        self._db.close()
+
+    # Writes gather in one transaction until `flush`: per-row commits would cost more than the rows.
+
+    def _begin(self) -> None:
+        if not self._open:
+            self._db.execute("BEGIN")
+            self._open = True
+
+    def flush(self) -> None:
+        """Commit what was written so far."""
+        if self._open:
+            self._db.execute("COMMIT")
+            self._open = False
+
+    def fact(self, key: str) -> int | str | None:
+        row = self._db.execute("SELECT value FROM facts WHERE key=?", (key,)).fetchone()
+        return row[0] if row else None
+
+    def set_fact(self, key: str, value: int | str | None) -> None:
+        if value is None:
+            self._db.execute("DELETE FROM facts WHERE key=?", (key,))
+        else:
+            self._db.execute("INSERT OR REPLACE INTO facts VALUES (?,?)", (key, value))
+
+    # the batch as a whole
+
+    def reset(self) -> None:
+        """Forget the batch (doubt and facts stay)."""
+        self._begin()
+        for table in ("names", "gfids", "dirs"):
+            self._db.execute(f"DELETE FROM {table}")
+        self.flush()
+
+    def resume(self) -> None:
+        """After a crash in a hybrid crawl: all that was not committed at the slave is to do again."""
+        self._begin()
+        self._db.execute("UPDATE names SET state=?, gfid=NULL, tries=0", (State.DIRTY,))
+        self._db.execute("UPDATE dirs SET state=? WHERE state<>?", (_TODO, _COMMITTED))
+        self.flush()
+
+    def forget_done(self) -> None:
+        """The slave holds durably what is done: it need not be looked at again. After agent.commit only."""
+        self._begin()
+        self._db.execute("DELETE FROM names WHERE state=?", (State.DONE,))
+        self._db.execute("UPDATE dirs SET state=? WHERE state=?", (_COMMITTED, _DONE))
+        self.flush()
+
+    # dirty names
+
+    def add_names(self, names: Iterable[Name]) -> None:
+        """Make names dirty, whatever they were; not one whose inode is on its way (it is resolved again then)."""
+        self._begin()
+        self._db.executemany(
+            "INSERT INTO names (pargfid, bname) VALUES (?,?) ON CONFLICT (pargfid, bname) DO UPDATE"
+            " SET state=0, tries=tries+1, gfid=NULL WHERE state NOT IN (0, 1, 2)", names)
+
+    def add_waiting(self, rows: Iterable[tuple[bytes, bytes, int, bytes]]) -> None:
+        """Names (pargfid, bname, state, gfid) whose inode is on its way (DATA or BUILDING)."""
+        self._begin()
+        self._db.executemany(
+            "INSERT INTO names (pargfid, bname, state, gfid) VALUES (?,?,?,?) ON CONFLICT (pargfid, bname)"
+            " DO UPDATE SET state=excluded.state, gfid=excluded.gfid", rows)
+
+    def names(self, state: State, limit: int) -> list[Dirty]:
+        return [Dirty(r[0], (r[1], r[2]), r[3], r[4]) for r in self._db.execute(
+            "SELECT id, pargfid, bname, tries, gfid FROM names WHERE state=? ORDER BY id LIMIT ?", (state, limit))]
+
+    def set_names(self, rows: Iterable[tuple[int, int]]) -> None:
+        """(state, rowid) pairs."""
+        self._begin()
+        self._db.executemany("UPDATE names SET state=? WHERE id=?", rows)
+
+    def set_absent(self, rows: Iterable[tuple[int, int]]) -> None:
+        """(since, rowid) pairs: absent at the master when looked at."""
+        self._begin()
+        self._db.executemany(f"UPDATE names SET state={int(State.ABSENT)}, since=? WHERE id=?", rows)
+
+    def absent(self, limit: int, after: int = 0) -> list[tuple[int, Name, int]]:
+        """A page of (rowid, name, since), those with a greater rowid than `after`."""
+        return [(r[0], (r[1], r[2]), r[3]) for r in self._db.execute(
+            "SELECT id, pargfid, bname, since FROM names WHERE state=? AND id>? ORDER BY id LIMIT ?",
+            (State.ABSENT, after, limit))]
+
+    def count(self, state: State) -> int:
+        return int(self._db.execute("SELECT count(*) FROM names WHERE state=?", (state,)).fetchone()[0])
+
+    def arrived(self, gfids: Iterable[Gfid], waiting: State) -> None:
+        """The inodes are complete in limbo: their names can be filled."""
+        self._begin()
+        self._db.executemany("UPDATE names SET state=? WHERE gfid=? AND state=?",
+                             [(State.READY, g, waiting) for g in gfids])
+
+    def parents(self, state: State) -> list[Gfid]:
+        """The distinct parents of the names in a state."""
+        return [r[0] for r in self._db.execute("SELECT DISTINCT pargfid FROM names WHERE state=?", (state,))]
+
+    def names_waiting_for(self, gfid: Gfid) -> list[Dirty]:
+        return [Dirty(r[0], (r[1], r[2]), r[3]) for r in self._db.execute(
+            "SELECT id, pargfid, bname, tries FROM names WHERE gfid=? AND state IN (?,?)",
+            (gfid, State.DATA, State.BUILDING))]
+
+    def move(self, was: State, now: State) -> int:
+        """Change the state of all names that are `was`; how many."""
+        self._begin()
+        return self._db.execute("UPDATE names SET state=? WHERE state=?", (now, was)).rowcount
+
+    # DATA and META
+
+    def add_gfids(self, gfids: Iterable[Gfid], data: Data, is_dir: bool = False) -> None:
+        """META, and DATA as asked. A directory is done after all files and names."""
+        self._begin()
+        self._db.executemany(
+            "INSERT INTO gfids VALUES (?,?,1,?) ON CONFLICT (gfid) DO UPDATE"
+            " SET data=max(data, excluded.data), meta=1, dir=max(dir, excluded.dir)",
+            ((g, int(data), int(is_dir)) for g in gfids))
+
+    def sent_whole(self, gfids: Iterable[Gfid]) -> None:
+        """These were sent new, with all their attributes: nothing is left to do for them."""
+        self._begin()
+        self._db.executemany("DELETE FROM gfids WHERE gfid=?", ((g,) for g in gfids))
+
+    def data(self, after: Gfid, limit: int) -> list[tuple[Gfid, Data]]:
+        """A page of DATA gfids greater than `after`."""
+        return [(r[0], Data(r[1])) for r in self._db.execute(
+            "SELECT gfid, data FROM gfids WHERE data>0 AND gfid>? ORDER BY gfid LIMIT ?", (after, limit))]
+
+    def meta(self, after: Gfid, limit: int, dirs: bool) -> list[Gfid]:
+        return [r[0] for r in self._db.execute(
+            "SELECT gfid FROM gfids WHERE dir=? AND gfid>? ORDER BY gfid LIMIT ?", (int(dirs), after, limit))]
+
+    def parents_to_meta(self) -> None:
+        """The parents of all dirty names get META (their times changed)."""
+        self._begin()
+        self._db.execute("INSERT INTO gfids SELECT DISTINCT pargfid, 0, 1, 1 FROM names WHERE true"
+                         " ON CONFLICT (gfid) DO UPDATE SET dir=1")
+
+    def pending(self) -> dict[str, int]:
+        """What status shows of the batch at hand."""
+        entry = self._db.execute("SELECT count(*) FROM names WHERE state NOT IN (?,?)",
+                                 (State.DONE, State.FAILED)).fetchone()[0]
+        data, meta = self._db.execute("SELECT coalesce(sum(data>0),0), coalesce(sum(meta),0) FROM gfids").fetchone()
+        return {"entry": int(entry), "data": int(data), "meta": int(meta)}
+
+    # directories to enumerate
+
+    def add_dirs(self, dirs: Iterable[EnumDir]) -> None:
+        self._begin()
+        self._db.executemany(
+            "INSERT INTO dirs (gfid, handle, recursive, new) VALUES (?,?,?,?) ON CONFLICT (gfid) DO UPDATE SET"
+            " handle=coalesce(excluded.handle, handle), recursive=max(recursive, excluded.recursive),"
+            " new=excluded.new, state=0", ((d.gfid, d.handle, int(d.recursive), int(d.new)) for d in dirs))
+
+    def take_dirs(self, limit: int) -> list[EnumDir]:
+        """The directories to enumerate next, newest first (so few are unfinished at once); they count as open."""
+        rows = self._db.execute("SELECT gfid, handle, recursive, new FROM dirs WHERE state=? ORDER BY id DESC LIMIT ?",
+                                (_TODO, limit)).fetchall()
+        if rows:
+            self._begin()
+            self._db.executemany("UPDATE dirs SET state=? WHERE gfid=?", ((_OPEN, r[0]) for r in rows))
+        return [EnumDir(r[0], r[1], bool(r[2]), bool(r[3])) for r in rows]
+
+    def dirs_done(self, gfids: Sequence[Gfid]) -> None:
+        self._begin()
+        self._db.executemany("UPDATE dirs SET state=? WHERE gfid=? AND state=?",
+                             ((_DONE, g, _OPEN) for g in gfids))
+
+    def building(self, gfid: Gfid) -> bool:
+        """Whether this directory was made in this batch and is not complete yet."""
+        row = self._db.execute("SELECT new AND state<? FROM dirs WHERE gfid=?", (_DONE, gfid)).fetchone()
+        return bool(row and row[0])
+
+    def to_be_listed(self, gfid: Gfid) -> bool:
+        """Whether this new directory's names are all still to be read."""
+        row = self._db.execute("SELECT new AND state=? FROM dirs WHERE gfid=?", (_TODO, gfid)).fetchone()
+        return bool(row and row[0])
+
+    def has_dir(self, gfid: Gfid) -> bool:
+        """Whether the batch has enumerated the directory, or is to."""
+        return self._db.execute("SELECT 1 FROM dirs WHERE gfid=?", (gfid,)).fetchone() is not None
+
+    def handle_of(self, gfid: Gfid) -> bytes | None:
+        row = self._db.execute("SELECT handle FROM dirs WHERE gfid=?", (gfid,)).fetchone()
+        return row[0] if row else None
+
+    # doubt
+
+    def add_doubt(self) -> None:
+        """What is in doubt is to be looked at again: names, and directories on both sides."""
+        self._begin()
+        self._db.execute("INSERT OR IGNORE INTO names (pargfid, bname) SELECT pargfid, bname FROM doubt")
+        self._db.execute("INSERT OR IGNORE INTO dirs (gfid, recursive, new) SELECT gfid, 0, 0 FROM doubt_dirs")
+
+    def keep_doubt(self) -> None:
+        """The names and directories of this batch are in doubt until the recorder has overtaken their resolve."""
+        self._begin()
+        self._db.execute("INSERT OR IGNORE INTO doubt SELECT pargfid, bname FROM names")
+        self._db.execute("INSERT OR IGNORE INTO doubt_dirs SELECT gfid FROM dirs")
+
+    def drop_doubt(self) -> None:
+        self._begin()
+        self._db.execute("DELETE FROM doubt")
+        self._db.execute("DELETE FROM doubt_dirs")

@@ -1,0 +1,161 @@
+"""The failure ledger: what could not be synced, why, and when it is tried again. And deletes that are held back.
+
+A row is about a name (its inode never got there) or about a gfid (its data or attributes are stale). The stime may
+pass a row, because `status` counts it. A row goes when a later batch, which tries it again with growing pauses,
+had no trouble with it. A held delete is a name that the master has no more and the slave keeps until somebody
+approves.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from gsync.model import NS, Gfid, Name
+
+FIRST_PAUSE = 30 * NS
+LONGEST_PAUSE = 3600 * NS
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One thing that could not be done; `name` None for a failure of an inode's data or attributes."""
+
+    what: str               # "name", "data", "meta", "dir"
+    gfid: Gfid | None
+    name: Name | None
+    path: bytes             # for people
+    errno: int
+    message: str
+    tries: int = 0
+    first: int = 0          # ns
+    last: int = 0
+
+    @property
+    def key(self) -> bytes:
+        return self.what.encode() + (b"\0".join(self.name) if self.name else self.gfid or b"")
+
+
+class Ledger:
+    """The ledger of one brick's worker in the file `path`. One thread."""
+
+    def __init__(self, path: str) -> None:
+        self._db = sqlite3.connect(path, timeout=60)
+        if self._db.execute("SELECT 1 FROM sqlite_master WHERE name='held'").fetchone() is None:
+            _make_tables(self._db)
+
+    def close(self) -> None:
+        self._db.close()
+
+    def record(self, failure: Failure, now: int | None = None) -> None:
+        """Note a failure, or one more try of it; the next try is due after a pause that doubles."""
+        now = time.time_ns() if now is None else now
+        with self._db:
+            row = self._db.execute("SELECT tries, first FROM failures WHERE key=?", (failure.key,)).fetchone()
+            tries, first = (row[0] + 1, row[1]) if row else (1, now)
+            pause = min(FIRST_PAUSE << min(tries - 1, 20), LONGEST_PAUSE)
+            pargfid, bname = failure.name or (None, None)
+            self._db.execute("INSERT OR REPLACE INTO failures VALUES (?,?,?,?,?,?,?,?,?,?,?,?,0)", (
+                failure.key, failure.what, failure.gfid, pargfid, bname, failure.path, failure.errno,
+                failure.message, tries, first, now, now + pause))
+
+    def take_due(self, now: int) -> list[Failure]:
+        """Rows whose time has come; they are marked as tried in this batch."""
+        with self._db:
+            self._db.execute("UPDATE failures SET tried=(next<=?)", (now,))
+        return self._rows("WHERE tried=1")
+
+    def settle(self) -> None:
+        """The batch is committed: rows that it tried and that did not fail again are mended."""
+        with self._db:
+            self._db.execute("DELETE FROM failures WHERE tried=1")
+            self._db.execute("DELETE FROM held WHERE tried=1")
+
+    # held deletes
+
+    def hold(self, rows: Iterable[tuple[Name, bytes]], now: int) -> None:
+        """Keep these names (with their paths, for people) at the slave until the delete is approved."""
+        with self._db:
+            self._db.executemany("INSERT OR IGNORE INTO held VALUES (?,?,?,?,0,0)",
+                                      ((*name, path, now) for name, path in rows))
+
+    def release(self, names: Iterable[Name]) -> None:
+        """The master has these names again."""
+        with self._db:
+            self._db.executemany("DELETE FROM held WHERE pargfid=? AND bname=?", names)
+
+    def approve(self) -> int:
+        """Let the worker delete what is held; how many names."""
+        with self._db:
+            return self._db.execute("UPDATE held SET approved=1").rowcount
+
+    def discard(self) -> int:
+        """Forget what is held: the names stay at the slave; how many."""
+        with self._db:
+            return self._db.execute("DELETE FROM held").rowcount
+
+    def any_approved(self) -> bool:
+        return self._db.execute("SELECT 1 FROM held WHERE approved=1 LIMIT 1").fetchone() is not None
+
+    def take_approved(self) -> list[Name]:
+        """The names whose delete is approved; they are marked as done by this batch."""
+        with self._db:
+            self._db.execute("UPDATE held SET tried=approved")
+        return [(r[0], r[1]) for r in self._db.execute("SELECT pargfid, bname FROM held WHERE tried=1")]
+
+    def is_approved(self, name: Name) -> bool:
+        row = self._db.execute("SELECT 1 FROM held WHERE pargfid=? AND bname=? AND tried=1", name).fetchone()
+        return row is not None
+
+    def count_held(self) -> int:
+        return int(self._db.execute("SELECT count(*) FROM held").fetchone()[0])
+
+    def held(self) -> list[tuple[bytes, int]]:
+        """Paths that are held, and since when (ns)."""
+        return [(r[0], r[1]) for r in self._db.execute("SELECT path, since FROM held ORDER BY path")]
+
+    # reading
+
+    def hurry(self) -> int:
+        """Make every row due; how many."""
+        with self._db:
+            return self._db.execute("UPDATE failures SET next=0").rowcount
+
+    def drop(self, gfid: Gfid) -> int:
+        """Forget what is noted of an inode; how many rows."""
+        with self._db:
+            return self._db.execute("DELETE FROM failures WHERE gfid=?", (gfid,)).rowcount
+
+    def next_due(self) -> int | None:
+        """When the next row is due, in ns; None if the ledger is empty."""
+        value = self._db.execute("SELECT min(next) FROM failures").fetchone()[0]
+        return None if value is None else int(value)
+
+    def count(self) -> int:
+        return int(self._db.execute("SELECT count(*) FROM failures").fetchone()[0])
+
+    def all(self) -> list[Failure]:
+        return self._rows("ORDER BY first")
+
+    def _rows(self, where: str) -> list[Failure]:
+        rows: Iterable[tuple[str, bytes | None, bytes | None, bytes | None, bytes, int, str, int, int, int]]
+        rows = self._db.execute("SELECT what, gfid, pargfid, bname, path, errno, message, tries, first, last"
+                                f" FROM failures {where}")
+        return [Failure(what, gfid, (p, b) if p is not None and b is not None else None, path, err, message, tries,
+                        first, last) for what, gfid, p, b, path, err, message, tries, first, last in rows]
+
+
+def _make_tables(connection: sqlite3.Connection) -> None:
+    import sqlite_utils  # takes a tenth of a second, and is needed once
+
+    db = sqlite_utils.Database(connection)
+    db.enable_wal()
+    db["failures"].create(  # type: ignore[union-attr]
+        {"key": bytes, "what": str, "gfid": bytes, "pargfid": bytes, "bname": bytes, "path": bytes,
+         "errno": int, "message": str, "tries": int, "first": int, "last": int, "next": int, "tried": int},
+        pk="key", if_not_exists=True)
+    db["held"].create(  # type: ignore[union-attr]
+        {"pargfid": bytes, "bname": bytes, "path": bytes, "since": int, "approved": int, "tried": int},
+        pk=("pargfid", "bname"), if_not_exists=True)

@@ -1,0 +1,34 @@
+"""`python -m gsync.session.child PARENT MODULE ARG…` runs a module of gsync that ends when its parent does.
+
+The kernel sends SIGTERM when the parent (its pid is the first argument) is gone, however it went: so nothing
+goes on unsupervised. A wrapper rather than a preexec_fn, which may not run Python between fork and exec safely.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import runpy
+import signal
+import sys
+from collections.abc import Sequence
+
+_PR_SET_PDEATHSIG = 1
+
+
+def child_argv(module: str, args: Sequence[str]) -> list[str]:
+    """The command that runs `module` as a child of this process; -P: nothing is imported from the user's folder."""
+    return [sys.executable, "-P", "-m", "gsync.session.child", str(os.getpid()), module, *args]
+
+
+def main() -> None:
+    parent, module, *args = sys.argv[1:]
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != int(parent):
+        return  # it ended before the line above
+    sys.argv = [module, *args]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

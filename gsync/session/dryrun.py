@@ -1,0 +1,164 @@
+"""What a run would do now, found by comparing the master's tree with the slave's index. Nothing is changed.
+
+It says what would be sent, renamed and deleted; it reads no file's content, so a file whose inode changed since the
+stime is said to be updated.
+"""
+
+from __future__ import annotations
+
+import stat
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from gsync.errors import Faulty, Transient
+from gsync.model import NS, ROOT_GFID, Attrs, Gfid
+from gsync.recorder.status import FAULTY, RecorderPort
+from gsync.session.run_worker import Parts
+from gsync.session.session import Session
+from gsync.session.status import WorkerStatus
+from gsync.session.supervisor import Child
+from gsync.slave.client import SlaveClient
+from gsync.volume.home import Home, Volume
+from gsync.volume.posix import DirReader, PosixTree, Resolved, Verdict
+
+Names = list[tuple[bytes, Gfid | None]]
+
+_PAGE = 2000
+
+
+class Slave(Protocol):
+    """What a plan needs to know of the slave: Slave knows it, or NewSlave."""
+
+    def known(self, gfids: Sequence[Gfid]) -> list[bool]: ...
+    def list(self, directory: Gfid, after: bytes | None = None) -> tuple[Names, bytes | None]: ...
+
+
+class NewSlave:
+    """A slave that holds nothing of the volume yet."""
+
+    def known(self, gfids: Sequence[Gfid]) -> list[bool]:
+        return [False] * len(gfids)
+
+    def list(self, directory: Gfid, after: bytes | None = None) -> tuple[Names, bytes | None]:
+        return [], None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One line of a plan. action: send, update, make (no data to move), rename, delete, unreadable."""
+
+    action: str
+    path: bytes
+    bytes: int = 0
+
+
+def plan(tree: PosixTree, slave: Slave, stime: int | None) -> Iterator[Planned]:
+    """What would be done, folder by folder. Deletes that turn out to be renames are said to be both."""
+    floor = (stime or 0) - 2 * NS
+    todo: list[tuple[Gfid, bytes]] = [(ROOT_GFID, b"")]
+    while todo:
+        gfid, path = todo.pop()
+        reader = tree.read_dir(gfid)
+        if not isinstance(reader, DirReader):
+            if reader.verdict is Verdict.ERROR:
+                yield Planned("unreadable", path)
+            continue
+        there = dict(_slave_names(slave, gfid))
+        try:
+            while (page := reader.page(_PAGE)):
+                yield from _page(page, path, there, slave, floor, todo)
+                if len(page) < _PAGE:
+                    break
+        finally:
+            reader.close()
+        for bname in there:
+            yield Planned("delete", path + bname)
+
+
+def _page(page: list[Resolved], path: bytes, there: dict[bytes, Gfid | None], slave: Slave, floor: int,
+          todo: list[tuple[Gfid, bytes]]) -> Iterator[Planned]:
+    present = [e for e in page if e.verdict is Verdict.PRESENT]
+    for other in page:
+        if other.verdict is not Verdict.PRESENT:
+            there.pop(other.name[1], None)
+            if other.verdict is Verdict.ERROR:
+                yield Planned("unreadable", path + other.name[1])
+    known = slave.known([e.gfid for e in present])
+    for entry, is_known in zip(present, known, strict=True):
+        attrs = entry.attrs
+        assert attrs is not None
+        bname = entry.name[1]
+        here = there.pop(bname, None) == entry.gfid
+        if attrs.is_dir:
+            todo.append((entry.gfid, path + bname + b"/"))
+        yield from _one(path + bname, attrs, entry.ctime >= floor, here, bool(is_known))
+
+
+def _one(path: bytes, attrs: Attrs, changed: bool, here: bool, known: bool) -> Iterator[Planned]:
+    size = attrs.size if stat.S_ISREG(attrs.mode) else 0
+    if here:
+        if changed and size:
+            yield Planned("update", path, size)
+    elif known:
+        yield Planned("rename", path)
+    elif stat.S_ISREG(attrs.mode):
+        yield Planned("send", path, size)
+    else:
+        yield Planned("make", path)
+
+
+def _slave_names(slave: Slave, gfid: Gfid) -> Iterator[tuple[bytes, Gfid | None]]:
+    after: bytes | None = None
+    while True:
+        rows, after = slave.list(gfid, after)
+        yield from rows
+        if after is None:
+            return
+
+
+def dry_run(session: Session, volume: Volume, home: Home, recorder_argv: list[str]) -> Iterator[Planned]:
+    """The plan of a session that does not run. A recorder runs meanwhile, for its index of the tree.
+
+    A slave that is not ours yet stays so. One that may be adopted is not looked into: all is to be compared.
+    """
+    parts = Parts(session, volume, home, threading.Event())
+    status = WorkerStatus.read(session.worker_status)
+    first = status is None or status.stime is None
+    with _recorded(volume, recorder_argv), closing(parts.open_tree()) as tree, closing(parts.link()) as link, \
+            closing(SlaveClient(link, session.options.slave_timeout)) as client:
+        if client.look(volume.uuid, session.options.adopt, first):
+            hello = client.hello(volume.uuid, volume.name, session.name, parts.next_epoch())
+            yield from plan(tree, client, hello.stime)
+        else:
+            for line in plan(tree, NewSlave(), None):
+                yield replace(line, action="compare") if session.options.adopt else line
+
+
+@contextmanager
+def _recorded(volume: Volume, recorder_argv: list[str]) -> Iterator[None]:
+    """With the recorder's index up to date; a recorder that did not run before is ended after."""
+    port = RecorderPort(volume.brick(), timeout=1.0)
+    now = time.time_ns()
+    child = None if port.holder() else Child("recorder", recorder_argv, lambda name, line: None)
+    try:
+        while not _is_recorded(port, now):
+            ending = child.poll() if child is not None else None
+            status = port.status()
+            if ending is not None or (status is not None and status.state == FAULTY):
+                raise Faulty(ending.line if ending else status.reason if status else "")
+        yield
+    finally:
+        if child is not None:
+            child.end()
+
+
+def _is_recorded(port: RecorderPort, upto: int) -> bool:
+    try:
+        port.wait_complete(upto)
+    except Transient:
+        return False
+    return True

@@ -1,0 +1,52 @@
+"""What the slave cannot hold: said when the connection is made, counted while inodes are sent.
+
+Names that it cannot hold (hard links, devices, symlinks) are failures in the ledger. Attributes that it cannot hold are
+left out by the agent; here it is counted how often, for status.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from gsync.model import Attrs
+from gsync.slave.protocol import Hello
+from gsync.volume.posix import Xattrs
+
+OWNER, TIMES, XATTRS, ACLS, PRIVILEGED = "owner", "times", "xattrs", "acls", "privileged xattrs"
+
+
+class Loss:
+    """Made from what the agent says of itself. The syncer threads call it too."""
+
+    def __init__(self, hello: Hello) -> None:
+        caps = hello.caps
+        self._uid = hello.uid
+        self.counts: dict[str, int] = {}
+        self._lock = threading.Lock()
+        attributes = [(OWNER, caps.chown), (TIMES, caps.utime_ns), (XATTRS, caps.xattr), (ACLS, caps.acl),
+                      (PRIVILEGED, caps.trusted)]
+        self._lacks = {kind for kind, there in attributes if not there}
+        self.attributes = [kind for kind, there in attributes if not there]
+        self.names = [kind for kind, there in (
+            ("hard links", caps.hardlink), ("symlinks", caps.symlink), ("device nodes", caps.mknod),
+            ("names that differ only in case", caps.case_sensitive)) if not there]
+
+    def __call__(self, attrs: Attrs, xattrs: Xattrs) -> None:
+        """An inode with these attributes is sent: count what does not arrive of them."""
+        if not self._lacks:
+            return
+        lost = {kind for name, _ in xattrs if (kind := _kind(name)) in self._lacks}
+        if OWNER in self._lacks and attrs.uid != self._uid:
+            lost.add(OWNER)
+        if TIMES in self._lacks and attrs.mtime % 1_000_000_000:
+            lost.add(TIMES)
+        if lost:
+            with self._lock:
+                for kind in lost:
+                    self.counts[kind] = self.counts.get(kind, 0) + 1
+
+
+def _kind(name: bytes) -> str:
+    if name.startswith(b"user."):
+        return XATTRS
+    return ACLS if name.startswith(b"system.posix_acl_") else PRIVILEGED

@@ -1,0 +1,121 @@
+"""Where the MASTER and SLAVE of a command line lead, and whether the two may be replicated to each other."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+
+from gsync.errors import Faulty, UsageError
+from gsync.model import shown
+from gsync.session.session import auto_volume_name
+from gsync.transport.link import Slave, parse_slave
+from gsync.volume.home import Home, Volume
+
+
+def master_volume(home: Home, master: str) -> Volume:
+    """The volume that MASTER names, or whose tree it is; made on the fly for a directory that is none yet."""
+    if "/" not in master and master not in (".", ".."):
+        named = next((volume for volume in home.list() if volume.name == master), None)
+        if named is not None:
+            return _checked(named)
+    volume = home.at_path(master)
+    if volume is not None:
+        return _checked(volume)
+    real = os.path.realpath(master)
+    try:
+        os.close(os.open(real, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    except FileNotFoundError:
+        raise UsageError(f"master {_shown(master)}: no such directory" + ("" if "/" in master else " or volume")) \
+            from None
+    except OSError as exc:
+        raise UsageError(f"master {_shown(master)}: {exc.strerror}") from None
+    return home.add(auto_volume_name(real), real)
+
+
+def _checked(volume: Volume) -> Volume:
+    try:
+        os.close(volume.open_root())
+    except Faulty as exc:
+        raise UsageError(f"master {_shown(volume.path)}: {exc}") from None
+    return volume
+
+
+def slave_at(text: str) -> Slave:
+    """The slave that SLAVE names; a path without a host may be relative."""
+    head = text.partition("/")[0]
+    return parse_slave(text if ":" in head else os.path.abspath(text))
+
+
+def slave_text(slave: Slave) -> str:
+    """The slave as a session keeps it: the same for every way of writing it, and no byte lost."""
+    prefix = str(dataclasses.replace(slave, path=b"/"))[:-1]
+    return prefix + os.fsdecode(slave.path)
+
+
+def check_apart(volume: Volume, slave: Slave, home: Home) -> None:
+    """UsageError if one tree lies in the other, or the state folder in the slave. Looks at this host only."""
+    if slave.host is not None:
+        return
+    path = os.fsdecode(slave.path)
+    if _is_within(path, volume.path):
+        raise UsageError(f"slave {_shown(path)} lies inside the master {_shown(volume.path)}")
+    if _is_within(volume.path, path):
+        raise UsageError(f"master {_shown(volume.path)} lies inside the slave {_shown(path)}")
+    if _is_within(home.path, path):
+        raise UsageError(f"state folder {_shown(home.path)} lies inside the slave {_shown(path)}; "
+                         "choose another one with --state")
+
+
+def _is_within(path: str, folder: str) -> bool:
+    """Whether a path (whose end may not exist yet) is `folder` or below it, whatever both are called.
+
+    By the inodes on the way up, and by what the kernel says of bind mounts, above which the way up leads elsewhere.
+    """
+    try:
+        st = os.stat(folder)
+    except OSError:
+        return False
+    within = _origin(os.path.realpath(folder))
+    return (any((st.st_dev, st.st_ino) == place for place in _ancestors(path))
+            or _origin(os.path.realpath(path))[:len(within)] == within)
+
+
+def _ancestors(path: str) -> Iterator[tuple[int, int]]:
+    here = os.path.realpath(path)
+    while True:
+        try:
+            st = os.stat(here)
+            yield st.st_dev, st.st_ino
+        except OSError:
+            pass  # not made yet, or not ours to see: what is above it counts
+        if here == "/":
+            return
+        here = os.path.dirname(here)
+
+
+def _origin(real: str) -> list[str]:
+    """A path seen through bind mounts: the device, then the names from the root of its file system on."""
+    best, longest = real.split("/"), -1
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+            lines = file.readlines()
+    except OSError:
+        return best
+    for line in lines:
+        device, root, at = (_unescaped(field) for field in line.split(" ")[2:5])
+        at = at.rstrip("/")
+        if len(at) >= longest and (real == at or real.startswith(at + "/")):
+            longest = len(at)
+            best = [device, *(part for part in (root + real[len(at):]).split("/") if part)]
+    return best
+
+
+def _unescaped(field: str) -> str:
+    for char in " \t\n\\":
+        field = field.replace(f"\\{ord(char):03o}", char)
+    return field
+
+
+def _shown(path: str) -> str:
+    return shown(os.fsencode(path))

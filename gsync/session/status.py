@@ -1,0 +1,101 @@
+"""What the processes of a session say about themselves, and what `gsync status` makes of it.
+
+Status files are JSON, replaced in one step, not fsynced: a snapshot for people, which nothing acts upon. A file
+outlives its writer, so it is believed only while the process that it names runs (pid and start time).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from gsync.process import is_alive
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def rfc3339(ns: int | None) -> str | None:
+    """A time in ns since the epoch as `gsync` prints it, in UTC to the microsecond."""
+    if ns is None:
+        return None
+    return (_EPOCH + timedelta(microseconds=ns // 1000)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def write_status(path: str, values: Mapping[str, Any]) -> None:
+    """Replaces the status file in one step; only its one writer may call this."""
+    temporary = f"{path}.{os.getpid()}"
+    with open(temporary, "w", encoding="ascii") as file:
+        json.dump(values, file)
+    os.replace(temporary, path)
+
+
+def read_status(path: str) -> dict[str, Any] | None:
+    """What the file says, None if there is none (or none that can be read)."""
+    try:
+        with open(path, encoding="ascii") as file:
+            values = json.load(file)
+    except (OSError, ValueError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def _no_pending() -> dict[str, int]:
+    return {"entry": 0, "data": 0, "meta": 0}
+
+
+def _no_rate() -> dict[str, float]:
+    return {"files": 0.0, "bytes": 0.0}
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """worker.status: what the worker of one brick does. Times in ns since the epoch, `started` as process.start_time.
+
+    state: Initializing, Active, Passive, Faulty (with `reason`) or Stopped. crawl: Hybrid, History, Changelog or N/A.
+    phase: connecting, crawling, syncing, committing or waiting. `pending` and the totals are of the whole backlog.
+    """
+
+    pid: int | None = None
+    started: int | None = None
+    state: str = "Initializing"
+    reason: str = ""
+    crawl: str = "N/A"
+    stime: int | None = None
+    entry_stime: int | None = None
+    last_synced: int | None = None
+    lag_seconds: float | None = None
+    pending: dict[str, int] = field(default_factory=_no_pending)
+    failures: int = 0
+    held: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)  # attributes that the slave could not hold, by kind
+    lacks: list[str] = field(default_factory=list)          # what the slave cannot hold, attributes and names
+    files_done: int = 0
+    bytes_done: int = 0
+    files_total: int | None = None
+    bytes_total: int | None = None
+    rate: dict[str, float] = field(default_factory=_no_rate)
+    eta_seconds: float | None = None
+    phase: str = "connecting"
+    epoch: int = 0
+    in_step: bool = False
+    updated: int = 0
+
+    @classmethod
+    def read(cls, path: str) -> WorkerStatus | None:
+        values = read_status(path)
+        if values is None:
+            return None
+        known = {f.name for f in fields(cls)}
+        return cls(**{key: value for key, value in values.items() if key in known})
+
+    def write(self, path: str) -> None:
+        write_status(path, asdict(self))
+
+    @property
+    def alive(self) -> bool:
+        """Whether the worker that wrote this still runs."""
+        return is_alive(self.pid, self.started)

@@ -1,0 +1,324 @@
+"""What `gsync run` does: keeps a recorder and a worker running until it is told to stop, or the work is done.
+
+Promise: both end when the supervisor does, however it ends; a child that dies is started again, with growing pauses;
+a recorder that ran before is used and left running. Nothing here is needed for convergence: a child may be
+killed at any moment.
+Not here: what the children do, and how progress is shown (the Observer's).
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from types import FrameType
+from typing import Protocol
+
+from gsync.log import get_logger
+from gsync.session.status import WorkerStatus
+
+log = get_logger(__name__)
+
+TICK = 0.25           # how often the observer looks at the status
+GRACE = 10.0          # from SIGTERM to SIGKILL
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
+LASTED = 60.0         # a child that ran this long had no trouble starting
+TRIES = 4             # with --once: starts in a row that fail before it is given up
+LOCKED_TRIES = 20     # tries, TICK apart, while a worker of the run before is still ending
+
+DONE, DONE_WITH_FAILURES, USAGE, LOCKED, SLAVE, INTERNAL = range(6)  # exit codes
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a child ended: its exit code (negative: by that signal) and its last line of complaint."""
+
+    code: int
+    line: str
+
+
+class Observer(Protocol):
+    """What watches a run."""
+
+    def heard(self, child: str, line: str) -> None:
+        """A line that the child wrote."""
+
+    def ended(self, child: str, ending: Ending, pause: float | None) -> None:
+        """The child is gone; it is started again in `pause` seconds, None: not again."""
+
+    def tick(self, status: WorkerStatus) -> None:
+        """Called a few times per second with what the worker says of itself now."""
+
+
+class Child:
+    """One process in a session of its own (a terminal's Ctrl-C does not reach it), its output read line by line."""
+
+    def __init__(self, name: str, argv: Sequence[str], heard: Callable[[str, str], None]) -> None:
+        self.name = name
+        self._heard = heard
+        self._rest = b""
+        self._complaint = ""
+        self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                         stderr=subprocess.STDOUT, bufsize=0, start_new_session=True)
+        assert self._process.stdout is not None
+        self.output = self._process.stdout
+        os.set_blocking(self.output.fileno(), False)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def listen(self) -> bool:
+        """Takes in what the child has written; False at the end of its output."""
+        while True:
+            try:
+                data = os.read(self.output.fileno(), 65536)
+            except BlockingIOError:
+                return True
+            if not data:
+                return False
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            for line in lines:
+                self._line(line)
+
+    def _line(self, line: bytes) -> None:
+        text = line.decode("utf-8", "backslashreplace").rstrip()
+        if text.startswith("gsync: "):
+            self._complaint = text.removeprefix("gsync: ")
+        if text:
+            self._heard(self.name, text)
+
+    def poll(self) -> Ending | None:
+        """How it ended, None while it runs. What it may have left running in its group is ended too."""
+        code = self._process.poll()
+        if code is None:
+            return None
+        self.listen()
+        self._line(self._rest)
+        self._rest = b""
+        self.output.close()
+        with suppress(ProcessLookupError):  # the usual case: it left nobody
+            os.killpg(self.pid, signal.SIGKILL)
+        if code < 0:
+            return Ending(code, f"{self.name} was killed by {signal.Signals(-code).name}")
+        return Ending(code, self._complaint or f"{self.name} ended with exit code {code}")
+
+    def send(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def end(self) -> None:
+        """SIGTERM, time to end in order, SIGKILL."""
+        self.send(signal.SIGTERM)
+        try:
+            self._process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            self.send(signal.SIGKILL)
+            self._process.wait()
+        self.poll()
+
+
+class _Kept:
+    """A child that is to run: what starts it, and when it is started (again)."""
+
+    def __init__(self, name: str, argv: list[str], pauses: Sequence[float]) -> None:
+        self.name = name
+        self.argv = argv
+        self.child: Child | None = None
+        self.due = 0.0
+        self.started = 0.0
+        self.failed = 0       # starts in a row that ended before LASTED
+        self._pauses = pauses
+
+    def start(self, heard: Callable[[str, str], None]) -> Child:
+        self.child = Child(self.name, self.argv, heard)
+        self.started = time.monotonic()
+        return self.child
+
+    def again(self, pause: float | None = None) -> float:
+        """Plans the next start; returns the pause before it."""
+        if time.monotonic() - self.started > LASTED:
+            self.failed = 0
+        if pause is None:
+            pause = self._pauses[min(self.failed, len(self._pauses) - 1)]
+            self.failed += 1
+        self.due = time.monotonic() + pause
+        return pause
+
+
+class Supervisor:
+    """Runs the two children.
+
+    `recorder_holder` gives the pid of a running recorder of the brick. While no worker runs, the supervisor writes
+    `worker_status` for it.
+    """
+
+    def __init__(self, worker_argv: list[str], worker_status: str, recorder_argv: list[str],
+                 recorder_holder: Callable[[], int | None], observer: Observer, *, once: bool,
+                 pauses: Sequence[float] = PAUSES) -> None:
+        self._recorder = _Kept("recorder", recorder_argv, pauses)
+        self._worker = _Kept("worker", worker_argv, pauses)
+        self._status_path = worker_status
+        self._holder = recorder_holder
+        self._observer = observer
+        self._once = once
+        self._active = False
+        self._locked = 0
+        self._selector = selectors.DefaultSelector()
+        self.signal: signal.Signals | None = None
+
+    def run(self) -> Ending:
+        """Until the work is done, cannot be done, or a signal (kept in `signal`) says stop."""
+        ending = Ending(INTERNAL, "")
+        self._note("Initializing")
+        with self._signals():
+            try:
+                ending = self._keep_running()
+            finally:
+                self._end_children()
+                self._selector.close()
+                self._note("Stopped", ending.line if ending.code > DONE_WITH_FAILURES else "")
+        return ending
+
+    def _keep_running(self) -> Ending:
+        while self.signal is None:
+            final = self._step()
+            if final is not None:
+                return final
+            self._observer.tick(self._look())
+            self._wait(TICK)
+        return Ending(DONE, "")
+
+    def _look(self) -> WorkerStatus:
+        """What the worker says, or what was noted for it."""
+        status = WorkerStatus.read(self._status_path) or WorkerStatus()
+        child = self._worker.child
+        if child is not None and status.pid == child.pid and status.state == "Active":
+            self._active = True
+        return status
+
+    def _note(self, state: str, reason: str = "") -> None:
+        """Writes the status of a worker that does not run, keeping what stays true of it."""
+        last = WorkerStatus.read(self._status_path) or WorkerStatus()
+        WorkerStatus(state=state, reason=reason, stime=last.stime, entry_stime=last.entry_stime,
+                     last_synced=last.last_synced, pending=last.pending, failures=last.failures, held=last.held,
+                     left_out=last.left_out, lacks=last.lacks,
+                     files_done=last.files_done, bytes_done=last.bytes_done, epoch=last.epoch,
+                     updated=time.time_ns()).write(self._status_path)
+
+    def _step(self) -> Ending | None:
+        """Looks after both children once; how the run ends, None while it goes on."""
+        for kept, judge in ((self._recorder, self._recorder_ended), (self._worker, self._worker_ended)):
+            if kept.child is not None:
+                ended = kept.child.poll()
+                if ended is not None:
+                    if kept is self._worker:
+                        self._observer.tick(self._look())  # its last words
+                    self._forget(kept)
+                    final = judge(ended)
+                    if final is not None:
+                        return final
+            elif time.monotonic() >= kept.due and (kept is self._worker or self._needs_recorder()):
+                self._selector.register(kept.start(self._observer.heard).output, selectors.EVENT_READ, kept.child)
+        return None
+
+    def _needs_recorder(self) -> bool:
+        if self._holder() is None:
+            return True
+        self._recorder.due = time.monotonic() + TICK  # it may end while this run goes on
+        return False
+
+    def _recorder_ended(self, ending: Ending) -> Ending | None:
+        if ending.code == LOCKED:  # another one was a moment faster: it will do
+            self._recorder.again(TICK)
+            return None
+        if ending.code == USAGE:
+            return ending
+        return self._restart(self._recorder, ending)
+
+    def _worker_ended(self, ending: Ending) -> Ending | None:
+        if ending.code in (DONE, DONE_WITH_FAILURES) and self._once:
+            return ending
+        if ending.code == LOCKED and self._locked < LOCKED_TRIES:
+            self._locked += 1
+            self._worker.again(TICK)
+            return None
+        if ending.code in (USAGE, LOCKED) or (ending.code == SLAVE and (self._once or not self._active)):
+            return ending
+        self._locked = 0
+        return self._restart(self._worker, ending)
+
+    def _restart(self, kept: _Kept, ending: Ending) -> Ending | None:
+        pause = kept.again()
+        if self._once and ending.code > 0 and kept.failed >= TRIES:
+            return ending
+        if kept is self._worker:
+            self._note("Faulty", ending.line)
+        self._observer.ended(kept.name, ending, pause)
+        return None
+
+    def _wait(self, seconds: float) -> None:
+        """Until a child has written something, a signal has come, or the time is over."""
+        for key, _ in self._selector.select(seconds):
+            if isinstance(key.data, Child):
+                if not key.data.listen():
+                    self._selector.unregister(key.fileobj)
+            else:
+                os.read(key.fd, 4096)
+
+    def _forget(self, kept: _Kept) -> None:
+        assert kept.child is not None
+        for key in list(self._selector.get_map().values()):
+            if key.data is kept.child:
+                self._selector.unregister(key.fileobj)
+        kept.child = None
+
+    def _end_children(self) -> None:
+        """SIGTERM, time to end in order, SIGKILL. A second SIGINT or SIGTERM shortens the time."""
+        asked, self.signal = self.signal, None
+        number, end = signal.SIGTERM, time.monotonic() + GRACE
+        left = [kept for kept in (self._worker, self._recorder) if kept.child is not None]
+        for kept in left:
+            assert kept.child is not None
+            kept.child.send(number)
+        while left:
+            if number != signal.SIGKILL and (self.signal is not None or time.monotonic() > end):
+                number = signal.SIGKILL
+                for kept in left:
+                    assert kept.child is not None
+                    log.warning("child does not end, killed", child=kept.name, pid=kept.child.pid)
+                    kept.child.send(number)
+            self._wait(0.1)
+            for kept in list(left):
+                assert kept.child is not None
+                if kept.child.poll() is not None:
+                    self._forget(kept)
+                    left.remove(kept)
+        self.signal = asked
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGINT, SIGTERM and SIGHUP set `signal`; they and a child's end wake `_wait`. Main thread only."""
+        reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._selector.register(reader, selectors.EVENT_READ, None)
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+            numbers.append(signal.SIGHUP)
+        before = {number: signal.signal(number, self._asked_to_stop) for number in numbers}
+        before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(wakeup)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            os.close(reader)
+            os.close(writer)
+
+    def _asked_to_stop(self, number: int, frame: FrameType | None) -> None:
+        self.signal = signal.Signals(number)

@@ -1,0 +1,460 @@
+"""One brick's worker: connects to the slave, chooses the crawl, runs batch after batch, commits the stime.
+
+Promise: stime moves only in `_commit`, after everything up to it is applied and durable, or in the ledger. Whatever
+ends the worker, the next one starts from the slave's stime and the tables that were durable before the commit.
+Not here: what a batch does (batch), restarting after a crash (supervisor, monitor).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+from gsync.batch import Batch, Progress
+from gsync.changelog.layout import HistoryGap
+from gsync.changelog.reader import History
+from gsync.changelog.records import Fop, ProblemKind, read_changes
+from gsync.changelogdb import ChangelogDB, Data, EnumDir
+from gsync.crawl.feed import Feed, RecorderPort, Slice, restart_position
+from gsync.crawl.hybrid import SUSPECT_MARGIN, Hybrid
+from gsync.errors import Faulty, GsyncError, SlaveError, Transient
+from gsync.ledger import Ledger
+from gsync.log import get_logger
+from gsync.model import NS, ROOT_GFID
+from gsync.session.loss import Loss
+from gsync.slave.client import SlaveClient
+from gsync.slave.protocol import Hello
+from gsync.sync.syncer import Syncer
+from gsync.transport.link import Link
+from gsync.volume.posix import PosixTree
+
+_log = get_logger(__name__)
+
+IDLE_COMMIT = 10.0       # seconds after which the stime follows the clock on a quiet tree
+INTERIM_COMMIT = 60.0    # seconds between the commits of a hybrid crawl: what an interruption may cost
+LONGEST_PAUSE = 60.0
+STATUS_EVERY = 0.5
+
+
+class Stopped(Exception):
+    """The worker was asked to end."""
+
+
+@dataclass
+class Connection:
+    """The slave while it is reachable: control channel, what it said of itself, syncers."""
+
+    client: SlaveClient
+    hello: Hello
+    syncer: Syncer
+    link: Link
+    direct: bool = True    # whether the engine can put files straight into new directories
+
+    def close(self) -> None:
+        self.syncer.close()
+        self.client.close()
+        self.link.close()
+
+
+class Waiter(Protocol):
+    def wait(self, seconds: float) -> None: ...
+
+
+@dataclass
+class State:
+    """What status shows of the worker."""
+
+    state: str = "Initializing"
+    reason: str = ""
+    crawl: str = "N/A"
+    stime: int | None = None
+    last_synced: int | None = None
+    lag_seconds: float | None = None
+    in_step: bool = False
+    epoch: int = 0
+
+
+class Worker:
+    """Built with everything it works on, so that tests can give it the real parts or others.
+
+    `connect` makes a Connection; `open_tree` opens the master, checking that it is the tree that the volume means;
+    `stopped` tells whether to end; `publish` is called often and shows the state; `stime_kept` hears of every commit
+    (for the retention of changelogs). `once`: end when all that existed at this time (ns) is durable at the slave.
+    """
+
+    def __init__(self, *, connect: Callable[[], Connection], open_tree: Callable[[], PosixTree], history: History,
+                 recorder: RecorderPort, waiter: Waiter, db: ChangelogDB, ledger: Ledger, patterns: str = "",
+                 batch_size: int = 727040, max_delete: int = 0, once: int | None = None,
+                 stopped: Callable[[], bool] = lambda: False,
+                 publish: Callable[[Worker], None] = lambda worker: None,
+                 stime_kept: Callable[[int], None] = lambda stime: None) -> None:
+        self._connect, self._open_tree = connect, open_tree
+        self._history, self._recorder, self._waiter = history, recorder, waiter
+        self._feed = Feed(history, batch_size)
+        self.db, self.ledger = db, ledger
+        self._patterns, self._max_delete, self._once = patterns, max_delete, once
+        self._stopped, self._publish, self._stime_kept = stopped, publish, stime_kept
+        self._began = time.time_ns()
+        self.state = State()
+        self.progress = Progress()
+        self.connection: Connection | None = None
+        self.loss: Loss | None = None
+        self._was_active = False
+        self._published = 0.0
+        self._position = 0            # end of the last slice that was applied, ns
+        self._applied_upto = 0        # all changes up to then are committed at the slave, ns
+        self._leftovers = False       # the agent may know of things to look at again
+        self._crawl_whole = False     # no history: walk
+        self._limbo = 0               # detached inodes that wait at the slave
+        self._last_commit = 0.0
+
+    # the life of a worker
+
+    def run(self) -> int:
+        """Work until stopped, or until in step with `once`; the exit code. GsyncError: a person has to act."""
+        pause = 1.0
+        while True:
+            try:
+                self._session()
+                self._set("Stopped")
+                return 1 if self.ledger.count() or self.ledger.count_held() else 0
+            except Stopped:
+                self._set("Stopped")
+                return 0
+            except (Transient, SlaveError) as exc:
+                if not self._was_active or (self._once is not None and (pause > 8 or isinstance(exc, SlaveError))):
+                    self._set("Faulty", str(exc))
+                    raise
+                _log.warning("will connect again", error=exc, pause=pause)
+                self._set("Faulty", str(exc))
+            except GsyncError as exc:
+                self._set("Faulty", str(exc))
+                raise
+            finally:
+                self._disconnect()
+            until = time.monotonic() + pause
+            pause = min(pause * 2, LONGEST_PAUSE)
+            with suppress(Stopped):
+                while time.monotonic() < until:
+                    self._check_stop()
+                    self._waiter.wait(until - time.monotonic())
+
+    def _session(self) -> None:
+        self.start()
+        while True:
+            self._check_stop()
+            if self.cycle():
+                continue
+            if self._done():
+                return
+            if self._once is not None:
+                self._recorder.poke()
+            self._waiter.wait(1.0)
+
+    def start(self) -> None:
+        """Connect and find out where the slave stands."""
+        self._set("Initializing")
+        self.progress.phase = "connecting"
+        self.connection = self._connect()
+        hello = self.connection.hello
+        self.db.set_fact("connected", 1)
+        self.loss = Loss(hello)
+        if self.loss.attributes:
+            _log.warning("the slave cannot hold these attributes, they are left out and counted in status",
+                         kinds=", ".join(self.loss.attributes))
+        if self.loss.names:
+            _log.warning("the slave cannot hold these, they will be failures", kinds=", ".join(self.loss.names))
+        self.state.epoch = hello.epoch
+        self._leftovers = True
+        self._limbo = 1
+        stime = hello.stime
+        self.state.stime = stime
+        self._applied_upto = stime or 0
+        if stime is not None:
+            self._position = restart_position(stime)
+        known = self.db.fact("patterns")
+        self._crawl_whole = (stime is None or Hybrid.load(self.db) is not None
+                             or not self._history.reaches_back_to(stime)
+                             or (known is not None and known != self._patterns))
+        self.db.set_fact("patterns", self._patterns)
+        self._was_active = True
+        self._set("Active")
+        _log.info("connected", stime=stime, crawl="Hybrid" if self._crawl_whole else "History")
+
+    def _disconnect(self) -> None:
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
+
+    def _check_stop(self) -> None:
+        if time.monotonic() - self._published > STATUS_EVERY:
+            self._published = time.monotonic()
+            self._publish(self)
+        if self._stopped():
+            raise Stopped
+
+    def _set(self, state: str, reason: str = "") -> None:
+        if (state, reason) != (self.state.state, self.state.reason):
+            _log.info("state", was=self.state.state, now=state, **({"reason": reason} if reason else {}))
+        self.state.state, self.state.reason = state, reason
+        self._publish(self)
+
+    # one step
+
+    def cycle(self) -> bool:
+        """The next batch, crawl or commit; False if there is nothing to do now."""
+        status = self._recorder.status()
+        if status is None or status.watching_since is None:
+            self.progress.phase = "waiting"
+            return False
+        if status.state == "Faulty":
+            if self._once is not None and status.updated > self._began:  # not what an earlier recorder left behind
+                raise Faulty(status.reason)
+            self._set("Faulty", status.reason)
+            return False
+        if self.state.state == "Faulty":
+            self._set("Active")
+        try:
+            if self._crawl_whole:
+                self._hybrid(status.gaps, max(status.watching_since, status.complete_up_to or 0))
+                return True
+            doubt = self._doubt(status.gaps, status.complete_up_to or 0)
+            if doubt and self.db.fact("doubt_whole"):
+                _log.warning("the recorder has a gap since the crawl, walking the tree again")
+                self._crawl_whole = True
+                return True
+            piece = self._feed.take(self._position, status.complete_up_to)  # the status that settled the doubt
+            due = self.ledger.next_due()
+            if piece.changelogs or self._leftovers or doubt or self.ledger.any_approved() or (
+                    due is not None and due <= time.time_ns()):
+                self._changelogs(piece, status.gaps, doubt)
+                return True
+        except HistoryGap as exc:
+            _log.warning("history is missing, walking the tree", error=exc)
+            self._crawl_whole = True
+            return True
+        return self._idle(piece)
+
+    def _doubt(self, gaps: int, complete_up_to: int) -> bool:
+        """Whether names of earlier batches must be looked at again; drops the doubt that is settled [20]."""
+        since, then = self.db.fact("doubt_time"), self.db.fact("doubt_gaps")
+        if since is None:
+            return False
+        if then != gaps:
+            return True
+        if complete_up_to >= int(since):
+            self.db.drop_doubt()
+            for key in ("doubt_time", "doubt_gaps", "doubt_whole"):
+                self.db.set_fact(key, None)
+            self.db.flush()
+        return False
+
+    def _tree(self) -> PosixTree:
+        tree = self._open_tree()
+        if self.loss is not None:
+            tree.sends = self.loss
+        return tree
+
+    def _batch(self, tree: PosixTree, **more: object) -> Batch:
+        assert self.connection is not None
+        return Batch(tree, self.connection.client, self.db, self.connection.syncer, self.ledger, self._recorder,
+                     self.progress, self._check_stop, direct=self.connection.direct,
+                     max_delete=self._max_delete, stime=self.state.stime, **more)  # type: ignore[arg-type]
+
+    def _changelogs(self, piece: Slice, gaps: int, doubt: bool) -> None:
+        started = time.monotonic()
+        self.state.crawl = "Changelog" if piece.last else "History"
+        self.state.in_step = False
+        self.db.reset()
+        for changelog in piece.changelogs:
+            self._read(changelog.path)
+        if self._leftovers:
+            self._take_leftovers(recursive=False)
+        if doubt:
+            self.db.add_doubt()
+        tree = self._tree()
+        try:
+            self._take_due()
+            batch = self._batch(tree)
+            batch.apply()
+        finally:
+            tree.close()
+        self._keep_doubt(batch.last_resolve, gaps, renewed=doubt)
+        self._commit(piece.upto)
+        self._settle()
+        if piece.changelogs:
+            self._position = piece.changelogs[-1].ts * NS
+        now = time.time_ns()
+        first = piece.changelogs[0].ts * NS if piece.changelogs else now
+        self.state.lag_seconds = (now - first) / NS
+        _log.info("batch synced", changelogs=len(piece.changelogs), names=self.progress.names,
+                  files=self.progress.files, removed=self.progress.removed, stime=piece.upto,
+                  took=time.monotonic() - started)
+
+    def _read(self, path: bytes) -> None:
+        """Put what a changelog says to look at into the tables. HistoryGap if it does not say all."""
+        try:
+            file = open(path, "rb")  # noqa: SIM115 closed below; only opening it may find it purged
+        except FileNotFoundError as exc:
+            raise HistoryGap(f"{os.fsdecode(path)}: purged before it was read") from exc
+        with file:
+            for part in read_changes(file):
+                self.db.add_names(name for _, _, names in part.entries for name in names)
+                self.db.add_dirs(EnumDir(gfid, None, False, False)
+                                 for fop, gfid, _ in part.entries if fop == Fop.MKDIR)
+                self.db.add_gfids(part.data, Data.SEND)
+                self.db.add_gfids(part.meta, Data.NONE)
+                for problem in part.problems:
+                    if problem.kind is not ProblemKind.UNKNOWN_FOP:
+                        raise HistoryGap(f"{os.fsdecode(path)}: {problem}")
+                    _log.error("changelog", file=os.fsdecode(path), problem=problem)
+
+    def _take_leftovers(self, recursive: bool) -> None:
+        """What the agent knows of batches that were not committed [7]."""
+        assert self.connection is not None
+        client = self.connection.client
+        for names in client.leftover_names():
+            self.db.add_names(names)
+        for dirs in client.leftover_dirs():
+            self.db.add_dirs(EnumDir(gfid, None, recursive, False) for gfid in dirs)
+        tree = self._open_tree()
+        try:
+            for gfids in client.leftover_gfids():
+                for gfid in gfids:
+                    self.db.add_names(tree.names_of(gfid))
+        finally:
+            tree.close()
+
+    def _take_due(self) -> None:
+        """Failures whose time has come, and deletes that were approved, go with this batch."""
+        self.db.add_names(self.ledger.take_approved())
+        for failure in self.ledger.take_due(time.time_ns()):
+            if failure.name is not None:
+                self.db.add_names([failure.name])
+            elif failure.gfid is not None and failure.what == "dir":
+                self.db.add_dirs([EnumDir(failure.gfid, None, False, False)])
+            elif failure.gfid is not None:
+                self.db.add_gfids([failure.gfid], Data.SEND if failure.what == "data" else Data.NONE)
+
+    def _idle(self, piece: Slice) -> bool:
+        """In step: let the stime follow, so that limbo empties and a checkpoint is reached on a quiet tree [26]."""
+        self.progress.phase = "waiting"
+        self.state.crawl = "Changelog"
+        self.state.in_step = True
+        if piece.upto is None or piece.upto <= (self.state.stime or 0):
+            return False
+        if self.state.lag_seconds is None:
+            self.state.lag_seconds = (time.time_ns() - piece.upto) / NS
+        wanted = self._limbo or (self._once is not None and self._applied_upto < self._once)
+        if wanted or time.monotonic() - self._last_commit > IDLE_COMMIT:
+            self._commit(piece.upto)
+            return bool(self._limbo) and self._once is None
+        return False
+
+    def _done(self) -> bool:
+        return (self._once is not None and self.state.in_step and self._applied_upto >= self._once
+                and not self._limbo and self.db.fact("doubt_time") is None)
+
+    def _keep_doubt(self, resolved: int, gaps: int, renewed: bool, whole: bool = False) -> None:
+        """Before the commit, durably: the names of this batch are in doubt [20], or the whole tree. renewed: so are
+        only they, since the batch has looked at all that was."""
+        earlier = None if renewed else self.db.fact("doubt_gaps")
+        if whole:
+            self.db.set_fact("doubt_whole", 1)
+        else:
+            self.db.keep_doubt()
+        self.db.set_fact("doubt_time", resolved)
+        self.db.set_fact("doubt_gaps", gaps if earlier is None else min(int(earlier), gaps))
+        self.db.flush()
+
+    def _commit(self, upto: int | None) -> None:
+        """Durable at the slave, then the stime [25]."""
+        assert self.connection is not None
+        self.progress.phase = "committing"
+        stime = max(upto or 0, self.state.stime or 0) or None
+        answer = self.connection.client.commit(stime, stime, self.state.epoch, clear=True)
+        self._limbo = answer.left
+        self._last_commit = time.monotonic()
+        self.state.stime = stime
+        if stime is not None:
+            self._applied_upto = stime
+            self.state.last_synced = stime
+            self._stime_kept(stime)
+        self.progress.phase = "waiting"
+
+    def _settle(self) -> None:
+        """The batch is committed: only now may what it knew be forgotten [28]."""
+        self.ledger.settle()
+        self.db.reset()
+        self._leftovers = False
+
+    # the whole tree
+
+    def _hybrid(self, gaps: int, cut: int) -> None:
+        """Walk the tree; resumes an interrupted walk if everything since its cut is recorded."""
+        assert self.connection is not None
+        crawl = Hybrid.load(self.db)
+        if crawl is not None and crawl.gaps == gaps and self._history.reaches_back_to(crawl.cut):
+            self.db.resume()
+            _log.info("hybrid crawl goes on", cut=crawl.cut)
+        else:
+            floor = self.state.stime if crawl is None else min(crawl.cut, self.state.stime or crawl.cut)
+            if floor is not None:
+                floor -= SUSPECT_MARGIN
+            elif not self.connection.hello.fresh:
+                floor = 0
+            crawl = Hybrid(cut, floor, gaps)
+            self.db.reset()
+            self.db.add_dirs([EnumDir(ROOT_GFID, None, True, False)])
+            crawl.save(self.db)
+            _log.info("hybrid crawl", cut=cut, floor=floor)
+        self.state.crawl = "Hybrid"
+        self.state.in_step = False
+        started = time.monotonic()
+        self._last_commit = started
+        if self._leftovers:
+            self._take_leftovers(recursive=True)
+        tree = self._tree()
+        try:
+            self._take_due()
+            batch = self._batch(tree, recursive=True, floor=crawl.floor, checkpoint=self._interim)
+            batch.apply()
+            if crawl.floor is not None:
+                self._unmet(tree, batch)
+        finally:
+            tree.close()
+        self._keep_doubt(batch.last_resolve, crawl.gaps, renewed=True, whole=True)
+        self._commit(crawl.cut)
+        Hybrid.forget(self.db)
+        self._settle()
+        self._position = restart_position(crawl.cut)
+        self._crawl_whole = False
+        _log.info("hybrid crawl done", names=self.progress.names, files=self.progress.files,
+                  took=time.monotonic() - started)
+
+    def _unmet(self, tree: PosixTree, batch: Batch) -> None:
+        """Directories that moved from an unread to a read one while the walk ran are walked too [29]."""
+        self._recorder.wait_complete(batch.last_resolve)
+        while True:
+            unmet = False
+            for gfids in tree.all_dirs():
+                missing = [g for g in gfids if not self.db.has_dir(g)]
+                self.db.add_dirs(EnumDir(g, None, True, False) for g in missing)
+                unmet = unmet or bool(missing)
+            if not unmet:
+                return
+            batch.apply()
+
+    def _interim(self) -> None:
+        """In a long walk: what is done is made durable and need not be walked again."""
+        if time.monotonic() - self._last_commit < INTERIM_COMMIT:
+            return
+        assert self.connection is not None
+        self.db.flush()
+        self.connection.client.commit(None, None, self.state.epoch, clear=False)
+        self.db.forget_done()
+        self._last_commit = time.monotonic()
