@@ -1,0 +1,67 @@
+"""`gsync failures`: what could not be synced, and why."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gsync.cli.options import JsonOption, StateOption
+from gsync.cli.words import Words, session_and_verb
+
+
+def failures(
+    words: Words = None,
+    reason: Annotated[str | None, typer.Option("--reason", help="Why a failure is dropped; goes to the log.")] = None,
+    json: JsonOption = False,
+    state: StateOption = None,
+) -> None:
+    """What could not be synced: [SESSION] list | retry | drop GFID --reason TEXT. A retry comes with the next batch."""
+    import os
+
+    from gsync import log
+    from gsync.cli.output import path_shown, print_json, print_table
+    from gsync.errors import UsageError
+    from gsync.ledger import Failure, Ledger
+    from gsync.model import gfid_parse, gfid_str
+    from gsync.session.session import SessionHome
+    from gsync.session.status import rfc3339
+    from gsync.volume.home import Home
+
+    def shown(failure: Failure) -> dict[str, object]:
+        return {"what": failure.what, "gfid": failure.gfid and gfid_str(failure.gfid),
+                "path": os.fsdecode(failure.path), "errno": failure.errno, "message": failure.message,
+                "tries": failure.tries, "first": rfc3339(failure.first), "last": rfc3339(failure.last)}
+
+    name, verb, rest = session_and_verb(words, ("list", "retry", "drop"))
+    session = SessionHome(Home(state)).the(name)
+    ledger = Ledger(session.ledger_db)
+    try:
+        if verb == "list":
+            rows = [shown(failure) for failure in ledger.all()]
+            if json:
+                print_json(rows)
+            else:
+                print_table(["WHAT", "TRIES", "LAST", "PATH", "WHY", "GFID"],
+                            [[str(r["what"]), str(r["tries"]), str(r["last"]), path_shown(str(r["path"])),
+                              str(r["message"]), str(r["gfid"] or "")] for r in rows])
+            return
+        if verb == "retry":
+            count = ledger.hurry()
+        else:
+            if len(rest) != 1 or not reason:
+                raise UsageError("failures drop: give the gfid that `failures list` shows, and --reason TEXT")
+            try:
+                count = ledger.drop(gfid_parse(rest[0]))
+            except ValueError as exc:
+                raise UsageError(f"failures drop: {exc}") from None
+            if not count:
+                raise UsageError(f"failures drop: nothing is noted of {rest[0]}")
+            log.setup(path=session.log)
+            log.get_logger("gsync.failures").info("dropped", gfid=rest[0], reason=reason)
+    finally:
+        ledger.close()
+    if json:
+        print_json({"session": session.name, "action": verb, "failures": count})
+    else:
+        print(f"{session.name}: {count} failures " + ("are tried again" if verb == "retry" else "dropped"))

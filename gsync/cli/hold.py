@@ -1,0 +1,50 @@
+"""`gsync hold`: deletes that were held back because one batch would have removed too much."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gsync.cli.options import JsonOption, StateOption
+from gsync.cli.words import Words, session_and_verb
+
+
+def hold(
+    words: Words = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    json: JsonOption = False,
+    state: StateOption = None,
+) -> None:
+    """Deletes that wait: [SESSION] show | approve | discard. Approved ones go with the next batch; discarded ones are
+    forgotten, and what they are about stays at the slave."""
+    import os
+
+    from gsync.cli.output import asked, path_shown, print_json, print_table
+    from gsync.errors import UsageError
+    from gsync.ledger import Ledger
+    from gsync.session.session import SessionHome
+    from gsync.session.status import rfc3339
+    from gsync.volume.home import Home
+
+    name, verb, _ = session_and_verb(words, ("show", "approve", "discard"))
+    session = SessionHome(Home(state)).the(name)
+    ledger = Ledger(session.ledger_db)
+    try:
+        held = ledger.held()
+        if verb == "show":
+            if json:
+                print_json([{"path": os.fsdecode(path), "since": rfc3339(since)} for path, since in held])
+            else:
+                print_table(["HELD SINCE", "PATH"],
+                            [[rfc3339(since) or "", path_shown(os.fsdecode(path))] for path, since in held])
+            return
+        if held and not yes and not asked(f"{verb.capitalize()} the deletion of {len(held)} names?"):
+            raise UsageError(f"hold {verb}: not done; --yes does it without asking")
+        count = ledger.approve() if verb == "approve" else ledger.discard()
+    finally:
+        ledger.close()
+    if json:
+        print_json({"session": session.name, "action": verb, "names": count})
+    else:
+        print(f"{session.name}: {count} names {'will be deleted' if verb == 'approve' else 'stay at the slave'}")

@@ -1,0 +1,77 @@
+"""The `gsync` command: which commands there are, and how every one of them ends (design/cli.md's exit codes).
+
+Commands import what they need when they run, so that a start and `--help` cost little.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+
+import typer
+from typer.exceptions import TyperException
+
+from gsync import __version__
+from gsync.cli import failures, hold, recorder, run, status, volume
+from gsync.cli.output import print_error
+from gsync.errors import GsyncError
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True,
+                  help="Keeps a second site in step with a first one, by following changelogs.")
+app.command("run")(run.run)
+app.command("status")(status.status)
+app.command("failures")(failures.failures)
+app.command("hold")(hold.hold)
+app.add_typer(volume.app, name="volume")
+app.add_typer(recorder.app, name="recorder")
+
+
+_INTERRUPTED = 130  # what typer makes of KeyboardInterrupt
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"gsync {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True,
+                                          help="Print the version and exit.")) -> None:
+    pass
+
+
+def call(args: Sequence[str]) -> int:
+    """Runs a command; returns its exit code, negative: to end by that signal. What went wrong is one line on stderr."""
+    try:
+        code = int(app(list(args), prog_name="gsync", standalone_mode=False) or 0)
+        return -signal.SIGINT if code == _INTERRUPTED else code
+    except GsyncError as exc:
+        print_error(str(exc))
+        return exc.exit_code
+    except TyperException as exc:
+        message = exc.format_message()
+        if message:
+            print_error(message)
+        return exc.exit_code
+    except SystemExit:  # what typer makes of EPIPE: the reader of our output has had enough
+        return -signal.SIGPIPE
+    except (KeyboardInterrupt, typer.Abort):
+        return -signal.SIGINT
+    except Exception as exc:  # noqa: BLE001 - whatever it is, it ends in one line
+        if os.environ.get("GSYNC_DEBUG"):
+            traceback.print_exc()
+        print_error(f"internal error: {type(exc).__name__}: {exc} (GSYNC_DEBUG=1 shows where)")
+        return GsyncError.exit_code
+
+
+def main() -> None:
+    """Ends the process: with the exit code, or by the signal that stopped unfinished work."""
+    code = call(sys.argv[1:])
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    sys.exit(code)

@@ -1,0 +1,93 @@
+"""What commands print: one line for an error, JSON documents for machines, tables for people."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from gsync.model import shown
+
+
+def json_ready(value: Any) -> Any:
+    """The value with every text that is not UTF-8 (a path, os.fsdecode'd) given with its bytes beside it."""
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raw = os.fsencode(value)
+            return {"path": raw.decode("utf-8", "replace"), "path_b64": base64.b64encode(raw).decode("ascii")}
+    elif isinstance(value, dict):
+        return {key: json_ready(item) for key, item in value.items()}
+    elif isinstance(value, (list, tuple)):
+        return [json_ready(item) for item in value]
+    return value
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on one line of stdout, at once."""
+    sys.stdout.write(json.dumps(json_ready(value)) + "\n")
+    sys.stdout.flush()
+
+
+def path_shown(path: str) -> str:
+    return shown(os.fsencode(path))
+
+
+def print_error(message: str) -> None:
+    """The one line that an error is."""
+    text = " ".join(message.split("\n")).encode("utf-8", "backslashreplace").decode()
+    sys.stderr.write(f"gsync: {text}\n")
+    sys.stderr.flush()
+
+
+def asked(question: str) -> bool:
+    """Whether the person at the terminal says yes; without one the answer is no."""
+    import typer
+
+    return sys.stdin.isatty() and typer.confirm(question)
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table as wide as its contents on a pipe, as the terminal on one."""
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, markup=False)
+    console.print(make_table(headings, rows))
+
+
+def make_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Any:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def size_text(count: float) -> str:
+    """Bytes for people, in powers of 1024."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if count < 1024 or unit == "TiB":
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError("not reached")
+
+
+def duration_text(seconds: float) -> str:
+    """A duration for people: 4.2 s, 1:05, 3:02:01, 2 d 3 h."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, secs = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours}:{minutes:02}:{secs:02}" if hours else f"{minutes}:{secs:02}"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h"

@@ -1,0 +1,174 @@
+"""How a run is shown: one live line on a terminal, log lines otherwise, JSON events on request.
+
+A RunView is the supervisor's Observer. It acts on nothing; it prints changes once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from gsync.cli.output import duration_text, print_json, size_text
+from gsync.log import get_logger
+from gsync.model import NS
+from gsync.session.status import WorkerStatus, rfc3339
+from gsync.session.supervisor import Ending
+
+log = get_logger("gsync.run")
+
+PROGRESS_EVERY = 1.0  # seconds between two progress events
+
+
+class Totals:
+    """Files and bytes of the whole run: a worker that is started again counts from nothing."""
+
+    def __init__(self) -> None:
+        self._before = (0, 0)
+        self._now = (0, 0)
+        self._pid: int | None = None
+
+    def take(self, status: WorkerStatus) -> tuple[int, int]:
+        if status.pid is not None:
+            if status.pid != self._pid:
+                self._before, self._now = self.sum, (0, 0)
+                self._pid = status.pid
+            self._now = (status.files_done, status.bytes_done)
+        return self.sum
+
+    @property
+    def sum(self) -> tuple[int, int]:
+        return self._before[0] + self._now[0], self._before[1] + self._now[1]
+
+
+def _of(done: str, total: str | None) -> str:
+    return done if total is None or total == done else f"{done} of {total}"
+
+
+def progress_line(status: WorkerStatus, files: int, size: int) -> str:
+    """What the live line says: state or phase, files, bytes, rate, time left, lag, failures."""
+    count = f"{files:,} files"
+    if status.state != "Active":
+        return f"{status.state}: {status.reason}" if status.reason else "connecting"
+    parts = ["in step" if status.in_step else status.phase]
+    if status.in_step:
+        parts += [count, size_text(size)]
+        if status.lag_seconds is not None:
+            parts.append(f"lag {duration_text(status.lag_seconds)}")
+    else:
+        earlier = files - status.files_done, size - status.bytes_done
+        total = None if status.files_total is None else f"{status.files_total + earlier[0]:,} files"
+        parts.append(_of(f"{files:,}" if total else count, total))
+        parts.append(_of(size_text(size), None if status.bytes_total is None
+                         else size_text(status.bytes_total + earlier[1])))
+        parts += [f"{status.rate['files']:,.0f} files/s", f"{size_text(status.rate['bytes'])}/s"]
+        if status.eta_seconds is not None:
+            parts.append(f"{duration_text(status.eta_seconds)} left")
+    if status.failures:
+        parts.append(f"{status.failures:,} failures")
+    if status.held:
+        parts.append(f"{status.held:,} held")
+    return " · ".join(parts)
+
+
+class LiveLine:
+    """One line on stderr that is drawn again in place."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._live = Live(console=Console(stderr=True, highlight=False, markup=False), auto_refresh=False,
+                          transient=True)
+        self._live.start()
+
+    def show(self, text: str) -> None:
+        from rich.text import Text
+
+        self._live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
+
+    def say(self, text: str) -> None:
+        """A line above, that stays."""
+        from rich.text import Text
+
+        self._live.console.print(Text(text))
+
+    def close(self) -> None:
+        self._live.stop()
+
+
+class RunView:
+    """Watches one run. `keep` takes the children's own lines (for the session's log)."""
+
+    def __init__(self, session: str, keep: Callable[[str], None], *, json: bool, live: LiveLine | None) -> None:
+        self._session = session
+        self._keep = keep
+        self._json = json
+        self._live = live
+        self._started = time.monotonic()
+        self._shown: tuple[Any, ...] = ()
+        self._progress: tuple[Any, ...] = ()
+        self._progress_at = 0.0
+        self._been_in_step = False
+        self._lacks: list[str] = []
+        self.totals = Totals()
+
+    def event(self, kind: str, **fields: Any) -> None:
+        if self._json:
+            print_json({"event": kind, "time": rfc3339(time.time_ns()), "session": self._session, **fields})
+
+    def heard(self, child: str, line: str) -> None:
+        self._keep(line)
+
+    def ended(self, child: str, ending: Ending, pause: float | None) -> None:
+        log.warning(f"{child} ended", reason=ending.line, again_in=pause)
+        self.event("restart", child=child, reason=ending.line, pause_seconds=pause)
+
+    def tick(self, status: WorkerStatus) -> None:
+        files, size = self.totals.take(status)
+        shown = (status.state, status.reason, status.crawl)
+        if shown != self._shown:
+            self._shown = shown
+            fields = {"crawl": status.crawl} if status.crawl != "N/A" else {}
+            if status.reason:
+                fields["reason"] = status.reason
+            log.info("worker", state=status.state, **fields)
+            self.event("state", state=status.state, reason=status.reason, crawl=status.crawl)
+        if status.lacks and status.lacks != self._lacks:
+            self._lacks = status.lacks
+            text = f"the slave cannot hold {', '.join(status.lacks)}: what is lost is counted in gsync status"
+            log.warning(text)
+            self.event("lacks", kinds=status.lacks)
+            if self._live is not None:
+                self._live.say(text)
+        if status.in_step and not self._been_in_step:
+            self._been_in_step = True
+            log.info("in step", files=files, bytes=size, took=time.monotonic() - self._started)
+            self.event("in step", files=files, bytes=size, seconds=self._seconds())
+        progress = (status.phase, files, size, status.files_total, status.in_step, status.failures, status.held)
+        if progress != self._progress and time.monotonic() - self._progress_at >= PROGRESS_EVERY:
+            self._progress, self._progress_at = progress, time.monotonic()
+            self.event("progress", phase=status.phase, in_step=status.in_step, files=files, bytes=size,
+                       files_total=status.files_total, bytes_total=status.bytes_total, rate=status.rate,
+                       eta_seconds=status.eta_seconds, lag_seconds=status.lag_seconds, pending=status.pending,
+                       failures=status.failures, held=status.held)
+        if self._live is not None:
+            self._live.show(progress_line(status, files, size))
+
+    def finish(self, status: WorkerStatus, exit_code: int) -> str:
+        """The last words: as an event and a log line, and as the text for a terminal."""
+        files, size = self.totals.take(status)
+        log.info("done", files=files, bytes=size, failures=status.failures, held=status.held,
+                 stime=rfc3339(status.stime), took=time.monotonic() - self._started)
+        self.event("done", exit_code=exit_code, files=files, bytes=size, failures=status.failures,
+                   held=status.held, stime=rfc3339(status.stime), seconds=self._seconds())
+        text = f"{files:,} files, {size_text(size)} in {duration_text(time.monotonic() - self._started)}"
+        if status.stime is not None:
+            behind = (time.time_ns() - status.stime) / NS
+            text += f"; the slave holds everything up to {duration_text(max(behind, 0.0))} ago"
+        if status.failures or status.held:
+            text += f"; {status.failures:,} failures, {status.held:,} held: see gsync failures, gsync hold"
+        return text
+
+    def _seconds(self) -> float:
+        return round(time.monotonic() - self._started, 3)

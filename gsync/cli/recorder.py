@@ -1,0 +1,42 @@
+"""`gsync recorder`: recording on its own, so that history is there when a session starts."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gsync.cli.options import JsonOption, StateOption
+
+app = typer.Typer(no_args_is_help=True, help="The processes that record the changes of volumes.")
+
+
+@app.command("status")
+def status(name: Annotated[str | None, typer.Argument(metavar="NAME", help="Only this volume's.")] = None,
+           json: JsonOption = False, state: StateOption = None) -> None:
+    """Show what the recorders do."""
+    from gsync.cli.output import print_json, print_table
+    from gsync.session.report import recorder_report
+    from gsync.volume.home import Home
+
+    home = Home(state)
+    volumes = home.list() if name is None else [home.get(name)]
+    reports = [{"volume": volume.name, **recorder_report(volume, volume.needed_from())} for volume in volumes]
+    if json:
+        print_json(reports)
+    else:
+        print_table(["VOLUME", "RECORDER", "LAST CHANGELOG", "REASON"],
+                    [[r["volume"], r["state"], r["last_changelog"] or "-", r["reason"]] for r in reports])
+
+
+@app.command("run")
+def run(name: Annotated[str, typer.Argument(metavar="NAME", help="The volume.")],
+        detector: Annotated[str, typer.Option(
+            metavar="auto|fanotify|inotify", help="How changes are noticed.")] = "auto",
+        log_level: Annotated[str, typer.Option(metavar="LEVEL", help="DEBUG, INFO, WARNING or ERROR.")] = "INFO",
+        state: StateOption = None) -> int:
+    """Record a volume's changes until stopped, on its own or before a session starts."""
+    from gsync.recorder.__main__ import main
+    from gsync.volume.home import Home
+
+    return main([name, "--home", Home(state).path, "--detector", detector, "--log-level", log_level])

@@ -1,0 +1,236 @@
+"""`gsync run`: record and replicate in the foreground."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gsync.cli.options import StateOption
+
+if TYPE_CHECKING:
+    from gsync.session.logfile import LogFile
+    from gsync.session.options import Options
+    from gsync.session.session import Session
+    from gsync.session.status import WorkerStatus
+    from gsync.session.supervisor import Ending
+    from gsync.transport.link import Slave
+    from gsync.volume.home import Home, Volume
+
+
+def run(
+    master: Annotated[str, typer.Argument(metavar="MASTER", help="A directory, or a volume's name.")],
+    slave: Annotated[str, typer.Argument(
+        metavar="SLAVE", help="/path, [user@]host:/path or ssh://[user@]host[:port]/path")],
+    once: Annotated[bool, typer.Option(
+        "--once", help="End when everything that exists now is at the slave and durable.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print events, one JSON object per line.")] = False,
+    state: StateOption = None,
+    exclude: Annotated[list[str] | None, typer.Option(
+        metavar="PATTERN", help="Leave out what matches, as in .gitignore. Can be repeated.")] = None,
+    exclude_from: Annotated[str | None, typer.Option(
+        metavar="FILE", help="Patterns from a file, before those of --exclude.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    adopt: Annotated[bool, typer.Option(
+        "--adopt", help="Take over a copy that other means made, comparing instead of sending again.")] = False,
+    sync_method: Annotated[str | None, typer.Option(metavar="auto|rsync|tarssh", help="How data travels.")] = None,
+    sync_jobs: Annotated[int | None, typer.Option(metavar="N", help="Streams of data side by side.")] = None,
+    bwlimit: Annotated[str | None, typer.Option(
+        metavar="RATE", help="Bytes per second that data may use, e.g. 500K or 10M.")] = None,
+    delete_retention: Annotated[float | None, typer.Option(
+        metavar="DAYS", help="Keep deleted files in the slave's .gsync/trash so long.")] = None,
+    max_delete: Annotated[int | None, typer.Option(
+        metavar="N", help="Hold deletes when one batch would remove more than N entries.")] = None,
+    ssh_config: Annotated[str | None, typer.Option(
+        metavar="FILE", help="The file that ssh reads instead of ~/.ssh/config.")] = None,
+    ssh_port: Annotated[int | None, typer.Option(metavar="PORT", help="The port of the slave's ssh server.")] = None,
+    accept_host_key: Annotated[str | None, typer.Option(
+        metavar="SHA256:…", help="Accept the slave's host key if this is its fingerprint.")] = None,
+    detector: Annotated[str, typer.Option(
+        metavar="auto|fanotify|inotify", help="How changes of the master are noticed.")] = "auto",
+    log_level: Annotated[str | None, typer.Option(
+        metavar="LEVEL", help="What goes to the session's log: DEBUG, INFO, WARNING or ERROR.")] = None,
+) -> int:
+    """Record and replicate in the foreground. Stopped and started again, it goes on from where it was."""
+    import os
+    from dataclasses import replace
+
+    from gsync.process import Lock
+    from gsync.session import places
+    from gsync.session.options import Options
+    from gsync.session.session import SessionHome
+    from gsync.volume.home import Home
+
+    given = {
+        "exclude": _patterns(exclude or [], exclude_from), "adopt": adopt, "sync_method": sync_method,
+        "sync_jobs": sync_jobs, "bandwidth_limit": bwlimit, "ssh_port": ssh_port, "log_level": log_level,
+        "max_delete": max_delete,
+        "delete_retention": None if delete_retention is None else round(delete_retention * 86400),
+        "ssh_config": None if ssh_config is None else os.path.abspath(ssh_config),
+    }
+    with _errors_as_events(json):
+        options = Options.of({key: value for key, value in given.items() if value is not None}, "command line")
+        home = Home(state)
+        target = places.slave_at(slave)
+        volume = places.master_volume(home, master)
+        places.check_apart(volume, target, home)
+        if accept_host_key is not None:
+            _accept_host_key(target, options, accept_host_key)
+        sessions = SessionHome(home)
+        session = sessions.find_or_new(volume.name, places.slave_text(target))
+        sessions.save(session)
+        with Lock(session.run_lock, f"session {session.name}"):
+            if dry_run:
+                return _dry_run(replace(session, options=options), volume, home, detector, json=json)
+            if session.options != options:
+                session = replace(session, options=options)
+                sessions.save(session)
+            return _supervise(session, volume, home, detector, once=once, json=json)
+
+
+def _accept_host_key(slave: Slave, options: Options, fingerprint: str) -> None:
+    from dataclasses import replace
+
+    from gsync.errors import UsageError
+    from gsync.transport import setup
+    from gsync.transport.ssh import SshOptions
+
+    if slave.host is None:
+        raise UsageError(f"--accept-host-key: the slave {slave} is on this host")
+    setup.accept_host_key(replace(slave, port=options.ssh_port or slave.port),
+                          SshOptions(config_file=options.ssh_config or None), fingerprint)
+
+
+def _patterns(exclude: list[str], exclude_from: str | None) -> tuple[str, ...]:
+    from gsync.errors import UsageError
+
+    lines: list[str] = []
+    if exclude_from is not None:
+        try:
+            with open(exclude_from, encoding="utf-8", errors="surrogateescape") as file:
+                lines = [line for line in file.read().split("\n") if line]
+        except OSError as exc:
+            raise UsageError(f"--exclude-from {exclude_from}: {exc.strerror}") from None
+    return (*lines, *exclude)
+
+
+@contextmanager
+def _errors_as_events(json: bool) -> Iterator[None]:
+    """With --json an error is an event too, beside the line on stderr."""
+    from gsync.cli.output import print_json
+    from gsync.errors import GsyncError
+
+    try:
+        yield
+    except GsyncError as exc:
+        if json:
+            print_json(_error_event(str(exc), exc.exit_code))
+        raise
+
+
+def _error_event(message: str, exit_code: int) -> dict[str, Any]:
+    import time
+
+    from gsync.session.status import rfc3339
+
+    return {"event": "error", "time": rfc3339(time.time_ns()), "message": message, "exit_code": exit_code}
+
+
+def _supervise(session: Session, volume: Volume, home: Home, detector: str, *, once: bool, json: bool) -> int:
+    import sys
+    import time
+
+    from gsync.cli.output import print_error, print_json
+    from gsync.cli.progress import LiveLine, RunView
+    from gsync.recorder.status import RecorderPort
+    from gsync.session.child import child_argv
+    from gsync.session.status import WorkerStatus
+    from gsync.session.supervisor import DONE, DONE_WITH_FAILURES, Supervisor
+
+    until = time.time_ns()
+    live = LiveLine() if sys.stderr.isatty() and not json else None
+    with _logging(session, quiet=live is not None) as logfile:
+        view = RunView(session.name, logfile.line, json=json, live=live)
+        worker = child_argv("gsync.session.run_worker",
+                            [session.name, "--home", home.path, *(["--once-until", str(until)] if once else [])])
+        supervisor = Supervisor(worker, session.worker_status, _recorder_argv(session, volume, home, detector),
+                                RecorderPort(volume.brick()).holder, view, once=once)
+        try:
+            ending = supervisor.run()
+        finally:
+            if live is not None:
+                live.close()
+        status = WorkerStatus.read(session.worker_status) or WorkerStatus()
+        code = _exit_code(ending, status)
+        summary = view.finish(status, code)
+        if code > DONE_WITH_FAILURES:
+            if json:
+                print_json(_error_event(ending.line, code))
+            print_error(ending.line)
+        if live is not None and code in (DONE, DONE_WITH_FAILURES):
+            print(summary, file=sys.stderr)
+    if supervisor.signal is not None and once:
+        return -supervisor.signal  # the work was not done
+    return code
+
+
+def _recorder_argv(session: Session, volume: Volume, home: Home, detector: str) -> list[str]:
+    from gsync.session.child import child_argv
+
+    return child_argv("gsync.recorder", [volume.name, "--home", home.path, "--detector", detector,
+                                         "--log-level", session.options.log_level])
+
+
+def _exit_code(ending: Ending, status: WorkerStatus) -> int:
+    """A run that was stopped is done, with failures if there are any."""
+    from gsync.session.supervisor import DONE, DONE_WITH_FAILURES
+
+    return DONE_WITH_FAILURES if ending.code == DONE and (status.failures or status.held) else ending.code
+
+
+@contextmanager
+def _logging(session: Session, *, quiet: bool) -> Iterator[LogFile]:
+    """Log lines go to the session's log and, unless quiet, to stderr; a traceback to the log alone."""
+    import logging
+    import traceback
+
+    from gsync import log
+    from gsync.session.logfile import LogFile
+
+    log.setup("INFO")
+    root = logging.getLogger("gsync")
+    logfile = LogFile(session.log, root.handlers[0].formatter)
+    root.handlers[:] = [logfile, *([] if quiet else root.handlers)]
+    try:
+        yield logfile
+    except Exception:
+        logfile.line(traceback.format_exc().rstrip())
+        raise
+    finally:
+        root.handlers[:] = []
+        logfile.close()
+
+
+def _dry_run(session: Session, volume: Volume, home: Home, detector: str, *, json: bool) -> int:
+    import os
+    from collections import Counter
+
+    from gsync.cli.output import path_shown, print_json, size_text
+    from gsync.session.dryrun import dry_run
+
+    found: Counter[str] = Counter()
+    size = 0
+    for line in dry_run(session, volume, home, _recorder_argv(session, volume, home, detector)):
+        found[line.action] += 1
+        size += line.bytes
+        path = os.fsdecode(line.path)
+        if json:
+            print_json({"action": line.action, "path": path, "bytes": line.bytes})
+        else:
+            print(f"{line.action:10} {size_text(line.bytes) if line.bytes else '':>10}  {path_shown(path)}")
+    if not json:
+        counts = ", ".join(f"{action} {count:,}" for action, count in sorted(found.items()))
+        print(f"in all: {counts or 'nothing to do'}" + (f"; {size_text(size)} of data" if size else ""))
+    return 0

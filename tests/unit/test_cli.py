@@ -1,0 +1,352 @@
+"""The gsync command in this process: arguments, one line per error, exit codes, JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from gsync.cli import main, run
+from gsync.cli.output import duration_text, json_ready, print_error, size_text
+from gsync.errors import Faulty, GsyncError, LockedError, SlaveError, Transient, UsageError
+from gsync.process import Lock, start_time
+from gsync.session.session import Session, SessionHome
+from gsync.session.status import WorkerStatus
+from gsync.volume.home import Home
+
+NS = 1_000_000_000
+
+
+class Cli:
+    """Calls gsync with a state folder of its own."""
+
+    def __init__(self, folder: Path, capture: pytest.CaptureFixture[str]) -> None:
+        self.home = Home(str(folder / "home"))
+        self._capture = capture
+        self.err = ""
+
+    def __call__(self, *args: str, code: int = 0) -> str:
+        self._capture.readouterr()
+        assert main.call(args) == code
+        out, self.err = self._capture.readouterr()
+        return out
+
+    def fails(self, *args: str, code: int) -> str:
+        """The one line that the command says on stderr."""
+        assert self(*args, code=code) == ""
+        assert self.err.startswith("gsync: ")
+        assert self.err.count("\n") == 1
+        return self.err.removeprefix("gsync: ").rstrip("\n")
+
+
+@pytest.fixture
+def cli(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    cli = Cli(tmp_path, capsys)
+    monkeypatch.setenv("GSYNC_HOME", cli.home.path)
+    return cli
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    path = tmp_path / "tree"
+    path.mkdir()
+    return path
+
+
+class TestEndings:
+    @pytest.mark.parametrize(
+        ("args", "complaint"),
+        [
+            (["nonsense"], "No such command"),
+            (["run"], "Missing argument 'MASTER'"),
+            (["run", "/m"], "Missing argument 'SLAVE'"),
+            (["run", "/m", "/s", "--nonsense"], "No such option"),
+            (["run", "/m", "/s", "--sync-jobs", "many"], "--sync-jobs"),
+            (["run", "/m", "/s", "--sync-jobs", "99"], "sync_jobs: 99"),
+            (["run", "/m", "/s", "--sync-method", "cp"], "sync_method: 'cp'"),
+            (["run", "/m", "/s", "--bwlimit", "fast"], "bandwidth_limit: 'fast': not a rate"),
+            (["run", "/m", "/s", "--exclude", "!"], "not a pattern: '!'"),
+            (["run", "/m", "/s", "--exclude-from", "/nowhere"], "--exclude-from /nowhere: No such file"),
+            (["run", "/m", "/s", "--log-level", "loud"], "log_level: 'loud'"),
+            (["run", "/no/such/master", "/s"], "master /no/such/master: no such directory"),
+            (["run", "/etc/passwd", "/s"], "master /etc/passwd: Not a directory"),
+            (["run", "/usr", "host:relative"], "the path must begin with /"),
+            (["run", "/usr", "ssh://host"], "not of the form"),
+            (["run", "/usr", "/usr/copy"], "lies inside the master"),
+            (["run", "/usr/lib", "/usr"], "lies inside the slave"),
+            (["run", "/usr", "/", "--accept-host-key", "SHA256:x"], "lies inside the slave"),
+            (["run", "/usr", "/nowhere", "--accept-host-key", "SHA256:x"], "is on this host"),
+            (["status", "nobody"], "session nobody: there is none"),
+            (["status", "../x"], "session '../x': a name is made of"),
+            (["volume", "info", "nothing"], "volume nothing: there is none"),
+            (["volume", "add", "a/b", "/usr"], "volume 'a/b': a name is made of"),
+            (["volume", "add", "x", "/no/such"], "No such file or directory"),
+            (["recorder", "run", "nothing"], "volume nothing: there is none"),
+            (["recorder", "status", "nothing"], "volume nothing: there is none"),
+        ],
+    )
+    def test_bad_usage_is_one_line_and_2(self, cli: Cli, args: list[str], complaint: str) -> None:
+        assert complaint in cli.fails(*args, code=2)
+
+    @pytest.mark.parametrize(
+        ("error", "code"),
+        [(UsageError, 2), (LockedError, 3), (SlaveError, 4), (Transient, 4), (Faulty, 5), (GsyncError, 5),
+         (ValueError, 5), (OSError, 5)],
+    )
+    def test_every_error_has_its_exit_code_and_one_line(
+            self, cli: Cli, monkeypatch: pytest.MonkeyPatch, error: type[Exception], code: int) -> None:
+        def fail(self: Home) -> None:
+            raise error("what\nhappened")
+
+        monkeypatch.setattr(Home, "list", fail)
+        assert "what happened" in cli.fails("volume", "list", code=code)
+
+    def test_a_traceback_is_shown_on_request_only(self, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(self: Home) -> None:
+            raise ValueError("a bug")
+
+        monkeypatch.setattr(Home, "list", fail)
+        assert cli.fails("volume", "list", code=5) == "internal error: ValueError: a bug (GSYNC_DEBUG=1 shows where)"
+        monkeypatch.setenv("GSYNC_DEBUG", "1")
+        cli("volume", "list", code=5)
+        assert "Traceback" in cli.err
+
+    def test_an_error_line_stays_one_line_whatever_it_quotes(self, capsys: pytest.CaptureFixture[str]) -> None:
+        print_error("a\nb \udcff \r é")
+        assert capsys.readouterr().err.count("\n") == 1
+
+    def test_help_and_version_are_no_errors(self, cli: Cli) -> None:
+        assert "Usage: gsync" in cli("--help")
+        assert "--dry-run" in cli("run", "--help")
+        assert cli("--version").startswith("gsync ")
+
+
+class TestRunArguments:
+    @pytest.fixture
+    def supervised(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Session, dict[str, Any]]]:
+        """What would be run; nothing is."""
+        calls: list[tuple[Session, dict[str, Any]]] = []
+
+        def supervise(session: Session, volume: Any, home: Any, detector: str, **more: Any) -> int:
+            calls.append((session, {"detector": detector, **more}))
+            return 0
+
+        monkeypatch.setattr(run, "_supervise", supervise)
+        return calls
+
+    def test_options_become_the_sessions(
+            self, cli: Cli, tree: Path, tmp_path: Path, supervised: list[tuple[Session, dict[str, Any]]],
+            monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "patterns").write_bytes(b"# a comment\n\n*.tmp\n\xff*\n")
+        cli("run", str(tree), "me@host:/copy/", "--once", "--exclude", "*.o", "--exclude", "!keep.o",
+            "--exclude-from", "patterns", "--adopt", "--sync-method", "rsync", "--sync-jobs", "4", "--bwlimit", "10M",
+            "--delete-retention", "1.5", "--ssh-config", "cfg", "--ssh-port", "2222", "--detector", "inotify",
+            "--log-level", "DEBUG")
+        (session, more), = supervised
+        assert more == {"detector": "inotify", "once": True, "json": False}
+        options = session.options
+        assert options.exclude == ("# a comment", "*.tmp", "\udcff*", "*.o", "!keep.o")
+        assert (options.adopt, options.sync_method, options.sync_jobs) == (True, "rsync", 4)
+        assert (options.bandwidth_limit, options.delete_retention) == (10 << 20, 129600)
+        assert (options.ssh_config, options.ssh_port, options.log_level) == (str(tmp_path / "cfg"), 2222, "DEBUG")
+        assert session.slave == "me@host:/copy"
+        assert SessionHome(cli.home).list() == [session]
+
+    def test_the_same_places_are_the_same_session_with_the_new_options(
+            self, cli: Cli, tree: Path, tmp_path: Path, supervised: list[tuple[Session, dict[str, Any]]],
+            monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tree)
+        cli("run", str(tree), str(tmp_path / "copy"), "--exclude", "x")
+        cli("run", ".", "../copy/")
+        first, second = (session for session, _ in supervised)
+        assert first.name == second.name
+        assert (first.options.exclude, second.options.exclude) == (("x",), ())
+        assert SessionHome(cli.home).list() == [second]
+
+    def test_names_that_begin_with_a_dash_or_are_no_text(
+            self, cli: Cli, tmp_path: Path, supervised: list[tuple[Session, dict[str, Any]]],
+            monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        os.mkdir(b"-\xff\n")
+        cli("run", "--", "-\udcff\n", "-slave\udcfe")
+        (session, _), = supervised
+        assert session.slave == f"{tmp_path}/-slave\udcfe"
+        assert cli.home.get(session.volume).path == f"{tmp_path}/-\udcff\n"
+
+    def test_a_second_run_is_refused_with_the_pid_of_the_first(self, cli: Cli, tree: Path, tmp_path: Path,
+                                                               supervised: list[Any]) -> None:
+        cli("run", str(tree), str(tmp_path / "copy"))
+        session = supervised[0][0]
+        with Lock(session.run_lock, "test"):
+            line = cli.fails("run", str(tree), str(tmp_path / "copy"), "--exclude", "y", code=3)
+        assert line == f"session {session.name} is running already, pid {os.getpid()}"
+        assert SessionHome(cli.home).get(session.name).options.exclude == ()
+
+    def test_with_json_an_error_is_an_event_too(self, cli: Cli) -> None:
+        event = json.loads(cli("run", "/no/such", "/copy", "--json", code=2))
+        assert event.pop("time").endswith("Z")
+        assert event == {"event": "error", "message": "master /no/such: no such directory", "exit_code": 2}
+        assert cli.err == "gsync: master /no/such: no such directory\n"
+
+    def test_state_says_where_the_state_is(self, cli: Cli, tree: Path, tmp_path: Path, supervised: list[Any]) -> None:
+        other = tmp_path / "other"
+        cli("run", str(tree), str(tmp_path / "copy"), "--state", str(other))
+        assert not os.path.exists(cli.home.path)
+        reports = json.loads(cli("status", "--json", "--state", str(other)))
+        assert [report["slave"] for report in reports] == [str(tmp_path / "copy")]
+
+
+class TestVolume:
+    def test_add_list_info_remove(self, cli: Cli, tree: Path) -> None:
+        assert json.loads(cli("volume", "list", "--json")) == []
+        cli("volume", "add", "photos", str(tree))
+        (listed,) = json.loads(cli("volume", "list", "--json"))
+        assert (listed["name"], listed["path"], listed["kind"]) == ("photos", str(tree), "posix")
+        assert listed["recorder"]["state"] == "Stopped"
+        assert json.loads(cli("volume", "info", "photos", "--json")) == listed
+        assert str(tree) in cli("volume", "info", "photos")
+        assert "photos" in cli("volume", "list")
+        assert "exists already" in cli.fails("volume", "add", "photos", "/usr", code=2)
+        assert "not removed" in cli.fails("volume", "remove", "photos", code=2)
+        cli("volume", "remove", "photos", "--yes")
+        assert cli.home.list() == []
+        assert tree.is_dir()
+
+    def test_a_path_that_is_no_text_comes_with_its_bytes(self, cli: Cli, tmp_path: Path) -> None:
+        os.mkdir(os.fsencode(tmp_path) + b"/\xff")
+        cli("volume", "add", "odd", f"{tmp_path}/\udcff")
+        (listed,) = json.loads(cli("volume", "list", "--json"))
+        assert set(listed["path"]) == {"path", "path_b64"}
+        assert "\\xff" in cli("volume", "list")
+
+    def test_recorder_status(self, cli: Cli, tree: Path) -> None:
+        cli("volume", "add", "photos", str(tree))
+        assert json.loads(cli("recorder", "status", "--json")) == [
+            {"volume": "photos", "state": "Stopped", "reason": "", "last_changelog": None, "runway_seconds": None}]
+        assert "photos" in cli("recorder", "status", "photos")
+
+
+class TestStatus:
+    @pytest.fixture
+    def session(self, cli: Cli, tree: Path) -> Session:
+        sessions = SessionHome(cli.home)
+        session = sessions.find_or_new(cli.home.add("photos", str(tree)).name, "h:/copy")
+        sessions.save(session)
+        return session
+
+    @staticmethod
+    def working(**more: Any) -> WorkerStatus:
+        return WorkerStatus(pid=os.getpid(), started=start_time(os.getpid()), state="Active", crawl="Changelog",
+                            stime=1_700_000_000 * NS + 123_456_789, entry_stime=1_700_000_000 * NS,
+                            last_synced=1_700_000_000 * NS, lag_seconds=0.25,
+                            pending={"entry": 1, "data": 2, "meta": 3}, failures=4, held=5,
+                            rate={"files": 6.0, "bytes": 7.0}, eta_seconds=8.0, epoch=9, **more)
+
+    def report(self, cli: Cli) -> dict[str, Any]:
+        (report,) = json.loads(cli("status", "--json"))
+        assert set(report) == {"name", "master", "slave", "state", "bricks"}
+        (brick,) = report["bricks"]
+        assert set(brick) == {
+            "node", "path", "state", "reason", "crawl", "stime", "entry_stime", "last_synced", "lag_seconds", "pending",
+            "failures", "held", "left_out", "checkpoint", "rate", "eta_seconds", "recorder", "epoch", "pid"}
+        return {**brick, "session": report["state"]}
+
+    def test_nothing_yet(self, cli: Cli) -> None:
+        assert "no sessions in" in cli("status")
+        assert json.loads(cli("status", "--json")) == []
+
+    def test_a_session_that_never_ran(self, cli: Cli, session: Session) -> None:
+        report = self.report(cli)
+        assert (report["session"], report["state"], report["stime"]) == ("Created", "Stopped", None)
+
+    def test_a_session_at_work(self, cli: Cli, session: Session) -> None:
+        self.working().write(session.worker_status)
+        with Lock(session.run_lock, "test"):
+            report = self.report(cli)
+        assert (report["session"], report["state"], report["crawl"]) == ("Started", "Active", "Changelog")
+        assert report["stime"] == "2023-11-14T22:13:20.123456Z"
+        assert report["last_synced"] == "2023-11-14T22:13:20.000000Z"
+        assert (report["lag_seconds"], report["eta_seconds"], report["epoch"]) == (0.25, 8.0, 9)
+        assert report["pending"] == {"entry": 1, "data": 2, "meta": 3}
+        assert (report["failures"], report["held"], report["pid"]) == (4, 5, os.getpid())
+        assert report["recorder"]["state"] == "Stopped"
+        assert report["recorder"]["runway_seconds"] == 0.0
+
+    def test_what_a_dead_worker_said_is_not_believed(self, cli: Cli, session: Session) -> None:
+        self.working().write(session.worker_status)
+        stale = json.loads(Path(session.worker_status).read_text())
+        stale["started"] += 1  # another process has that pid now
+        Path(session.worker_status).write_text(json.dumps(stale))
+        report = self.report(cli)
+        assert (report["session"], report["state"], report["crawl"]) == ("Stopped", "Stopped", "N/A")
+        assert (report["lag_seconds"], report["eta_seconds"], report["pid"]) == (None, None, None)
+        assert (report["failures"], report["stime"]) == (4, "2023-11-14T22:13:20.123456Z")
+        with Lock(session.run_lock, "test"):
+            assert self.report(cli)["state"] == "Initializing"
+
+    def test_what_the_supervisor_noted_is_shown(self, cli: Cli, session: Session) -> None:
+        WorkerStatus(state="Faulty", reason="no space left").write(session.worker_status)
+        with Lock(session.run_lock, "test"):
+            report = self.report(cli)
+        assert (report["state"], report["reason"], report["pid"]) == ("Faulty", "no space left", None)
+
+    def test_tables_on_a_pipe_are_complete(self, cli: Cli, session: Session) -> None:
+        self.working().write(session.worker_status)
+        with Lock(session.run_lock, "test"):
+            plain, detail = cli("status"), cli("status", "--detail")
+        assert session.name in plain
+        assert len(plain.splitlines()) == len(detail.splitlines()) == 3
+        for word in ("photos", "h:/copy", "Active", "Changelog", "2023-11-14 22:13:20"):
+            assert word in plain
+        for heading in ("LAG", "ENTRY", "DATA", "META", "FAILURES", "HELD", "RECORDER"):
+            assert heading in detail
+
+    def test_a_reason_is_a_line_below_the_table(self, cli: Cli, session: Session) -> None:
+        WorkerStatus(state="Faulty", reason="no space left").write(session.worker_status)
+        with Lock(session.run_lock, "test"):
+            assert cli("status").splitlines()[2:][1:] == [f"{session.name}: no space left"]
+
+    def test_a_session_whose_volume_was_removed_is_shown_all_the_same(self, cli: Cli, session: Session) -> None:
+        cli("volume", "remove", "photos", "--yes")
+        report = self.report(cli)
+        assert (report["path"], report["recorder"]["state"]) == (None, "Stopped")
+        assert report["reason"].startswith("volume photos: there is none")
+        assert session.name in cli("status")
+
+    def test_a_damaged_status_file_is_no_error(self, cli: Cli, session: Session) -> None:
+        Path(session.worker_status).write_text("{")
+        assert self.report(cli)["session"] == "Created"
+
+
+def test_every_command_and_option_is_in_the_readme() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    missing = []
+
+    def look(command: Any, path: str) -> None:
+        for parameter in command.params:
+            missing.extend(f"{path} {option}" for option in parameter.opts
+                           if option.startswith("--") and option not in readme)
+        for name, each in getattr(command, "commands", {}).items():
+            if name not in readme:
+                missing.append(f"{path} {name}")
+            look(each, f"{path} {name}")
+
+    look(typer.main.get_command(main.app), "gsync")
+    assert missing == ["gsync --version"]
+
+
+def test_json_of_texts_that_are_not_utf_8() -> None:
+    assert json_ready({"a": ["é", "x\udcff"], "n": None}) == {
+        "a": ["é", {"path": "x\ufffd", "path_b64": "eP8="}], "n": None}
+
+
+def test_sizes_and_durations_for_people() -> None:
+    assert [size_text(n) for n in (0, 1023, 1536, 10 << 20, 123 << 30, 5 << 50)] == [
+        "0 B", "1023 B", "1.5 KiB", "10.0 MiB", "123 GiB", "5120 TiB"]
+    assert [duration_text(s) for s in (0.25, 59, 65, 3600, 200_000)] == [
+        "0.2 s", "59.0 s", "1:05", "1:00:00", "2 d 7 h"]
