@@ -1,0 +1,229 @@
+"""What goes wrong around a run: each time one clear line, the exit code that the command line promises, and no harm."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.images import FsImage
+from tests.place import Place
+from tests.sshd import HOST, Sshd
+from tests.trees import compare, make_everything, wait_until_equal
+
+MIB = 1 << 20
+PATIENCE = 60  # s
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    place = Place(tmp_path)
+    yield place
+    assert place.pids("run") + place.pids("worker") + place.pids("agent") + place.pids("receiver") == []
+
+
+@pytest.fixture
+def sshd(tmp_path: Path) -> Iterator[Sshd]:
+    with Sshd(tmp_path / "sshd") as sshd:
+        yield sshd
+
+
+def over(place: Place, sshd: Sshd) -> Place:
+    """The place with its slave over ssh."""
+    place.slave_arg, place.args = f"{HOST}:{place.slave}", ("--ssh-config", sshd.client_config)
+    return place
+
+
+def fill(place: Place) -> None:
+    for n in range(30):
+        path = place.master / f"dir{n % 3}" / f"file{n}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"{n}\n" * 100)
+
+
+def line_of(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line that says what is wrong."""
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("gsync: ")]
+    assert "Traceback" not in done.stderr
+    return line
+
+
+def wait(condition: Callable[[], bool], say: Callable[[], object]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, say()
+        time.sleep(0.05)
+
+
+@pytest.mark.root
+class TestSlaveFileSystem:
+    def test_full_at_the_first_crawl(self, place: Place) -> None:
+        fill(place)
+        (place.master / "big").write_bytes(os.urandom(12 * MIB))
+        with FsImage(place.folder / "small", 8 * MIB, "tmpfs") as image:
+            place.slave = image.path
+            place.slave_arg = str(image.path)
+            assert "No space left on device" in line_of(place.once(code=4))
+            subprocess.run(["mount", "-o", "remount,size=64m", image.path], check=True)
+            place.once()
+            assert compare(place.master, place.slave) == []
+
+    def test_full_while_following(self, place: Place) -> None:
+        fill(place)
+        with FsImage(place.folder / "small", 8 * MIB, "tmpfs") as image:
+            place.slave = image.path
+            place.slave_arg = str(image.path)
+            with place.follow():
+                (place.master / "big").write_bytes(os.urandom(12 * MIB))
+                wait(lambda: place.worker_status()["state"] == "Faulty", place.log)
+                assert "No space left" in place.worker_status()["reason"]
+                assert not (place.slave / "big").exists()
+                subprocess.run(["mount", "-o", "remount,size=64m", image.path], check=True)
+                assert wait_until_equal(place.master, place.slave, PATIENCE) == [], place.log()
+
+    def test_read_only(self, place: Place) -> None:
+        fill(place)
+        with FsImage(place.folder / "image", 32 * MIB) as image:
+            (image.path / "slave").mkdir()
+            place.slave = image.path / "slave"
+            place.slave_arg = str(place.slave)
+            image.remount(read_only=True)
+            line = line_of(place.once(code=4)).lower()
+            assert "read-only" in line
+            image.remount(read_only=False)
+            place.once()
+            image.remount(read_only=True)
+            (place.master / "later").touch()
+            assert "read-only" in line_of(place.once(code=4)).lower()
+            image.remount(read_only=False)
+            place.once()
+            assert compare(place.master, place.slave) == []
+
+    def test_one_that_lacks_xattrs_and_handles(self, place: Place) -> None:
+        """ramfs keeps no ACLs and no xattrs of users and root."""
+        make_everything(place.master, 4, privileged=True)
+        (place.folder / "mnt").mkdir()
+        subprocess.run(["mount", "-t", "ramfs", "none", place.folder / "mnt"], check=True)
+        try:
+            place.slave = place.folder / "mnt" / "slave"
+            place.slave.mkdir()
+            place.slave_arg = str(place.slave)
+            done = place.once()
+            assert "the slave cannot hold xattrs, acls" in done.stderr
+            lost = place.report()["bricks"][0]["left_out"]
+            assert lost["xattrs"] > 0
+            assert [x for x in compare(place.master, place.slave) if ": xattr " not in x and ": mode " not in x] == []
+        finally:
+            subprocess.run(["umount", place.folder / "mnt"], check=True)
+
+
+class TestSlaveHost:
+    def test_it_goes_away_and_comes_back(self, place: Place, sshd: Sshd) -> None:
+        fill(place)
+        with over(place, sshd).follow():
+            sshd.stop()
+            (place.master / "meanwhile").write_text("meanwhile")
+            (place.master / "dir0").rename(place.master / "renamed")
+            wait(lambda: place.worker_status()["state"] == "Faulty", place.log)
+            assert str(place.slave) in place.worker_status()["reason"]
+            sshd.start()
+            assert wait_until_equal(place.master, place.slave, PATIENCE) == [], place.log()
+            place.wait_for(lambda brick: brick["state"] == "Active" and brick["reason"] == "")
+
+    def test_the_line_is_cut_while_data_travels(self, place: Place, sshd: Sshd) -> None:
+        for n in range(40):
+            (place.master / f"{n}").write_bytes(os.urandom(MIB))
+        over(place, sshd).args += ("--bwlimit", "20M")
+        with place.start() as run:
+            for _ in range(3):
+                count = len(list(place.slave.iterdir()))
+                wait(lambda count=count: len(list(place.slave.iterdir())) > count  # type: ignore[misc]
+                     or bool(place.worker_status().get("files_done")), place.log)
+                sshd.drop_connections()
+            assert wait_until_equal(place.master, place.slave, PATIENCE) == [], place.log()
+            run.terminate()
+
+    def test_not_there(self, place: Place, sshd: Sshd) -> None:
+        sshd.stop()
+        assert str(place.slave) in line_of(over(place, sshd).once(code=4))
+
+    def test_no_permission(self, place: Place, sshd: Sshd) -> None:
+        (sshd.dir / "authorized_keys").write_text("")
+        assert "Permission denied" in line_of(over(place, sshd).once(code=4))
+
+    def test_changed_host_key(self, place: Place, sshd: Sshd) -> None:
+        other = place.folder / "other"
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", other], check=True)
+        kind, key, *_ = other.with_suffix(".pub").read_text().split()
+        sshd.known_hosts.write_text(f"[127.0.0.1]:{sshd.port} {kind} {key}\n")
+        assert "host key has CHANGED" in line_of(over(place, sshd).once(code=4))
+
+    def test_without_python(self, place: Place) -> None:
+        with Sshd(place.folder / "sshd", forced_command=str(without(place, "python"))) as sshd:
+            line = line_of(over(place, sshd).once(code=4))
+            assert "needs Python 3.9 or newer" in line
+            assert "install python3" in line
+
+    def test_without_rsync(self, place: Place) -> None:
+        fill(place)
+        with Sshd(place.folder / "sshd", forced_command=str(without(place, "rsync"))) as sshd:
+            assert "needs rsync" in line_of(over(place, sshd).once("--sync-method", "rsync", code=4))
+            place.once()  # auto does without
+            assert compare(place.master, place.slave) == []
+
+
+def without(place: Place, program: str) -> Path:
+    """A command for sshd that gives the shell a PATH on which everything but this program is found."""
+    folder = place.folder / f"without {program}".replace(" ", "-")
+    folder.mkdir()
+    for source in ("/usr/bin", "/bin"):
+        for path in Path(source).iterdir():
+            if not path.name.startswith(program) and not (folder / path.name).is_symlink():
+                (folder / path.name).symlink_to(path)
+    script = place.folder / "shell"
+    script.write_text(f'#!/bin/sh\nPATH={folder}\nexport PATH\nexec /bin/sh -c "$SSH_ORIGINAL_COMMAND"\n')
+    script.chmod(0o755)
+    return script
+
+
+class TestSlaveFolder:
+    def test_a_copy_made_by_rsync_is_adopted_and_only_differences_are_sent(self, place: Place) -> None:
+        fill(place)
+        subprocess.run(["rsync", "-a", f"{place.master}/", f"{place.slave}/"], check=True)
+        (place.slave / "stale").mkdir()
+        (place.slave / "stale" / "file").touch()
+        (place.slave / "dir0" / "file3").write_text("other")
+        (place.slave / "dir1" / "file4").unlink()
+        assert "--adopt" in line_of(place.once(code=4))
+        files, size = place.sent(place.once("--adopt"))
+        assert files == 2
+        assert size < 5000
+        assert compare(place.master, place.slave) == []
+
+    def test_slave_in_master_and_master_in_slave(self, place: Place) -> None:
+        (place.master / "in").mkdir()
+        for master, slave in ((place.master, place.master / "in"), (place.master / "in", place.master),
+                              (place.master, place.master)):
+            done = place.gsync("run", master, slave, "--once", code=2)
+            assert str(slave) in line_of(done)
+
+    def test_master_missing_or_no_directory(self, place: Place) -> None:
+        (place.folder / "file").touch()
+        for master in (place.folder / "nowhere", place.folder / "file"):
+            assert str(master) in line_of(place.gsync("run", master, place.slave, "--once", code=2))
+
+    def test_what_takes_the_slave_away_while_following(self, place: Place) -> None:
+        fill(place)
+        with place.follow():
+            shutil.move(place.slave, place.folder / "elsewhere")
+            (place.master / "new").touch()
+            place.kill("agent")
+            wait(lambda: place.worker_status()["state"] == "Faulty", place.log)
+            assert str(place.slave) in place.worker_status()["reason"]
+            shutil.move(place.folder / "elsewhere", place.slave)
+            assert wait_until_equal(place.master, place.slave, PATIENCE) == [], place.log()

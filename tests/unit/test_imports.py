@@ -1,0 +1,174 @@
+"""Imports point down only, and what goes to a slave host runs there: read from the source with ast."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# Lowest first. "x.*" is the package x and everything in it.
+LAYERS = [
+    ["errors", "model", "log", "durable", "process"],
+    ["fsid"],
+    ["namespace", "rpc", "changelog.*"],
+    ["volume.*"],
+    ["recorder.*", "transport.*"],
+    ["slave.*"],
+    ["sync.*"],
+    ["changelogdb", "ledger"],
+    ["batch", "crawl.*"],
+    ["session.*"],
+    ["transfer.*"],
+    ["cli.*", "__main__"],
+]
+
+# What the master brings along for the slave host: Python 3.9, standard library only.
+AGENT = ["__init__", "model", "errors", "fsid", "namespace", "rpc", "slave.*"]
+NOT_IN_AGENT = ["slave.client"]
+
+
+def matches(module: str, patterns: list[str]) -> bool:
+    return any(module == p or (p.endswith(".*") and (module + ".").startswith(p[:-1])) for p in patterns)
+
+
+def layer_of(module: str) -> int | None:
+    """The layer of a module (its name without "gsync."); None: it has no place yet."""
+    return next((i for i, patterns in enumerate(LAYERS) if matches(module, patterns)), None)
+
+
+def in_agent(module: str) -> bool:
+    return matches(module, AGENT) and not matches(module, NOT_IN_AGENT)
+
+
+def read_modules(root: Path) -> dict[str, ast.Module]:
+    """Every module of the gsync package below `root`, by its name without "gsync."."""
+    modules = {}
+    for path in sorted((root / "gsync").rglob("*.py")):
+        parts = path.relative_to(root / "gsync").with_suffix("").parts
+        if parts[-1] == "__init__" and len(parts) > 1:
+            parts = parts[:-1]
+        modules[".".join(parts)] = ast.parse(path.read_bytes(), str(path))
+    return modules
+
+
+def imports(name: str, tree: ast.Module, known: set[str]) -> Iterator[str]:
+    """The full names of the modules that a module imports, anywhere in it; `known` are gsync's own."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: relative import; use the full name"
+            assert node.module is not None
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full.removeprefix("gsync.") in known else node.module
+
+
+def own(full: str) -> str | None:
+    """The name within gsync of an imported module, None for others; gsync itself is "__init__"."""
+    if full == "gsync":
+        return "__init__"
+    return full.removeprefix("gsync.") if full.startswith("gsync.") else None
+
+
+def wrong_imports(modules: dict[str, ast.Module]) -> list[str]:
+    """What breaks the order of layers, as lines for a person."""
+    wrong = []
+    for name, tree in modules.items():
+        if name == "__init__":
+            wrong += [f"gsync/__init__.py imports {full}" for full in imports(name, tree, set(modules))]
+            continue
+        layer = layer_of(name)
+        if layer is None:
+            wrong.append(f"{name} has no place in LAYERS")
+            continue
+        for full in imports(name, tree, set(modules)):
+            target = own(full)
+            if target is None or target == "__init__":
+                continue
+            below = layer_of(target)
+            if below is None or below > layer:
+                wrong.append(f"{name} imports {full}, which is above it")
+    return wrong
+
+
+def wrong_agent_imports(modules: dict[str, ast.Module]) -> list[str]:
+    """What the agent's modules import that a slave host does not have, as lines for a person."""
+    wrong = []
+    for name, tree in modules.items():
+        if not in_agent(name):
+            continue
+        for full in imports(name, tree, set(modules)):
+            target = own(full)
+            if target is None and full.partition(".")[0] not in sys.stdlib_module_names:
+                wrong.append(f"{name} imports {full}, which is not in the standard library")
+            elif target is not None and not in_agent(target):
+                wrong.append(f"{name} imports {full}, which is not in the agent")
+    return wrong
+
+
+def test_imports_point_down_only() -> None:
+    assert wrong_imports(read_modules(ROOT)) == []
+
+
+def test_agent_modules_need_only_the_standard_library_and_each_other() -> None:
+    assert wrong_agent_imports(read_modules(ROOT)) == []
+
+
+def test_agent_modules_are_written_in_python_3_9() -> None:
+    for path in sorted((ROOT / "gsync").rglob("*.py")):
+        module = ".".join(path.relative_to(ROOT / "gsync").with_suffix("").parts)
+        if in_agent(module):
+            ast.parse(path.read_bytes(), str(path), feature_version=(3, 9))
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "complaint"),
+    [
+        ("model", "import gsync.cli.main", "above"),
+        ("model", "def f():\n    from gsync import namespace", "above"),
+        ("volume.posix", "from gsync.recorder.recorder import Recorder", "above"),
+        ("changelog", "from gsync.volume import posix", "above"),
+        ("utils", "import os", "no place"),
+        ("__init__", "from gsync import model", "__init__"),
+    ],
+)
+def test_a_wrong_import_is_found(module: str, source: str, complaint: str) -> None:
+    names = ["cli.main", "namespace", "recorder.recorder", "volume.posix"]
+    modules = {name: ast.parse("") for name in names} | {module: ast.parse(source)}
+    (line,) = wrong_imports(modules)
+    assert complaint in line
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "complaint"),
+    [
+        ("slave.agent", "import xattr", "standard library"),
+        ("namespace", "from sqlite_utils import Database", "standard library"),
+        ("rpc", "from gsync.slave.client import Client", "not in the agent"),
+        ("slave.agent", "from gsync.changelog import records", "not in the agent"),
+    ],
+)
+def test_a_wrong_import_in_the_agent_is_found(module: str, source: str, complaint: str) -> None:
+    modules = {name: ast.parse("") for name in ["slave.client", "changelog.records"]} | {module: ast.parse(source)}
+    (line,) = wrong_agent_imports(modules)
+    assert complaint in line
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("model", "import os\nfrom gsync import errors\nfrom gsync.errors import GsyncError"),
+        ("cli.main", "import typer\nfrom gsync import __version__\nfrom gsync.volume import posix"),
+        ("slave.client", "import paramiko\nfrom gsync import rpc"),
+    ],
+)
+def test_a_right_import_is_not_complained_of(module: str, source: str) -> None:
+    modules = {name: ast.parse("") for name in ["errors", "log", "rpc", "volume.posix"]} | {module: ast.parse(source)}
+    assert wrong_imports(modules) == []
+    assert wrong_agent_imports(modules) == []
