@@ -1,36 +1,118 @@
-"""A session's settings: one field per option with its default, its check and its help, and nothing elsewhere.
+"""The table of options: for each its type, default, check, help, and what must be restarted for it; nowhere else.
 
-A value that does not pass its check, or a key that is no option, is a UsageError naming where it stands and the key.
+Fields are in snake_case; in files, on the command line and in messages the names are in kebab-case. A value that does
+not pass its check, or a name that is no option, is a UsageError naming where it stands and the option.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass as plain_dataclass
+from enum import StrEnum
+from functools import cache
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
 
 from gsync.errors import UsageError
 
-_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?(?:/s)?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?(?:/s)?", re.IGNORECASE)
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw]?)", re.IGNORECASE)
+_SECONDS = {"w": 604800, "d": 86400, "h": 3600, "m": 60, "s": 1}
+
+
+class Kind(StrEnum):
+    """How a value is written."""
+
+    TEXT = "text"
+    SIZE = "size"
+    DURATION = "duration"
+    PATTERNS = "patterns"
+
+
+class Scope(StrEnum):
+    """Which files an option may stand in: any, or only those of a node."""
+
+    SESSION = "session"
+    NODE = "node"
+
+
+@plain_dataclass(frozen=True)
+class About:
+    """What an option is beside its type, default and check. restarts: worker, recorder, monitor, or nothing."""
+
+    help: str
+    restarts: tuple[str, ...] = ("worker",)
+    scope: Scope = Scope.SESSION
+    kind: Kind = Kind.TEXT
+    unsafe: str = ""        # the value that must be confirmed when set, and why
+    gluster: str = ""       # another name that GlusterFS has for it
+
+
+# values as people write them
+
+def parse_size(value: object) -> object:
+    """Bytes (or bytes per second) of "500K", "10M", "1.5G" (powers of 1024) or a plain number."""
+    if not isinstance(value, str):
+        return value
+    match = _SIZE.fullmatch(value.strip())
+    if match is None:
+        raise ValueError("not a number of bytes such as 500K or 10M")
+    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
 
 
 def parse_rate(value: object) -> object:
-    """Bytes per second of "500K", "10M", "1.5G" (powers of 1024) or a plain number."""
+    """Bytes per second, written as a size."""
+    try:
+        return parse_size(value)
+    except ValueError:
+        raise ValueError("not a rate such as 500K or 10M") from None
+
+
+def parse_duration(value: object) -> object:
+    """Seconds of "30s", "5m", "12h", "7d", "2w" or a plain number of seconds."""
     if not isinstance(value, str):
         return value
-    match = _RATE.fullmatch(value.strip())
+    match = _DURATION.fullmatch(value.strip())
     if match is None:
-        raise ValueError("not a rate such as 500K or 10M")
-    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+        raise ValueError("not a duration such as 30s, 12h or 7d")
+    seconds = float(match[1]) * _SECONDS[match[2].lower() or "s"]
+    return int(seconds) if seconds == int(seconds) else seconds
+
+
+def size_text(value: float) -> str:
+    for power, unit in ((4, "T"), (3, "G"), (2, "M"), (1, "K")):
+        if value and value % 1024 ** power == 0:
+            return f"{int(value) // 1024 ** power}{unit}"
+    return str(value)
+
+
+def duration_text(value: float) -> str:
+    for unit in ("d", "h", "m"):
+        if value and value % _SECONDS[unit] == 0:
+            return f"{int(value) // _SECONDS[unit]}{unit}"
+    return f"{value:g}s" if value else "0"
+
+
+def _lines(value: object) -> object:
+    """One pattern per line; neither empty ones nor comments, as in .gitignore."""
+    lines = value.split("\n") if isinstance(value, str) else value
+    if not isinstance(lines, (list, tuple)):
+        return value
+    return tuple(line for line in lines if not isinstance(line, str) or (line.strip() and not line.startswith("#")))
 
 
 def _check_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
     for pattern in patterns:
         import pathspec  # most sessions have no patterns, and do not wait for it
 
+        if "\n" in pattern:
+            raise ValueError(f"not a pattern: {pattern!r}")
         try:
             pathspec.GitIgnoreSpec.from_lines([pattern])
         except ValueError as exc:
@@ -38,46 +120,326 @@ def _check_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
     return patterns
 
 
+def _check_words(value: str) -> str:
+    try:
+        shlex.split(value)
+    except ValueError as exc:
+        raise ValueError(f"{exc} (quotes are as in a shell)") from None
+    return value
+
+
+_PER_BOX = "gsync gives it itself"
+_RSYNC_REFUSED = {
+    "-n": "nothing would be sent", "--dry-run": "nothing would be sent",
+    "-e": "the way to the slave is the session's connection; see ssh-command", "--rsh": "the way to the slave is the "
+    "session's connection; see ssh-command", "--files-from": _PER_BOX, "--bwlimit": "see bandwidth-limit",
+    "--list-only": "nothing would be sent", "--daemon": "gsync starts no daemon",
+    "--remove-source-files": "gsync never changes the master", "--backup": "it would leave files behind at the slave",
+    "-b": "it would leave files behind at the slave", "-u": "files would be left as they are at the slave",
+    "--update": "files would be left as they are at the slave", "--existing": "new files would stay empty",
+    "--ignore-existing": "files would be left as they are at the slave",
+    "--size-only": "files would be left as they are at the slave", "--max-size": "files would be left out",
+    "--min-size": "files would be left out", "--exclude": "see exclude", "--filter": "see exclude",
+    "-f": "see exclude", "--exclude-from": "see exclude", "--no-inplace": _PER_BOX, "--append": "files could differ",
+}
+
+
+def _check_rsync_options(value: str) -> str:
+    for word in shlex.split(_check_words(value)):
+        name = word.partition("=")[0]
+        if not word.startswith("-"):
+            raise ValueError(f"{word!r} is not an option of rsync; options with a value are written --option=value")
+        if name in _RSYNC_REFUSED or name.startswith(("--del", "--no-")):
+            raise ValueError(f"{word}: not allowed: {_RSYNC_REFUSED.get(name, 'gsync decides that')}")
+    return value
+
+
+_SSH_SET = {
+    "batchmode", "clearallforwardings", "connecttimeout", "controlmaster", "controlpath", "controlpersist", "port",
+    "compression", "escapechar", "permitlocalcommand", "remotecommand", "requesttty", "serveralivecountmax",
+    "serveraliveinterval", "forwardagent", "forwardx11"}
+_SSH_FLAGS = {"-i": "IdentityFile", "-c": "Ciphers", "-m": "MACs", "-J": "ProxyJump", "-b": "BindAddress"}
+
+
+def ssh_words(value: str) -> tuple[str, ...]:
+    """The `Name=value` settings in a text of ssh's options: -oName=value, -i FILE, -c CIPHERS, -m, -J, -b.
+
+    ValueError: something else, or what gsync sets itself.
+    """
+    settings: list[str] = []
+    words = shlex.split(_check_words(value))
+    while words:
+        word = words.pop(0)
+        flag, rest = word[:2], word[2:]
+        if flag not in ("-o", *_SSH_FLAGS):
+            raise ValueError(f"{word!r}: written as for ssh, of its options -o, {', '.join(_SSH_FLAGS)}; "
+                             "the others belong into ssh's own configuration (ssh-config)")
+        if not rest:
+            if not words:
+                raise ValueError(f"{word!r}: what follows it is missing")
+            rest = words.pop(0)
+        setting = rest if flag == "-o" else f"{_SSH_FLAGS[flag]}={rest}"
+        name = re.split(r"[=\s]", setting, maxsplit=1)[0].lower()
+        if name in _SSH_SET:
+            raise ValueError(f"{setting}: gsync sets {name} itself")
+        settings.append(setting)
+    return tuple(settings)
+
+
+def _check_ssh_options(value: str) -> str:
+    ssh_words(value)
+    return value
+
+
+def _check_program(value: str) -> str:
+    import os
+    import shutil
+
+    if not value or (os.sep in value and not os.path.isabs(value)) or shutil.which(value) is None:
+        raise ValueError("no such program that can be executed")
+    return value
+
+
+def _check_ionice(value: str) -> str:
+    if not re.fullmatch(r"|none|idle|best-effort(:[0-7])?", value):
+        raise ValueError("should be idle, best-effort, best-effort:0 … best-effort:7, or none")
+    return value
+
+
+_Duration = BeforeValidator(parse_duration)
+_Size = BeforeValidator(parse_size)
+_NODE = Scope.NODE
+_LEVELS = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+
+
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class Options:
-    """What can be set for a session. Frozen: a change makes a new one and restarts the worker."""
+    """What can be set. Frozen: a change makes a new one and restarts what depends on it."""
 
-    sync_method: Annotated[Literal["auto", "rsync", "tarssh"], Field(description=(
-        "How file data travels: rsync sends differences, tarssh whole files, auto chooses for each file."))] = "auto"
-    sync_jobs: Annotated[int, Field(ge=1, le=16, description="Streams that carry file data side by side.")] = 2
-    exclude: Annotated[tuple[str, ...], AfterValidator(_check_patterns), Field(description=(
-        "Patterns as in .gitignore, relative to the root of the master; what they match stays out."))] = ()
-    bandwidth_limit: Annotated[int, BeforeValidator(parse_rate), Field(ge=0, description=(
-        "Bytes per second that file data may use, e.g. 10M; 0: no limit."))] = 0
-    delete_retention: Annotated[int, Field(ge=0, description=(
-        "Seconds that deleted files stay in the slave's .gsync/trash; 0: none."))] = 0
-    max_delete: Annotated[int, Field(ge=0, description=(
-        "Hold deletes when one batch would remove more files than this; 0: never."))] = 0
-    adopt: Annotated[bool, Field(description=(
-        "Take over what the slave holds already, by comparing, when it is no gsync slave yet."))] = False
-    slave_timeout: Annotated[int, Field(ge=5, le=86400, description=(
-        "Seconds of silence after which the connection to the slave counts as lost."))] = 120
-    ssh_config: Annotated[str, Field(description="File that ssh reads instead of ~/.ssh/config.")] = ""
-    ssh_port: Annotated[int, Field(ge=0, le=65535, description=(
-        "Port of the slave's ssh server; 0: as the slave's address or ssh's own settings say."))] = 0
-    compression: Annotated[bool, Field(description="Compress what goes over ssh.")] = False
-    changelog_batch_size: Annotated[int, Field(ge=1, description="Bytes of changelogs that make one batch.")] = 727040
-    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], Field(description=(
-        "What goes to the session's log."))] = "INFO"
+    # how data travels
+    sync_method: Annotated[Literal["auto", "rsync", "tarssh"], About(
+        "How file data travels: rsync sends differences, tarssh whole files, auto chooses for each file.")] = "auto"
+    sync_jobs: Annotated[int, Field(ge=1, le=16), About("Streams that carry file data side by side.")] = 2
+    bandwidth_limit: Annotated[int, BeforeValidator(parse_rate), Field(ge=0), About(
+        "Bytes per second that file data may use, e.g. 10M; 0: no limit.", kind=Kind.SIZE)] = 0
+    compression: Annotated[bool, About("Compress what goes over ssh.")] = False
+    rsync_options: Annotated[str, AfterValidator(_check_rsync_options), About(
+        "Further options for rsync where it moves the data, e.g. --compress-choice=zstd --block-size=131072.")] = ""
+    rsync_command: Annotated[str, AfterValidator(_check_program), About("The rsync of this host.")] = "rsync"
+    log_rsync_performance: Annotated[bool, About("Log what rsync says of each of its transfers.")] = False
+
+    # what is replicated
+    exclude: Annotated[tuple[str, ...], BeforeValidator(_lines), AfterValidator(_check_patterns), About(
+        "Patterns as in .gitignore, one per line, relative to the root of the master; what they match stays out.",
+        kind=Kind.PATTERNS)] = ()
+    sync_xattrs: Annotated[bool, About("Replicate extended attributes. If not, those of the slave are left alone.")] \
+        = True
+    sync_acls: Annotated[bool, About("Replicate POSIX ACLs. If not, those of the slave are left alone.")] = True
+    ignore_deletes: Annotated[bool, About(
+        "Never delete at the slave what the master has deleted. The copy is no exact one any more.",
+        unsafe="what is deleted on the master then stays at the slave, also after the option is reset")] = False
+    delete_retention: Annotated[int, _Duration, Field(ge=0), About(
+        "How long deleted files stay in the slave's .gsync/trash, e.g. 7d; 0: they do not.", kind=Kind.DURATION)] = 0
+    max_delete: Annotated[int, Field(ge=0), About(
+        "Hold deletes when one batch would remove more entries than this, until `gsync hold approve`; 0: never.")] = 0
+    adopt: Annotated[bool, About(
+        "Take over what the slave holds already, by comparing, when it is no gsync slave yet.")] = False
+    max_sync_retries: Annotated[int, Field(ge=0, le=100), About(
+        "How often a file that could not be sent is tried again at once, before it goes to the failures, which are "
+        "tried again later.", gluster="max-rsync-retries")] = 2
+
+    # when
+    changelog_batch_size: Annotated[int, _Size, Field(ge=1), About(
+        "Bytes of changelogs that make one batch.", kind=Kind.SIZE)] = 727040
+    change_interval: Annotated[float, _Duration, Field(ge=0, le=3600), About(
+        "Shortest time between two batches that follow the master live: changes to a file within it are sent once. "
+        "0: at once.", kind=Kind.DURATION)] = 0
+
+    # the way to the slave
+    slave_timeout: Annotated[int, _Duration, Field(ge=5, le=86400), About(
+        "Silence after which the connection to the slave counts as lost, on both ends.", kind=Kind.DURATION,
+        gluster="secondary-timeout")] = 120
+    connection_timeout: Annotated[int, _Duration, Field(ge=1, le=3600), About(
+        "How long making the connection to the slave's host may take.", kind=Kind.DURATION)] = 60
+    ssh_port: Annotated[int, Field(ge=0, le=65535), About(
+        "Port of the slave's ssh server; 0: as the slave's address or ssh's own settings say.")] = 0
+    ssh_command: Annotated[str, AfterValidator(_check_program), About("The ssh of this host.")] = "ssh"
+    ssh_options: Annotated[str, AfterValidator(_check_ssh_options), About(
+        "Further options for ssh: -oNAME=VALUE, -i FILE, -c CIPHERS, -m MACS, -J HOST, -b ADDRESS.")] = ""
+    ssh_config: Annotated[str, About("File that ssh reads instead of ~/.ssh/config.")] = ""
+
+    # the processes
+    log_level: Annotated[_LEVELS, BeforeValidator(lambda v: v.upper() if isinstance(v, str) else v), About(
+        "What goes to the session's log, and from the node's file to the recorders' and the monitor's.",
+        restarts=("worker", "recorder", "monitor"))] = "INFO"
+    nice: Annotated[int, Field(ge=0, le=19), About("How much the worker leaves the processor to others.")] = 0
+    ionice: Annotated[str, AfterValidator(_check_ionice), About(
+        "The worker's priority at the disk: idle, best-effort or best-effort:0 (first) to best-effort:7 (last).")] = ""
+    worker_timeout: Annotated[int, _Duration, Field(ge=10, le=86400), About(
+        "Silence of a worker after which the monitor ends it and starts another one.", restarts=(),
+        kind=Kind.DURATION)] = 300
+
+    # of the node
+    replica_failover_interval: Annotated[float, _Duration, Field(ge=0.1, le=3600), About(
+        "How often a passive worker looks whether the active one is gone.", kind=Kind.DURATION)] = 1
+    use_meta_volume: Annotated[bool, About(
+        "Keep the sessions on a folder that several nodes share, so that one takes over when another fails.",
+        scope=_NODE, restarts=("monitor",))] = False
+    meta_volume_mnt: Annotated[str, About(
+        "Where the shared folder is mounted.", scope=_NODE, restarts=("monitor",))] = "/run/gluster/shared_storage"
+    change_detector: Annotated[Literal["auto", "fanotify", "inotify"], About(
+        "How recorders notice changes; auto takes the first that works.", scope=_NODE, restarts=("recorder",))] = "auto"
+    rollover_time: Annotated[float, _Duration, Field(ge=0.1, le=3600), About(
+        "Longest time until a recorder writes a changelog; on a quiet tree it does not wait for it.", scope=_NODE,
+        restarts=("recorder",), kind=Kind.DURATION)] = 1
+    changelog_retention: Annotated[int, _Duration, Field(ge=60), About(
+        "How long changelogs are kept. What a session still needs is kept longer.", scope=_NODE,
+        restarts=("recorder",), kind=Kind.DURATION)] = 7 * 86400
+    changelog_retention_size: Annotated[int, _Size, Field(ge=0), About(
+        "Bytes of changelogs that are kept of a volume. What a session still needs is kept.", scope=_NODE,
+        restarts=("recorder",), kind=Kind.SIZE)] = 1 << 30
+    changelog_archive_size: Annotated[int, _Size, Field(ge=0), About(
+        "Bytes of old changelogs that a volume's archive keeps, in a tar file a month; 0: none.", scope=_NODE,
+        restarts=("recorder",), kind=Kind.SIZE)] = 256 << 20
 
     @classmethod
     def of(cls, values: Mapping[str, Any], where: str) -> Options:
         """The options with these values; `where` (a file, the command line) goes into the UsageError."""
         try:
-            return cls(**values)
+            return cls(**{field_name(key): value for key, value in values.items()})
         except ValidationError as exc:
             raise UsageError(f"{where}: {_first_complaint(exc)}") from exc
 
 
+def field_name(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def option_name(field: str) -> str:
+    return field.replace("_", "-")
+
+
+# What GlusterFS has and gsync has not, and why.
+NOT_HERE = {
+    name: why for names, why in (
+        (("checkpoint",), "set with `gsync checkpoint`"),
+        (("gluster-command-dir", "slave-gluster-command-dir", "secondary-gluster-command-dir", "gluster-command",
+          "gluster-params", "slave-gluster-params", "secondary-gluster-params", "gluster-cli-options"),
+         "gsync runs no gluster command"),
+        (("access-mount", "slave-access-mount", "secondary-access-mount"), "gsync makes no mounts"),
+        (("isolated-slaves", "isolated-secondarys", "isolated-secondaries", "allow-network"),
+         "not even GlusterFS looks at it"),
+        (("remote-gsyncd",), "gsync brings its agent to the slave by itself"),
+        (("special-sync-mode",), "a copy that is there already is taken over with adopt"),
+        (("gfid-conflict-resolution",), "the master is always right: names at the slave are made what it says"),
+        (("changelog-archive-format",), "old changelogs are kept in a tar file a month; see changelog-archive-size"),
+        (("changelog-log-level", "gluster-log-level", "cli-log-level", "slave-gluster-log-level",
+          "secondary-gluster-log-level"), "there is one log for each session; see log-level"),
+        (("slave-log-level", "secondary-log-level", "slave-log-file", "secondary-log-file"),
+         "the agent keeps no log at the slave; what goes wrong there is in the session's log here"),
+        (("log-file", "changelog-log-file", "gluster-log-file", "slave-gluster-log-file",
+          "secondary-gluster-log-file"), "a session's log lies in its folder; see `gsync logs`"),
+        (("tar-command",), "tarssh needs no tar"),
+        (("ssh-options-tar", "rsync-ssh-options"),
+         "everything goes over one ssh connection; ssh-options is for all of it"),
+        (("rsync-opt-existing", "rsync-opt-ignore-missing-args", "use-rsync-xattrs"),
+         "rsync moves data only, into files that are there; names and attributes go another way"),
+        (("pid-file", "state-file", "state-socket-unencoded", "working-dir", "session-owner", "stime-xattr-prefix",
+          "georep-session-working-dir", "glusterd-uuid", "primary-bricks", "secondary-bricks", "master-bricks",
+          "slave-bricks"), "internal to GlusterFS"),
+        (("use-tarssh",), "set sync-method to tarssh"),
+    ) for name in names}
+
+
+@plain_dataclass(frozen=True)
+class Row:
+    """One row of the table."""
+
+    name: str
+    field: str
+    about: About
+    default: Any
+    takes: str      # what can be set, for people
+
+    def text(self, value: Any) -> str:
+        """The value as a file has it."""
+        if self.about.kind is Kind.PATTERNS:
+            return "\n".join(_storable(pattern) for pattern in value)
+        if isinstance(value, bool):
+            return "true" if value else "false"
+        if self.about.kind is Kind.SIZE and not isinstance(value, str):
+            return size_text(value)
+        if self.about.kind is Kind.DURATION:
+            return duration_text(value)
+        return str(value)
+
+
+def _storable(pattern: str) -> str:
+    """The pattern, written so that a settings file neither strips it nor takes it for a comment."""
+    if pattern.endswith("\\ "):
+        pattern = pattern[:-2] + "[ ]"
+    return f"[{pattern[0]}]{pattern[1:]}" if pattern[0] in " \t;" else pattern
+
+
+@cache
+def table() -> dict[str, Row]:
+    """All options by name, in the order in which they are shown."""
+    rows = {}
+    hints = get_type_hints(Options, include_extras=True)
+    for field in dataclasses.fields(Options):
+        annotation, *extra = get_args(hints[field.name])
+        about = next(each for each in extra if isinstance(each, About))
+        checks = [check for each in extra if isinstance(each, FieldInfo) for check in each.metadata]
+        name = option_name(field.name)
+        rows[name] = Row(name, field.name, about, field.default, _takes(annotation, about, checks))
+    return rows
+
+
+def _takes(annotation: Any, about: About, checks: Sequence[Any]) -> str:
+    if get_origin(annotation) is Literal:
+        return " | ".join(get_args(annotation))
+    least, most = (next((getattr(check, word) for check in checks if hasattr(check, word)), None)
+                   for word in ("ge", "le"))
+
+    def text(number: float) -> str:
+        return duration_text(number) if about.kind is Kind.DURATION else str(number)
+
+    bounds = "" if not least and most is None else f", {text(least or 0)} to {text(most)}" if most is not None else \
+        f", at least {text(least or 0)}"
+    if about.kind is not Kind.TEXT:
+        words = {Kind.SIZE: "a number of bytes such as 500K, 10M or 1G", Kind.PATTERNS: "patterns",
+                 Kind.DURATION: "a duration such as 30s, 5m, 12h or 7d"}[about.kind]
+        return words + (bounds if about.kind is Kind.DURATION else "")
+    if annotation is bool:
+        return "true | false"
+    return "a number" + bounds if annotation is int else "text"
+
+
+def find(name: str) -> Row:
+    """The option of this name (or GlusterFS's name for it). UsageError if there is none, saying why or what is near."""
+    from gsync import ini
+
+    wanted = ini.option_name(name)
+    row = table().get(wanted) or next((row for row in table().values() if wanted and row.about.gluster == wanted), None)
+    if row is not None:
+        return row
+    raise UsageError(f"{wanted}: {unknown(wanted)}")
+
+
+def unknown(name: str) -> str:
+    """Why there is no such option, or which one may have been meant."""
+    import difflib
+
+    if name in NOT_HERE:
+        return f"an option of GlusterFS that gsync does not have: {NOT_HERE[name]}"
+    near = difflib.get_close_matches(name, [*table()], n=1)
+    return "there is no such option" + (f"; {near[0]}?" if near else "; `gsync config help` lists them")
+
+
 def _first_complaint(exc: ValidationError) -> str:
     error = exc.errors(include_url=False)[0]
-    key = str(error["loc"][0]) if error["loc"] else "?"
+    name = option_name(str(error["loc"][0])) if error["loc"] else "?"
     if error["type"] == "unexpected_keyword_argument":
-        return f"{key}: there is no such option"
+        return f"{name}: {unknown(name)}"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return f"{key}: {error['input']!r}: {message}"
+    return f"{name}: {error['input']!r}: {message}"

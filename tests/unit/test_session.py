@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 
@@ -32,33 +31,6 @@ def test_a_session_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert SessionHome(Home(str(tmp_path))).list() == []
 
 
-@pytest.mark.parametrize(
-    ("change", "complaint"),
-    [
-        ({"sync_jobs": 99}, "sync_jobs: 99"),
-        ({"sync_jobs": "many"}, "sync_jobs: 'many'"),
-        ({"sync_metod": "rsync"}, "sync_metod: there is no such option"),
-        ({"sync_method": "cp"}, "sync_method: 'cp'"),
-        ({"exclude": ["ok", "!"]}, "exclude"),
-        ({"bandwidth_limit": "fast"}, "bandwidth_limit: 'fast': not a rate"),
-        ({"ssh_port": 70000}, "ssh_port: 70000"),
-        ({"delete_retention": -1}, "delete_retention: -1"),
-    ],
-)
-def test_a_bad_setting_is_refused_with_file_and_key(tmp_path: Path, change: dict[str, object], complaint: str) -> None:
-    home = SessionHome(Home(str(tmp_path)))
-    session = home.find_or_new("photos", "/copy")
-    home.save(session)
-    path = Path(session.folder, "session.json")
-    values = json.loads(path.read_text())
-    values["options"].update(change)
-    path.write_text(json.dumps(values))
-    with pytest.raises(UsageError) as caught:
-        home.get(session.name)
-    assert str(path) in str(caught.value)
-    assert complaint in str(caught.value)
-
-
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format": 99}', '{"format": 1, "volume": "v"}'])
 def test_a_damaged_session_file_is_named(tmp_path: Path, content: str) -> None:
     home = SessionHome(Home(str(tmp_path)))
@@ -68,20 +40,6 @@ def test_a_damaged_session_file_is_named(tmp_path: Path, content: str) -> None:
     path.write_text(content)
     with pytest.raises(UsageError, match=str(path)):
         home.get(session.name)
-
-
-@pytest.mark.parametrize(
-    ("text", "rate"),
-    [("500K", 512000), ("10M", 10485760), ("1.5G", 1610612736), ("7", 7), ("2 MiB/s", 2097152), (9, 9)],
-)
-def test_a_rate_may_have_a_unit(text: object, rate: int) -> None:
-    assert Options.of({"bandwidth_limit": text}, "here").bandwidth_limit == rate
-
-
-def test_every_option_has_a_help_and_a_default_that_passes_its_check() -> None:
-    assert Options.of(dataclasses.asdict(Options()), "defaults") == Options()
-    for name, field in Options.__pydantic_fields__.items():
-        assert field.description, name
 
 
 def test_default_names_are_readable_stable_and_different_for_different_pairs() -> None:

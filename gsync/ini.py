@@ -1,0 +1,119 @@
+"""Settings files: INI with the one section [gsync], keys in kebab-case, each value as text.
+
+Changing one key leaves the other lines as they are, comments included; only comments between the lines of a value
+that is changed go with it. What a key means is not known here.
+"""
+
+from __future__ import annotations
+
+import configparser
+import fcntl
+import os
+import re
+
+from gsync.durable import make_dirs, replace_file
+from gsync.errors import UsageError
+
+SECTION = "gsync"
+_ENCODING = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names in patterns need not be UTF-8
+
+
+def option_name(key: str) -> str:
+    """A key as files and the command line have it; underscores are taken for hyphens."""
+    return key.strip().lower().replace("_", "-")
+
+
+def read(path: str) -> dict[str, str]:
+    """The values in the file by option name, {} if there is no file. UsageError naming file and line."""
+    parser = configparser.RawConfigParser(delimiters=("=",), comment_prefixes=("#", ";"), strict=True,
+                                          default_section="")
+    parser.optionxform = option_name  # type: ignore[assignment,method-assign]
+    try:
+        parser.read_string(_text(path), path)
+    except configparser.MissingSectionHeaderError as exc:
+        raise UsageError(f"{path}: line {exc.lineno}: there is no [{SECTION}] above it") from None
+    except configparser.DuplicateOptionError as exc:
+        raise UsageError(f"{path}: line {exc.lineno}: {exc.option} is set twice") from None
+    except configparser.ParsingError as exc:
+        raise UsageError(f"{path}: line {exc.errors[0][0]}: not of the form OPTION = VALUE") from None
+    except configparser.Error as exc:
+        raise UsageError(f"{path}: {exc}") from None
+    for section in parser.sections():
+        if section != SECTION:
+            raise UsageError(f"{path}: section [{section}]: the only one is [{SECTION}]")
+    return dict(parser.items(SECTION)) if parser.has_section(SECTION) else {}
+
+
+def change(path: str, name: str, value: str | None) -> None:
+    """Set an option, None: take it out. Durable and in one step; the file is made if it is missing."""
+    path = os.path.realpath(path)  # a link to the file stays one
+    folder = os.path.dirname(path)
+    try:
+        make_dirs(os.fsencode(folder))
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)  # two that change it at once: neither change is lost
+            before = _text(path)
+            after = changed(before, name, value)
+            if after != before:
+                mode = os.stat(path).st_mode & 0o777 if before else 0o600
+                replace_file(os.fsencode(path), after.encode(**_ENCODING), mode)
+        finally:
+            os.close(fd)
+    except OSError as exc:
+        raise UsageError(f"{path}: {exc.strerror}") from None
+
+
+def changed(text: str, name: str, value: str | None) -> str:
+    """The file's text with the option set to `value`, or without it."""
+    lines = text.split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    new = [] if value is None else written(name, value)
+    at = _found(lines, name)
+    if at is not None:
+        end = at + 1
+        while end < len(lines) and lines[end][:1] in (" ", "\t") and lines[end].strip():
+            end += 1
+        lines[at:end] = new
+    elif new:
+        last = _end_of_section(lines)
+        if last is None:
+            lines += [*([""] if lines else []), f"[{SECTION}]", *new]
+        else:
+            lines[last:last] = new
+    return "".join(line + "\n" for line in lines)
+
+
+def written(name: str, value: str) -> list[str]:
+    """The lines of an option; a value of several lines stands below its name."""
+    parts = value.split("\n")
+    if len(parts) == 1:
+        return [f"{name} = {value}".rstrip()]
+    return [f"{name} =", *(f"    {part}" for part in parts)]
+
+
+def _found(lines: list[str], name: str) -> int | None:
+    for i, line in enumerate(lines):
+        match = re.match(r"([A-Za-z][\w-]*)\s*=", line)
+        if match and option_name(match[1]) == name:
+            return i
+    return None
+
+
+def _end_of_section(lines: list[str]) -> int | None:
+    """Where a line can be added to the section: behind its last line that says something."""
+    start = next((i for i, line in enumerate(lines) if line.strip() == f"[{SECTION}]"), None)
+    if start is None:
+        return None
+    return max(i for i, line in enumerate(lines) if i >= start and line.strip()) + 1
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path, newline=None, **_ENCODING) as file:  # type: ignore[call-overload]
+            return str(file.read())
+    except FileNotFoundError:
+        return ""
+    except OSError as exc:
+        raise UsageError(f"{path}: {exc.strerror}") from None
