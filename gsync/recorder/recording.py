@@ -192,7 +192,7 @@ class Recording:
             gaps = 0
         replace_file(os.fsencode(self._brick.gaps), b"%d\n" % (gaps + 1))
         _log.info("comparing the tree with the index", reason=why, gaps=gaps + 1)
-        self._report(gaps=gaps + 1)
+        self._report(gaps=gaps + 1, gap_at=self._clock())
 
     def _repeat_unindexed(self) -> None:
         """Say again what is in changelogs newer than the index: after a power failure the tree may be older than

@@ -14,9 +14,10 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from gsync.errors import Faulty, Transient
+from gsync.errors import Faulty, LockedError, Transient
 from gsync.model import NS, ROOT_GFID, Attrs, Gfid
 from gsync.recorder.status import FAULTY, RecorderPort
+from gsync.session.control import Order
 from gsync.session.run_worker import Parts
 from gsync.session.session import Session
 from gsync.session.status import WorkerStatus
@@ -125,13 +126,16 @@ def dry_run(session: Session, volume: Volume, home: Home, recorder_argv: list[st
 
     A slave that is not ours yet stays so. One that may be adopted is not looked into: all is to be compared.
     """
-    parts = Parts(session, volume, home, threading.Event())
+    parts = Parts(session, volume, home, threading.Event(), lambda: Order.RUN)
     status = WorkerStatus.read(session.worker_status)
     first = status is None or status.stime is None
     with _recorded(volume, recorder_argv), closing(parts.open_tree()) as tree, closing(parts.link()) as link, \
             closing(SlaveClient(link, session.options.slave_timeout)) as client:
         if client.look(volume.uuid, session.options.adopt, first):
-            hello = client.hello(volume.uuid, volume.name, session.name, parts.next_epoch())
+            epoch = parts.lease.take()
+            if epoch is None:
+                raise LockedError(f"session {session.name} is worked for on another node")
+            hello = client.hello(volume.uuid, volume.name, session.name, epoch)
             yield from plan(tree, client, hello.stime)
         else:
             for line in plan(tree, NewSlave(), None):

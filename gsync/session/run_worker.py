@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,12 +19,18 @@ from gsync import log
 from gsync.changelog.reader import History
 from gsync.changelogdb import ChangelogDB
 from gsync.crawl.feed import Waker
-from gsync.durable import make_dirs, replace_file
+from gsync.durable import make_dirs
 from gsync.errors import GsyncError
 from gsync.ledger import Ledger
+from gsync.log import get_logger
 from gsync.model import NS, Attrs, Gfid
 from gsync.process import Lock, start_time
 from gsync.recorder.status import RecorderPort
+from gsync.session import config
+from gsync.session.checkpoint import Checkpoint
+from gsync.session.control import Order, Orders
+from gsync.session.lease import Lease, LocalLease
+from gsync.session.logfile import log_to
 from gsync.session.session import Session, SessionHome
 from gsync.session.status import WorkerStatus
 from gsync.session.worker import Connection, Worker
@@ -38,6 +44,9 @@ from gsync.transport.ssh import SshLink, SshOptions
 from gsync.volume.home import Home, Volume
 from gsync.volume.posix import Filter, PosixTree
 
+_log = get_logger(__name__)
+
+STAND_BY_AGAIN = 5.0  # seconds between two tries of a passive worker to reach the slave
 _RATE_OVER = 5.0  # seconds that the rate in status is an average of
 
 
@@ -59,13 +68,18 @@ class CurrentTree:
 class Parts:
     """What a session's worker is made of."""
 
-    def __init__(self, session: Session, volume: Volume, home: Home, stop: threading.Event) -> None:
+    def __init__(self, session: Session, volume: Volume, home: Home, stop: threading.Event,
+                 orders: Callable[[], Order]) -> None:
         self.session, self.volume, self.home = session, volume, home
         self.options = session.options
         self.brick = volume.brick()
         self.recorder = RecorderPort(self.brick, stop)
         self.filters = Filter(self.options.exclude) if self.options.exclude else None
         self.source = CurrentTree()
+        self.lease: Lease = LocalLease(session.epoch)
+        self._orders = orders
+        self._ready: Link | None = None  # connected, for a takeover
+        self._try_again = 0.0
         self.first = False  # whether the slave was never reached before: then its folder may be missing
 
     def open_tree(self) -> PosixTree:
@@ -73,17 +87,6 @@ class Parts:
                          [self.home.path])
         self.source.tree = tree
         return tree
-
-    def next_epoch(self) -> int:
-        """Larger than any worker of this session ever had, durably."""
-        path = os.path.join(self.session.folder, "epoch")
-        try:
-            with open(path, encoding="ascii") as file:
-                epoch = int(file.read()) + 1
-        except FileNotFoundError:
-            epoch = 1
-        replace_file(os.fsencode(path), b"%d\n" % epoch)
-        return epoch
 
     def link(self) -> Link:
         slave = parse_slave(self.session.slave)
@@ -93,15 +96,32 @@ class Parts:
         return SshLink(replace(slave, port=self.options.ssh_port or slave.port), ssh,
                        Path(self.session.folder, "ssh.json"))
 
-    def connect(self) -> Connection:
+    def stand_by(self) -> None:
+        """Have the way to the slave ready for a takeover."""
+        if self._ready is not None and not self._ready.alive():
+            self._ready.close()
+            self._ready = None
+        if self._ready is None and time.monotonic() > self._try_again:
+            try:
+                self._ready = self.link()
+            except GsyncError as exc:
+                self._try_again = time.monotonic() + STAND_BY_AGAIN
+                _log.warning("the slave cannot be reached for now", error=exc)
+
+    def close(self) -> None:
+        if self._ready is not None:
+            self._ready.close()
+            self._ready = None
+
+    def connect(self, epoch: int) -> Connection:
         options = self.options
-        link = self.link()
+        ready, self._ready = self._ready, None
+        link = ready if ready is not None and ready.alive() else self.link()
         try:
             client = SlaveClient(link, options.slave_timeout)
             syncer: Syncer | None = None
             try:
-                epoch = self.next_epoch()
-                flow = Flow(options.bandwidth_limit or None, options.sync_jobs)
+                flow = Flow(options.bandwidth_limit or None, options.sync_jobs, paused=self.paused)
                 make_engine = engine_maker(options.sync_method, link, client, self.source, epoch)
                 syncer = Syncer(options.sync_jobs, make_engine, flow)  # the receivers start beside the agent
                 hello = client.hello(self.volume.uuid, self.volume.name, self.session.name, epoch,
@@ -116,6 +136,9 @@ class Parts:
         except BaseException:
             link.close()
             raise
+
+    def paused(self) -> bool:
+        return self._orders() is Order.PAUSE
 
     def keep_stime(self, stime: int) -> None:
         """Tell the recorder which changelogs this session still needs; a hint, so not fsynced."""
@@ -158,7 +181,7 @@ class Publisher:
         if not state.in_step and state.stime is not None:
             lag = (time.time_ns() - state.stime) / NS
         WorkerStatus(
-            pid=os.getpid(), started=self._started, state=state.state, reason=state.reason, crawl=state.crawl,
+            pid=os.getpid(), started=self._started, state=worker.machine.state, reason=worker.machine.reason, crawl=state.crawl,
             stime=state.stime, entry_stime=state.stime, last_synced=state.last_synced, lag_seconds=lag,
             pending=self._db.pending(), failures=self._ledger.count(), held=self._ledger.count_held(),
             left_out=dict(worker.loss.counts) if worker.loss else {},
@@ -168,8 +191,9 @@ class Publisher:
             epoch=state.epoch, in_step=state.in_step, updated=time.time_ns()).write(self._path)
 
 
-def run(session: Session, volume: Volume, home: Home, once: int | None) -> int:
-    """Run the session's worker until SIGTERM or SIGINT, or until in step; the exit code."""
+def run(session: Session, volume: Volume, home: Home, once: int | None, managed: bool) -> int:
+    """Run the session's worker until it is told to end, or until in step; the exit code. managed: it is the monitor's,
+    and follows what is wanted of the session."""
     gc.freeze()
     gc.set_threshold(100_000)  # requests and results come and go by the ten thousand, none of them part of a cycle
     stop = threading.Event()
@@ -177,21 +201,30 @@ def run(session: Session, volume: Volume, home: Home, once: int | None) -> int:
     signal.set_wakeup_fd(wake_write)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    parts = Parts(session, volume, home, stop)
+    by_files = Orders(session, [*config.site_paths(home.path), session.config]) if managed else None
+
+    def orders() -> Order:
+        if stop.is_set():
+            return Order.STOP
+        return Order.RUN if by_files is None else by_files()
+
+    parts = Parts(session, volume, home, stop, orders)
     with Lock(session.worker_lock, f"a worker of session {session.name}"):
         db, ledger = ChangelogDB(session.changelog_db), Ledger(session.ledger_db)
         parts.first = db.fact("connected") is None
         waker = Waker(parts.brick.folder, parts.brick.changelogs, wake_read)
+        checkpoint = Checkpoint(session.checkpoint)
         worker = Worker(
             connect=parts.connect, open_tree=parts.open_tree, history=History(os.fsencode(parts.brick.changelogs)),
-            recorder=parts.recorder, waiter=waker, db=db, ledger=ledger,
+            recorder=parts.recorder, waiter=waker, db=db, ledger=ledger, lease=parts.lease,
             patterns=json.dumps(parts.options.exclude), batch_size=parts.options.changelog_batch_size,
             max_delete=parts.options.max_delete, once=once,
-            stopped=stop.is_set, publish=Publisher(session, parts.recorder, db, ledger),
-            stime_kept=parts.keep_stime)
+            orders=orders, publish=Publisher(session, parts.recorder, db, ledger), stand_by=parts.stand_by,
+            stime_kept=parts.keep_stime, checkpoint=checkpoint.time)
         try:
             return worker.run()
         finally:
+            parts.close()
             waker.close()
             db.close()
             ledger.close()
@@ -202,12 +235,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("session")
     parser.add_argument("--home", required=True)
     parser.add_argument("--once-until", type=int, help="end once all that existed at this time (ns) is at the slave")
+    parser.add_argument("--settings", type=json.loads, help="JSON object: options over those of the files")
+    parser.add_argument("--managed", action="store_true", help="log to the session's log, do what is wanted of it")
     args = parser.parse_args(argv)
     try:
         home = Home(args.home)
-        session = SessionHome(home).get(args.session)
+        session = SessionHome(home).get(args.session, args.settings)
         log.setup(session.options.log_level)
-        return run(session, home.get(session.volume), home, args.once_until)
+        if args.managed:
+            log_to(session.log)
+        return run(session, home.get(session.volume), home, args.once_until, args.managed)
     except GsyncError as exc:
         print(f"gsync: {exc}", file=sys.stderr)
         return exc.exit_code

@@ -1,7 +1,8 @@
-"""A session: one master volume, one slave, the settings, and where on this host its state lies.
+"""A session: one master volume, one slave, the settings, and where its state lies.
 
-Owns `$GSYNC_HOME/sessions/<name>/` and session.json in it; the other files there belong to the worker and to
-`gsync run`, which take their paths from here.
+Two folders: `folder`, `$GSYNC_HOME/sessions/<name>/`, is of this node alone; `shared` is what all nodes see, on the
+meta volume, and the same as `folder` for a session of one node. session.json says what the session is, gsync.conf its
+settings (config), `wanted` what its admin wants of it (control).
 """
 
 from __future__ import annotations
@@ -10,17 +11,22 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Any
 
 from gsync.durable import make_dirs, replace_file
 from gsync.errors import UsageError
+from gsync.session import config
 from gsync.session.options import Options
 from gsync.transport.link import parse_slave
 from gsync.volume.home import Home, check_name
 
-FORMAT = 1
+FORMAT = 2
+GEO_REP = "geo-rep"  # the folder on the meta volume
 
 
 def readable_name(*texts: str, unique: str) -> str:
@@ -47,6 +53,7 @@ class Session:
     """A session as its session.json says, and the paths of its files. `created` in ns since the epoch."""
 
     folder: str
+    shared: str
     name: str
     volume: str
     slave: str
@@ -54,12 +61,14 @@ class Session:
     options: Options = dataclasses.field(default_factory=Options)
 
     @property
-    def changelog_db(self) -> str:
-        return os.path.join(self.folder, "changelog.db")
+    def on_meta_volume(self) -> bool:
+        return self.shared != self.folder
+
+    # of this node
 
     @property
-    def ledger_db(self) -> str:
-        return os.path.join(self.folder, "ledger.db")
+    def changelog_db(self) -> str:
+        return os.path.join(self.folder, "changelog.db")
 
     @property
     def worker_status(self) -> str:
@@ -78,33 +87,93 @@ class Session:
     def log(self) -> str:
         return os.path.join(self.folder, "log")
 
+    @property
+    def key(self) -> str:
+        """The session's own ssh key, if it has one; the public half beside it, .pub."""
+        return os.path.join(self.folder, "key")
+
+    # of all nodes
+
+    @property
+    def config(self) -> str:
+        return os.path.join(self.shared, "gsync.conf")
+
+    @property
+    def wanted(self) -> str:
+        return os.path.join(self.shared, "wanted")
+
+    @property
+    def checkpoint(self) -> str:
+        return os.path.join(self.shared, "checkpoint")
+
+    @property
+    def ledger_db(self) -> str:
+        return os.path.join(self.shared, "ledger.db")
+
+    @property
+    def epoch(self) -> str:
+        return os.path.join(self.shared, "epoch")
+
+    @property
+    def statuses(self) -> str:
+        """A folder with one file per node: worker.status as the other nodes see it."""
+        return os.path.join(self.shared, "status")
+
 
 class SessionHome:
-    """The sessions of a state folder."""
+    """The sessions that this node knows: those of the state folder, and those of the meta volume that the node's own
+    settings name."""
 
     def __init__(self, home: Home) -> None:
+        self.home = home
         self._folder = os.path.join(home.path, "sessions")
+        self._site: Options | None = None
 
-    def find_or_new(self, volume: str, slave: str) -> Session:
-        """The session of this volume and slave, whatever it is called; else a new one, which `save` makes real."""
+    @property
+    def site(self) -> Options:
+        """The settings of this node."""
+        if self._site is None:
+            self._site = config.load_options(config.site_paths(self.home.path))
+        return self._site
+
+    def find_or_new(self, volume: str, slave: str, name: str | None = None,
+                    settings: Mapping[str, Any] | None = None) -> Session:
+        """The session of this volume and slave, whatever it is called; else a new one, which `save` makes real. The
+        settings of a new one (by field) decide too whether it lies on the meta volume."""
         found = next((s for s in self.list() if s.volume == volume and s.slave == slave), None)
         if found is not None:
             return found
-        name = default_session_name(volume, slave)
-        return Session(os.path.join(self._folder, name), name, volume, slave, time.time_ns())
+        name = check_name("session", name or default_session_name(volume, slave))
+        if self._load(name) is not None:
+            raise UsageError(f"session {name}: exists already, for another master or slave")
+        options = config.load_options(config.site_paths(self.home.path), settings)
+        folder = os.path.join(self._folder, name)
+        shared = os.path.join(options.meta_volume_mnt, GEO_REP, "sessions", name) if options.use_meta_volume else folder
+        return Session(folder, shared, name, volume, slave, time.time_ns(), options)
 
     def save(self, session: Session) -> None:
-        """Writes session.json, durably and in one step."""
+        """Writes session.json, durably and in one step; for a session on the meta volume here and there."""
         values = {"format": FORMAT, "name": session.name, "volume": session.volume, "slave": session.slave,
-                  "created": session.created, "options": dataclasses.asdict(session.options)}
-        make_dirs(os.fsencode(session.folder))
-        replace_file(os.fsencode(os.path.join(session.folder, "session.json")),
-                     json.dumps(values, indent=1).encode("ascii") + b"\n")
+                  "created": session.created, "shared": session.shared if session.on_meta_volume else None}
+        data = json.dumps(values, indent=1).encode("ascii") + b"\n"
+        for folder in dict.fromkeys((session.shared, session.folder)):
+            make_dirs(os.fsencode(folder))
+            replace_file(os.fsencode(os.path.join(folder, "session.json")), data)
 
-    def get(self, name: str) -> Session:
-        """UsageError if there is no such session, or its file is damaged."""
+    def remove(self, session: Session) -> None:
+        """Forgets the session, here and on the meta volume."""
+        for folder in dict.fromkeys((session.shared, session.folder)):
+            path = os.path.join(folder, "session.json")
+            if os.path.lexists(path):
+                os.unlink(path)  # from here on it is no session
+        for folder in dict.fromkeys((session.shared, session.folder)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def get(self, name: str, overrides: Mapping[str, Any] | None = None) -> Session:
+        """UsageError if there is no such session, or its file is damaged. overrides: settings over those of its
+        files."""
         check_name("session", name)
-        session = self._load(name)
+        session = self._load(name, overrides)
         if session is None:
             raise UsageError(f"session {name}: there is none; `gsync status` lists them")
         return session
@@ -119,30 +188,53 @@ class SessionHome:
                              "which session? " + ", ".join(session.name for session in sessions))
         return sessions[0]
 
+    def names(self) -> list[str]:
+        """The names of what may be sessions, without reading them."""
+        found: set[str] = set()
+        for folder in (self._folder, self._on_meta_volume()):
+            if folder is not None and os.path.isdir(folder):
+                found.update(os.listdir(folder))
+        return sorted(found)
+
     def list(self) -> list[Session]:
         """All sessions, by name."""
-        try:
-            names = sorted(os.listdir(self._folder))
-        except FileNotFoundError:
-            return []
-        loaded = (self._load(name) for name in names)
+        loaded = (self._load(name) for name in self.names())
         return [session for session in loaded if session is not None]
 
-    def _load(self, name: str) -> Session | None:
-        folder = os.path.join(self._folder, name)
-        path = os.path.join(folder, "session.json")
-        try:
-            with open(path, encoding="ascii") as file:
-                values = json.load(file)
-            if values["format"] != FORMAT:
-                raise UsageError(f"{path}: of format {values['format']}, which this gsync does not know")
-            created = int(values["created"])
-            texts = [str(values[key]) for key in ("volume", "slave")]
-            options = dict(values["options"])
-        except (FileNotFoundError, NotADirectoryError):
+    def _on_meta_volume(self) -> str | None:
+        """Where the sessions of all nodes lie, if this node has a meta volume."""
+        if not self.site.use_meta_volume:
             return None
-        except (ValueError, KeyError, TypeError) as exc:
-            raise UsageError(f"{path}: damaged: {exc!r}") from exc
-        except OSError as exc:
-            raise UsageError(f"{path}: {exc.strerror}") from exc
-        return Session(folder, name, texts[0], texts[1], created, Options.of(options, path))
+        return os.path.join(self.site.meta_volume_mnt, GEO_REP, "sessions")
+
+    def _load(self, name: str, overrides: Mapping[str, Any] | None = None) -> Session | None:
+        folder = os.path.join(self._folder, name)
+        values = _read(os.path.join(folder, "session.json"))
+        shared = folder
+        if values is not None:
+            shared = str(values["shared"] or folder)
+        elif (there := self._on_meta_volume()) is not None:
+            shared = os.path.join(there, name)
+            values = _read(os.path.join(shared, "session.json"))
+        if values is None:
+            return None
+        options = config.load_options(
+            [*config.site_paths(self.home.path), os.path.join(shared, "gsync.conf")], overrides)
+        return Session(folder, shared, name, values["volume"], values["slave"], values["created"], options)
+
+
+def _read(path: str) -> dict[str, Any] | None:
+    """What session.json says; None if there is none. UsageError if it is damaged."""
+    try:
+        with open(path, encoding="ascii") as file:
+            values = json.load(file)
+        if values["format"] != FORMAT:
+            raise UsageError(f"{path}: of format {values['format']}, which this gsync does not know")
+        return {"volume": str(values["volume"]), "slave": str(values["slave"]), "created": int(values["created"]),
+                "shared": values["shared"]}
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, KeyError, TypeError) as exc:
+        raise UsageError(f"{path}: damaged: {exc!r}") from exc
+    except OSError as exc:
+        raise UsageError(f"{path}: {exc.strerror}") from exc

@@ -25,7 +25,10 @@ from gsync.errors import Faulty, GsyncError, SlaveError, Transient
 from gsync.ledger import Ledger
 from gsync.log import get_logger
 from gsync.model import NS, ROOT_GFID
+from gsync.session.control import Order
+from gsync.session.lease import Lease
 from gsync.session.loss import Loss
+from gsync.session.states import Machine, WorkerState
 from gsync.slave.client import SlaveClient
 from gsync.slave.protocol import Hello
 from gsync.sync.syncer import Syncer
@@ -38,10 +41,15 @@ IDLE_COMMIT = 10.0       # seconds after which the stime follows the clock on a 
 INTERIM_COMMIT = 60.0    # seconds between the commits of a hybrid crawl: what an interruption may cost
 LONGEST_PAUSE = 60.0
 STATUS_EVERY = 0.5
+LOOK_AT_LEASE = 0.25     # seconds between two looks of a passive worker
 
 
 class Stopped(Exception):
     """The worker was asked to end."""
+
+
+class LeaseLost(Exception):
+    """Another worker holds the lease of this one's subvolume now."""
 
 
 @dataclass
@@ -68,8 +76,6 @@ class Waiter(Protocol):
 class State:
     """What status shows of the worker."""
 
-    state: str = "Initializing"
-    reason: str = ""
     crawl: str = "N/A"
     stime: int | None = None
     last_synced: int | None = None
@@ -81,24 +87,29 @@ class State:
 class Worker:
     """Built with everything it works on, so that tests can give it the real parts or others.
 
-    `connect` makes a Connection; `open_tree` opens the master, checking that it is the tree that the volume means;
-    `stopped` tells whether to end; `publish` is called often and shows the state; `stime_kept` hears of every commit
+    `connect` makes a Connection for an epoch; `stand_by` is called again and again while another worker is the active
+    one; `open_tree` opens the master, checking that it is the tree that the volume means; `orders` tells, at any moment
+    and on any thread, what to do; `publish` is called often and shows the state; `stime_kept` hears of every commit
     (for the retention of changelogs). `once`: end when all that existed at this time (ns) is durable at the slave.
     """
 
-    def __init__(self, *, connect: Callable[[], Connection], open_tree: Callable[[], PosixTree], history: History,
-                 recorder: RecorderPort, waiter: Waiter, db: ChangelogDB, ledger: Ledger, patterns: str = "",
-                 batch_size: int = 727040, max_delete: int = 0, once: int | None = None,
-                 stopped: Callable[[], bool] = lambda: False,
+    def __init__(self, *, connect: Callable[[int], Connection], open_tree: Callable[[], PosixTree], history: History,
+                 recorder: RecorderPort, waiter: Waiter, db: ChangelogDB, ledger: Ledger, lease: Lease,
+                 patterns: str = "", batch_size: int = 727040, max_delete: int = 0, once: int | None = None,
+                 orders: Callable[[], Order] = lambda: Order.RUN,
                  publish: Callable[[Worker], None] = lambda worker: None,
-                 stime_kept: Callable[[int], None] = lambda stime: None) -> None:
+                 stime_kept: Callable[[int], None] = lambda stime: None,
+                 stand_by: Callable[[], None] = lambda: None,
+                 checkpoint: Callable[[], int | None] = lambda: None) -> None:
         self._connect, self._open_tree = connect, open_tree
         self._history, self._recorder, self._waiter = history, recorder, waiter
         self._feed = Feed(history, batch_size)
-        self.db, self.ledger = db, ledger
+        self.db, self.ledger, self._lease = db, ledger, lease
         self._patterns, self._max_delete, self._once = patterns, max_delete, once
-        self._stopped, self._publish, self._stime_kept = stopped, publish, stime_kept
+        self._orders, self._publish, self._stime_kept = orders, publish, stime_kept
+        self._stand_by, self._checkpoint = stand_by, checkpoint
         self._began = time.time_ns()
+        self.machine = Machine(lambda: self._publish(self))
         self.state = State()
         self.progress = Progress()
         self.connection: Connection | None = None
@@ -109,6 +120,7 @@ class Worker:
         self._applied_upto = 0        # all changes up to then are committed at the slave, ns
         self._leftovers = False       # the agent may know of things to look at again
         self._crawl_whole = False     # no history: walk
+        self._taken_over = False      # another worker was the active one before: our recorder must have seen all since
         self._limbo = 0               # detached inodes that wait at the slave
         self._last_commit = 0.0
 
@@ -119,22 +131,31 @@ class Worker:
         pause = 1.0
         while True:
             try:
-                self._session()
-                self._set("Stopped")
+                self._session(self._claim())
+                self.machine.to(WorkerState.STOPPED)
                 return 1 if self.ledger.count() or self.ledger.count_held() else 0
             except Stopped:
-                self._set("Stopped")
+                self.machine.to(WorkerState.STOPPED)
                 return 0
+            except LeaseLost:
+                _log.warning("another worker has taken over", epoch=self.state.epoch)
+                pause = 1.0
+                continue
             except (Transient, SlaveError) as exc:
                 if not self._was_active or (self._once is not None and (pause > 8 or isinstance(exc, SlaveError))):
-                    self._set("Faulty", str(exc))
+                    self.machine.to(WorkerState.FAULTY, str(exc))
                     raise
+                if not self._lease.held():
+                    continue  # by whose doing it broke does not matter then
                 _log.warning("will connect again", error=exc, pause=pause)
-                self._set("Faulty", str(exc))
+                self.machine.to(WorkerState.FAULTY, str(exc))
             except GsyncError as exc:
-                self._set("Faulty", str(exc))
+                if self._was_active and not self._lease.held():
+                    continue
+                self.machine.to(WorkerState.FAULTY, str(exc))
                 raise
             finally:
+                self._lease.release()  # first: whoever waits for it need not wait for our goodbyes
                 self._disconnect()
             until = time.monotonic() + pause
             pause = min(pause * 2, LONGEST_PAUSE)
@@ -143,10 +164,28 @@ class Worker:
                     self._check_stop()
                     self._waiter.wait(until - time.monotonic())
 
-    def _session(self) -> None:
-        self.start()
+    def _claim(self) -> int:
+        """The epoch to work in, once no other worker has it. While one has, this one is Passive: it keeps its own
+        stime current, so that its recorder need not keep what is at the slave already."""
+        while (epoch := self._lease.take()) is None:
+            self._taken_over = True
+            self.state.crawl, self.state.in_step = "N/A", False
+            self.progress.phase = "waiting"
+            self.machine.to(WorkerState.PASSIVE)
+            stime = self._lease.beside()
+            if stime is not None and stime > (self.state.stime or 0):
+                self.state.stime = self.state.last_synced = stime
+                self._stime_kept(stime)
+            self._stand_by()
+            self._check_stop()
+            self._waiter.wait(LOOK_AT_LEASE)
+        return epoch
+
+    def _session(self, epoch: int) -> None:
+        self.start(epoch)
         while True:
             self._check_stop()
+            self._still_ours()
             if self.cycle():
                 continue
             if self._done():
@@ -155,11 +194,12 @@ class Worker:
                 self._recorder.poke()
             self._waiter.wait(1.0)
 
-    def start(self) -> None:
+    def start(self, epoch: int) -> None:
         """Connect and find out where the slave stands."""
-        self._set("Initializing")
+        self.machine.to(WorkerState.INITIALIZING)
         self.progress.phase = "connecting"
-        self.connection = self._connect()
+        self.state.epoch = epoch
+        self.connection = self._connect(epoch)
         hello = self.connection.hello
         self.db.set_fact("connected", 1)
         self.loss = Loss(hello)
@@ -168,7 +208,6 @@ class Worker:
                          kinds=", ".join(self.loss.attributes))
         if self.loss.names:
             _log.warning("the slave cannot hold these, they will be failures", kinds=", ".join(self.loss.names))
-        self.state.epoch = hello.epoch
         self._leftovers = True
         self._limbo = 1
         stime = hello.stime
@@ -182,8 +221,8 @@ class Worker:
                              or (known is not None and known != self._patterns))
         self.db.set_fact("patterns", self._patterns)
         self._was_active = True
-        self._set("Active")
-        _log.info("connected", stime=stime, crawl="Hybrid" if self._crawl_whole else "History")
+        self.machine.to(WorkerState.ACTIVE)
+        _log.info("connected", stime=stime, epoch=epoch, crawl="Hybrid" if self._crawl_whole else "History")
 
     def _disconnect(self) -> None:
         if self.connection is not None:
@@ -191,17 +230,24 @@ class Worker:
             self.connection = None
 
     def _check_stop(self) -> None:
+        """Show the state, follow orders. Paused it stays here, with nothing under way but what was asked for before."""
+        order = self._orders()
+        if order is Order.PAUSE and self.machine.state is not WorkerState.STOPPED:
+            before, reason = self.machine.state, self.machine.reason
+            self.machine.to(WorkerState.PAUSED)
+            while (order := self._orders()) is Order.PAUSE:
+                self._show()
+                self._waiter.wait(0.2)
+            if order is Order.RUN:
+                self.machine.to(before, reason)
+        self._show()
+        if order is Order.STOP:
+            raise Stopped
+
+    def _show(self) -> None:
         if time.monotonic() - self._published > STATUS_EVERY:
             self._published = time.monotonic()
             self._publish(self)
-        if self._stopped():
-            raise Stopped
-
-    def _set(self, state: str, reason: str = "") -> None:
-        if (state, reason) != (self.state.state, self.state.reason):
-            _log.info("state", was=self.state.state, now=state, **({"reason": reason} if reason else {}))
-        self.state.state, self.state.reason = state, reason
-        self._publish(self)
 
     # one step
 
@@ -214,10 +260,15 @@ class Worker:
         if status.state == "Faulty":
             if self._once is not None and status.updated > self._began:  # not what an earlier recorder left behind
                 raise Faulty(status.reason)
-            self._set("Faulty", status.reason)
+            self.machine.to(WorkerState.FAULTY, status.reason)
             return False
-        if self.state.state == "Faulty":
-            self._set("Active")
+        if self.machine.state is WorkerState.FAULTY:
+            self.machine.to(WorkerState.ACTIVE)
+        if self._taken_over:
+            self._taken_over = False
+            if self.state.stime is not None and max(status.gap_at or 0, status.watching_since) > self.state.stime:
+                _log.warning("taken over, and this node's recorder has a gap since the stime: walking the tree")
+                self._crawl_whole = True
         try:
             if self._crawl_whole:
                 self._hybrid(status.gaps, max(status.watching_since, status.complete_up_to or 0))
@@ -349,7 +400,9 @@ class Worker:
             return False
         if self.state.lag_seconds is None:
             self.state.lag_seconds = (time.time_ns() - piece.upto) / NS
-        wanted = self._limbo or (self._once is not None and self._applied_upto < self._once)
+        checkpoint = self._checkpoint()
+        wanted = (self._limbo or (self._once is not None and self._applied_upto < self._once)
+                  or (checkpoint is not None and self._applied_upto < checkpoint <= piece.upto))
         if wanted or time.monotonic() - self._last_commit > IDLE_COMMIT:
             self._commit(piece.upto)
             return bool(self._limbo) and self._once is None
@@ -374,6 +427,7 @@ class Worker:
     def _commit(self, upto: int | None) -> None:
         """Durable at the slave, then the stime [25]."""
         assert self.connection is not None
+        self._still_ours()
         self.progress.phase = "committing"
         stime = max(upto or 0, self.state.stime or 0) or None
         answer = self.connection.client.commit(stime, stime, self.state.epoch, clear=True)
@@ -385,6 +439,11 @@ class Worker:
             self.state.last_synced = stime
             self._stime_kept(stime)
         self.progress.phase = "waiting"
+
+    def _still_ours(self) -> None:
+        """Before every commit. The agent makes certain: it refuses an older epoch."""
+        if not self._lease.held():
+            raise LeaseLost
 
     def _settle(self) -> None:
         """The batch is committed: only now may what it knew be forgotten [28]."""
@@ -454,6 +513,7 @@ class Worker:
         if time.monotonic() - self._last_commit < INTERIM_COMMIT:
             return
         assert self.connection is not None
+        self._still_ours()
         self.db.flush()
         self.connection.client.commit(None, None, self.state.epoch, clear=False)
         self.db.forget_done()

@@ -59,8 +59,9 @@ class Flow:
     """
 
     def __init__(self, rate: float | None = None, jobs: int = 1, clock: Callable[[], float] = time.monotonic,
-                 wait: Callable[[float], object] | None = None) -> None:
+                 wait: Callable[[float], object] | None = None, paused: Callable[[], bool] = lambda: False) -> None:
         self.rate = rate
+        self.paused = paused
         self.share = None if rate is None else rate / jobs
         self.bytes = 0
         self._clock = clock
@@ -80,6 +81,8 @@ class Flow:
                 self._free_at = start + size / self.rate
         if self.rate is not None and start > now:
             self._wait(start - now)
+        while self.paused() and not self._stopped.wait(0.1):
+            pass
         if self._stopped.is_set():
             raise Stopped
 

@@ -173,6 +173,9 @@ class Link(Protocol):
     def rsync(self) -> list[bytes] | None:
         """The arguments with which rsync reaches the slave host ([] if it is this one); None if it has no rsync."""
 
+    def alive(self) -> bool:
+        """Whether the connection still stands, as far as is known without asking."""
+
     def close(self) -> None:
         """End the connection."""
 

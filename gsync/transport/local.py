@@ -32,5 +32,8 @@ class LocalLink:
     def rsync(self) -> list[bytes] | None:
         return [] if shutil.which("rsync") else None
 
+    def alive(self) -> bool:
+        return True
+
     def close(self) -> None:
         """Nothing is held."""

@@ -262,6 +262,9 @@ class SshLink:
         # Nothing but the standing connection: rsync has rules of its own for quotes, so no option of the user's here.
         return [b"-e", os.fsencode(f"ssh -F none -oBatchMode=yes -oProxyCommand=false -S {self._control}")]
 
+    def alive(self) -> bool:
+        return not self._master.ended(within=0)
+
     def close(self) -> None:
         self._master.close()
 

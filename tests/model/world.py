@@ -26,6 +26,7 @@ from gsync.model import NS, ROOT_GFID, Gfid, Name
 from gsync.recorder.recorder import Recorder
 from gsync.recorder.recording import Recording
 from gsync.session import worker as worker_module
+from gsync.session.lease import LocalLease
 from gsync.session.worker import Connection, Worker
 from gsync.volume.home import Home
 from gsync.volume.posix import PosixTree
@@ -181,19 +182,20 @@ class World:
             worker = Worker(
                 connect=self._connect, open_tree=self._open_tree, history=History(os.fsencode(self.brick.changelogs)),
                 recorder=_Port(self), waiter=_NoWait(), db=ChangelogDB(str(self.base / "changelog.db")),
-                ledger=Ledger(str(self.base / "ledger.db")), max_delete=self.max_delete)
+                ledger=Ledger(str(self.base / "ledger.db")), lease=LocalLease(str(self.base / "epoch")),
+                max_delete=self.max_delete)
             self.worker = worker
             try:
-                worker.start()
+                worker.start(1)
             except BaseException:
                 self.worker_dies()
                 raise
         return self.worker
 
-    def _connect(self) -> Connection:
+    def _connect(self, epoch: int) -> Connection:
         client = InlineClient(self.slave, self)
         try:
-            hello = client.hello(self.volume.uuid, "v", "session", 1)
+            hello = client.hello(self.volume.uuid, "v", "session", epoch)
         except BaseException:
             client.die()
             raise

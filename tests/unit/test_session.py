@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 
 import pytest
 
 from gsync.errors import UsageError
-from gsync.session.options import Options
 from gsync.session.session import SessionHome, default_session_name, readable_name
 from gsync.volume.home import Home, check_name
 
 
 def test_a_saved_session_is_read_back_equal(tmp_path: Path) -> None:
     home = SessionHome(Home(str(tmp_path)))
-    options = Options(sync_method="rsync", exclude=("*.o", "!keep.o"), bandwidth_limit=10 << 20)
-    session = dataclasses.replace(home.find_or_new("photos", "/copies/\udcff"), options=options)
+    session = home.find_or_new("photos", "/copies/\udcff")
     home.save(session)
     assert home.get(session.name) == session
     assert home.list() == [session]

@@ -1,0 +1,103 @@
+"""What the admin wants of a session: the file `wanted`, which commands write and monitors and workers look at.
+
+No process is asked anything: each one sees the file change and acts by itself, on every node.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum, StrEnum
+
+from gsync.durable import replace_file
+from gsync.errors import UsageError
+from gsync.session.session import Session
+
+
+class Wanted(StrEnum):
+    CREATED = "Created"
+    STARTED = "Started"
+    PAUSED = "Paused"
+    STOPPED = "Stopped"
+
+
+class Order(Enum):
+    """What a worker is to do."""
+
+    RUN = "run"
+    PAUSE = "pause"
+    STOP = "stop"
+
+
+def read_wanted(session: Session) -> Wanted:
+    """Created where nothing was said yet. UsageError if the file is damaged; OSError if it cannot be read."""
+    try:
+        with open(session.wanted, encoding="ascii") as file:
+            return Wanted(json.load(file)["state"])
+    except FileNotFoundError:
+        return Wanted.CREATED
+    except (ValueError, KeyError, TypeError) as exc:
+        raise UsageError(f"{session.wanted}: damaged: {exc!r}; start or stop the session to write it anew") from exc
+
+
+def write_wanted(session: Session, wanted: Wanted) -> None:
+    """Durably and in one step."""
+    data = json.dumps({"state": wanted.value, "since": time.time_ns()}).encode("ascii") + b"\n"
+    replace_file(os.fsencode(session.wanted), data)
+
+
+Print = tuple[int, int, int] | None
+
+
+def _print(path: str) -> Print:
+    """What tells one version of a file from another."""
+    try:
+        st = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return st.st_ino, st.st_mtime_ns, st.st_size
+
+
+@dataclass
+class _Seen:
+    at: float = -1.0
+    wanted: Print = None
+    order: Order = Order.RUN
+
+
+class Orders:
+    """The orders for one worker, by the session's files; cheap enough to be asked all the time, from any thread.
+
+    It stops when the session is stopped or gone, and when one of `settings` (files) has changed: the monitor starts it
+    again with the new ones. A meta volume that does not answer leaves the last order standing.
+    """
+
+    def __init__(self, session: Session, settings: Sequence[str], clock: Callable[[], float] = time.monotonic,
+                 every: float = 0.2) -> None:
+        self._session = session
+        self._settings = {path: _print(path) for path in settings}
+        self._clock = clock
+        self._every = every
+        self._seen = _Seen()
+
+    def __call__(self) -> Order:
+        now = self._clock()
+        if now - self._seen.at >= self._every:
+            try:
+                self._seen = self._look(now)
+            except (OSError, UsageError):
+                self._seen = _Seen(now, self._seen.wanted, self._seen.order)
+        return self._seen.order
+
+    def _look(self, now: float) -> _Seen:
+        if any(_print(path) != before for path, before in self._settings.items()):
+            return _Seen(now, None, Order.STOP)
+        found = _print(self._session.wanted)
+        if found is not None and found == self._seen.wanted:
+            return _Seen(now, found, self._seen.order)
+        wanted = read_wanted(self._session)
+        order = {Wanted.STARTED: Order.RUN, Wanted.PAUSED: Order.PAUSE}.get(wanted, Order.STOP)
+        return _Seen(now, found, order)
