@@ -15,13 +15,19 @@ from gsync.volume.home import Home, Volume
 
 def master_volume(home: Home, master: str) -> Volume:
     """The volume that MASTER names, or whose tree it is; made on the fly for a directory that is none yet."""
+    volume, is_new = find_master(home, master)
+    return home.keep(volume) if is_new else volume
+
+
+def find_master(home: Home, master: str) -> tuple[Volume, bool]:
+    """The volume that MASTER names, or whose tree it is, and whether it is still to be made (home.keep)."""
     if "/" not in master and master not in (".", ".."):
         named = next((volume for volume in home.list() if volume.name == master), None)
         if named is not None:
-            return _checked(named)
+            return _checked(named), False
     volume = home.at_path(master)
     if volume is not None:
-        return _checked(volume)
+        return _checked(volume), False
     real = os.path.realpath(master)
     try:
         os.close(os.open(real, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
@@ -30,7 +36,7 @@ def master_volume(home: Home, master: str) -> Volume:
             from None
     except OSError as exc:
         raise UsageError(f"master {_shown(master)}: {exc.strerror}") from None
-    return home.add(auto_volume_name(real), real)
+    return home.new(auto_volume_name(real), real), True
 
 
 def _checked(volume: Volume) -> Volume:

@@ -185,6 +185,10 @@ class Home:
 
     def add(self, name: str, path: str) -> Volume:
         """Make the directory `path` a volume."""
+        return self.keep(self.new(name, path))
+
+    def new(self, name: str, path: str) -> Volume:
+        """The volume that the directory `path` would be. Nothing is written."""
         check_name("volume", name)
         if self._load(name) is not None:
             raise UsageError(f"volume {name}: exists already")
@@ -197,11 +201,14 @@ class Home:
         except OSError as exc:
             raise UsageError(f"volume {name}: {path}: {exc.strerror}") from None
         try:
-            volume = Volume(os.path.join(self._volumes, name), name, real, str(uuid.uuid4()), secrets.token_bytes(4),
-                            Handles(fd).root, file_system_ids(fd))
+            return Volume(os.path.join(self._volumes, name), name, real, str(uuid.uuid4()), secrets.token_bytes(4),
+                          Handles(fd).root, file_system_ids(fd))
         finally:
             os.close(fd)
-        values = {"format": FORMAT, "name": name, "kind": volume.kind, "path": real, "uuid": volume.uuid,
+
+    def keep(self, volume: Volume) -> Volume:
+        """Make what `new` gave a volume, durably."""
+        values = {"format": FORMAT, "name": volume.name, "kind": volume.kind, "path": volume.path, "uuid": volume.uuid,
                   "tag": volume.tag.hex(), "root": volume.root.hex(), "file_system": volume.file_system}
         make_dirs(os.fsencode(volume.folder))
         replace_file(os.fsencode(_file(volume.folder)), json.dumps(values, indent=1).encode("ascii") + b"\n")
