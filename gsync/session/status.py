@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime, timedelta
@@ -94,6 +95,15 @@ class WorkerStatus:
 
     def write(self, path: str) -> None:
         write_status(path, asdict(self))
+
+    @classmethod
+    def note(cls, path: str, state: str, reason: str = "") -> None:
+        """Writes the status of a worker that does not run, keeping what stays true of it. For who starts the workers."""
+        last = cls.read(path) or cls()
+        cls(state=state, reason=reason, stime=last.stime, entry_stime=last.entry_stime, last_synced=last.last_synced,
+            pending=last.pending, failures=last.failures, held=last.held, left_out=last.left_out, lacks=last.lacks,
+            files_done=last.files_done, bytes_done=last.bytes_done, epoch=last.epoch,
+            updated=time.time_ns()).write(path)
 
     @property
     def alive(self) -> bool:

@@ -122,22 +122,14 @@ class Child:
         self.poll()
 
 
-class _Kept:
-    """A child that is to run: what starts it, and when it is started (again)."""
+class Retry:
+    """When a process is started (again): the more often it fails, the later."""
 
-    def __init__(self, name: str, argv: list[str], pauses: Sequence[float]) -> None:
-        self.name = name
-        self.argv = argv
-        self.child: Child | None = None
+    def __init__(self, pauses: Sequence[float] = PAUSES) -> None:
         self.due = 0.0
         self.started = 0.0
         self.failed = 0       # starts in a row that ended before LASTED
         self._pauses = pauses
-
-    def start(self, heard: Callable[[str, str], None]) -> Child:
-        self.child = Child(self.name, self.argv, heard)
-        self.started = time.monotonic()
-        return self.child
 
     def again(self, pause: float | None = None) -> float:
         """Plans the next start; returns the pause before it."""
@@ -148,6 +140,21 @@ class _Kept:
             self.failed += 1
         self.due = time.monotonic() + pause
         return pause
+
+
+class _Kept(Retry):
+    """A child that is to run, and what starts it."""
+
+    def __init__(self, name: str, argv: list[str], pauses: Sequence[float]) -> None:
+        super().__init__(pauses)
+        self.name = name
+        self.argv = argv
+        self.child: Child | None = None
+
+    def start(self, heard: Callable[[str, str], None]) -> Child:
+        self.child = Child(self.name, self.argv, heard)
+        self.started = time.monotonic()
+        return self.child
 
 
 class Supervisor:
@@ -174,14 +181,15 @@ class Supervisor:
     def run(self) -> Ending:
         """Until the work is done, cannot be done, or a signal (kept in `signal`) says stop."""
         ending = Ending(INTERNAL, "")
-        self._note("Initializing")
+        WorkerStatus.note(self._status_path, "Initializing")
         with self._signals():
             try:
                 ending = self._keep_running()
             finally:
                 self._end_children()
                 self._selector.close()
-                self._note("Stopped", ending.line if ending.code > DONE_WITH_FAILURES else "")
+                reason = ending.line if ending.code > DONE_WITH_FAILURES else ""
+                WorkerStatus.note(self._status_path, "Stopped", reason)
         return ending
 
     def _keep_running(self) -> Ending:
@@ -200,15 +208,6 @@ class Supervisor:
         if child is not None and status.pid == child.pid and status.state == "Active":
             self._active = True
         return status
-
-    def _note(self, state: str, reason: str = "") -> None:
-        """Writes the status of a worker that does not run, keeping what stays true of it."""
-        last = WorkerStatus.read(self._status_path) or WorkerStatus()
-        WorkerStatus(state=state, reason=reason, stime=last.stime, entry_stime=last.entry_stime,
-                     last_synced=last.last_synced, pending=last.pending, failures=last.failures, held=last.held,
-                     left_out=last.left_out, lacks=last.lacks,
-                     files_done=last.files_done, bytes_done=last.bytes_done, epoch=last.epoch,
-                     updated=time.time_ns()).write(self._status_path)
 
     def _step(self) -> Ending | None:
         """Looks after both children once; how the run ends, None while it goes on."""
@@ -257,7 +256,7 @@ class Supervisor:
         if self._once and ending.code > 0 and kept.failed >= TRIES:
             return ending
         if kept is self._worker:
-            self._note("Faulty", ending.line)
+            WorkerStatus.note(self._status_path, "Faulty", ending.line)
         self._observer.ended(kept.name, ending, pause)
         return None
 

@@ -1,0 +1,55 @@
+"""What a service tells systemd: that it is ready, that it is alive, what it does (sd_notify(3), without its library).
+
+Not started by systemd, or by one that wants to hear nothing, everything here does nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import MutableMapping
+from contextlib import suppress
+
+
+class Notifier:
+    """One for a process. The variables that systemd passes on are taken out of `environ`: children have their own life.
+
+    `alive` may be called as often as one likes; it belongs where a loop has gone round, never into a thread or timer
+    that would go on if the loop did not.
+    """
+
+    def __init__(self, environ: MutableMapping[str, str] = os.environ) -> None:
+        address = environ.pop("NOTIFY_SOCKET", "")
+        interval, pid = environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", "")
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        self._every: float | None = None  # seconds between two signs of life
+        if interval.isdigit() and pid in ("", str(os.getpid())):
+            self._every = int(interval) / 1e6 / 4
+        self._fed = float("-inf")
+        self._said = ""
+
+    def ready(self) -> None:
+        self._send("READY=1")
+
+    def alive(self) -> None:
+        now = time.monotonic()
+        if self._every is not None and now - self._fed >= self._every:
+            self._fed = now
+            self._send("WATCHDOG=1")
+
+    def says(self, text: str) -> None:
+        """One line for `systemctl status`."""
+        if text != self._said:
+            self._said = text
+            self._send("STATUS=" + text.replace("\n", " "))
+
+    def stopping(self) -> None:
+        self._send("STOPPING=1")
+
+    def _send(self, message: str) -> None:
+        if not self._address:
+            return
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out:
+            out.connect(self._address)  # a service that nobody listens to goes on all the same
+            out.send(message.encode("utf-8", "backslashreplace"))
