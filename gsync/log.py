@@ -56,9 +56,21 @@ class _Formatter(logging.Formatter):
     default_msec_format = "%s.%03dZ"
 
 
-def setup(level: str = "INFO", path: str | None = None) -> None:
-    """Send log lines to the file `path` (appended), or to stderr; times in UTC."""
-    handler = logging.FileHandler(path, encoding="utf-8") if path else logging.StreamHandler(sys.stderr)
+LARGEST = 10 << 20  # bytes of a log file
+KEPT = 5            # older ones beside it, the newest with .1 at the end
+
+
+def setup(level: str = "INFO", path: str | None = None, *, owner: bool = False) -> None:
+    """Send log lines to stderr, or append them to the file `path`; times in UTC. owner: this process is the one that
+    keeps the file from growing without bound; any other one writes a line or two and ends."""
+    handler: logging.Handler
+    if path and owner:
+        from logging.handlers import RotatingFileHandler  # not for every start of a command
+
+        handler = RotatingFileHandler(path, maxBytes=LARGEST, backupCount=KEPT, encoding="utf-8",
+                                      errors="backslashreplace")
+    else:
+        handler = logging.FileHandler(path, encoding="utf-8") if path else logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     root = logging.getLogger("gsync")
     root.handlers[:] = [handler]

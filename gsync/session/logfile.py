@@ -1,6 +1,7 @@
-"""A session's log: the lines of its supervisor and of its children in one file, which does not grow without bound.
+"""A session's log under `gsync run`: the lines of its supervisor and of its children in one file, rotated.
 
-Only the supervisor writes it; the children write to their stderr, which it reads.
+Only the supervisor writes it; the children write to their stderr, which it reads. (A worker that a monitor keeps
+writes the log itself.)
 """
 
 from __future__ import annotations
@@ -8,15 +9,14 @@ from __future__ import annotations
 import logging
 import logging.handlers
 
-LARGEST = 10 << 20
-KEPT = 5
+from gsync import log
 
 
 class LogFile(logging.handlers.RotatingFileHandler):
     """A logging handler that also takes lines that are complete already."""
 
     def __init__(self, path: str, formatter: logging.Formatter | None) -> None:
-        super().__init__(path, maxBytes=LARGEST, backupCount=KEPT, encoding="utf-8", errors="backslashreplace")
+        super().__init__(path, maxBytes=log.LARGEST, backupCount=log.KEPT, encoding="utf-8", errors="backslashreplace")
         self._lines = formatter or logging.Formatter()
 
     def format(self, record: logging.LogRecord) -> str:

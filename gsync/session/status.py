@@ -98,7 +98,7 @@ class WorkerStatus:
 
     @classmethod
     def note(cls, path: str, state: str, reason: str = "") -> None:
-        """Writes the status of a worker that does not run, keeping what stays true of it. For who starts the workers."""
+        """Writes the status of a worker that does not run, keeping what stays true of it."""
         last = cls.read(path) or cls()
         cls(state=state, reason=reason, stime=last.stime, entry_stime=last.entry_stime, last_synced=last.last_synced,
             pending=last.pending, failures=last.failures, held=last.held, left_out=last.left_out, lacks=last.lacks,
