@@ -38,9 +38,10 @@ def run(
     sync_method: Annotated[str | None, typer.Option(metavar="auto|rsync|tarssh", help="How data travels.")] = None,
     sync_jobs: Annotated[int | None, typer.Option(metavar="N", help="Streams of data side by side.")] = None,
     bwlimit: Annotated[str | None, typer.Option(
-        metavar="RATE", help="Bytes per second that data may use, e.g. 500K or 10M.")] = None,
-    delete_retention: Annotated[float | None, typer.Option(
-        metavar="DAYS", help="Keep deleted files in the slave's .gsync/trash so long.")] = None,
+        metavar="RATE", help="Bytes per second that data may use, e.g. 500K or 10M; or by the time of the week.")
+    ] = None,
+    delete_retention: Annotated[str | None, typer.Option(
+        metavar="DAYS", help="Keep deleted files in the slave's .gsync/trash so long; also 12h, 2w.")] = None,
     max_delete: Annotated[int | None, typer.Option(
         metavar="N", help="Hold deletes when one batch would remove more than N entries.")] = None,
     ssh_config: Annotated[str | None, typer.Option(
@@ -48,46 +49,71 @@ def run(
     ssh_port: Annotated[int | None, typer.Option(metavar="PORT", help="The port of the slave's ssh server.")] = None,
     accept_host_key: Annotated[str | None, typer.Option(
         metavar="SHA256:…", help="Accept the slave's host key if this is its fingerprint.")] = None,
-    detector: Annotated[str, typer.Option(
-        metavar="auto|fanotify|inotify", help="How changes of the master are noticed.")] = "auto",
+    detector: Annotated[str | None, typer.Option(
+        metavar="auto|fanotify|inotify", help="How changes of the master are noticed.")] = None,
     log_level: Annotated[str | None, typer.Option(
         metavar="LEVEL", help="What goes to the session's log: DEBUG, INFO, WARNING or ERROR.")] = None,
+    settings: Annotated[list[str] | None, typer.Option(
+        "--set", metavar="OPTION=VALUE", help="Any other option of `gsync config help`. Can be repeated.")] = None,
 ) -> int:
-    """Record and replicate in the foreground. Stopped and started again, it goes on from where it was."""
+    """Record and replicate in the foreground. Stopped and started again, it goes on from where it was. The options hold
+    for this run, above the settings of `gsync config`."""
     import os
     from dataclasses import replace
 
     from gsync.process import Lock
-    from gsync.session import places
+    from gsync.session import config, places
     from gsync.session.options import Options
     from gsync.session.session import SessionHome
     from gsync.volume.home import Home
 
-    given = {
-        "exclude": _patterns(exclude or [], exclude_from), "adopt": adopt, "sync_method": sync_method,
+    values = {
+        "exclude": _patterns(exclude or [], exclude_from) or None, "adopt": adopt or None, "sync_method": sync_method,
         "sync_jobs": sync_jobs, "bandwidth_limit": bwlimit, "ssh_port": ssh_port, "log_level": log_level,
-        "max_delete": max_delete,
-        "delete_retention": None if delete_retention is None else round(delete_retention * 86400),
+        "max_delete": max_delete, "delete_retention": _days(delete_retention), "change_detector": detector,
         "ssh_config": None if ssh_config is None else os.path.abspath(ssh_config),
     }
     with _errors_as_events(json):
-        options = Options.of({key: value for key, value in given.items() if value is not None}, "command line")
+        given = {**_settings(settings or []), **{key: value for key, value in values.items() if value is not None}}
+        Options.of(given, "command line")
         home = Home(state)
         target = places.slave_at(slave)
         volume = places.master_volume(home, master)
         places.check_apart(volume, target, home)
-        if accept_host_key is not None:
-            _accept_host_key(target, options, accept_host_key)
         sessions = SessionHome(home)
-        session = sessions.find_or_new(volume.name, places.slave_text(target))
-        sessions.save(session)
+        found = sessions.find_or_new(volume.name, places.slave_text(target))
+        session = replace(found, options=config.load_options([*config.site_paths(home.path), found.config], given))
+        if accept_host_key is not None:
+            _accept_host_key(target, session.options, accept_host_key)
+        sessions.save(found)
         with Lock(session.run_lock, f"session {session.name}"):
             if dry_run:
-                return _dry_run(replace(session, options=options), volume, home, detector, json=json)
-            if session.options != options:
-                session = replace(session, options=options)
-                sessions.save(session)
-            return _supervise(session, volume, home, detector, once=once, json=json)
+                return _dry_run(session, volume, home, json=json)
+            return _supervise(session, given, volume, home, once=once, json=json)
+
+
+def _settings(texts: list[str]) -> dict[str, Any]:
+    """The options of --set by field name."""
+    from gsync.errors import UsageError
+    from gsync.session.options import find
+
+    values = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--set {text}: not of the form OPTION=VALUE")
+        values[find(name).field] = value
+    return values
+
+
+def _days(text: str | None) -> str | int | None:
+    """A duration; a plain number is of days."""
+    if text is None:
+        return None
+    try:
+        return round(float(text) * 86400)
+    except (ValueError, OverflowError):
+        return text
 
 
 def _accept_host_key(slave: Slave, options: Options, fingerprint: str) -> None:
@@ -138,9 +164,10 @@ def _error_event(message: str, exit_code: int) -> dict[str, Any]:
     return {"event": "error", "time": rfc3339(time.time_ns()), "message": message, "exit_code": exit_code}
 
 
-def _supervise(session: Session, volume: Volume, home: Home, detector: str, *, once: bool, json: bool) -> int:
+def _supervise(session: Session, given: dict[str, Any], volume: Volume, home: Home, *, once: bool, json: bool) -> int:
     import sys
     import time
+    from json import dumps
 
     from gsync.cli.output import print_error, print_json
     from gsync.cli.progress import LiveLine, RunView
@@ -154,8 +181,9 @@ def _supervise(session: Session, volume: Volume, home: Home, detector: str, *, o
     with _logging(session, quiet=live is not None) as logfile:
         view = RunView(session.name, logfile.line, json=json, live=live)
         worker = child_argv("gsync.session.run_worker",
-                            [session.name, "--home", home.path, *(["--once-until", str(until)] if once else [])])
-        supervisor = Supervisor(worker, session.worker_status, _recorder_argv(session, volume, home, detector),
+                            [session.name, "--home", home.path, "--settings", dumps(given),
+                             *(["--once-until", str(until)] if once else [])])
+        supervisor = Supervisor(worker, session.worker_status, _recorder_argv(session, volume, home),
                                 RecorderPort(volume.brick()).holder, view, once=once)
         try:
             ending = supervisor.run()
@@ -176,11 +204,10 @@ def _supervise(session: Session, volume: Volume, home: Home, detector: str, *, o
     return code
 
 
-def _recorder_argv(session: Session, volume: Volume, home: Home, detector: str) -> list[str]:
-    from gsync.session.child import child_argv
+def _recorder_argv(session: Session, volume: Volume, home: Home) -> list[str]:
+    from gsync.session.child import child_argv, recorder_args
 
-    return child_argv("gsync.recorder", [volume.name, "--home", home.path, "--detector", detector,
-                                         "--log-level", session.options.log_level])
+    return child_argv("gsync.recorder", recorder_args(volume.name, home.path, session.options))
 
 
 def _exit_code(ending: Ending, status: WorkerStatus) -> int:
@@ -213,7 +240,7 @@ def _logging(session: Session, *, quiet: bool) -> Iterator[LogFile]:
         logfile.close()
 
 
-def _dry_run(session: Session, volume: Volume, home: Home, detector: str, *, json: bool) -> int:
+def _dry_run(session: Session, volume: Volume, home: Home, *, json: bool) -> int:
     import os
     from collections import Counter
 
@@ -222,7 +249,7 @@ def _dry_run(session: Session, volume: Volume, home: Home, detector: str, *, jso
 
     found: Counter[str] = Counter()
     size = 0
-    for line in dry_run(session, volume, home, _recorder_argv(session, volume, home, detector)):
+    for line in dry_run(session, volume, home, _recorder_argv(session, volume, home)):
         found[line.action] += 1
         size += line.bytes
         path = os.fsdecode(line.path)

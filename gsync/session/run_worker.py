@@ -38,6 +38,7 @@ from gsync.slave.client import SlaveClient
 from gsync.sync.auto import engine_maker
 from gsync.sync.engine import Flow
 from gsync.sync.syncer import Syncer
+from gsync.sync.timetable import Timetable
 from gsync.transport.link import Link, parse_slave
 from gsync.transport.local import LocalLink
 from gsync.transport.ssh import SshLink, SshOptions
@@ -121,7 +122,7 @@ class Parts:
             client = SlaveClient(link, options.slave_timeout)
             syncer: Syncer | None = None
             try:
-                flow = Flow(options.bandwidth_limit or None, options.sync_jobs, paused=self.paused)
+                flow = Flow(Timetable.parse(options.bandwidth_limit), options.sync_jobs, paused=self.paused)
                 make_engine = engine_maker(options.sync_method, link, client, self.source, epoch)
                 syncer = Syncer(options.sync_jobs, make_engine, flow)  # the receivers start beside the agent
                 hello = client.hello(self.volume.uuid, self.volume.name, self.session.name, epoch,
@@ -181,7 +182,8 @@ class Publisher:
         if not state.in_step and state.stime is not None:
             lag = (time.time_ns() - state.stime) / NS
         WorkerStatus(
-            pid=os.getpid(), started=self._started, state=worker.machine.state, reason=worker.machine.reason, crawl=state.crawl,
+            pid=os.getpid(), started=self._started, state=worker.machine.state, reason=worker.machine.reason,
+            crawl=state.crawl,
             stime=state.stime, entry_stime=state.stime, last_synced=state.last_synced, lag_seconds=lag,
             pending=self._db.pending(), failures=self._ledger.count(), held=self._ledger.count_held(),
             left_out=dict(worker.loss.counts) if worker.loss else {},

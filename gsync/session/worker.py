@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,8 +38,10 @@ _log = get_logger(__name__)
 
 IDLE_COMMIT = 10.0       # seconds after which the stime follows the clock on a quiet tree
 INTERIM_COMMIT = 60.0    # seconds between the commits of a hybrid crawl: what an interruption may cost
+FIRST_PAUSE = 1.0        # seconds before the slave is tried again; doubled each time
 LONGEST_PAUSE = 60.0
 STATUS_EVERY = 0.5
+LOOK_AT_ORDERS = 0.5     # seconds that an idle worker may take to see what is wanted of it
 LOOK_AT_LEASE = 0.25     # seconds between two looks of a passive worker
 
 
@@ -115,6 +116,7 @@ class Worker:
         self.connection: Connection | None = None
         self.loss: Loss | None = None
         self._was_active = False
+        self._claimed = False         # the lease was taken and not given back
         self._published = 0.0
         self._position = 0            # end of the last slice that was applied, ns
         self._applied_upto = 0        # all changes up to then are committed at the slave, ns
@@ -128,9 +130,12 @@ class Worker:
 
     def run(self) -> int:
         """Work until stopped, or until in step with `once`; the exit code. GsyncError: a person has to act."""
-        pause = 1.0
+        pause, rest = FIRST_PAUSE, 0.0
         while True:
+            began = time.monotonic()
             try:
+                self._rest(rest)
+                rest = 0.0
                 self._session(self._claim())
                 self.machine.to(WorkerState.STOPPED)
                 return 1 if self.ledger.count() or self.ledger.count_held() else 0
@@ -139,30 +144,34 @@ class Worker:
                 return 0
             except LeaseLost:
                 _log.warning("another worker has taken over", epoch=self.state.epoch)
-                pause = 1.0
-                continue
-            except (Transient, SlaveError) as exc:
-                if not self._was_active or (self._once is not None and (pause > 8 or isinstance(exc, SlaveError))):
+            except GsyncError as exc:
+                if self._claimed and not self._lease.held():
+                    _log.warning("another worker has taken over", epoch=self.state.epoch, error=exc)
+                elif self._may_pass(exc, pause):
+                    if time.monotonic() - began > LONGEST_PAUSE:
+                        pause = FIRST_PAUSE
+                    _log.warning("will connect again", error=exc, pause=pause)
+                    self.machine.to(WorkerState.FAULTY, str(exc))
+                    rest, pause = pause, min(pause * 2, LONGEST_PAUSE)
+                else:
                     self.machine.to(WorkerState.FAULTY, str(exc))
                     raise
-                if not self._lease.held():
-                    continue  # by whose doing it broke does not matter then
-                _log.warning("will connect again", error=exc, pause=pause)
-                self.machine.to(WorkerState.FAULTY, str(exc))
-            except GsyncError as exc:
-                if self._was_active and not self._lease.held():
-                    continue
-                self.machine.to(WorkerState.FAULTY, str(exc))
-                raise
             finally:
+                self._claimed = False
                 self._lease.release()  # first: whoever waits for it need not wait for our goodbyes
                 self._disconnect()
-            until = time.monotonic() + pause
-            pause = min(pause * 2, LONGEST_PAUSE)
-            with suppress(Stopped):
-                while time.monotonic() < until:
-                    self._check_stop()
-                    self._waiter.wait(until - time.monotonic())
+
+    def _may_pass(self, exc: GsyncError, pause: float) -> bool:
+        """Whether to connect again: the slave was there before, and may be again."""
+        if not self._was_active or not isinstance(exc, Transient | SlaveError):
+            return False
+        return self._once is None or (pause <= 8 and isinstance(exc, Transient))
+
+    def _rest(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self._check_stop()
+            self._waiter.wait(min(LOOK_AT_ORDERS, until - time.monotonic()))
 
     def _claim(self) -> int:
         """The epoch to work in, once no other worker has it. While one has, this one is Passive: it keeps its own
@@ -179,6 +188,7 @@ class Worker:
             self._stand_by()
             self._check_stop()
             self._waiter.wait(LOOK_AT_LEASE)
+        self._claimed = True
         return epoch
 
     def _session(self, epoch: int) -> None:
@@ -192,7 +202,7 @@ class Worker:
                 return
             if self._once is not None:
                 self._recorder.poke()
-            self._waiter.wait(1.0)
+            self._waiter.wait(LOOK_AT_ORDERS)
 
     def start(self, epoch: int) -> None:
         """Connect and find out where the slave stands."""
