@@ -13,12 +13,13 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
-from gsync.durable import make_dirs, replace_file
+from gsync.durable import fsync_dir, make_dirs, replace_file
 from gsync.errors import UsageError
 from gsync.session import config
 from gsync.session.options import Options
@@ -27,6 +28,9 @@ from gsync.volume.home import Home, check_name
 
 FORMAT = 2
 GEO_REP = "geo-rep"  # the folder on the meta volume
+_FILE = "session.json"
+_DELETED = ".deleted"  # beside the sessions: what remains of deleted ones, by volume and slave
+_REMAINS = ("epoch", *(name + end for name in ("ledger.db", "changelog.db") for end in ("", "-wal", "-shm")))
 
 
 def readable_name(*texts: str, unique: str) -> str:
@@ -151,23 +155,64 @@ class SessionHome:
         shared = os.path.join(options.meta_volume_mnt, GEO_REP, "sessions", name) if options.use_meta_volume else folder
         return Session(folder, shared, name, volume, slave, time.time_ns(), options)
 
-    def save(self, session: Session) -> None:
-        """Writes session.json, durably and in one step; for a session on the meta volume here and there."""
+    def save(self, session: Session, settings: Mapping[str, str] | None = None) -> None:
+        """Writes session.json, durably and in one step; for a session on the meta volume here and there. settings:
+        texts by option for the gsync.conf of a new one."""
         values = {"format": FORMAT, "name": session.name, "volume": session.volume, "slave": session.slave,
                   "created": session.created, "shared": session.shared if session.on_meta_volume else None}
         data = json.dumps(values, indent=1).encode("ascii") + b"\n"
-        for folder in dict.fromkeys((session.shared, session.folder)):
+        folders = _folders(session)
+        if not os.path.exists(os.path.join(session.shared, _FILE)):
+            for folder in folders:
+                self._prepare(folder, session)
+        for folder in folders:
             make_dirs(os.fsencode(folder))
-            replace_file(os.fsencode(os.path.join(folder, "session.json")), data)
+        for name, text in (settings or {}).items():
+            config.set_value(session.config, name, text)
+        for folder in folders:
+            replace_file(os.fsencode(os.path.join(folder, _FILE)), data)
 
-    def remove(self, session: Session) -> None:
-        """Forgets the session, here and on the meta volume."""
-        for folder in dict.fromkeys((session.shared, session.folder)):
-            path = os.path.join(folder, "session.json")
-            if os.path.lexists(path):
-                os.unlink(path)  # from here on it is no session
-        for folder in dict.fromkeys((session.shared, session.folder)):
+    def _prepare(self, folder: str, session: Session) -> None:
+        """The folder of a session that is to be: empty, but for what an earlier one of the volume and slave left."""
+        remains = self._remains(folder, session)
+        if remains is not None and os.path.isdir(remains):
+            _prune(remains, _REMAINS)
             shutil.rmtree(folder, ignore_errors=True)
+            os.rename(remains, folder)
+        else:  # deleted on another node, or never made to the end
+            before = _read(os.path.join(folder, _FILE))
+            same = before is not None and (before["volume"], before["slave"]) == (session.volume, session.slave)
+            _prune(folder, _REMAINS if same else ())
+
+    def _remains(self, folder: str, session: Session) -> str | None:
+        """Where is what remains of a deleted session of this volume and slave, whatever it was called; None for a
+        volume that is gone: its slave takes no other one, so nothing can go on."""
+        try:
+            volume = self.home.get(session.volume)
+        except UsageError:
+            if os.path.isdir(os.path.join(self.home.path, "volumes", session.volume)):
+                raise  # damaged
+            return None
+        pair = blake2b(os.fsencode(f"{volume.uuid}\0{session.slave}"), digest_size=16).hexdigest()
+        return os.path.join(os.path.dirname(folder), _DELETED, pair)
+
+    def remove(self, session: Session, forget: bool = False) -> None:
+        """Deletes the session, here and on the meta volume. What a later one of the same volume and slave has to go on
+        from stays: the epoch, which may never shrink; what could not be synced, and what must be looked at again, both
+        of which the stime has passed. With `forget` only the epoch stays: for who has made the slave forget its stime.
+        """
+        for folder in filter(os.path.isdir, _folders(session)):
+            remains = self._remains(folder, session)
+            if remains is None:
+                shutil.rmtree(folder)
+                continue
+            make_dirs(os.fsencode(os.path.dirname(remains)))
+            shutil.rmtree(remains, ignore_errors=True)
+            os.rename(folder, remains)  # from here on it is no session
+            _prune(remains, ("epoch",) if forget else _REMAINS)
+            fsync_dir(os.fsencode(os.path.dirname(folder)))
+        with suppress(UsageError, FileNotFoundError):
+            os.unlink(os.path.join(self.home.get(session.volume).needed, session.name))
 
     def get(self, name: str, overrides: Mapping[str, Any] | None = None) -> Session:
         """UsageError if there is no such session, or its file is damaged. overrides: settings over those of its
@@ -193,7 +238,7 @@ class SessionHome:
         found: set[str] = set()
         for folder in (self._folder, self._on_meta_volume()):
             if folder is not None and os.path.isdir(folder):
-                found.update(os.listdir(folder))
+                found.update(name for name in os.listdir(folder) if not name.startswith("."))
         return sorted(found)
 
     def list(self) -> list[Session]:
@@ -209,18 +254,35 @@ class SessionHome:
 
     def _load(self, name: str, overrides: Mapping[str, Any] | None = None) -> Session | None:
         folder = os.path.join(self._folder, name)
-        values = _read(os.path.join(folder, "session.json"))
+        values = _read(os.path.join(folder, _FILE))
         shared = folder
         if values is not None:
             shared = str(values["shared"] or folder)
+            if os.path.isdir(os.path.dirname(shared)) and not os.path.exists(os.path.join(shared, _FILE)):
+                return None  # deleted on another node
         elif (there := self._on_meta_volume()) is not None:
             shared = os.path.join(there, name)
-            values = _read(os.path.join(shared, "session.json"))
+            values = _read(os.path.join(shared, _FILE))
         if values is None:
             return None
         options = config.load_options(
             [*config.site_paths(self.home.path), os.path.join(shared, "gsync.conf")], overrides)
         return Session(folder, shared, name, values["volume"], values["slave"], values["created"], options)
+
+
+def _folders(session: Session) -> list[str]:
+    """What all nodes share first."""
+    return list(dict.fromkeys((session.shared, session.folder)))
+
+
+def _prune(folder: str, kept: Sequence[str]) -> None:
+    """Remove all but the files of these names; fine if there is no such folder."""
+    with suppress(FileNotFoundError):
+        for entry in list(os.scandir(folder)):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path)
+            elif entry.name not in kept:
+                os.unlink(entry.path)
 
 
 def _read(path: str) -> dict[str, Any] | None:
