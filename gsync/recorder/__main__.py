@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import threading
 from types import FrameType
 
 from gsync import log
+from gsync.durable import make_dirs
 from gsync.errors import GsyncError
-from gsync.recorder.recorder import run_recorder
+from gsync.notify import Notifier
+from gsync.recorder.recorder import ARCHIVE_BYTES, KEEP_BYTES, KEEP_SECONDS, Keep, run_recorder
 from gsync.recorder.status import RecorderPort
 from gsync.volume.home import Home
 
@@ -22,13 +25,22 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--detector", default="auto", help="auto, fanotify or inotify")
     parser.add_argument("--rollover", type=float, default=1.0,
                         help="longest time in seconds until a changelog is written")
+    parser.add_argument("--keep-seconds", type=int, default=KEEP_SECONDS, help="how long changelogs are kept")
+    parser.add_argument("--keep-bytes", type=int, default=KEEP_BYTES, help="how many bytes of them")
+    parser.add_argument("--archive-bytes", type=int, default=ARCHIVE_BYTES, help="how many of older ones; 0: none")
     parser.add_argument("--log-level", default="INFO")
+    parser.add_argument("--managed", action="store_true", help="log to the volume's log: a monitor has started it")
     args = parser.parse_args(argv)
     log.setup(args.log_level)
+    notifier = Notifier()
     stop = threading.Event()
     try:
         home = Home(args.home)
-        port = RecorderPort(home.get(args.name).brick())
+        brick = home.get(args.name).brick()
+        port = RecorderPort(brick)
+        if args.managed:
+            make_dirs(os.fsencode(brick.folder))
+            log.setup(args.log_level, brick.log, owner=True)
 
         def on_signal(number: int, frame: FrameType | None) -> None:
             stop.set()
@@ -36,7 +48,9 @@ def main(argv: list[str]) -> int:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, on_signal)
-        run_recorder(args.name, home, detector=args.detector, rollover=args.rollover, stop=stop)
+        run_recorder(args.name, home, detector=args.detector, rollover=args.rollover, stop=stop,
+                     keep=Keep(args.keep_seconds, args.keep_bytes, args.archive_bytes),
+                     notifier=notifier)
     except GsyncError as exc:
         print(f"gsync: {exc}", file=sys.stderr)
         return exc.exit_code

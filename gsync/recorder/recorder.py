@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from gsync.changelog import retention
 from gsync.changelog.archive import Archive
@@ -22,6 +22,7 @@ from gsync.durable import make_dirs
 from gsync.errors import Faulty, UsageError
 from gsync.log import get_logger
 from gsync.model import NS, shown
+from gsync.notify import Notifier
 from gsync.process import Lock
 from gsync.recorder import detectors
 from gsync.recorder.detector import DetectorFactory, Unavailable
@@ -41,6 +42,14 @@ ARCHIVE_BYTES = 256 << 20
 PURGE_EVERY = 600.0       # s
 
 
+class Keep(NamedTuple):
+    """How long changelogs stay, how many bytes of them, and how many bytes of older ones the archive holds."""
+
+    seconds: int = KEEP_SECONDS
+    size: int = KEEP_BYTES
+    archive: int = ARCHIVE_BYTES
+
+
 class Recorder:
     """`run` does everything; a test calls start, and poll and close_slice of what it gives, and close.
 
@@ -50,7 +59,8 @@ class Recorder:
     def __init__(self, volume: Volume, *, ignored: Sequence[str] = (), detector: DetectorFactory = detectors.auto,
                  rollover: float = 1.0, quiet: float = 0.05, stop: threading.Event | None = None,
                  clock: Callable[[], int] = time.time_ns, step: Callable[[str], None] = lambda name: None,
-                 keep_seconds: int = KEEP_SECONDS, keep_bytes: int = KEEP_BYTES) -> None:
+                 keep: Keep | None = None,
+                 notifier: Notifier | None = None) -> None:
         self._volume = volume
         self._brick = volume.brick()
         self._ignored = ignored
@@ -58,8 +68,9 @@ class Recorder:
         self._rollover, self._quiet = rollover, quiet
         self._stop = stop or threading.Event()
         self._clock, self._step = clock, step
-        self._keep = keep_seconds, keep_bytes
+        self._keep = keep or Keep()
         self._lock = Lock(self._brick.lock, f"the recorder of volume {volume.name}")
+        self._notifier = notifier or Notifier({})
         self._recording: Recording | None = None
         self.status = RecorderStatus(pid=os.getpid())
 
@@ -71,6 +82,7 @@ class Recorder:
         with self._lock:
             control = Control(self._brick.ctl)
             pauses, started = iter(PAUSES), time.monotonic()
+            self._notifier.ready()
             try:
                 while not self._stop.is_set():
                     try:
@@ -86,6 +98,7 @@ class Recorder:
             except Stopped:
                 pass
             finally:
+                self._notifier.stopping()
                 self.close()
                 control.close()
                 self._publish(state=STOPPED)
@@ -160,6 +173,8 @@ class Recorder:
         return recording.fileno() in fds, control.fd in fds
 
     def _publish(self, **changes: Any) -> None:
+        """Called by whatever goes on: from the loop every second, from a scan as it proceeds."""
+        self._notifier.alive()
         self.status = dataclasses.replace(self.status, updated=self._clock(), **changes)
         try:
             write_status(self._brick.status, self.status)
@@ -167,9 +182,9 @@ class Recorder:
             _log.warning("status cannot be written", path=self._brick.status, error=exc.strerror)
 
     def _purge(self) -> None:
-        purged = retention.purge(os.fsencode(self._brick.changelogs), self._clock() // NS, *self._keep,
-                                 self._volume.needed_from(),
-                                 Archive(os.fsencode(self._brick.archive), ARCHIVE_BYTES))
+        keep = self._keep
+        purged = retention.purge(os.fsencode(self._brick.changelogs), self._clock() // NS, keep.seconds, keep.size,
+                                 self._volume.needed_from(), Archive(os.fsencode(self._brick.archive), keep.archive))
         if purged.deleted:
             _log.info("old changelogs are deleted", changelogs=purged.deleted, bytes=purged.deleted_bytes)
         if purged.needed:
@@ -177,10 +192,11 @@ class Recorder:
 
 
 def run_recorder(name: str, home: Home, *, detector: str = "auto", rollover: float = 1.0, quiet: float = 0.05,
-                 stop: threading.Event | None = None) -> None:
+                 stop: threading.Event | None = None, keep: Keep | None = None,
+                 notifier: Notifier | None = None) -> None:
     """Record the volume `name` until `stop` is set. UsageError, LockedError."""
     volume = home.get(name)
     if volume.kind != "posix":
         raise UsageError(f"volume {name}: its bricks record their changelogs themselves")
     Recorder(volume, ignored=[home.path], detector=detectors.by_name(detector), rollover=rollover, quiet=quiet,
-             stop=stop).run()
+             stop=stop, keep=keep, notifier=notifier).run()

@@ -72,6 +72,15 @@ class Brick:
         return os.path.join(self.folder, "recorder.lock")
 
     @property
+    def log(self) -> str:
+        """What the recorder logs, if a monitor has started it; beside it, in recorder.stderr, its last words."""
+        return os.path.join(self.folder, "recorder.log")
+
+    @property
+    def stderr(self) -> str:
+        return os.path.join(self.folder, "recorder.stderr")
+
+    @property
     def gaps(self) -> str:
         """How often the recording was interrupted, durable."""
         return os.path.join(self.folder, "recorder.gaps")
