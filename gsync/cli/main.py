@@ -15,7 +15,7 @@ import typer
 from typer.exceptions import TyperException
 
 from gsync import __version__
-from gsync.cli import failures, hold, recorder, run, status, volume
+from gsync.cli import config, failures, hold, recorder, run, status, volume
 from gsync.cli.output import print_error
 from gsync.errors import GsyncError
 
@@ -23,6 +23,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
                   help="Keeps a second site in step with a first one, by following changelogs.")
 app.command("run")(run.run)
 app.command("status")(status.status)
+app.command("config", context_settings={"ignore_unknown_options": True})(config.config)
 app.command("failures")(failures.failures)
 app.command("hold")(hold.hold)
 app.add_typer(volume.app, name="volume")

@@ -31,12 +31,18 @@ def status(name: Annotated[str | None, typer.Argument(metavar="NAME", help="Only
 
 @app.command("run")
 def run(name: Annotated[str, typer.Argument(metavar="NAME", help="The volume.")],
-        detector: Annotated[str, typer.Option(
-            metavar="auto|fanotify|inotify", help="How changes are noticed.")] = "auto",
-        log_level: Annotated[str, typer.Option(metavar="LEVEL", help="DEBUG, INFO, WARNING or ERROR.")] = "INFO",
+        detector: Annotated[str | None, typer.Option(
+            metavar="auto|fanotify|inotify", help="How changes are noticed.")] = None,
+        log_level: Annotated[str | None, typer.Option(metavar="LEVEL", help="DEBUG, INFO, WARNING or ERROR.")] = None,
         state: StateOption = None) -> int:
-    """Record a volume's changes until stopped, on its own or before a session starts."""
+    """Record a volume's changes until stopped, on its own or before a session starts. What is not said here is as
+    `gsync config --site` has it."""
     from gsync.recorder.__main__ import main
+    from gsync.session import config
+    from gsync.session.child import recorder_args
     from gsync.volume.home import Home
 
-    return main([name, "--home", Home(state).path, "--detector", detector, "--log-level", log_level])
+    home = Home(state)
+    given = {"change_detector": detector, "log_level": log_level}
+    options = config.load_options(config.site_paths(home.path), {k: v for k, v in given.items() if v is not None})
+    return main(recorder_args(name, home.path, options))

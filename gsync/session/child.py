@@ -12,6 +12,10 @@ import runpy
 import signal
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gsync.session.options import Options
 
 _PR_SET_PDEATHSIG = 1
 
@@ -19,6 +23,13 @@ _PR_SET_PDEATHSIG = 1
 def child_argv(module: str, args: Sequence[str]) -> list[str]:
     """The command that runs `module` as a child of this process; -P: nothing is imported from the user's folder."""
     return [sys.executable, "-P", "-m", "gsync.session.child", str(os.getpid()), module, *args]
+
+
+def recorder_args(volume: str, home: str, options: Options) -> list[str]:
+    """What `gsync.recorder` is to be started with for this volume (a name)."""
+    return [volume, "--home", home, "--detector", options.change_detector, "--rollover", str(options.rollover_time),
+            "--keep-seconds", str(options.changelog_retention), "--keep-bytes", str(options.changelog_retention_size),
+            "--archive-bytes", str(options.changelog_archive_size), "--log-level", options.log_level]
 
 
 def main() -> None:

@@ -20,8 +20,8 @@ from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
 from gsync.errors import UsageError
+from gsync.sync.timetable import Timetable, parse_rate
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?(?:/s)?", re.IGNORECASE)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw]?)", re.IGNORECASE)
 _SECONDS = {"w": 604800, "d": 86400, "h": 3600, "m": 60, "s": 1}
 
@@ -33,6 +33,7 @@ class Kind(StrEnum):
     SIZE = "size"
     DURATION = "duration"
     PATTERNS = "patterns"
+    RATES = "rates"
 
 
 class Scope(StrEnum):
@@ -57,21 +58,21 @@ class About:
 # values as people write them
 
 def parse_size(value: object) -> object:
-    """Bytes (or bytes per second) of "500K", "10M", "1.5G" (powers of 1024) or a plain number."""
-    if not isinstance(value, str):
-        return value
-    match = _SIZE.fullmatch(value.strip())
-    if match is None:
-        raise ValueError("not a number of bytes such as 500K or 10M")
-    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
-
-
-def parse_rate(value: object) -> object:
-    """Bytes per second, written as a size."""
+    """Bytes of "500K", "10M", "1.5G" (powers of 1024) or a plain number."""
     try:
-        return parse_size(value)
+        return parse_rate(value) if isinstance(value, str) else value
     except ValueError:
-        raise ValueError("not a rate such as 500K or 10M") from None
+        raise ValueError("not a number of bytes such as 500K or 10M") from None
+
+
+def parse_bandwidth(value: object) -> object:
+    """A timetable's text as it was written, or the bytes per second of a number."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0:
+        return str(int(value))
+    if isinstance(value, str):
+        Timetable.parse(value)
+        return " ".join(value.split())
+    return value
 
 
 def parse_duration(value: object) -> object:
@@ -220,8 +221,10 @@ class Options:
     sync_method: Annotated[Literal["auto", "rsync", "tarssh"], About(
         "How file data travels: rsync sends differences, tarssh whole files, auto chooses for each file.")] = "auto"
     sync_jobs: Annotated[int, Field(ge=1, le=16), About("Streams that carry file data side by side.")] = 2
-    bandwidth_limit: Annotated[int, BeforeValidator(parse_rate), Field(ge=0), About(
-        "Bytes per second that file data may use, e.g. 10M; 0: no limit.", kind=Kind.SIZE)] = 0
+    bandwidth_limit: Annotated[str, BeforeValidator(parse_bandwidth), About(
+        "Bytes per second that file data may use, e.g. 500K or 10M; 0: no limit. Or by the time of the week, entries "
+        "separated by ;, of which the last one that fits holds: '0; Mon-Fri 08:00-18:00 10M; Sat,Sun 50M' (local "
+        "time).", kind=Kind.RATES)] = "0"
     compression: Annotated[bool, About("Compress what goes over ssh.")] = False
     rsync_options: Annotated[str, AfterValidator(_check_rsync_options), About(
         "Further options for rsync where it moves the data, e.g. --compress-choice=zstd --block-size=131072.")] = ""
@@ -367,7 +370,7 @@ class Row:
             return "\n".join(_storable(pattern) for pattern in value)
         if isinstance(value, bool):
             return "true" if value else "false"
-        if self.about.kind is Kind.SIZE and not isinstance(value, str):
+        if self.about.kind is Kind.SIZE:
             return size_text(value)
         if self.about.kind is Kind.DURATION:
             return duration_text(value)
@@ -408,6 +411,7 @@ def _takes(annotation: Any, about: About, checks: Sequence[Any]) -> str:
         f", at least {text(least or 0)}"
     if about.kind is not Kind.TEXT:
         words = {Kind.SIZE: "a number of bytes such as 500K, 10M or 1G", Kind.PATTERNS: "patterns",
+                 Kind.RATES: "[DAYS] [HH:MM-HH:MM] RATE; …",
                  Kind.DURATION: "a duration such as 30s, 5m, 12h or 7d"}[about.kind]
         return words + (bounds if about.kind is Kind.DURATION else "")
     if annotation is bool:

@@ -9,6 +9,10 @@ from typing import Protocol
 
 from gsync.model import Attrs, Gfid
 from gsync.sync.postbox import Request, Result
+from gsync.sync.timetable import Timetable
+
+_BURST = 0.1       # seconds that an idle line may catch up
+_LOOK_AGAIN = 2.0  # seconds after which who waits looks whether the rate has changed
 
 
 class Source(Protocol):
@@ -55,36 +59,61 @@ class Flow:
     """All that the threads of a syncer send: counted, and held to a rate by a token bucket.
 
     `pay` returns when that many bytes may go. The debt is unlimited, so a piece may be larger than the bucket: what
-    follows waits the longer. rate: bytes a second, None = no limit; share: what each of `jobs` threads gets of it.
+    follows waits the longer. rate: bytes a second, or by the time of the week; None = no limit. It is shared by `jobs`
+    threads. While `paused` says so nothing goes.
     """
 
-    def __init__(self, rate: float | None = None, jobs: int = 1, clock: Callable[[], float] = time.monotonic,
-                 wait: Callable[[float], object] | None = None, paused: Callable[[], bool] = lambda: False) -> None:
-        self.rate = rate
+    def __init__(self, rate: float | Timetable | None = None, jobs: int = 1,
+                 clock: Callable[[], float] = time.monotonic, wait: Callable[[float], object] | None = None,
+                 paused: Callable[[], bool] = lambda: False,
+                 local: Callable[[], time.struct_time] = time.localtime) -> None:
+        self.limited = rate.limits if isinstance(rate, Timetable) else rate is not None
         self.paused = paused
-        self.share = None if rate is None else rate / jobs
         self.bytes = 0
-        self._clock = clock
+        self._rate = rate
+        self._jobs = jobs
+        self._clock, self._local = clock, local
         self._stopped = threading.Event()
         self._wait = wait or self._stopped.wait
         self._lock = threading.Lock()
-        self._free_at = clock()  # when all that was paid for will have gone
-        self._burst = 0.1  # seconds that an idle line may catch up
+        self._gone = 0.0    # bytes that may have gone by now
+        self._looked = clock()
+
+    @property
+    def rate(self) -> float | None:
+        """What holds now."""
+        return self._rate.rate(self._local()) if isinstance(self._rate, Timetable) else self._rate
+
+    @property
+    def share(self) -> float | None:
+        """What each thread may send a second, now."""
+        rate = self.rate
+        return None if rate is None else rate / self._jobs
 
     def pay(self, size: int) -> None:
         """Wait for the turn of `size` bytes; Stopped if the syncer is being closed."""
         with self._lock:
+            turn = self.bytes
             self.bytes += size
-            if self.rate is not None:
-                now = self._clock()
-                start = max(self._free_at, now - self._burst)
-                self._free_at = start + size / self.rate
-        if self.rate is not None and start > now:
-            self._wait(start - now)
+        if self.limited:
+            while (pause := self._until(turn)) > 0 and not self._stopped.is_set():
+                self._wait(min(pause, _LOOK_AGAIN))
         while self.paused() and not self._stopped.wait(0.1):
             pass
         if self._stopped.is_set():
             raise Stopped
+
+    def _until(self, turn: int) -> float:
+        """Seconds until all bytes up to `turn` have gone, at the rate of now."""
+        rate = self.rate
+        with self._lock:
+            now = self._clock()
+            if rate is None:
+                self._gone = max(self._gone, float(self.bytes))
+            else:  # an idle line may catch up on a moment, no more
+                self._gone = min(self._gone + rate * (now - self._looked), max(self._gone, turn + rate * _BURST))
+            self._looked = now
+            return 0.0 if rate is None or self._gone > turn - 1 else (turn - self._gone) / rate
 
     def stop(self) -> None:
         """Let everyone who waits or comes go with Stopped."""

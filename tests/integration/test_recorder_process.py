@@ -21,7 +21,7 @@ from gsync.changelog.records import Data, Entry
 from gsync.errors import Faulty, LockedError, Transient, UsageError
 from gsync.recorder import detectors
 from gsync.recorder import recorder as recorder_module
-from gsync.recorder.recorder import Recorder, run_recorder
+from gsync.recorder.recorder import Keep, Recorder, run_recorder
 from gsync.recorder.status import RECORDING, STOPPED, Control, RecorderPort, RecorderStatus, read_status
 from gsync.volume.home import Brick
 from tests.recorder_changes import a_directory, one_file
@@ -263,7 +263,7 @@ def test_watches_that_are_used_up_are_a_fault_that_says_what_to_do(
 
 
 def test_old_changelogs_go_but_for_what_a_session_needs(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    world.start(keep_seconds=0, keep_bytes=0)
+    world.start(keep=Keep(0, 0))
     assert world.recorder is not None
     for n in range(3):
         (world.tree / f"{n}").touch()

@@ -14,6 +14,7 @@ from gsync.cli import main, run
 from gsync.cli.output import duration_text, json_ready, print_error, size_text
 from gsync.errors import Faulty, GsyncError, LockedError, SlaveError, Transient, UsageError
 from gsync.process import Lock, start_time
+from gsync.session.options import Options
 from gsync.session.session import Session, SessionHome
 from gsync.session.status import WorkerStatus
 from gsync.volume.home import Home
@@ -66,12 +67,15 @@ class TestEndings:
             (["run", "/m"], "Missing argument 'SLAVE'"),
             (["run", "/m", "/s", "--nonsense"], "No such option"),
             (["run", "/m", "/s", "--sync-jobs", "many"], "--sync-jobs"),
-            (["run", "/m", "/s", "--sync-jobs", "99"], "sync_jobs: 99"),
-            (["run", "/m", "/s", "--sync-method", "cp"], "sync_method: 'cp'"),
-            (["run", "/m", "/s", "--bwlimit", "fast"], "bandwidth_limit: 'fast': not a rate"),
+            (["run", "/m", "/s", "--sync-jobs", "99"], "sync-jobs: 99"),
+            (["run", "/m", "/s", "--sync-method", "cp"], "sync-method: 'cp'"),
+            (["run", "/m", "/s", "--bwlimit", "fast"], "bandwidth-limit: 'fast': 'fast' is not a rate"),
             (["run", "/m", "/s", "--exclude", "!"], "not a pattern: '!'"),
             (["run", "/m", "/s", "--exclude-from", "/nowhere"], "--exclude-from /nowhere: No such file"),
-            (["run", "/m", "/s", "--log-level", "loud"], "log_level: 'loud'"),
+            (["run", "/m", "/s", "--log-level", "loud"], "log-level: 'LOUD'"),
+            (["run", "/m", "/s", "--set", "nice"], "--set nice: not of the form OPTION=VALUE"),
+            (["run", "/m", "/s", "--set", "tar-command=x"], "tar-command: an option of GlusterFS"),
+            (["run", "/m", "/s", "--delete-retention", "x"], "delete-retention: 'x': not a duration"),
             (["run", "/no/such/master", "/s"], "master /no/such/master: no such directory"),
             (["run", "/etc/passwd", "/s"], "master /etc/passwd: Not a directory"),
             (["run", "/usr", "host:relative"], "the path must begin with /"),
@@ -131,14 +135,14 @@ class TestRunArguments:
         """What would be run; nothing is."""
         calls: list[tuple[Session, dict[str, Any]]] = []
 
-        def supervise(session: Session, volume: Any, home: Any, detector: str, **more: Any) -> int:
-            calls.append((session, {"detector": detector, **more}))
+        def supervise(session: Session, given: dict[str, Any], volume: Any, home: Any, **more: Any) -> int:
+            calls.append((session, {"given": given, **more}))
             return 0
 
         monkeypatch.setattr(run, "_supervise", supervise)
         return calls
 
-    def test_options_become_the_sessions(
+    def test_options_hold_for_this_run(
             self, cli: Cli, tree: Path, tmp_path: Path, supervised: list[tuple[Session, dict[str, Any]]],
             monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
@@ -146,16 +150,33 @@ class TestRunArguments:
         cli("run", str(tree), "me@host:/copy/", "--once", "--exclude", "*.o", "--exclude", "!keep.o",
             "--exclude-from", "patterns", "--adopt", "--sync-method", "rsync", "--sync-jobs", "4", "--bwlimit", "10M",
             "--delete-retention", "1.5", "--ssh-config", "cfg", "--ssh-port", "2222", "--detector", "inotify",
-            "--log-level", "DEBUG")
+            "--log-level", "DEBUG", "--set", "nice=7")
         (session, more), = supervised
-        assert more == {"detector": "inotify", "once": True, "json": False}
-        options = session.options
-        assert options.exclude == ("# a comment", "*.tmp", "\udcff*", "*.o", "!keep.o")
+        given = json.loads(json.dumps(more.pop("given")))  # as the worker gets them
+        assert more == {"once": True, "json": False}
+        options = SessionHome(cli.home).get(session.name, given).options
+        assert options == session.options
+        assert options.exclude == ("*.tmp", "\udcff*", "*.o", "!keep.o")
+        assert (options.change_detector, options.nice) == ("inotify", 7)
         assert (options.adopt, options.sync_method, options.sync_jobs) == (True, "rsync", 4)
-        assert (options.bandwidth_limit, options.delete_retention) == (10 << 20, 129600)
+        assert (options.bandwidth_limit, options.delete_retention) == ("10M", 129600)
         assert (options.ssh_config, options.ssh_port, options.log_level) == (str(tmp_path / "cfg"), 2222, "DEBUG")
         assert session.slave == "me@host:/copy"
-        assert SessionHome(cli.home).list() == [session]
+        assert [each.options for each in SessionHome(cli.home).list()] == [Options()]
+
+    def test_options_go_above_the_settings_of_files(
+            self, cli: Cli, tree: Path, tmp_path: Path, supervised: list[tuple[Session, dict[str, Any]]]) -> None:
+        copy = str(tmp_path / "copy")
+        cli("config", "--site", "set", "sync-jobs", "3")
+        cli("config", "--site", "adopt", "yes")
+        cli("run", str(tree), copy)
+        cli("config", "set", "exclude", "*.o", "*.tmp")
+        cli("config", "nice", "3")
+        cli("run", str(tree), copy, "--sync-jobs", "4", "--delete-retention", "12h")
+        first, second = (session.options for session, _ in supervised)
+        assert (first.sync_jobs, first.adopt, first.exclude) == (3, True, ())
+        assert (second.sync_jobs, second.adopt, second.exclude, second.nice) == (4, True, ("*.o", "*.tmp"), 3)
+        assert second.delete_retention == 43200
 
     def test_the_same_places_are_the_same_session_with_the_new_options(
             self, cli: Cli, tree: Path, tmp_path: Path, supervised: list[tuple[Session, dict[str, Any]]],
@@ -166,7 +187,7 @@ class TestRunArguments:
         first, second = (session for session, _ in supervised)
         assert first.name == second.name
         assert (first.options.exclude, second.options.exclude) == (("x",), ())
-        assert SessionHome(cli.home).list() == [second]
+        assert [session.name for session in SessionHome(cli.home).list()] == [second.name]
 
     def test_names_that_begin_with_a_dash_or_are_no_text(
             self, cli: Cli, tmp_path: Path, supervised: list[tuple[Session, dict[str, Any]]],
