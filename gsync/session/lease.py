@@ -1,14 +1,32 @@
 """Which worker of a subvolume may work: the holder of its lease, known by an epoch that grows with each taking.
 
-On one node the worker's lock file keeps others out, and only the epoch is counted (LocalLease).
+On one node the worker's lock file keeps others out, and only the epoch is counted (LocalLease). Between nodes
+(MetaLease) the lease is a folder on the meta volume. Promise: no epoch is taken twice; a holder that dies, hangs or
+loses the meta volume keeps nobody waiting for longer than the interval and a little; no clocks are compared. That an
+older holder changes nothing any more is seen to by the agent, which refuses its epoch: the lease only decides who
+should work.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from typing import Protocol
+import queue
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
 
-from gsync.durable import replace_file
+from gsync.durable import make_dirs, replace_file
+from gsync.errors import Faulty
+from gsync.log import get_logger
+
+_log = get_logger(__name__)
 
 
 class Lease(Protocol):
@@ -25,6 +43,9 @@ class Lease(Protocol):
 
     def beside(self) -> int | None:
         """The stime (ns) of the worker that holds it instead of this one, if it is known."""
+
+    def committed(self, stime: int) -> None:
+        """The holder's stime (ns), for those that do not hold it."""
 
 
 class LocalLease:
@@ -50,3 +71,309 @@ class LocalLease:
 
     def beside(self) -> int | None:
         return None
+
+    def committed(self, stime: int) -> None:
+        """Nobody asks."""
+
+
+# between nodes
+
+_RECORD = 512           # bytes; one write, so that a reader sees the old or the new
+_FILE = re.compile(r"epoch\.([1-9][0-9]*)")
+_ANSWER = 2.0           # seconds that the meta volume has for an answer
+_TRIES = 10             # of reading a file that goes away meanwhile: each time a younger one has come
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the file of an epoch says. `token` is the process's; `beats` grows while it lives; stime: see beside."""
+
+    epoch: int
+    node: str
+    pid: int
+    started: int    # ns since the epoch
+    token: str
+    beats: int = 0
+    stime: int | None = None
+    released: bool = False
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(asdict(self)).encode("ascii").ljust(_RECORD - 1) + b"\n"
+
+    @classmethod
+    def parse(cls, data: bytes) -> Claim | None:
+        """None for what is not (yet) a whole claim."""
+        try:
+            return cls(**json.loads(data))
+        except (ValueError, TypeError):
+            return None
+
+
+class Claims:
+    """The files `epoch.<n>` in a folder that several nodes see. The youngest counts, and is never removed: so however
+    old a listing is that somebody acts upon, an epoch is valid only if it is still the youngest after it was made.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._identity: tuple[int, int] | None = None
+
+    @contextmanager
+    def open(self, make: bool = False) -> Iterator[int]:
+        """A descriptor of the folder; OSError if it is not the one that it was when `make` was said last."""
+        if make:
+            make_dirs(os.fsencode(self._folder))
+        fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            st = os.fstat(fd)
+            if make:
+                self._identity = (st.st_dev, st.st_ino)
+            elif self._identity != (st.st_dev, st.st_ino):
+                raise OSError(f"{self._folder} is another folder than before")
+            yield fd
+        finally:
+            os.close(fd)
+
+    def epochs(self, fd: int) -> list[int]:
+        return sorted(int(match[1]) for name in os.listdir(fd) if (match := _FILE.fullmatch(name)))
+
+    def youngest(self, fd: int) -> tuple[int, bytes]:
+        """The youngest epoch and what its file holds; (0, b"") if there is none."""
+        for _ in range(_TRIES):
+            epochs = self.epochs(fd)
+            if not epochs:
+                return 0, b""
+            with suppress(FileNotFoundError):
+                return epochs[-1], self._read(fd, epochs[-1])
+        raise OSError(f"{self._folder}: what is listed cannot be opened")
+
+    def _read(self, fd: int, epoch: int) -> bytes:
+        file = os.open(f"epoch.{epoch}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=fd)
+        try:
+            return os.pread(file, _RECORD, 0)
+        finally:
+            os.close(file)
+
+    def make(self, fd: int, claim: Claim) -> bool:
+        """Durably; False if the epoch is taken, or was in vain because there is a younger one."""
+        name = f"epoch.{claim.epoch}"
+        try:
+            file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=fd)
+        except FileExistsError:
+            return False
+        try:
+            os.write(file, claim.to_bytes())
+            os.fsync(file)
+        finally:
+            os.close(file)
+        os.fsync(fd)
+        youngest, data = self.youngest(fd)
+        if youngest == claim.epoch and data == claim.to_bytes():
+            return True
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=fd)
+        return False
+
+    def rewrite(self, fd: int, claim: Claim) -> None:
+        """Not durably: it is for those who look now. FileNotFoundError if the file is gone."""
+        file = os.open(f"epoch.{claim.epoch}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=fd)
+        try:
+            os.pwrite(file, claim.to_bytes(), 0)
+        finally:
+            os.close(file)
+
+    def remove_older(self, fd: int, epoch: int) -> None:
+        for older in self.epochs(fd):
+            if older < epoch:
+                with suppress(FileNotFoundError):
+                    os.unlink(f"epoch.{older}", dir_fd=fd)
+
+
+def _boottime() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)  # goes on while the machine is suspended
+
+
+class MetaLease:
+    """One worker's claim, beside those of other nodes, in a folder of the meta volume.
+
+    To take it is to make the file of the next epoch (O_EXCL), which is held by rewriting it a few times per
+    `interval` (seconds). There is no lock that a frozen process could go on holding. Whoever wants it looks at the
+    youngest file: when that is given up, or has not changed for the interval and a little by the looker's own clock,
+    the next epoch is taken. A holder whose last beat is older than the interval has lost it, before anybody else takes
+    it. `check` raises Faulty if the meta volume is not there; `cached`: seconds by which what is seen of it may be old.
+
+    All that touches the meta volume is done by one thread of this object, so nobody is stuck if it hangs.
+    """
+
+    def __init__(self, folder: str, interval: float, node: str, check: Callable[[], None] = lambda: None,
+                 cached: float = 0.0, clock: Callable[[], float] = _boottime) -> None:
+        self._claims = Claims(folder)
+        self._interval, self._patience = interval, interval * 1.25 + cached
+        self._check, self._clock = check, clock
+        self._me = Claim(0, node, os.getpid(), time.time_ns(), secrets.token_hex(8))
+        self._floor = 0
+        # of the thread
+        self._seen: tuple[int, bytes] = (-1, b"")
+        self._seen_at = 0.0
+        self._given_up_at = float("-inf")
+        self._next = 0.0        # when the next beat is due
+        self._failed = False
+        # written by the thread, read by all
+        self._mine: Claim | None = None
+        self._beat_at = 0.0
+        self._other_stime: int | None = None
+        self._stime: int | None = None
+        self._jobs: queue.Queue[tuple[Callable[[], Any], Future[Any]] | None] = queue.Queue()
+        self._asked: Future[int | None] | None = None
+        # A daemon: a thread that is stuck in a dead mount must not keep the worker from ending.
+        threading.Thread(target=self._serve, name="lease", daemon=True).start()
+
+    # what the worker asks
+
+    def take(self) -> int | None:
+        if self._asked is None:
+            self._asked = self._do(self._try)
+        try:
+            epoch = self._asked.result(max(_ANSWER, self._interval))
+        except TimeoutError:
+            raise Faulty("the meta volume does not answer; nothing is replicated here until it does, since another "
+                         "node may be at it") from None
+        except OSError as exc:
+            self._asked = None
+            raise Faulty(f"the meta volume cannot be used: {exc.strerror or exc}") from exc
+        except BaseException:
+            self._asked = None
+            raise
+        self._asked = None
+        return epoch
+
+    def held(self) -> bool:
+        return self._mine is not None and self._clock() - self._beat_at < self._interval
+
+    def release(self) -> None:
+        """If the meta volume hangs, others find out by themselves."""
+        if self._mine is not None:
+            with suppress(TimeoutError):
+                self._do(self._give_up).result(_ANSWER)
+
+    def beside(self) -> int | None:
+        return self._other_stime
+
+    def committed(self, stime: int) -> None:
+        self._stime = stime
+
+    def outrank(self, epoch: int) -> None:
+        """The next epoch is to be larger than this one too."""
+        self._floor = max(self._floor, epoch)
+
+    def close(self) -> None:
+        """End the thread, if it can end."""
+        self._jobs.put(None)
+
+    # the thread
+
+    def _do(self, job: Callable[[], Any]) -> Future[Any]:
+        future: Future[Any] = Future()
+        self._jobs.put((job, future))
+        return future
+
+    def _serve(self) -> None:
+        pause: float | None = None
+        while True:
+            try:
+                asked = self._jobs.get(timeout=pause)
+            except queue.Empty:
+                self._beat()
+            else:
+                if asked is None:
+                    return
+                job, future = asked
+                try:
+                    future.set_result(job())
+                except BaseException as exc:  # noqa: BLE001 it belongs to whoever asked
+                    future.set_exception(exc)
+            pause = None if self._mine is None else max(0.0, self._next - self._clock())
+
+    def _try(self) -> int | None:
+        """Look, and take it if it is free; the epoch."""
+        if self._mine is not None and self.held():
+            return self._mine.epoch  # taken for somebody who did not wait for it
+        self._mine = None
+        self._check()
+        with self._claims.open(make=True) as fd:
+            youngest, data = self._claims.youngest(fd)
+            claim = Claim.parse(data)
+            if claim is not None:
+                self._other_stime = claim.stime
+            if not self._is_free(youngest, data, claim):
+                return None
+            return self._take(fd, youngest)
+
+    def _is_free(self, epoch: int, data: bytes, claim: Claim | None) -> bool:
+        now = self._clock()
+        if epoch == 0:
+            return True
+        if claim is not None and claim.token == self._me.token:
+            # Given up because something here did not work: the others come first.
+            return not claim.released or now - self._given_up_at > self._interval
+        if claim is not None and claim.released:
+            return True
+        if (epoch, data) != self._seen:
+            self._seen, self._seen_at = (epoch, data), now
+        return now - self._seen_at > self._patience
+
+    def _take(self, fd: int, youngest: int) -> int | None:
+        epoch = max(youngest, self._floor) + 1
+        claim = replace(self._me, epoch=epoch, stime=self._other_stime)
+        if not self._claims.make(fd, claim):
+            return None
+        self._stime = None
+        self._beat_at = self._clock()
+        self._next = self._beat_at + self._interval / 4
+        self._mine = self._rewritten(fd, claim, released=False)  # making it durable may have taken long
+        return epoch
+
+    def _rewritten(self, fd: int, claim: Claim, released: bool) -> Claim:
+        stime = claim.stime if self._stime is None else self._stime
+        claim = replace(claim, beats=claim.beats + 1, stime=stime, released=released)
+        self._claims.rewrite(fd, claim)
+        return claim
+
+    def _beat(self) -> None:
+        assert self._mine is not None
+        begun = self._clock()
+        self._next = begun + self._interval / 4
+        if begun - self._beat_at >= self._interval:
+            self._lose("it could not be renewed in time")
+            return
+        try:
+            with self._claims.open() as fd:
+                if self._claims.epochs(fd)[-1:] != [self._mine.epoch]:
+                    self._lose("another worker has taken it")
+                    return
+                self._mine = self._rewritten(fd, self._mine, released=False)
+                self._claims.remove_older(fd, self._mine.epoch)
+        except OSError as exc:
+            if not self._failed:
+                _log.warning("the meta volume cannot be written to", error=exc)
+            self._failed = True
+            return
+        self._failed = False
+        if self._clock() - self._beat_at >= self._interval:
+            self._lose("it could not be renewed in time")
+        else:
+            self._beat_at = begun
+
+    def _lose(self, why: str) -> None:
+        assert self._mine is not None
+        _log.warning("the lease is lost", epoch=self._mine.epoch, reason=why)
+        self._mine = None
+
+    def _give_up(self) -> None:
+        if self._mine is None:
+            return
+        self._given_up_at = self._clock()
+        with suppress(OSError), self._claims.open() as fd:
+            if self._claims.epochs(fd)[-1:] == [self._mine.epoch]:
+                self._rewritten(fd, self._mine, released=True)
+        self._mine = None
