@@ -134,8 +134,8 @@ class Recorder:
     def _follow(self, recording: Recording, control: Control) -> None:
         """Read hints and close slices until told to stop."""
         began: float | None = time.monotonic()  # when the slice at hand got its first hint
-        hinted = deaf = 0.0
-        heard = float("-inf")
+        deaf = 0.0
+        hinted = heard = float("-inf")
         purged = time.monotonic()
         while not self._stop.is_set():
             now = time.monotonic()
