@@ -14,6 +14,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from gsync.model import Gfid, Name
+from gsync.namespace import check_version
 
 
 class State(IntEnum):
@@ -82,12 +83,13 @@ class ChangelogDB:
 
     def __init__(self, path: str) -> None:
         self._db = sqlite3.connect(path, isolation_level=None, timeout=60)
+        version = check_version(self._db, path, SCHEMA_VERSION)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.execute("PRAGMA cache_size=-16000")
         self._db.executescript(_SCHEMA)
-        if self.fact("schema") is None:
-            self.set_fact("schema", SCHEMA_VERSION)
+        if version != SCHEMA_VERSION:
+            self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         self._open = False
 
     def close(self) -> None:

@@ -93,6 +93,13 @@ def written(name: str, value: str) -> list[str]:
     return [f"{name} =", *(f"    {part}" for part in parts)]
 
 
+def pattern_line(pattern: str) -> str:
+    """A pattern as in .gitignore, written so that the file neither strips it nor takes it for a comment."""
+    if pattern.endswith("\\ "):
+        pattern = pattern[:-2] + "[ ]"
+    return f"[{pattern[0]}]{pattern[1:]}" if pattern[:1] in (" ", "\t", ";") else pattern
+
+
 def _found(lines: list[str], name: str) -> int | None:
     for i, line in enumerate(lines):
         match = re.match(r"([A-Za-z][\w-]*)\s*=", line)

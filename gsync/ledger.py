@@ -14,9 +14,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gsync.model import NS, Gfid, Name
+from gsync.namespace import check_version
 
 FIRST_PAUSE = 30 * NS
 LONGEST_PAUSE = 3600 * NS
+SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,11 @@ class Ledger:
 
     def __init__(self, path: str) -> None:
         self._db = sqlite3.connect(path, timeout=60)
+        if check_version(self._db, path, SCHEMA_VERSION) == SCHEMA_VERSION:
+            return
         if self._db.execute("SELECT 1 FROM sqlite_master WHERE name='held'").fetchone() is None:
             _make_tables(self._db)
+        self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
     def close(self) -> None:
         self._db.close()

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from gsync.errors import UsageError
 from gsync.model import ROOT_GFID, Gfid, Name
 
 _SCHEMA = """
@@ -45,17 +46,35 @@ class Entry(NamedTuple):
         return self.pargfid, self.bname
 
 
+def check_version(db: sqlite3.Connection, path: str, newest: int) -> int:
+    """The schema version of a database, 0 for a new one. UsageError, after closing it, if it is newer than the `newest`
+    that is known."""
+    version = int(db.execute("PRAGMA user_version").fetchone()[0])
+    if version > newest:
+        db.close()
+        raise UsageError(f"{path}: of format {version}, written by a newer gsync; this one knows formats up to "
+                         f"{newest}: use the newer gsync")
+    return version
+
+
 class Namespace:
-    """The index in the file `path` (":memory:" in tests), made if missing; readonly for a second process."""
+    """The index in the file `path` (":memory:" in tests), made if missing; readonly for a second process. UsageError if
+    a newer gsync has written it."""
+
+    version = 1
 
     def __init__(self, path: str, readonly: bool = False) -> None:
         if readonly:
             self.db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None, timeout=60)
         else:
             self.db = sqlite3.connect(path, isolation_level=None, timeout=60)
+        version = check_version(self.db, path, self.version)
+        if not readonly:
             self.db.execute("PRAGMA journal_mode=WAL")
             self.db.execute("PRAGMA synchronous=NORMAL")
             self.db.executescript(_SCHEMA)
+            if version != self.version:
+                self.db.execute(f"PRAGMA user_version={self.version}")
         self.db.execute("PRAGMA cache_size=-16000")
         self._parents: dict[Gfid, Name] = {}
 

@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Validat
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
+from gsync import ini
 from gsync.errors import UsageError
 from gsync.sync.timetable import Timetable, parse_rate
 
@@ -367,7 +368,7 @@ class Row:
     def text(self, value: Any) -> str:
         """The value as a file has it."""
         if self.about.kind is Kind.PATTERNS:
-            return "\n".join(_storable(pattern) for pattern in value)
+            return "\n".join(ini.pattern_line(pattern) for pattern in value)
         if isinstance(value, bool):
             return "true" if value else "false"
         if self.about.kind is Kind.SIZE:
@@ -375,13 +376,6 @@ class Row:
         if self.about.kind is Kind.DURATION:
             return duration_text(value)
         return str(value)
-
-
-def _storable(pattern: str) -> str:
-    """The pattern, written so that a settings file neither strips it nor takes it for a comment."""
-    if pattern.endswith("\\ "):
-        pattern = pattern[:-2] + "[ ]"
-    return f"[{pattern[0]}]{pattern[1:]}" if pattern[0] in " \t;" else pattern
 
 
 @cache
@@ -421,8 +415,6 @@ def _takes(annotation: Any, about: About, checks: Sequence[Any]) -> str:
 
 def find(name: str) -> Row:
     """The option of this name (or GlusterFS's name for it). UsageError if there is none, saying why or what is near."""
-    from gsync import ini
-
     wanted = ini.option_name(name)
     row = table().get(wanted) or next((row for row in table().values() if wanted and row.about.gluster == wanted), None)
     if row is not None:

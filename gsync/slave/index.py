@@ -17,7 +17,7 @@ import stat
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from gsync.errors import SlaveError
+from gsync.errors import SlaveError, UsageError
 from gsync.model import Gfid, Name
 from gsync.namespace import Entry, Namespace
 from gsync.slave.protocol import RESERVED, Fenced
@@ -25,7 +25,6 @@ from gsync.slave.protocol import RESERVED, Fenced
 LIMBO_NEW: Gfid = RESERVED + b"limbo/new\0"
 LIMBO_OLD: Gfid = RESERVED + b"limbo/old\0"
 
-_VERSION = 1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS limbo (bname BLOB PRIMARY KEY, since INTEGER NOT NULL, was BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS touched (
@@ -66,15 +65,14 @@ class Waiting(NamedTuple):
 class SlaveIndex(Namespace):
     """The index in the file `path`. SlaveError if a newer gsync has written it."""
 
+    version = 1
+
     def __init__(self, path: str) -> None:
-        super().__init__(path)
-        version = self.db.execute("PRAGMA user_version").fetchone()[0]
-        if version > _VERSION:
-            self.close()
-            raise SlaveError(f"the slave's index has format {version}, written by a newer gsync; this one knows "
-                             f"{_VERSION}: use the newer gsync")
+        try:
+            super().__init__(path)
+        except UsageError as exc:
+            raise SlaveError(f"the slave's index {exc}") from exc
         self.db.executescript(_SCHEMA)
-        self.db.execute(f"PRAGMA user_version={_VERSION}")
         self.db.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT}")
 
     def check_epoch(self, epoch: int) -> None:

@@ -21,6 +21,7 @@ from gsync.durable import fsync_dir, make_dirs, replace_file
 from gsync.errors import Faulty, LockedError, UsageError
 from gsync.fsid import Handles
 from gsync.process import Lock
+from gsync.volume import format as folder_format
 
 FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}")
@@ -186,10 +187,11 @@ def _same_file_system(then: Mapping[str, str], now: Mapping[str, str]) -> bool:
 
 
 class Home:
-    """$GSYNC_HOME: the folder `path`, or the one that `default_path` names."""
+    """$GSYNC_HOME: the folder `path`, or the one that `default_path` names, brought to the format of this gsync."""
 
     def __init__(self, path: str | None = None) -> None:
         self.path = os.path.abspath(path or default_path(os.environ))
+        folder_format.check(self.path)
         self._volumes = os.path.join(self.path, "volumes")
 
     def add(self, name: str, path: str) -> Volume:
@@ -219,8 +221,12 @@ class Home:
         """Make what `new` gave a volume, durably."""
         values = {"format": FORMAT, "name": volume.name, "kind": volume.kind, "path": volume.path, "uuid": volume.uuid,
                   "tag": volume.tag.hex(), "root": volume.root.hex(), "file_system": volume.file_system}
-        make_dirs(os.fsencode(volume.folder))
-        replace_file(os.fsencode(_file(volume.folder)), json.dumps(values, indent=1).encode("ascii") + b"\n")
+        folder_format.mark(self.path)
+        try:
+            make_dirs(os.fsencode(volume.folder))
+            replace_file(os.fsencode(_file(volume.folder)), json.dumps(values, indent=1).encode("ascii") + b"\n")
+        except OSError as exc:
+            raise UsageError(f"{_file(volume.folder)}: {exc.strerror}") from None
         return volume
 
     def get(self, name: str) -> Volume:
