@@ -9,8 +9,9 @@ import json
 import struct
 from typing import Any, BinaryIO
 
-PROTOCOL = 1
+PROTOCOL = 2
 MAX_FRAME = 64 << 20
+BEAT = {"beat": 1}  # what the agent says so that somebody hears something: the answer to nothing
 _LENGTH = struct.Struct(">I")
 
 

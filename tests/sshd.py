@@ -1,7 +1,8 @@
 """A real OpenSSH server of our own for tests and benches: key-only, on a free port of 127.0.0.1.
 
 It has its own keys and configuration in one folder, needs nothing of /etc/ssh, and runs as root or as any
-other user (who can then log in as themselves only).
+other user (who can then log in as themselves only). Sessions have a HOME of their own there: nothing of the account's
+shell configuration runs, and nothing is left in the account.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class Sshd:
         self.user = pwd.getpwuid(os.geteuid()).pw_name
         self.host_key, self.identity = self.dir / "host_key", self.dir / "identity"
         self.client_config, self.known_hosts = self.dir / "ssh_config", self.dir / "known_hosts"
+        self.home = self.dir / "home"
+        self.home.mkdir(exist_ok=True)
         for key in (self.host_key, self.identity):
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", key.name, "-f", key], check=True)
         options = "" if forced_command is None else f'restrict,command="{forced_command}" '
@@ -74,7 +77,7 @@ class Sshd:
                 f"AuthorizedKeysFile {self._authorized}\nStrictModes no\nUsePAM {pam}\nUseDNS no\nPrintMotd no\n"
                 "PasswordAuthentication no\nKbdInteractiveAuthentication no\nPubkeyAuthentication yes\n"
                 "PermitRootLogin prohibit-password\nSubsystem sftp internal-sftp\nMaxStartups 100\n"
-                f"MaxSessions {self._max_sessions}\n"
+                f"MaxSessions {self._max_sessions}\nSetEnv HOME={self.home}\n"
             )
             self._process = subprocess.Popen(
                 [sshd, "-D", "-f", config, "-E", log], stdin=subprocess.DEVNULL, start_new_session=True

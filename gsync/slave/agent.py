@@ -16,7 +16,10 @@ import select
 import signal
 import sqlite3
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import gsync
@@ -24,7 +27,8 @@ from gsync import rpc
 from gsync.errors import SLAVE_WIDE, SlaveError, Transient, UsageError
 from gsync.model import Gfid, Name
 from gsync.slave.apply import Apply
-from gsync.slave.identity import Taken, look, probe, receivers_gone, take
+from gsync.slave.fence import receivers_gone
+from gsync.slave.identity import Taken, look, probe, take
 from gsync.slave.limbo import Step
 from gsync.slave.protocol import (
     ERROR,
@@ -40,11 +44,13 @@ from gsync.slave.protocol import (
     text_of,
 )
 from gsync.slave.recover import recover
+from gsync.slave.survey import survey
 from gsync.slave.tree import SlaveTree
 
 _LIMIT = 10_000            # most rows in one answer
 _FIRST_TIMEOUT = 120.0     # seconds for the hello to come
 _SWEEP_CHECK = 64          # deletions between two looks at stdin
+_LOOK_EVERY = 1.0          # seconds between two looks of an idle agent at its pass
 
 Row = TypeVar("Row")
 Params = dict[str, Any]
@@ -55,10 +61,11 @@ class Silence(Exception):
 
 
 class _Stdin:
-    """stdin with a limit for silence; read() is what rpc.read_frame needs."""
+    """stdin with a limit for silence; read() is what rpc.read_frame needs. idle: called now and then while waiting."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, idle: Callable[[], None]) -> None:
         self._fd = fd
+        self._idle = idle
         self._data = b""
         self.timeout = _FIRST_TIMEOUT
 
@@ -68,21 +75,32 @@ class _Stdin:
 
     def read(self, size: int) -> bytes:
         if not self._data:
-            if not self.waiting(self.timeout):
-                raise Silence
+            until = time.monotonic() + self.timeout
+            while not self.waiting(max(0.0, min(_LOOK_EVERY, until - time.monotonic()))):
+                if time.monotonic() >= until:
+                    raise Silence
+                self._idle()
             self._data = os.read(self._fd, max(size, 1 << 16))
         data, self._data = self._data[:size], self._data[size:]
         return data
 
 
 class _Stdout:
-    """stdout with a limit for a peer that does not read."""
+    """stdout with a limit for a peer that does not read; any thread may write."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._lock = threading.Lock()
+        self._said = time.monotonic()
+        self._beating: threading.Thread | None = None
+        self._over = threading.Event()
         os.set_blocking(fd, False)
 
     def write(self, data: bytes, timeout: float) -> None:
+        with self._lock:
+            self._write(data, timeout)
+
+    def _write(self, data: bytes, timeout: float) -> None:
         view = memoryview(data)
         while view:
             try:
@@ -90,14 +108,43 @@ class _Stdout:
             except BlockingIOError:
                 if not select.select([], [self._fd], [], timeout)[1]:
                     raise Silence from None
+        self._said = time.monotonic()
+
+    def beat(self, seconds: float) -> None:
+        """From now on say something at least so often, whatever else is being done."""
+        self._beating = threading.Thread(target=self._beat, args=(seconds,), name="heartbeat", daemon=True)
+        self._beating.start()
+
+    def _beat(self, seconds: float) -> None:
+        pause = seconds
+        while not self._over.wait(pause):
+            pause = self._said + seconds - time.monotonic()
+            if pause <= 0:
+                pause = seconds
+                if self._lock.acquire(blocking=False):  # else an answer is on its way just now
+                    try:
+                        self._write(rpc.encode(rpc.BEAT), seconds)
+                    except (OSError, Silence):
+                        return  # the thread that answers finds out for itself
+                    finally:
+                        self._lock.release()
+
+    def end(self) -> None:
+        """No beat after this."""
+        self._over.set()
+        if self._beating is not None:
+            self._beating.join()
 
 
 class Agent:
-    """One slave tree and the methods on it. step: told of everything that a crash may follow."""
+    """One slave tree and the methods on it. step: told of everything that a crash may follow; beat: called with the
+    pause (seconds) between signs of life that the worker asks for."""
 
-    def __init__(self, root: bytes, step: Step = lambda name: None) -> None:
+    def __init__(self, root: bytes, step: Step = lambda name: None, beat: Callable[[float], None] = lambda seconds: None
+                 ) -> None:
         self._root = root
         self._step = step
+        self._beat = beat
         self._taken: Taken | None = None
         self._tree: SlaveTree | None = None
         self._apply: Apply | None = None
@@ -117,11 +164,17 @@ class Agent:
             method = METHODS.get(request["method"])
             if method is None:
                 raise SlaveError(f"no such method: {request['method']!r}")
-            if self._apply is None and method not in (Agent.hello, Agent.look):
+            if self._apply is None and method not in (Agent.hello, Agent.look, Agent.survey):
                 raise SlaveError("the first request must be hello")
+            self.check()
             return {"id": request["id"], "result": method(self, request["params"])}
         except Exception as exc:  # noqa: BLE001 - whatever it is, the worker has to hear it
             return {"id": request.get("id"), "error": self._error(exc)}
+
+    def check(self) -> None:
+        """Fenced once a younger connection has taken the tree over [invariant 9]."""
+        if self._taken is not None:
+            self._taken.own.check()
 
     def _error(self, exc: Exception) -> dict[str, Any]:
         """How an exception travels. After those that leave the index in doubt the agent ends."""
@@ -131,6 +184,7 @@ class Agent:
             kind = "refused"
         elif isinstance(exc, Fenced):
             kind = "fenced"
+            self.ends = self._taken is None or not self._taken.own.valid
         elif isinstance(exc, Transient):
             kind = "transient"
         elif isinstance(exc, OSError):
@@ -163,19 +217,26 @@ class Agent:
         """Before hello, and without changing anything: whether the tree is this volume's slave already."""
         return look(self._root, str(params["volume"]), bool(params["adopt"]), bool(params["make"]))
 
+    def survey(self, params: Params) -> dict[str, Any]:
+        """Before hello, and without changing anything: what the directory would be like as this volume's slave."""
+        return survey(self._root, str(params["volume"]), bool(params["adopt"])).to_json()
+
     def hello(self, params: Params) -> dict[str, Any]:
-        if self._apply is not None:
+        if self._taken is not None:
             raise SlaveError("hello comes once")
         if params["protocol"] != rpc.PROTOCOL:
             raise SlaveError(f"the agent speaks protocol {rpc.PROTOCOL}, the worker {params['protocol']}: use the same "
                              f"gsync at both ends")
+        if params.get("beat") is not None:
+            self._beat(max(0.01, float(params["beat"])))
         epoch = int(params["epoch"])
         self._taken = take(self._root, str(params["volume"]), str(params["volume_name"]), bool(params["adopt"]),
-                           bool(params.get("make")))
+                           bool(params.get("make")), session=str(params["session"]), epoch=epoch,
+                           ticket=str(params.get("ticket", "")))
         tree = self._tree = SlaveTree(self._root)
         index = tree.index
         index.check_epoch(epoch)
-        receivers_gone(lambda: tree.lock_receivers(alone=True))
+        receivers_gone(lambda: tree.lock_receivers(alone=True), tree.receivers_fd, self._taken.own)
         unclean = index.fact("clean") == 0
         tree.caps = probe(tree.state_fd, tree.handles.real)
         apply = Apply(tree, bool(params["adopt"]), int(params["delete_retention"]), self._step)
@@ -190,11 +251,11 @@ class Agent:
         self._swept = False
         self.timeout = float(params["timeout"])
         free = os.statvfs(tree.root_fd)
-        stime, entry_stime = index.fact("stime"), index.fact("entry_stime")
+        stime, entry_stime, mark = index.fact("stime"), index.fact("entry_stime"), index.fact("mark")
         return Hello(rpc.PROTOCOL, gsync.__version__, os.getpid(), boot_id,
                      stime if isinstance(stime, int) else None, entry_stime if isinstance(entry_stime, int) else None,
                      epoch, unclean, self._taken.empty, free.f_bavail * free.f_frsize, tree.caps,
-                     platform.python_version(), os.geteuid()).to_json()
+                     platform.python_version(), os.geteuid(), mark if isinstance(mark, str) else None).to_json()
 
     def fill(self, params: Params) -> dict[str, Any]:
         rows, places, problems = _decoded(FillRow.from_json, params["rows"])
@@ -259,10 +320,20 @@ class Agent:
         return {"rows": rows, "next": rows[-1] if len(rows) == limit else None}
 
     def commit(self, params: Params) -> dict[str, Any]:
+        mark = params.get("mark")
         answer = self._works.commit(params["stime"], params["entry_stime"], int(params["epoch"]),
-                                    bool(params["clear"]))
+                                    bool(params["clear"]), None if mark is None else str(mark))
         self._swept = False
         return answer.to_json()
+
+    def forget_stime(self, params: Params) -> dict[str, Any]:
+        """The next worker compares the whole tree, since nothing is said to be in step any more."""
+        index = self._works.index
+        index.db.execute("PRAGMA synchronous=FULL")
+        with index.transaction():
+            for key in ("stime", "entry_stime"):
+                index.set_fact(key, None)
+        return {}
 
     def ping(self, params: Params) -> dict[str, Any]:
         return {}
@@ -276,11 +347,11 @@ class Agent:
 
 
 METHODS: dict[str, Callable[[Agent, Params], Any]] = {
-    "look": Agent.look, "hello": Agent.hello, "leftovers": Agent.leftovers, "fill": Agent.fill, "remove": Agent.remove,
-    "weigh": Agent.weigh,
+    "look": Agent.look, "survey": Agent.survey, "hello": Agent.hello, "leftovers": Agent.leftovers, "fill": Agent.fill,
+    "remove": Agent.remove, "weigh": Agent.weigh,
     "meta": Agent.meta, "list": Agent.list_names, "known": Agent.known, "digest": Agent.digest, "expose": Agent.expose,
     "unexpose": Agent.unexpose, "landed": Agent.landed, "complete": Agent.complete, "commit": Agent.commit,
-    "ping": Agent.ping, "bye": Agent.bye,
+    "forget_stime": Agent.forget_stime, "ping": Agent.ping, "bye": Agent.bye,
 }
 
 
@@ -333,16 +404,30 @@ def _numbers(count: int, places: Sequence[int], answers: Sequence[int], problems
     return {"answers": numbers}
 
 
-def serve(agent: Agent, stdin: int, stdout: int) -> None:
-    """Answer requests until the stream or the agent ends."""
-    source, sink = _Stdin(stdin), _Stdout(stdout)
+def serve(root: bytes, stdin: int, stdout: int) -> None:
+    """Answer requests about the tree at root until the stream or the agent ends. Silence, or Fenced if it was displaced
+    while nothing was asked."""
+    sink = _Stdout(stdout)
+    agent = Agent(root, beat=sink.beat)
+    source = _Stdin(stdin, agent.check)
+    try:
+        _serve(agent, source, sink)
+    finally:
+        sink.end()
+        agent.close()
+
+
+def _serve(agent: Agent, source: _Stdin, sink: _Stdout) -> None:
     while not agent.ends:
         count = 0
 
         def goes_on() -> bool:
             nonlocal count
             count += 1
-            return bool(count % _SWEEP_CHECK) or not source.waiting()
+            if count % _SWEEP_CHECK:
+                return True
+            agent.check()
+            return not source.waiting()
 
         more = not source.waiting()
         while more:
@@ -352,7 +437,9 @@ def serve(agent: Agent, stdin: int, stdout: int) -> None:
         if request is None:
             return
         sink.write(rpc.encode(agent.answer(request)), agent.timeout)
-    agent.tidy(lambda: True)
+    with suppress(Fenced):
+        agent.check()
+        agent.tidy(lambda: True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -369,16 +456,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return UsageError.exit_code
     stdout = os.dup(1)
     os.dup2(2, 1)  # nothing but frames may go to the worker, whoever prints
-    agent = Agent(os.fsencode(arguments[0]))
     try:
-        serve(agent, 0, stdout)
+        serve(os.fsencode(arguments[0]), 0, stdout)
+    except Fenced as exc:
+        print(exc, file=sys.stderr)
+        return Fenced.exit_code
     except Silence:
         print("nothing heard from the worker, ending", file=sys.stderr)
         return Transient.exit_code
     except BrokenPipeError:
         return Transient.exit_code
-    finally:
-        agent.close()
     return 0
 
 

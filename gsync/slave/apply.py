@@ -679,9 +679,11 @@ class Apply:
         """A page of the inodes that wait in limbo/old."""
         return [e.gfid for e in self.index.children(LIMBO_OLD, name_in_limbo(after), limit)]
 
-    def commit(self, stime: int | None, entry_stime: int | None, epoch: int, clear: bool) -> CommitAnswer:
-        """Make everything durable; then set the stime and forget what was in doubt; then, if `clear`, let go what no
-        later batch can want [25]. stime None: an interim commit, after which everything stays in doubt."""
+    def commit(self, stime: int | None, entry_stime: int | None, epoch: int, clear: bool,
+               mark: str | None = None) -> CommitAnswer:
+        """Make everything durable; then set the stime, the worker's mark with it, and forget what was in doubt; then, if
+        `clear`, let go what no later batch can want [25]. stime None: an interim commit, after which everything stays in
+        doubt."""
         index = self.index
         index.check_epoch(epoch)
         self.tree.turn()
@@ -694,6 +696,7 @@ class Apply:
             with index.transaction():
                 if stime is not None:
                     index.set_fact("stime", stime)
+                    index.set_fact("mark", mark)
                 if entry_stime is not None:
                     index.set_fact("entry_stime", entry_stime)
                 index.set_fact("epoch", epoch)

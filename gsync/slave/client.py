@@ -2,26 +2,39 @@
 
 A reader thread takes the answers, another one keeps an idle agent from giving up on us. Errors: the link broke →
 Transient (with what the agent said last); the agent refused, or the slave as a whole cannot go on (full, read-only)
-→ SlaveError; an older epoch → Faulty. Any thread may call.
+→ SlaveError; a younger worker has taken the slave over → Fenced. Any thread may call.
 """
 
 from __future__ import annotations
 
 import contextlib
+import secrets
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 from gsync import rpc
-from gsync.errors import Faulty, GsyncError, SlaveError, Transient
+from gsync.errors import GsyncError, SlaveError, Transient
 from gsync.model import Gfid, Name
-from gsync.slave.protocol import CommitAnswer, FillAnswer, FillRow, Hello, LandedRow, MetaRow, RemoveAnswer, RemoveRow
-from gsync.transport.link import Link, Slave
+from gsync.slave.protocol import (
+    CommitAnswer,
+    Fenced,
+    FillAnswer,
+    FillRow,
+    Hello,
+    LandedRow,
+    MetaRow,
+    RemoveAnswer,
+    RemoveRow,
+)
+from gsync.slave.survey import Survey
+from gsync.transport.link import Channel, Link, Slave
 
 _PAGE = 5000
 _FATES: dict[str, type[GsyncError]] = {
-    "refused": SlaveError, "transient": Transient, "fenced": Faulty, "io": SlaveError}
+    "refused": SlaveError, "transient": Transient, "fenced": Fenced, "io": SlaveError}
 _PATIENCE = 10  # seconds that an agent has for saying goodbye
 
 
@@ -38,21 +51,45 @@ def _name(row: Sequence[str]) -> Name:
     return bytes.fromhex(row[0]), row[1].encode("latin-1")
 
 
-class SlaveClient:
-    """The agent for the slave tree `link.slave.path`; it ends itself after `timeout` seconds without a word of ours."""
+class _Heard:
+    """What comes from the agent, with the time (monotonic, seconds) at which something last came."""
 
-    def __init__(self, link: Link, timeout: float = 120) -> None:
+    def __init__(self, channel: Channel) -> None:
+        self._stdout = channel.stdout
+        self.at = time.monotonic()
+        self.anything = False
+
+    def read(self, size: int) -> bytes:
+        data: bytes = self._stdout.read1(size)  # type: ignore[attr-defined]
+        self.at = time.monotonic()
+        self.anything = True
+        return data
+
+
+class SlaveClient:
+    """The agent for the slave tree `link.slave.path`; it ends itself after `timeout` seconds without a word of ours.
+
+    silence: seconds after which an agent of which nothing is heard counts as lost: its link is broken off, and everyone
+    who waits gets Transient. It is told to give signs of life four times as often; for the first one it has `timeout`.
+    ticket: what receivers and rsync servers of this connection show at the slave.
+    """
+
+    def __init__(self, link: Link, timeout: float = 120, silence: float | None = None) -> None:
         self._link = link
         self._timeout = timeout
+        self._silence = silence
+        self.ticket = secrets.token_hex(16)
         self._channel = link.agent([link.slave.path])
+        self._heard = _Heard(self._channel)
         self._lock = threading.Lock()  # what is written and the order of `_waiting` belong together
         self._waiting: dict[int, Future[Any]] = {}
         self._last = 0
         self._error: GsyncError | None = None
-        self._spoke = threading.Event()
+        self._broken: Transient | None = None
+        self._pinged = time.monotonic()
         self._ended = threading.Event()
         self._threads = [threading.Thread(target=self._read, name="answers of the agent"),
-                         threading.Thread(target=self._keep_alive, name="keep-alive")]
+                         threading.Thread(target=self._watch, name="watch of the link")]
         for thread in self._threads:
             thread.start()
 
@@ -69,7 +106,7 @@ class SlaveClient:
             frame = rpc.encode({"id": self._last, "method": method, "params": params})
             with contextlib.suppress(OSError):  # the reader finds out why, and tells the future
                 self._channel.write(frame)
-        self._spoke.set()
+        self._pinged = time.monotonic()
         return future
 
     def call(self, method: str, **params: Any) -> Any:
@@ -78,7 +115,9 @@ class SlaveClient:
     def _read(self) -> None:
         error: GsyncError | None = None
         try:
-            while (answer := rpc.read_frame(self._channel.stdout)) is not None:
+            while (answer := rpc.read_frame(self._heard)) is not None:  # type: ignore[arg-type]
+                if answer == rpc.BEAT:
+                    continue
                 future = self._waiting.pop(answer["id"])
                 if "error" in answer:
                     future.set_exception(error_of(self._link.slave, answer["error"]))
@@ -91,22 +130,29 @@ class SlaveClient:
         except (OSError, ValueError) as exc:
             error = Transient(f"slave {self._link.slave}: {exc}")
         self._ended.set()
-        error = error or self._link.error(self._channel)
+        error = self._broken or error or self._link.error(self._channel)
         with self._lock:
             self._error = error
             waiting, self._waiting = self._waiting, {}
         for future in waiting.values():
             future.set_exception(error)
 
-    def _keep_alive(self) -> None:
-        while not self._ended.wait(self._timeout / 3):
-            if self._spoke.is_set():
-                self._spoke.clear()
-                continue
-            try:
-                self.submit("ping")
-            except GsyncError:
+    def _watch(self) -> None:
+        """Keep an idle agent from giving up on us, and give up on one that is not heard."""
+        pause = self._timeout / 3 if self._silence is None else min(self._timeout / 3, self._silence / 4)
+        while not self._ended.wait(pause):
+            quiet = time.monotonic() - self._heard.at
+            limit = self._silence if self._heard.anything else max(self._timeout, self._silence or 0)
+            if self._silence is not None and limit is not None and quiet > limit:
+                self._broken = Transient(f"slave {self._link.slave}: nothing heard from the slave for {quiet:.1f} s")
+                self._link.break_off()
+                self._channel.kill()
                 return
+            if time.monotonic() - self._pinged >= self._timeout / 3:
+                try:
+                    self.submit("ping")
+                except GsyncError:
+                    return
 
     def close(self) -> None:
         """Say goodbye, if there is still someone to hear it, and end the agent."""
@@ -128,13 +174,18 @@ class SlaveClient:
         """Before hello: whether the slave is this volume's already. SlaveError if hello will refuse it."""
         return bool(self.call("look", volume=volume, adopt=adopt, make=make))
 
+    def survey(self, volume: str, adopt: bool = False) -> Survey:
+        """Before hello, and changing nothing: what the directory would be like as this volume's slave."""
+        return Survey.from_json(self.call("survey", volume=volume, adopt=adopt))
+
     def hello(self, volume: str, volume_name: str, session: str, epoch: int, adopt: bool = False,
               delete_retention: int = 0, make: bool = False) -> Hello:
         """Open the slave tree; with `make` it is made if only its last folder is missing. The first call; SlaveError
         says why the agent refuses."""
         return Hello.from_json(self.call(
             "hello", protocol=rpc.PROTOCOL, volume=volume, volume_name=volume_name, session=session, epoch=epoch,
-            adopt=adopt, delete_retention=delete_retention, make=make, timeout=self._timeout))
+            adopt=adopt, delete_retention=delete_retention, make=make, timeout=self._timeout, ticket=self.ticket,
+            beat=None if self._silence is None else self._silence / 4))
 
     def _leftovers(self, kind: str) -> Iterator[list[Any]]:
         after: Any = None
@@ -205,10 +256,16 @@ class SlaveClient:
         """The content of these directories is all at the slave."""
         self.call("complete", dirs=[g.hex() for g in dirs])
 
-    def commit(self, stime: int | None, entry_stime: int | None, epoch: int, clear: bool) -> CommitAnswer:
-        """Make everything durable, then set the stime (None: not yet); `clear` empties limbo/old as far as it may."""
+    def commit(self, stime: int | None, entry_stime: int | None, epoch: int, clear: bool,
+               mark: str | None = None) -> CommitAnswer:
+        """Make everything durable, then set the stime (None: not yet); `clear` empties limbo/old as far as it may.
+        mark: what the next hello is to say together with this stime."""
         return CommitAnswer(**self.call("commit", stime=stime, entry_stime=entry_stime, epoch=epoch,
-                                         clear=clear))
+                                         clear=clear, mark=mark))
+
+    def forget_stime(self) -> None:
+        """Have the next worker compare the whole tree."""
+        self.call("forget_stime")
 
     def ping(self) -> None:
         self.call("ping")

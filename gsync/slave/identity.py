@@ -6,72 +6,81 @@ Standard library only, Python 3.9.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
+import secrets
 import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from gsync.errors import SlaveError, Transient
+from gsync.errors import SlaveError
 from gsync.model import NS, STATE_DIR, shown
+from gsync.slave import fence
 from gsync.slave.protocol import Caps
 from gsync.slave.tree import OPEN_DIR, make_state, place_of
 
 _FORMAT = 1
 _NOT_OURS = (STATE_DIR, b"lost+found")
-_PATIENCE = 5.0  # seconds that an agent whose connection has just ended has for ending itself
-_PAUSE = 0.05
 _ROOM = 4 << 20  # bytes that recovery may need
 
 
 class Taken:
-    """A slave tree that nobody else works in, until this is closed. empty: nothing but our own folder is in it."""
+    """A slave tree that nobody else works in, until this is closed, or displaced by a younger connection (its pass
+    tells). empty: nothing but our own folder is in it."""
 
-    def __init__(self, root: bytes, lock_fd: int, empty: bool) -> None:
+    def __init__(self, root: bytes, lock_fd: int, own: fence.Pass, empty: bool) -> None:
         self.root = root
+        self.own = own
         self.empty = empty
         self._lock_fd = lock_fd
 
     def close(self) -> None:
         os.close(self._lock_fd)
+        self.own.close()
 
 
-def take(root: bytes, volume: str, volume_name: str, adopt: bool, make: bool = False) -> Taken:
-    """Take ROOT as the slave of this volume; with `make` it is made if only its last folder is missing. SlaveError
-    says why not; nothing is written then."""
+def take(root: bytes, volume: str, volume_name: str, adopt: bool, make: bool = False, *, session: str = "",
+         epoch: int = 0, ticket: str = "") -> Taken:
+    """Take ROOT as the slave of this volume, from an older connection of the session if need be; with `make` it is
+    made if only its last folder is missing. SlaveError says why not; nothing is written then. Fenced: a younger one
+    has it."""
     if make:
         with suppress(OSError):  # opening it says why
             os.mkdir(root, 0o755)
-    root_fd = _open_root(root)
+    root_fd = open_root(root)
     try:
-        known, empty = _inspect(root_fd, volume, adopt)
+        known, empty = inspect(root_fd, volume, adopt)
         state_fd = _make_state(root_fd)
         try:
-            lock_fd = _lock(state_fd)
-            _make_room(state_fd)
-            if known is None:
-                _write_identity(state_fd, volume, volume_name)
+            lock_fd, own = _lock(state_fd, session, epoch, ticket or secrets.token_hex(8))
+            taken = Taken(root, lock_fd, own, empty)
+            try:
+                _make_room(state_fd)
+                if known is None:
+                    _write_identity(state_fd, volume, volume_name)
+            except BaseException:
+                taken.close()
+                raise
         finally:
             os.close(state_fd)
     finally:
         os.close(root_fd)
-    return Taken(root, lock_fd, empty)
+    return taken
 
 
 def look(root: bytes, volume: str, adopt: bool, make: bool) -> bool:
     """Whether ROOT is the slave of this volume already. SlaveError where `take` would refuse it; nothing is written."""
     if make and not os.path.lexists(root) and os.path.isdir(os.path.dirname(root)):
         return False
-    root_fd = _open_root(root)
+    root_fd = open_root(root)
     try:
-        return _inspect(root_fd, volume, adopt)[0] is not None
+        return inspect(root_fd, volume, adopt)[0] is not None
     finally:
         os.close(root_fd)
 
 
-def _inspect(root_fd: int, volume: str, adopt: bool) -> tuple[dict[str, object] | None, bool]:
+def inspect(root_fd: int, volume: str, adopt: bool) -> tuple[dict[str, object] | None, bool]:
     """The identity of the tree, if it has one, and whether it is empty; SlaveError if it cannot be this volume's."""
     known = _read_identity(root_fd)
     if known is not None and known.get("volume") != volume:
@@ -83,7 +92,7 @@ def _inspect(root_fd: int, volume: str, adopt: bool) -> tuple[dict[str, object] 
     return known, empty
 
 
-def _open_root(root: bytes) -> int:
+def open_root(root: bytes) -> int:
     try:
         return os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -140,17 +149,20 @@ def _make_state(root_fd: int) -> int:
                 os.fchmod(root_fd, lifted)
 
 
-def _lock(state_fd: int) -> int:
-    fd = os.open(b"lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=state_fd)
+def _lock(state_fd: int, session: str, epoch: int, ticket: str) -> tuple[int, fence.Pass]:
+    lock_fd = fence.open_lock(state_fd, fence.AGENT_LOCK)
     try:
-        patiently(lambda: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB))
-    except BlockingIOError:
-        pid = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
-        os.close(fd)
-        raise SlaveError(f"another gsync agent works there (pid {pid}): end it, or wait for it") from None
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, b"%d\n" % os.getpid(), 0)
-    return fd
+        fence.wait_for_other_session(lock_fd, session)
+        own = fence.announce(state_fd, epoch, ticket)
+        try:
+            fence.lock_agent(lock_fd, own, session)
+        except BaseException:
+            own.close()
+            raise
+    except BaseException:
+        os.close(lock_fd)
+        raise
+    return lock_fd, own
 
 
 def _make_room(state_fd: int) -> None:
@@ -169,27 +181,6 @@ def _make_room(state_fd: int) -> None:
         os.close(new_fd)
 
 
-def patiently(lock: Callable[[], None]) -> None:
-    """Try a lock for as long as whoever is about to end may need; then its BlockingIOError."""
-    until = time.monotonic() + _PATIENCE
-    while True:
-        try:
-            lock()
-            return
-        except BlockingIOError:
-            if time.monotonic() > until:
-                raise
-            time.sleep(_PAUSE)
-
-
-def receivers_gone(lock: Callable[[], None]) -> None:
-    """Wait for receivers of an earlier connection; Transient if they do not end."""
-    try:
-        patiently(lock)
-    except BlockingIOError:
-        raise Transient("receivers of an earlier connection are still at work there") from None
-
-
 def _write_identity(state_fd: int, volume: str, volume_name: str) -> None:
     identity = {"format": _FORMAT, "volume": volume, "volume_name": volume_name, "created": int(time.time())}
     fd = os.open(b"identity.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600,
@@ -204,7 +195,7 @@ def _write_identity(state_fd: int, volume: str, volume_name: str) -> None:
 
 # what the file system and the user can hold
 
-_ACL = bytes.fromhex("02000000" "01000600ffffffff" "0200060001000000" "04000400ffffffff" "10000600ffffffff"
+ACL_OF_A_PROBE = bytes.fromhex("02000000" "01000600ffffffff" "0200060001000000" "04000400ffffffff" "10000600ffffffff"
                      "20000400ffffffff")  # u::rw- u:1:rw- g::r-- m::rw- o::r--
 _SOME_ID = 54321
 
@@ -241,7 +232,7 @@ def probe(state_fd: int, real_handles: bool) -> Caps:
             chown=works(lambda: os.chown(b"file", _SOME_ID, _SOME_ID, dir_fd=folder)),
             xattr=works(lambda: os.setxattr(place, b"user.gsync", b"1")),
             trusted=works(lambda: os.setxattr(place, b"trusted.gsync.probe", b"1")),
-            acl=works(lambda: os.setxattr(place, b"system.posix_acl_access", _ACL)),
+            acl=works(lambda: os.setxattr(place, b"system.posix_acl_access", ACL_OF_A_PROBE)),
             hardlink=works(lambda: os.link(b"file", b"link", src_dir_fd=folder, dst_dir_fd=folder)),
             symlink=works(lambda: os.symlink(b"x", b"symlink", dir_fd=folder)),
             mknod=works(lambda: os.mknod(b"device", stat.S_IFCHR | 0o600, os.makedev(1, 3), dir_fd=folder)),

@@ -4,7 +4,8 @@ Shared by both ends. The agent decodes what it is sent with `from_json`, which r
 not a gfid, not a base name or not a number in range: nothing else ever reaches a system call.
 
 Methods of the agent (gsync/slave/agent.py lists them; the bodies are in apply.py):
-  hello fill remove meta list known digest expose unexpose landed complete leftovers commit ping bye
+  look survey hello fill remove meta list known digest expose unexpose landed complete leftovers commit forget_stime
+  ping bye
 What the worker has to keep: a gfid in flight is not filled; a receiver that died means a new hello; fills and removals
 of a later batch begin only after the commit of the earlier one, for a commit with a stime forgets what was touched.
 Standard library only, Python 3.9.
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from gsync.errors import GsyncError
+from gsync.errors import Faulty
 from gsync.model import ROOT_GFID, STATE_DIR, Gfid, Name, check_bname
 
 Xattrs = list[tuple[bytes, bytes]]
@@ -41,8 +42,8 @@ _MAX_TIME = 1 << 70    # ns; beyond what any file system holds
 _MAX_SIZE = 1 << 63
 
 
-class Fenced(GsyncError):
-    """Another worker with a younger epoch has taken the slave over."""
+class Fenced(Faulty):
+    """Another worker with a younger epoch has taken the slave over: this one has to stop, nothing of it counts."""
 
 
 def gfid_of_json(text: Any) -> Gfid:
@@ -255,7 +256,8 @@ class Caps(NamedTuple):
 
 class Hello(NamedTuple):
     """What the agent says of itself and its tree. stime None: nothing was ever committed. unclean: the last agent was
-    killed. empty: nothing was there. free: bytes. uid: whose rights it has."""
+    killed. empty: nothing was there. free: bytes. uid: whose rights it has. mark: what was given with
+    the commit of the stime."""
 
     protocol: int
     version: str
@@ -270,6 +272,7 @@ class Hello(NamedTuple):
     caps: Caps
     python: str
     uid: int
+    mark: str | None
 
     def to_json(self) -> dict[str, Any]:
         return {**self._asdict(), "caps": self.caps._asdict()}

@@ -22,9 +22,11 @@ from collections.abc import Callable
 from typing import BinaryIO
 
 from gsync import rpc
+from gsync.errors import SlaveError
 from gsync.model import ROOT_GFID, Gfid, check_bname, shown
 from gsync.namespace import UNKNOWN_CTIME, Entry
 from gsync.slave import stream
+from gsync.slave.fence import AGENT_LOCK, show
 from gsync.slave.protocol import RESERVED, Fenced, MetaRow
 from gsync.slave.stream import BadStream, Header
 from gsync.slave.tree import SlaveTree
@@ -171,7 +173,7 @@ class Receiver:
         hello = stream.decode_hello(self._line())
         if hello.protocol != stream.PROTOCOL:
             raise BadStream(f"the sender speaks version {hello.protocol}, this receiver {stream.PROTOCOL}")
-        self._tree.index.check_epoch(hello.epoch)
+        own = show(self._tree.state_fd, hello.epoch, hello.ticket)
         self._answer({"ready": stream.PROTOCOL})
         size_of_header = stream.HEADER.size
         item = 0
@@ -181,6 +183,7 @@ class Receiver:
                 self._item(item, head)
                 item += 1
             elif head.kind == stream.END:
+                own.check()
                 self._end_of_box(head.size)
                 item = 0
             else:
@@ -374,8 +377,8 @@ class _Watch:
     our stdin having noticed, and the next agent waits for us."""
 
     def __init__(self, tree: SlaveTree) -> None:
-        self._fd = os.open(b"lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=tree.state_fd)
-        self._agent = os.pread(self._fd, 20, 0)
+        self._fd = os.open(AGENT_LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=tree.state_fd)
+        self._agent = os.pread(self._fd, 4096, 0)
         signal.signal(signal.SIGALRM, self._look)
         signal.setitimer(signal.ITIMER_REAL, _LOOK_EVERY, _LOOK_EVERY)
 
@@ -383,7 +386,7 @@ class _Watch:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # the agent holds it exclusively
         except BlockingIOError:
-            if os.pread(self._fd, 20, 0) == self._agent:
+            if os.pread(self._fd, 4096, 0) == self._agent:
                 return
         raise Orphaned("the agent has ended")
 
@@ -403,6 +406,8 @@ def main(root: bytes) -> int:
         return 0
     except Fenced as exc:
         error = {"type": "fenced", "message": str(exc)}
+    except SlaveError as exc:
+        error = {"type": "refused", "message": str(exc)}
     except BlockingIOError:
         error = {"type": "transient", "message": "an agent is just starting there"}
     except OSError as exc:

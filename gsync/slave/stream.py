@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from gsync.model import NS
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 FILE, END = 1, 2  # kind of a header
 
@@ -78,21 +78,23 @@ class Header(NamedTuple):
 
 
 class Hello(NamedTuple):
-    """What a sender says first: the worker's epoch, so that one that lost its lock is refused."""
+    """What a sender says first: the worker's epoch and the ticket of its connection (gsync/slave/fence.py), so that one
+    that lost its lock is refused."""
 
     protocol: int
     epoch: int
+    ticket: str
 
 
-def encode_hello(epoch: int) -> bytes:
-    return json.dumps({"gsync-stream": PROTOCOL, "epoch": epoch}).encode() + b"\n"
+def encode_hello(epoch: int, ticket: str) -> bytes:
+    return json.dumps({"gsync-stream": PROTOCOL, "epoch": epoch, "ticket": ticket}).encode() + b"\n"
 
 
 def decode_hello(line: bytes) -> Hello:
     """The hello of a line; BadStream if it is none."""
     try:
         said = json.loads(line)
-        return Hello(int(said["gsync-stream"]), int(said["epoch"]))
+        return Hello(int(said["gsync-stream"]), int(said["epoch"]), str(said["ticket"]))
     except (ValueError, KeyError, TypeError) as exc:
         raise BadStream(f"not a hello: {line[:200]!r}") from exc
 

@@ -24,6 +24,7 @@ from gsync.fsid import Handles
 from gsync.model import ROOT_GFID, STATE_DIR, Gfid
 from gsync.namespace import Entry
 from gsync.slave.attrs import set_attrs
+from gsync.slave.fence import RECEIVERS_LOCK, open_lock
 from gsync.slave.index import LIMBO_NEW, LIMBO_OLD, SlaveIndex
 from gsync.slave.protocol import Caps, MetaRow
 
@@ -80,7 +81,7 @@ def make_state(root_fd: int) -> int:
         os.mkdir(STATE_DIR, 0o700, dir_fd=root_fd)
     state = os.open(STATE_DIR, OPEN_DIR, dir_fd=root_fd)
     _make_private(state)
-    for folder in (b"limbo", b"trash"):
+    for folder in (b"limbo", b"trash", b"passes"):
         with suppress(FileExistsError):
             os.mkdir(folder, 0o700, dir_fd=state)
     limbo = os.open(b"limbo", OPEN_DIR, dir_fd=state)
@@ -136,16 +137,19 @@ class SlaveTree:
         if self._receivers_fd is not None:
             os.close(self._receivers_fd)
 
+    @property
+    def receivers_fd(self) -> int:
+        """The lock file of receivers and rsync servers."""
+        if self._receivers_fd is None:
+            self._receivers_fd = open_lock(self.state_fd, RECEIVERS_LOCK)
+        return self._receivers_fd
+
     def lock_receivers(self, alone: bool) -> None:
         """Say that a receiver works here, or (alone) that none may: BlockingIOError while the other holds."""
-        if self._receivers_fd is None:
-            self._receivers_fd = os.open(b"receivers.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC,
-                                         0o600, dir_fd=self.state_fd)
-        fcntl.flock(self._receivers_fd, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        fcntl.flock(self.receivers_fd, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
 
     def unlock_receivers(self) -> None:
-        if self._receivers_fd is not None:
-            fcntl.flock(self._receivers_fd, fcntl.LOCK_UN)
+        fcntl.flock(self.receivers_fd, fcntl.LOCK_UN)
 
     # directories
 

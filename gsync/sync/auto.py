@@ -72,7 +72,7 @@ def engine_maker(method: str, link: Link, client: SlaveClient, source: Source, e
         return RsyncEngine(link, client, source, flow, rsync_options)
 
     def make_stream(flow: Flow) -> Engine:
-        return StreamEngine(link, source, epoch, flow)
+        return StreamEngine(link, source, epoch, client.ticket, flow)
 
     def make_auto(flow: Flow) -> Engine:
         # Between two directories of one host a delta saves nothing: rsync itself would send files whole.

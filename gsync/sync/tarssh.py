@@ -50,7 +50,7 @@ class StreamEngine:
 
     direct = True
 
-    def __init__(self, link: Link, source: Source, epoch: int, flow: Flow) -> None:
+    def __init__(self, link: Link, source: Source, epoch: int, ticket: str, flow: Flow) -> None:
         self._link = link
         self._source = source
         self._flow = flow
@@ -58,9 +58,9 @@ class StreamEngine:
         self._boxes = 0
         self._gathered: list[bytes] = []  # what goes out with the next write
         self._size = 0
-        self._gather(stream.encode_hello(epoch))
+        self._gather(stream.encode_hello(epoch, ticket))
         self._ready = False
-        self._piece = stream.EXTENT_MAX if flow.rate is None else _LIMITED_PIECE
+        self._piece = _LIMITED_PIECE if flow.limited else stream.EXTENT_MAX
         self._channel = link.agent([b"--receive", link.slave.path])
         self._answers = queue.SimpleQueue[Any]()
         self._reader = threading.Thread(target=self._read_answers, name="answers of a receiver")

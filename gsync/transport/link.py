@@ -176,6 +176,9 @@ class Link(Protocol):
     def alive(self) -> bool:
         """Whether the connection still stands, as far as is known without asking."""
 
+    def break_off(self) -> None:
+        """The connection is dead: end at once, without waiting for the other end, all that goes over it. Any thread."""
+
     def close(self) -> None:
         """End the connection."""
 

@@ -35,5 +35,8 @@ class LocalLink:
     def alive(self) -> bool:
         return True
 
+    def break_off(self) -> None:
+        """Each program has pipes of its own."""
+
     def close(self) -> None:
         """Nothing is held."""

@@ -265,6 +265,11 @@ class SshLink:
     def alive(self) -> bool:
         return not self._master.ended(within=0)
 
+    def break_off(self) -> None:
+        self._master.kill()
+        with suppress(FileNotFoundError):
+            os.unlink(self._control)
+
     def close(self) -> None:
         self._master.close()
 

@@ -96,7 +96,7 @@ def test_a_killed_receiver_is_transient_and_a_new_one_finishes(tmp_path: Path) -
             world.move(*requests)
         world.source.meddle = lambda path: None
         world.engine.close()
-        world.engine = StreamEngine(world.link, world.source, world.epoch, world.flow)
+        world.engine = StreamEngine(world.link, world.source, world.epoch, world.client.ticket, world.flow)
         assert [r.errno for r in world.move(*requests)] == [0, 0, 0]
 
 

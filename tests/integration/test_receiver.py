@@ -53,7 +53,7 @@ class Talk:
         return rpc.read_frame(self.channel.stdout)
 
     def begin(self) -> None:
-        self.say(stream.encode_hello(3))
+        self.say(stream.encode_hello(3, self.client.ticket))
         assert self.hear() == {"ready": stream.PROTOCOL}
 
     def box(self, *pieces: bytes) -> list[tuple[int, int]]:
@@ -218,7 +218,7 @@ def test_another_language_is_refused(talk: Talk, hello: bytes) -> None:
 
 
 def test_an_older_epoch_is_fenced(talk: Talk) -> None:
-    talk.say(stream.encode_hello(2))
+    talk.say(stream.encode_hello(2, talk.client.ticket))
     assert talk.hear()["error"]["type"] == "fenced"
 
 

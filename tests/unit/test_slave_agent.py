@@ -218,11 +218,14 @@ def test_another_volumes_slave_is_refused(zipapp: Path, root: Path, agent: Progr
     assert "slave of another volume, home" in refusal(agents[1], volume="another")
 
 
-def test_a_second_agent_is_refused_with_the_pid_of_the_first(
-        zipapp: Path, root: Path, agent: Program, agents: list[Program]) -> None:
+def test_the_agent_of_another_session_is_not_displaced(
+        zipapp: Path, root: Path, agent: Program, agents: list[Program], monkeypatch: pytest.MonkeyPatch) -> None:
     pid = agent.hello().pid
     agents.append(Program(zipapp, root))
-    assert f"(pid {pid})" in refusal(agents[1])
+    said = refusal(agents[1], session="another", epoch=9)
+    assert "session home_backup works there" in said
+    assert f"pid {pid} " in said
+    assert agent.call("ping") == {}
 
 
 def test_a_state_folder_that_is_a_symlink_is_refused(agent: Program, root: Path, tmp_path: Path) -> None:

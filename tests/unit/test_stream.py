@@ -38,7 +38,7 @@ def test_times_of_any_century_survive(ns: int) -> None:
 
 
 def test_hello() -> None:
-    assert stream.decode_hello(stream.encode_hello(7)) == (stream.PROTOCOL, 7)
+    assert stream.decode_hello(stream.encode_hello(7, "ab12")) == (stream.PROTOCOL, 7, "ab12")
 
 
 @pytest.mark.parametrize("line", [b"", b"\n", b"{}\n", b"[1]\n", b'{"gsync-stream": "x", "epoch": 1}\n', b"Welcome!\n",

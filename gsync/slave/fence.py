@@ -1,0 +1,263 @@
+"""One connection at a time works in a slave tree, and the younger epoch wins [invariant 9].
+
+A hello makes a *pass*, the file .gsync/passes/<epoch>-<ticket>; the agent, its receivers and its rsync servers have it
+open while they work. A younger hello makes its own pass and unlinks all others, durably: from then on a look at the
+link count tells everybody of an older connection that it is displaced. Those who cannot look (frozen, in the middle of
+a write, rsync) are killed: they are the processes that hold one of the two locks. Whoever starts takes its lock first
+and looks at its pass then; the younger hello does it the other way round, so nobody slips through.
+
+    lock            held by the agent alone; says who it is
+    receivers.lock  shared by receivers and rsync servers; for a moment of hello, by the agent alone
+
+Standard library only, Python 3.9.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+from gsync.errors import SlaveError, Transient
+from gsync.slave.protocol import Fenced
+
+AGENT_LOCK, RECEIVERS_LOCK = b"lock", b"receivers.lock"
+_OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_PATIENCE = 5.0   # seconds that those have who have to end by themselves
+_OTHERS = 2.0     # seconds that the agent of another session has, if its connection has just ended
+_DYING = 30.0     # seconds that a killed process may take, in the middle of a write to a slow disk
+_PAUSE = 0.01
+_TICKET = re.compile(r"[0-9a-f]{8,64}")
+
+
+class Pass:
+    """The right of one connection to work in the tree."""
+
+    def __init__(self, fd: int, passes_fd: int, epoch: int) -> None:
+        self.fd = fd
+        self.epoch = epoch
+        self._passes_fd = passes_fd
+
+    @property
+    def valid(self) -> bool:
+        return os.fstat(self.fd).st_nlink > 0
+
+    def check(self) -> None:
+        """Fenced once a younger connection has said hello."""
+        if not self.valid:
+            raise fenced(self.epoch, _names(self._passes_fd))
+
+    def close(self) -> None:
+        os.close(self.fd)
+        os.close(self._passes_fd)
+
+
+def fenced(epoch: int, passes: dict[str, int]) -> Fenced:
+    younger = max(passes.values(), default=None)
+    who = f"a worker with epoch {younger}" if younger is not None else "another worker"
+    return Fenced(f"{who} has taken the slave over, this one has epoch {epoch}")
+
+
+def _names(passes_fd: int) -> dict[str, int]:
+    """The passes there are, with their epochs."""
+    found = {}
+    for name in os.listdir(passes_fd):
+        epoch, _, ticket = name.partition("-")
+        if ticket and epoch.isdigit():
+            found[name] = int(epoch)
+    return found
+
+
+def _name(epoch: int, ticket: str) -> str:
+    if not _TICKET.fullmatch(ticket) or not 0 <= epoch < 1 << 63:
+        raise SlaveError(f"not a pass: epoch {epoch}, ticket {ticket!r}")
+    return f"{epoch:020d}-{ticket}"
+
+
+def announce(state_fd: int, epoch: int, ticket: str) -> Pass:
+    """Make the pass of a new connection and take all others their validity; Fenced if there is a younger one.
+
+    Two at once: each sees the other's, so the older one gives up. Of equal epochs (one worker, connecting again) the
+    last one stays.
+    """
+    name = _name(epoch, ticket)
+    passes_fd = os.open(b"passes", _OPEN_DIR, dir_fd=state_fd)
+    fd = -1
+    try:
+        passes = _names(passes_fd)
+        if any(other > epoch for other in passes.values()):
+            raise fenced(epoch, passes)
+        fd = os.open(name, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600,
+                     dir_fd=passes_fd)
+        passes = _names(passes_fd)
+        if any(other > epoch for other in passes.values()):
+            os.unlink(name, dir_fd=passes_fd)
+            raise fenced(epoch, passes)
+        os.fsync(passes_fd)  # ours before theirs go: the highest epoch is never forgotten
+        for other in passes:
+            if other != name:
+                with suppress(FileNotFoundError):
+                    os.unlink(other, dir_fd=passes_fd)
+        os.fsync(passes_fd)
+        return Pass(fd, passes_fd, epoch)
+    except BaseException:
+        os.close(passes_fd)
+        if fd >= 0:
+            os.close(fd)
+        raise
+
+
+def show(state_fd: int, epoch: int, ticket: str) -> Pass:
+    """The pass of the connection that a receiver or rsync server belongs to; Fenced if it is not valid (any more)."""
+    name = _name(epoch, ticket)
+    passes_fd = os.open(b"passes", _OPEN_DIR, dir_fd=state_fd)
+    try:
+        return Pass(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=passes_fd), passes_fd, epoch)
+    except FileNotFoundError:
+        passes = _names(passes_fd)
+        os.close(passes_fd)
+        raise fenced(epoch, passes) from None
+    except BaseException:
+        os.close(passes_fd)
+        raise
+
+
+# the agent's lock
+
+def open_lock(state_fd: int, name: bytes) -> int:
+    return os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=state_fd)
+
+
+def _try(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def holder(lock_fd: int) -> dict[str, Any]:
+    """Who wrote itself into the agent's lock: pid, uid, host, session; {} if nobody has."""
+    try:
+        known = json.loads(os.pread(lock_fd, 4096, 0))
+        return known if isinstance(known, dict) else {}
+    except ValueError:
+        return {}
+
+
+def wait_for_other_session(lock_fd: int, session: str) -> None:
+    """SlaveError while the agent of another session works there: it is not ours to end."""
+    until = time.monotonic() + _OTHERS
+    while True:
+        other = str(holder(lock_fd).get("session", session))
+        if other == session or _try(lock_fd):
+            fcntl.flock(lock_fd, fcntl.LOCK_UN)
+            return
+        if time.monotonic() > until:
+            raise SlaveError(f"session {other} works there ({_described(holder(lock_fd))}): a slave tree belongs to "
+                             f"one session; stop that one, or choose another directory")
+        time.sleep(_PAUSE)
+
+
+def lock_agent(lock_fd: int, own: Pass, session: str) -> None:
+    """Hold the agent's lock; an older connection's agent is ended for that. SlaveError if it cannot be."""
+    _displace(lambda: _try(lock_fd), lock_fd, own, lambda left: SlaveError(
+        f"another gsync agent works there ({_described(holder(lock_fd))}) and {left}: end it"))
+    own.check()  # the lock may have come free because somebody younger has ended its holder
+    os.ftruncate(lock_fd, 0)
+    os.pwrite(lock_fd, json.dumps({"pid": os.getpid(), "uid": os.geteuid(), "host": socket.gethostname(),
+                                   "session": session}).encode(), 0)
+
+
+def receivers_gone(lock: Callable[[], None], lock_fd: int, own: Pass) -> None:
+    """End the receivers and rsync servers of older connections; `lock` keeps new ones off."""
+    def attempt() -> bool:
+        try:
+            lock()
+        except BlockingIOError:
+            return False
+        return True
+
+    _displace(attempt, lock_fd, own, lambda left: Transient(
+        f"receivers of an earlier connection are still at work there, and {left}"))
+
+
+def _described(known: dict[str, Any]) -> str:
+    return f"pid {known.get('pid', '?')} of uid {known.get('uid', '?')} on {known.get('host', '?')}"
+
+
+def _displace(attempt: Callable[[], bool], lock_fd: int, own: Pass, refusal: Callable[[str], Exception]) -> None:
+    """Get a lock, killing those who hold it."""
+    until = time.monotonic() + _PATIENCE
+    left = "could not be ended from here (another host, container or account)"
+    while not attempt():
+        own.check()
+        for pid in _holders(lock_fd):
+            try:
+                _kill(pid, lock_fd)
+            except PermissionError:
+                left = f"could not be ended: process {pid} is another account's"
+            except TimeoutError:
+                raise refusal(f"does not end though it was killed: process {pid}") from None
+        if time.monotonic() > until:
+            raise refusal(left)
+        time.sleep(_PAUSE)
+
+
+# processes
+
+def _holders(lock_fd: int) -> Iterator[int]:
+    """The other processes that hold this lock, as far as /proc shows them."""
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and int(entry) != os.getpid() and _holds(int(entry), lock_fd):
+            yield int(entry)
+
+
+def _holds(pid: int, lock_fd: int) -> bool:
+    """Whether it has the very file open and a lock on it: a backup that is just reading it has not."""
+    mine = os.fstat(lock_fd)
+    try:
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            path = f"/proc/{pid}/fd/{fd}"
+            # By name first: a stat of somebody's file may hang with its server.
+            if os.readlink(path).endswith("lock") and os.path.samestat(os.stat(path), mine):
+                with open(f"/proc/{pid}/fdinfo/{fd}", encoding="ascii") as file:
+                    if "FLOCK" in file.read():
+                        return True
+    except OSError:
+        pass  # it has ended, or is another account's
+    return False
+
+
+def _kill(pid: int, lock_fd: int) -> None:
+    """SIGKILL, and wait for the end of all it was writing. TimeoutError, PermissionError."""
+    try:
+        handle = os.pidfd_open(pid)
+    except AttributeError:  # a Python that was built without
+        os.kill(pid, signal.SIGKILL)
+        until = time.monotonic() + _DYING
+        while _holds(pid, lock_fd):
+            if time.monotonic() > until:
+                raise TimeoutError from None
+            time.sleep(_PAUSE)
+        return
+    except ProcessLookupError:
+        return
+    try:
+        if not _holds(pid, lock_fd):  # the number may be another process's by now
+            return
+        signal.pidfd_send_signal(handle, signal.SIGKILL)
+        if not select.select([handle], [], [], _DYING)[0]:
+            raise TimeoutError
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(handle)

@@ -1,0 +1,166 @@
+"""What a slave directory would be like to work in, found out without changing anything there (gsync create asks).
+
+Standard library only, Python 3.9.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import stat
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import gsync
+from gsync import rpc
+from gsync.errors import SlaveError
+from gsync.model import NS, STATE_DIR, shown
+from gsync.slave import fence
+from gsync.slave.identity import ACL_OF_A_PROBE, inspect, open_root
+from gsync.slave.tree import OPEN_DIR, place_of
+
+_SOME_ID = 54321
+# What file systems lack that cannot be tried without making names. Names of kinds as in session.loss.
+_WITHOUT = {
+    "vfat": ("hard links", "symlinks", "device nodes", "names that differ only in case", "owner", "xattrs", "acls"),
+    "exfat": ("hard links", "symlinks", "device nodes", "names that differ only in case", "owner", "xattrs", "acls"),
+    "ntfs3": ("device nodes", "names that differ only in case"),
+    "cifs": ("device nodes", "names that differ only in case", "owner"),
+    "smb3": ("device nodes", "names that differ only in case", "owner"),
+}
+
+
+class Survey(NamedTuple):
+    """now: the clock there, ns. state: missing (the folder above it is there), empty, ours, foreign, or refused.
+    problems: why it cannot be the slave, one line each. free: bytes; inodes: how many more, None without a limit.
+    lacks: kinds of attributes and names that it cannot hold, as far as can be seen from outside."""
+
+    protocol: int
+    version: str
+    python: str
+    uid: int
+    now: int
+    state: str
+    problems: list[str]
+    busy: str
+    free: int
+    inodes: int | None
+    file_system: str
+    lacks: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        return self._asdict()
+
+    @classmethod
+    def from_json(cls, answer: dict[str, Any]) -> Survey:
+        return cls(**answer)
+
+
+def survey(root: bytes, volume: str, adopt: bool) -> Survey:
+    """Look at ROOT as the slave of this volume. SlaveError if there is nothing at all to look at."""
+    state, problems, busy = "missing", [], ""
+    if os.path.lexists(root) or not os.path.isdir(os.path.dirname(root)):
+        fd = open_root(root)
+        state = "refused"
+        try:
+            known, empty = inspect(fd, volume, adopt)
+            state = "ours" if known is not None else "empty" if empty else "foreign"
+        except SlaveError as exc:
+            problems.append(str(exc))
+        busy = _busy(fd)
+    else:
+        fd = os.open(os.path.dirname(root), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        wrong = _unwritable(fd, root, state)
+        if wrong:
+            problems.append(wrong)
+        space = os.fstatvfs(fd)
+        file_system = _file_system(fd)
+        lacks = set(_WITHOUT.get(file_system, ())) | set(_tried(fd))
+    finally:
+        os.close(fd)
+    return Survey(rpc.PROTOCOL, gsync.__version__, platform.python_version(), os.geteuid(), time.time_ns(), state,
+                  problems, busy, space.f_bavail * space.f_frsize, space.f_favail if space.f_files else None,
+                  file_system, sorted(lacks))
+
+
+def _unwritable(fd: int, root: bytes, state: str) -> str:
+    """Why nothing can be made in the directory; "" if it can."""
+    what = f"the folder above {shown(root)}" if state == "missing" else shown(root)
+    if os.fstatvfs(fd).f_flag & os.ST_RDONLY:
+        return f"{what} is on a file system that is mounted read-only: mount it writable"
+    st = os.fstat(fd)
+    owned = st.st_uid == os.geteuid() and state != "missing"  # then the agent may give itself the right
+    if not owned and not os.access(b"/proc/self/fd/%d" % fd, os.W_OK | os.X_OK, effective_ids=True):
+        return (f"{what} cannot be written to by uid {os.geteuid()} (it belongs to uid {st.st_uid}, mode "
+                f"{stat.S_IMODE(st.st_mode):04o}): chown it, or log in there as another user")
+    return ""
+
+
+def _busy(root_fd: int) -> str:
+    """Which session's agent works there now, "" if none does. Takes no lock."""
+    with suppress(OSError):
+        state_fd = os.open(STATE_DIR, OPEN_DIR, dir_fd=root_fd)
+        try:
+            lock_fd = os.open(fence.AGENT_LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=state_fd)
+        finally:
+            os.close(state_fd)
+        try:
+            if _is_locked(lock_fd):
+                return str(fence.holder(lock_fd).get("session", "?"))
+        finally:
+            os.close(lock_fd)
+    return ""
+
+
+def _is_locked(lock_fd: int) -> bool:
+    inode = os.fstat(lock_fd).st_ino
+    with open("/proc/locks", encoding="ascii") as file:
+        return any("FLOCK" in line and line.split()[5].rpartition(":")[2] == str(inode)
+                   for line in file if "->" not in line)
+
+
+def _file_system(fd: int) -> str:
+    """The type of the file system, as the kernel calls it; "" if it does not say."""
+    device = os.fstat(fd).st_dev
+    name = f"{os.major(device)}:{os.minor(device)}"
+    with suppress(OSError), open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            before, _, after = line.partition(" - ")
+            if before.split(" ")[2] == name:
+                return after.split(" ")[0]
+    return ""
+
+
+def _tried(fd: int) -> list[str]:
+    """What an inode without a name (O_TMPFILE) cannot hold there; nothing where there are no such inodes."""
+    try:
+        file = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=fd)
+    except (OSError, AttributeError):
+        return []
+    place = place_of(file)
+
+    def keeps_ns() -> bool:
+        os.utime(file, ns=(NS + 123456789, NS + 987654321))
+        return os.fstat(file).st_mtime_ns == NS + 987654321
+
+    attempts: list[tuple[str, Callable[[], object]]] = [
+        ("times", keeps_ns),
+        ("xattrs", lambda: os.setxattr(place, b"user.gsync", b"1")),
+        ("acls", lambda: os.setxattr(place, b"system.posix_acl_access", ACL_OF_A_PROBE)),
+        ("privileged xattrs", lambda: os.setxattr(place, b"trusted.gsync.probe", b"1")),
+        ("owner", lambda: os.fchown(file, _SOME_ID, _SOME_ID)),
+    ]
+    lacks = [] if os.geteuid() == 0 else ["device nodes"]
+    try:
+        for kind, attempt in attempts:
+            try:
+                if attempt() is False:
+                    lacks.append(kind)
+            except OSError:
+                lacks.append(kind)
+    finally:
+        os.close(file)
+    return lacks
