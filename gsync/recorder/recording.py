@@ -95,6 +95,7 @@ class Recording:
         self._settling: set[Gfid] = set()                  # and those for which that is some time ago
         self._said: set[Name] = set()                      # old names that a RENAME record told
         self._gap = ""                                     # why the tree must be compared with the index
+        self._unbroken = False                             # whether the last gap is over
         self._urgent = False                               # a new directory waits for its watch, a link to be known
         self._clean_before = 0                             # ctimes older than that can be kept
 
@@ -192,7 +193,8 @@ class Recording:
             gaps = 0
         replace_file(os.fsencode(self._brick.gaps), b"%d\n" % (gaps + 1))
         _log.info("comparing the tree with the index", reason=why, gaps=gaps + 1)
-        self._report(gaps=gaps + 1, gap_at=self._clock())
+        self._unbroken = False
+        self._report(gaps=gaps + 1, unbroken_since=None)
 
     def _repeat_unindexed(self) -> None:
         """Say again what is in changelogs newer than the index: after a power failure the tree may be older than
@@ -561,6 +563,9 @@ class Recording:
             self._index.set_fact("last_ts", ts)
         self._commit()
         self._step("publish")
+        if not self._unbroken:
+            self._unbroken = True
+            self._report(unbroken_since=up_to)
         self._report(state=RECORDING, complete_up_to=up_to, last_changelog=self._last_changelog)
         return True
 

@@ -30,7 +30,7 @@ class RecorderStatus:
     state: Scanning (the tree is compared with the index), Recording, Faulty (with `reason`) or Stopped.
     watching_since: every change from then on is in the changelogs, or will be; None before the first scan is so far.
     complete_up_to: every change up to then is in the changelogs. gaps: how often the recording was interrupted;
-    gap_at: when it was last taken up again (None: not since the first scan).
+    unbroken_since: every change since then was seen as it happened (None: the recording is interrupted now).
     entries, bytes: the tree as of the last scan; scanned: names that a scan under way has looked at.
     """
 
@@ -39,7 +39,7 @@ class RecorderStatus:
     pid: int = 0
     detector: str = ""
     gaps: int = 0
-    gap_at: int | None = None
+    unbroken_since: int | None = None
     watching_since: int | None = None
     complete_up_to: int | None = None
     last_changelog: int | None = None

@@ -8,9 +8,11 @@ Not here: what a batch does (batch), restarting after a crash (supervisor, monit
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Protocol
 
 from gsync.batch import Batch, Progress
@@ -18,7 +20,7 @@ from gsync.changelog.layout import HistoryGap
 from gsync.changelog.reader import History
 from gsync.changelog.records import Fop, ProblemKind, read_changes
 from gsync.changelogdb import ChangelogDB, Data, EnumDir
-from gsync.crawl.feed import Feed, RecorderPort, Slice, restart_position
+from gsync.crawl.feed import Feed, RecorderPort, RecorderStatus, Slice, restart_position
 from gsync.crawl.hybrid import SUSPECT_MARGIN, Hybrid
 from gsync.errors import Faulty, GsyncError, SlaveError, Transient
 from gsync.ledger import Ledger
@@ -43,6 +45,7 @@ LONGEST_PAUSE = 60.0
 STATUS_EVERY = 0.5
 LOOK_AT_ORDERS = 0.5     # seconds that an idle worker may take to see what is wanted of it
 LOOK_AT_LEASE = 0.25     # seconds between two looks of a passive worker
+CLOCKS_APART = 10 * NS   # ns by which the clocks of two nodes that take over from each other may differ
 
 
 class Stopped(Exception):
@@ -67,6 +70,31 @@ class Connection:
         self.syncer.close()
         self.client.close()
         self.link.close()
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What the slave keeps with the stime: whose changelog.db knows what was in doubt then, and a digest of the
+    patterns under which the stime holds."""
+
+    by: str
+    patterns: str
+
+    @classmethod
+    def of(cls, db: ChangelogDB, patterns: str) -> Mark:
+        known = db.fact("name")
+        if known is None:
+            known = secrets.token_hex(8)
+            db.set_fact("name", known)
+        return cls(str(known), blake2b(patterns.encode(), digest_size=8).hexdigest())
+
+    @classmethod
+    def parse(cls, text: str | None) -> Mark | None:
+        by, _, patterns = (text or "").partition(" ")
+        return cls(by, patterns) if patterns else None
+
+    def __str__(self) -> str:
+        return f"{self.by} {self.patterns}"
 
 
 class Waiter(Protocol):
@@ -106,7 +134,8 @@ class Worker:
         self._history, self._recorder, self._waiter = history, recorder, waiter
         self._feed = Feed(history, batch_size)
         self.db, self.ledger, self._lease = db, ledger, lease
-        self._patterns, self._max_delete, self._once = patterns, max_delete, once
+        self._mark = Mark.of(db, patterns)
+        self._max_delete, self._once = max_delete, once
         self._orders, self._publish, self._stime_kept = orders, publish, stime_kept
         self._stand_by, self._checkpoint = stand_by, checkpoint
         self._began = time.time_ns()
@@ -122,7 +151,8 @@ class Worker:
         self._applied_upto = 0        # all changes up to then are committed at the slave, ns
         self._leftovers = False       # the agent may know of things to look at again
         self._crawl_whole = False     # no history: walk
-        self._taken_over = False      # another worker was the active one before: our recorder must have seen all since
+        self._taken_over = False      # another worker set the stime, and what it was in doubt of is not known here
+        self._clocks = 0              # ns by which the stime, for the same reason, may be off
         self._limbo = 0               # detached inodes that wait at the slave
         self._last_commit = 0.0
 
@@ -177,7 +207,6 @@ class Worker:
         """The epoch to work in, once no other worker has it. While one has, this one is Passive: it keeps its own
         stime current, so that its recorder need not keep what is at the slave already."""
         while (epoch := self._lease.take()) is None:
-            self._taken_over = True
             self.state.crawl, self.state.in_step = "N/A", False
             self.progress.phase = "waiting"
             self.machine.to(WorkerState.PASSIVE)
@@ -223,13 +252,14 @@ class Worker:
         stime = hello.stime
         self.state.stime = stime
         self._applied_upto = stime or 0
+        marked = Mark.parse(hello.mark)
+        self._taken_over = stime is not None and marked is not None and marked.by != self._mark.by
+        self._clocks = CLOCKS_APART if self._taken_over else 0
         if stime is not None:
-            self._position = restart_position(stime)
-        known = self.db.fact("patterns")
+            self._position = restart_position(stime - self._clocks)
         self._crawl_whole = (stime is None or Hybrid.load(self.db) is not None
-                             or not self._history.reaches_back_to(stime)
-                             or (known is not None and known != self._patterns))
-        self.db.set_fact("patterns", self._patterns)
+                             or not self._history.reaches_back_to(stime - self._clocks)
+                             or (marked is not None and marked.patterns != self._mark.patterns))
         self._was_active = True
         self.machine.to(WorkerState.ACTIVE)
         _log.info("connected", stime=stime, epoch=epoch, crawl="Hybrid" if self._crawl_whole else "History")
@@ -275,10 +305,7 @@ class Worker:
         if self.machine.state is WorkerState.FAULTY:
             self.machine.to(WorkerState.ACTIVE)
         if self._taken_over:
-            self._taken_over = False
-            if self.state.stime is not None and max(status.gap_at or 0, status.watching_since) > self.state.stime:
-                _log.warning("taken over, and this node's recorder has a gap since the stime: walking the tree")
-                self._crawl_whole = True
+            self._take_over(status)
         try:
             if self._crawl_whole:
                 self._hybrid(status.gaps, max(status.watching_since, status.complete_up_to or 0))
@@ -299,6 +326,18 @@ class Worker:
             self._crawl_whole = True
             return True
         return self._idle(piece)
+
+    def _take_over(self, status: RecorderStatus) -> None:
+        """What the other worker has seen of the time after its stime is in doubt [20], and not known here. If all of
+        that time is recorded here, it is looked at again anyway; it must be so until now, else the tree is walked."""
+        assert self.state.stime is not None
+        self._taken_over = False
+        since = status.unbroken_since
+        if since is None or since > self.state.stime - self._clocks:
+            _log.info("another worker was active, and not all since its stime is recorded here: walking the tree")
+            self._crawl_whole = True
+        else:
+            self._keep_doubt(time.time_ns(), status.gaps, renewed=True, whole=True)
 
     def _doubt(self, gaps: int, complete_up_to: int) -> bool:
         """Whether names of earlier batches must be looked at again; drops the doubt that is settled [20]."""
@@ -440,11 +479,12 @@ class Worker:
         self._still_ours()
         self.progress.phase = "committing"
         stime = max(upto or 0, self.state.stime or 0) or None
-        answer = self.connection.client.commit(stime, stime, self.state.epoch, clear=True)
+        answer = self.connection.client.commit(stime, stime, self.state.epoch, clear=True, mark=str(self._mark))
         self._limbo = answer.left
         self._last_commit = time.monotonic()
         self.state.stime = stime
         if stime is not None:
+            self._clocks = 0
             self._applied_upto = stime
             self.state.last_synced = stime
             self._stime_kept(stime)
@@ -473,7 +513,7 @@ class Worker:
         else:
             floor = self.state.stime if crawl is None else min(crawl.cut, self.state.stime or crawl.cut)
             if floor is not None:
-                floor -= SUSPECT_MARGIN
+                floor -= SUSPECT_MARGIN + self._clocks
             elif not self.connection.hello.fresh:
                 floor = 0
             crawl = Hybrid(cut, floor, gaps)

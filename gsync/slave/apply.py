@@ -576,10 +576,11 @@ class Apply:
         return answers
 
     def landed(self, rows: Sequence[LandedRow]) -> list[int]:
-        """Finish new files that somebody else has filled, in limbo/new; for each 0, an errno or ABSENT."""
+        """Finish new files that rsync has made in limbo/link; for each 0, an errno or ABSENT."""
         answers = []
         for meta, size in rows:
             try:
+                self._fetch(meta.gfid)
                 found = self.tree.look(self.tree.new_fd, name_in_limbo(meta.gfid))
                 if found is None:
                     answers.append(ABSENT)
@@ -592,6 +593,14 @@ class Apply:
             except OSError as exc:
                 answers.append(_errno(exc))
         return answers
+
+    def _fetch(self, gfid: Gfid) -> None:
+        """Bring a new file from limbo/link to limbo/new, if it is there."""
+        name = name_in_limbo(gfid)
+        found = self.tree.look(self.tree.link_fd, name)
+        if found is not None and found.kind == stat.S_IFREG and found.st.st_nlink == 1 and gfid not in \
+                self.limbo.exposed:
+            os.rename(name, name, src_dir_fd=self.tree.link_fd, dst_dir_fd=self.tree.new_fd)
 
     def digest(self, gfids: Sequence[Gfid]) -> list[tuple[int, int, str]]:
         """(errno or ABSENT, size, BLAKE2b in hex) of each file's content."""
@@ -624,7 +633,8 @@ class Apply:
                 size += len(data)
 
     def expose(self, gfids: Sequence[Gfid]) -> list[int]:
-        """Give each file the name limbo/link/<gfid>, where rsync may write to it: 0, an errno or ABSENT."""
+        """Give each file the name limbo/link/<gfid>, where rsync may write to it: 0, an errno or ABSENT. Nothing but
+        regular files ever comes there: rsync would follow a symlink."""
         answers = []
         self.tree.turn()
         try:
@@ -646,6 +656,9 @@ class Apply:
             self._unexpose(gfid)
             os.link(entry.bname, name_in_limbo(gfid), src_dir_fd=dirfd, dst_dir_fd=self.tree.link_fd,
                     follow_symlinks=False)
+            if not stat.S_ISREG(os.stat(name_in_limbo(gfid), dir_fd=self.tree.link_fd, follow_symlinks=False).st_mode):
+                self._unexpose(gfid)
+                raise OSError(errno.EINVAL, "not a regular file", gfid.hex())
             self.limbo.exposed.add(gfid)
             return True
         return False
@@ -681,15 +694,16 @@ class Apply:
 
     def commit(self, stime: int | None, entry_stime: int | None, epoch: int, clear: bool,
                mark: str | None = None) -> CommitAnswer:
-        """Make everything durable; then set the stime, the worker's mark with it, and forget what was in doubt; then, if
-        `clear`, let go what no later batch can want [25]. stime None: an interim commit, after which everything stays in
-        doubt."""
+        """Make everything durable; then set the stime and, beside it, the worker's mark, and forget what was in doubt;
+        then, if `clear`, let go what no later batch can want [25]. stime None: an interim commit, after which
+        everything stays in doubt."""
         index = self.index
         index.check_epoch(epoch)
         self.tree.turn()
         try:
             if clear:
                 self.limbo.empty_new()
+                self.limbo.empty_links()
             syncfs(self.tree.root_fd)
             self.step("synced")
             index.db.execute("PRAGMA synchronous=FULL")

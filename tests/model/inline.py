@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import stat
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -31,7 +32,7 @@ class InlineClient(SlaveClient):
 
     def __init__(self, root: Path, world: World) -> None:
         self._world = world
-        self._timeout = 120
+        self._timeout, self._silence, self.ticket = 120, None, secrets.token_hex(16)
         self.agent = Agent(os.fsencode(root), step=lambda name: world.step("agent " + name))
 
     def submit(self, method: str, **params: Any) -> Future[Any]:
@@ -44,8 +45,9 @@ class InlineClient(SlaveClient):
             future.set_result(answer["result"])
         return future
 
-    def commit(self, stime: int | None, entry_stime: int | None, epoch: int, clear: bool) -> CommitAnswer:
-        answer = super().commit(stime, entry_stime, epoch, clear)
+    def commit(self, stime: int | None, entry_stime: int | None, epoch: int, clear: bool,
+               mark: str | None = None) -> CommitAnswer:
+        answer = super().commit(stime, entry_stime, epoch, clear, mark)
         self._world.check_commit(stime)
         return answer
 
