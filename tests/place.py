@@ -17,6 +17,7 @@ from typing import Any
 from gsync.process import start_time
 
 REPOSITORY = Path(__file__).parents[1]
+PATIENCE = 90.0  # seconds that anything may take on a slow machine before a test gives up
 _ROLES = [  # what tells them, in this order, in a command line
     ("run", re.compile(rb"\0-m\0gsync\0run\0")), ("recorder", re.compile(rb"\0gsync\.recorder\0")),
     ("worker", re.compile(rb"\0gsync\.session\.run_worker\0")), ("receiver", re.compile(rb"\0--receive\0")),
@@ -36,6 +37,7 @@ class Place:
         self.args = args
         path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
         self.env = {**os.environ, "GSYNC_HOME": str(self.home), "PYTHONPATH": path, "COLUMNS": "150", "TERM": "xterm"}
+        self.env.pop("PYTHONDONTWRITEBYTECODE", None)  # else each process of each run compiles gsync anew
 
     def argv(self, *args: object) -> list[str]:
         return [sys.executable, "-P", "-m", "gsync", *map(str, args)]
@@ -55,30 +57,41 @@ class Place:
                                 stderr=subprocess.DEVNULL)
 
     @contextlib.contextmanager
-    def follow(self, *args: object) -> Iterator[subprocess.Popen[bytes]]:
-        """`gsync run` until the end of the block; in step before it begins."""
+    def running(self, *args: object) -> Iterator[subprocess.Popen[bytes]]:
+        """`gsync run` until the end of the block, however that ends."""
         argv = self.argv("run", self.master, self.slave_arg, *self.args, *args)
-        with subprocess.Popen(argv, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        with subprocess.Popen(argv, env=self.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE) as process:
             try:
-                self.wait_for(lambda brick: brick["state"] == "Active" and brick["last_synced"] is not None)
                 yield process
             finally:
                 if process.poll() is None:
                     process.terminate()
-                process.wait(30)
+                process.wait(PATIENCE)
+
+    @contextlib.contextmanager
+    def follow(self, *args: object) -> Iterator[subprocess.Popen[bytes]]:
+        """The same; in step before the block begins."""
+        with self.running(*args) as process:
+            self.wait_for(lambda brick: brick["state"] == "Active" and brick["last_synced"] is not None)
+            yield process
 
     def report(self) -> dict[str, Any]:
         reports = json.loads(self.gsync("status", "--json").stdout)
         return reports[0] if reports else {"bricks": [{"state": "", "last_synced": None, "pid": None}]}
 
     def wait_for(self, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        end = time.monotonic() + 60
+        """The brick in `gsync status` once the condition holds, which is asked whenever the worker says something."""
+        end = time.monotonic() + PATIENCE
         while True:
+            said = self.worker_status()
             brick: dict[str, Any] = self.report()["bricks"][0]
             if condition(brick):
                 return brick
             assert time.monotonic() < end, f"{brick}\n{self.log()}"
-            time.sleep(0.1)
+            ask_again = time.monotonic() + 1
+            while self.worker_status() == said and time.monotonic() < ask_again:
+                time.sleep(0.02)
 
     def worker_status(self) -> dict[str, Any]:
         """worker.status as it is; {} before there is one."""

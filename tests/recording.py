@@ -7,9 +7,12 @@ code: whatever a recorder forgets to say makes the copy differ from the tree.
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import tempfile
 import time
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -22,7 +25,7 @@ from gsync.recorder import detectors
 from gsync.recorder.detector import Detector, DetectorFactory, Hint, Knows
 from gsync.recorder.recorder import Recorder
 from gsync.recorder.recording import Recording
-from gsync.recorder.status import read_status
+from gsync.recorder.status import RecorderPort, RecorderStatus, read_status
 from gsync.volume.home import Home, Volume
 from tests.trees import at, walk
 
@@ -166,17 +169,27 @@ def differences(copy: Copy, tree: Copy) -> list[str]:
     return out
 
 
+def wait_for(port: RecorderPort, wanted: Callable[[RecorderStatus], bool]) -> RecorderStatus:
+    """The status of a recorder in another thread or process, once it is as wanted."""
+    end = time.monotonic() + 90
+    while (status := port.status()) is None or not wanted(status):
+        assert time.monotonic() < end, f"never came: {status}"
+        time.sleep(0.01)
+    return status
+
+
 class World:
     """A tree, a folder beside it on the same file system, a volume, and a recorder that is stepped by the test."""
 
     def __init__(self, folder: Path, detector: DetectorFactory, *, ignored: tuple[str, ...] = (),
                  tree: Path | None = None, **recorder: object) -> None:
         """The state lies in /dev/shm: a test must not wait for a disk that others use."""
-        self._home = tempfile.TemporaryDirectory(prefix="recorder-", dir="/dev/shm")
+        home = tempfile.mkdtemp(prefix="recorder-", dir="/dev/shm")
+        self._tidy = weakref.finalize(self, shutil.rmtree, home, ignore_errors=True)  # also when its test has failed
         self.tree, self.outside = tree or folder / "tree", folder / "outside"
         for path in (self.tree, self.outside):
             path.mkdir(exist_ok=True)
-        self.home = Home(self._home.name)
+        self.home = Home(home)
         self.volume = self.home.add("v", str(self.tree))
         self.brick = self.volume.brick()
         os.makedirs(self.brick.folder, exist_ok=True)
@@ -209,7 +222,7 @@ class World:
 
     def close(self) -> None:
         self.stop()
-        self._home.cleanup()
+        self._tidy()
 
     def cut(self) -> list[Record]:
         """Close a slice; the new records, which the slave has applied and must then be equal."""

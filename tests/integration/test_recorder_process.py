@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,10 +23,10 @@ from gsync.errors import Faulty, LockedError, Transient, UsageError
 from gsync.recorder import detectors
 from gsync.recorder import recorder as recorder_module
 from gsync.recorder.recorder import Keep, Recorder, run_recorder
-from gsync.recorder.status import RECORDING, STOPPED, Control, RecorderPort, RecorderStatus, read_status
+from gsync.recorder.status import RECORDING, STOPPED, Control, RecorderPort, read_status
 from gsync.volume.home import Brick
 from tests.recorder_changes import a_directory, one_file
-from tests.recording import FACTORIES, World, copy_of, differences
+from tests.recording import FACTORIES, World, copy_of, differences, wait_for
 from tests.trees import Churn
 
 REPOSITORY = Path(__file__).parents[2]
@@ -69,15 +70,6 @@ def process_of_nobody(world: World) -> Iterator[int]:
     finally:
         os.kill(pid, signal.SIGTERM)
         assert os.waitpid(pid, 0)[1] == 0
-
-
-def wait_for(port: RecorderPort, wanted: Callable[[RecorderStatus], bool]) -> RecorderStatus:
-    for _ in range(6000):
-        status = port.status()
-        if status is not None and wanted(status):
-            return status
-        time.sleep(0.01)
-    raise AssertionError(f"never came: {port.status()}")
 
 
 @pytest.fixture
@@ -218,7 +210,7 @@ def test_what_is_no_fifo_is_replaced_by_one(tmp_path: Path) -> None:
     assert not control.asked()
     assert RecorderPort(brick).poke()
     assert control.asked() and not control.asked()
-    for _ in range(100_000):  # more than the FIFO holds
+    for _ in range(fcntl.fcntl(control.fd, fcntl.F_SETPIPE_SZ, 4096) + 1):  # more than the FIFO holds
         assert RecorderPort(brick).poke()
     control.close()
     assert not RecorderPort(brick).poke()

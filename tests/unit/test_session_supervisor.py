@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from gsync.process import start_time
+from gsync.session import supervisor
 from gsync.session.child import child_argv
 from gsync.session.status import WorkerStatus
-from gsync.session.supervisor import Ending, Supervisor
+from gsync.session.supervisor import TICK, Ending, Supervisor
 
 PAUSES = (0.01, 0.02, 0.05)
 SLEEPS = "import time; time.sleep(600)"
@@ -32,13 +33,18 @@ with open(folder + "/" + name, "a") as file:
 runs = len(open(folder + "/" + name).readlines())
 def say(state):
     WorkerStatus(pid=os.getpid(), started=start_time(os.getpid()), state=state, stime=runs).write(folder + "/status")
+def be_seen(state):
+    say(state)
+    while not os.path.exists(folder + "/seen " + str(os.getpid())):
+        time.sleep(0.01)
 """
 
 
 class Seen:
-    """An Observer that keeps everything."""
+    """An Observer that keeps everything, and tells a worker that its status was seen."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.lines: list[str] = []
         self.endings: list[tuple[str, Ending]] = []
         self.states: list[str] = []
@@ -53,6 +59,8 @@ class Seen:
     def tick(self, status: WorkerStatus) -> None:
         if self.states[-1:] != [status.state]:
             self.states.append(status.state)
+        if status.pid is not None:
+            (self.folder / f"seen {status.pid}").touch()
         self.on_tick(status)
 
 
@@ -60,7 +68,7 @@ class World:
     """A supervisor of two children that run the given code, in `folder`."""
 
     def __init__(self, folder: Path, worker: str, recorder: str = SLEEPS, *, once: bool = False) -> None:
-        self.folder, self.seen = folder, Seen()
+        self.folder, self.seen = folder, Seen(folder)
         self.holder: int | None = None
 
         def argv(name: str, code: str) -> list[str]:
@@ -115,7 +123,9 @@ sys.exit({code})
 
 
 @pytest.mark.parametrize("code", [2, 3, 4])
-def test_a_worker_that_cannot_start_ends_the_run_with_its_code_and_line(tmp_path: Path, code: int) -> None:
+def test_a_worker_that_cannot_start_ends_the_run_with_its_code_and_line(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    monkeypatch.setattr(supervisor, "LOCKED_TRIES", 2)
     world = World(tmp_path, f"sys.stderr.write('noise\\ngsync: slave h:/s: refused\\n'); sys.exit({code})")
     assert world.supervisor.run() == Ending(code, "slave h:/s: refused")
     status = WorkerStatus.read(str(tmp_path / "status"))
@@ -125,10 +135,9 @@ def test_a_worker_that_cannot_start_ends_the_run_with_its_code_and_line(tmp_path
 
 def test_a_worker_that_was_active_is_started_again_when_the_slave_goes_away(tmp_path: Path) -> None:
     world = World(tmp_path, """
-say("Active")
+be_seen("Active")
 if runs > 2:
     time.sleep(600)
-time.sleep(0.7)
 print("gsync: slave h:/s: lost", flush=True)
 sys.exit(4)
 """)
@@ -139,7 +148,7 @@ sys.exit(4)
 
 
 def test_a_run_once_does_not_outwait_a_slave_that_went_away(tmp_path: Path) -> None:
-    lost = "say('Active'); time.sleep(0.7); sys.stderr.write('gsync: lost\\n'); sys.exit(4)"
+    lost = "be_seen('Active'); sys.stderr.write('gsync: lost\\n'); sys.exit(4)"
     world = World(tmp_path, lost, once=True)
     assert world.supervisor.run() == Ending(4, "lost")
 
@@ -153,13 +162,12 @@ def test_a_killed_worker_is_started_again(tmp_path: Path) -> None:
 
 def test_while_no_worker_runs_the_status_says_why(tmp_path: Path) -> None:
     world = World(tmp_path, """
-say("Active")
+be_seen("Active")
 if runs == 1:
-    time.sleep(0.7)
     sys.exit("gsync: no space left")
 time.sleep(600)
 """)
-    world.supervisor._worker._pauses = (1.0,)  # long enough to be seen
+    world.supervisor._worker._pauses = (2 * TICK,)  # one look at the least comes in between
     world.stop_when(lambda status: status.stime == 2)
     world.supervisor.run()
     assert "Faulty" in world.seen.states
