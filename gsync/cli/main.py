@@ -15,15 +15,18 @@ import typer
 from typer.exceptions import TyperException
 
 from gsync import __version__
-from gsync.cli import config, failures, hold, recorder, run, status, volume
+from gsync.cli import checkpoint, config, create, failures, hold, recorder, run, status, volume
 from gsync.cli.output import print_error
 from gsync.errors import GsyncError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True,
                   help="Keeps a second site in step with a first one, by following changelogs.")
 app.command("run")(run.run)
+app.command("create")(create.create)
+app.command("delete")(create.delete)
 app.command("status")(status.status)
 app.command("config", context_settings={"ignore_unknown_options": True})(config.config)
+app.command("checkpoint")(checkpoint.checkpoint)
 app.command("failures")(failures.failures)
 app.command("hold")(hold.hold)
 app.add_typer(volume.app, name="volume")

@@ -17,11 +17,13 @@ def status(name: Annotated[str | None, typer.Argument(metavar="NAME", help="Only
     """Show what the recorders do."""
     from gsync.cli.output import print_json, print_table
     from gsync.session.report import recorder_report
+    from gsync.session.session import SessionHome
     from gsync.volume.home import Home
 
     home = Home(state)
+    keep = SessionHome(home).site.changelog_retention
     volumes = home.list() if name is None else [home.get(name)]
-    reports = [{"volume": volume.name, **recorder_report(volume, volume.needed_from())} for volume in volumes]
+    reports = [{"volume": volume.name, **recorder_report(volume, volume.needed_from(), keep)} for volume in volumes]
     if json:
         print_json(reports)
     else:

@@ -84,7 +84,7 @@ def run(
         found = sessions.find_or_new(volume.name, places.slave_text(target))
         session = replace(found, options=config.load_options([*config.site_paths(home.path), found.config], given))
         if accept_host_key is not None:
-            _accept_host_key(target, session.options, accept_host_key)
+            accept_key(target, session.options, accept_host_key)
         sessions.save(found)
         with Lock(session.run_lock, f"session {session.name}"):
             if dry_run:
@@ -116,7 +116,8 @@ def _days(text: str | None) -> str | int | None:
         return text
 
 
-def _accept_host_key(slave: Slave, options: Options, fingerprint: str) -> None:
+def accept_key(slave: Slave, options: Options, fingerprint: str) -> None:
+    """What --accept-host-key does."""
     from dataclasses import replace
 
     from gsync.errors import UsageError

@@ -14,40 +14,66 @@ EVERY = 1.0  # seconds between two looks of --watch
 
 
 def status(
-    session: Annotated[str | None, typer.Argument(metavar="SESSION", help="Only this session.")] = None,
-    detail: Annotated[bool, typer.Option("--detail", help="Backlog, failures, rate and recorder too.")] = False,
+    session: Annotated[str | None, typer.Argument(metavar="[SESSION]", help="Only this session.")] = None,
+    detail: Annotated[bool, typer.Option(
+        "--detail", help="Backlog, failures, rate, checkpoint and recorder too.")] = False,
     json: JsonOption = False,
     watch: Annotated[bool, typer.Option("--watch", help="Show it again every second, until stopped.")] = False,
+    check: Annotated[bool, typer.Option(
+        "--check", help="One line for Nagios and its kind; ends with 0 (OK), 1 (WARNING), 2 (CRITICAL) or 3 (UNKNOWN)."
+    )] = False,
+    max_lag: Annotated[float | None, typer.Option(
+        metavar="SECONDS", min=0, help="With --check: a session that lags by more is CRITICAL.")] = None,
     state: StateOption = None,
-) -> None:
-    """Show what the sessions do."""
+) -> int:
+    """Show what the sessions do. Read from files: it works whatever is stuck."""
     from gsync.cli.output import print_json
-    from gsync.session.report import session_report
-    from gsync.session.session import SessionHome
+    from gsync.errors import UsageError
+    from gsync.session.report import reports
     from gsync.volume.home import Home
 
+    if check:
+        if watch or json or detail:
+            raise UsageError("status --check goes with --max-lag only")
+        return _check(session, max_lag, state)
+    if max_lag is not None:
+        raise UsageError("status --max-lag goes with --check")
     home = Home(state)
-    sessions = SessionHome(home)
 
-    def reports() -> list[dict[str, Any]]:
-        chosen = sessions.list() if session is None else [sessions.get(session)]
-        return [session_report(each, home) for each in chosen]
+    def look() -> list[dict[str, Any]]:
+        return reports(home, session)
 
     if watch:
         with suppress(KeyboardInterrupt):
             if json:
                 for _ in _looks():
-                    print_json(reports())
+                    print_json(look())
             else:
-                _watch(reports, detail)
+                _watch(look, detail)
     elif json:
-        print_json(reports())
+        print_json(look())
     else:
-        found = reports()
+        found = look()
         if found:
             _print(found, detail)
         else:
-            print(f"no sessions in {home.path}")
+            print(f"no sessions in {home.path}; gsync create MASTER SLAVE makes one")
+    return 0
+
+
+def _check(session: str | None, max_lag: float | None, state: str | None) -> int:
+    """Whatever goes wrong is said on stdout, where such checks are read."""
+    from gsync.session.health import Health, verdict
+    from gsync.session.report import reports
+    from gsync.volume.home import Home
+
+    try:
+        found = verdict(reports(Home(state), session), max_lag)
+    except Exception as exc:  # noqa: BLE001 the check itself failed, which is a state of its own there
+        print(f"UNKNOWN - {' '.join(str(exc).split())}")
+        return Health.UNKNOWN
+    print(found.line.encode("utf-8", "backslashreplace").decode())
+    return found.health
 
 
 def _looks() -> Iterator[None]:
@@ -92,16 +118,22 @@ def _reasons(reports: list[dict[str, Any]]) -> list[str]:
     lines = []
     for report in reports:
         for brick in report["bricks"]:
+            where = f"{report['name']} on {brick['node']}" if len(report["bricks"]) > 1 else report["name"]
             reasons = dict.fromkeys(part["reason"] for part in (brick, brick["recorder"]) if part["reason"])
-            lines += [f"{report['name']}: {reason}" for reason in reasons]
+            lines += [f"{where}: {reason}" for reason in reasons]
             if brick["left_out"]:
                 kinds = ", ".join(f"{kind} of {count:,}" for kind, count in brick["left_out"].items())
-                lines.append(f"{report['name']}: the slave cannot hold and leaves out: {kinds}")
+                lines.append(f"{where}: the slave cannot hold and leaves out: {kinds}")
+            if brick["failures"]:
+                lines.append(f"{where}: what failed, and why: gsync failures {report['name']} list")
+            if brick["held"]:
+                lines.append(f"{where}: deletes wait for an approval: gsync hold {report['name']} show")
     return lines
 
 
 HEADINGS = ["SESSION", "NODE", "MASTER", "SLAVE", "STATUS", "CRAWL", "LAST SYNCED"]
-DETAILS = ["LAG", "ENTRY", "DATA", "META", "FAILURES", "HELD", "FILES/S", "BYTES/S", "TIME LEFT", "RECORDER"]
+DETAILS = ["LAG", "ENTRY", "DATA", "META", "FAILURES", "HELD", "CHECKPOINT", "FILES/S", "BYTES/S", "TIME LEFT",
+           "RECORDER"]
 
 
 def _table(reports: list[dict[str, Any]], detail: bool) -> tuple[list[str], list[list[str]]]:
@@ -112,14 +144,27 @@ def _table(reports: list[dict[str, Any]], detail: bool) -> tuple[list[str], list
 def _row(report: dict[str, Any], brick: dict[str, Any], detail: bool) -> list[str]:
     from gsync.cli.output import duration_text, path_shown, size_text
 
-    shown_state = report["state"] if report["state"] != "Started" else brick["state"]
+    # What the worker says counts while it works; of one that rests, why it does.
+    resting = report["state"] if brick["state"] in ("Stopped", "Initializing") else brick["state"]
+    shown_state = brick["state"] if report["state"] in ("Started", "?") else resting
     row = [report["name"], brick["node"], path_shown(report["master"]), path_shown(report["slave"]), shown_state,
-           brick["crawl"], (brick["last_synced"] or "-").replace("T", " ").partition(".")[0]]
+           brick["crawl"], when(brick["last_synced"])]
     if not detail:
         return [*row, str(brick["failures"])]
     lag, eta = brick["lag_seconds"], brick["eta_seconds"]
     return [*row, "-" if lag is None else duration_text(lag),
             *(str(brick["pending"][kind]) for kind in ("entry", "data", "meta")),
-            str(brick["failures"]), str(brick["held"]), f"{brick['rate']['files']:,.0f}",
-            size_text(brick["rate"]["bytes"]), "-" if eta is None else duration_text(eta),
-            brick["recorder"]["state"]]
+            str(brick["failures"]), str(brick["held"]), checkpoint_text(brick["checkpoint"]),
+            f"{brick['rate']['files']:,.0f}", size_text(brick["rate"]["bytes"]),
+            "-" if eta is None else duration_text(eta), brick["recorder"]["state"]]
+
+
+def when(time: str | None) -> str:
+    """A time of a report for people, in UTC to the second."""
+    return (time or "-").replace("T", " ").partition(".")[0]
+
+
+def checkpoint_text(checkpoint: dict[str, Any] | None) -> str:
+    if checkpoint is None:
+        return "-"
+    return f"{when(checkpoint['time'])} {'reached' if checkpoint['reached'] else 'not yet'}"

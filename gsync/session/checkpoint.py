@@ -1,32 +1,120 @@
-"""A session's checkpoint: a moment that is reached once every brick's stime has passed it."""
+"""A session's checkpoint: a moment that is reached once every brick's stime has passed it.
+
+Two files: `checkpoint`, which the command writes, and `checkpoint.reached`, which the worker writes when its stime has
+passed the moment; what it says is about another checkpoint once a new one is set.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import time
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
 
 from gsync.durable import replace_file
 from gsync.errors import UsageError
+from gsync.model import NS
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Times in ns since the epoch. reached_at: when it was noted, None also for one that nobody has noted yet."""
+
+    time: int
+    reached: bool
+    reached_at: int | None
 
 
 class Checkpoint:
-    """The file that holds it, ns since the epoch."""
+    """The files that hold it, `path` and beside it."""
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self._reached = f"{path}.reached"
+        self._noted: int | None = None
 
     def time(self) -> int | None:
-        """None if none is set. UsageError if the file is damaged."""
+        """ns since the epoch, None if none is set. UsageError if the file is damaged."""
         try:
-            with open(self._path, encoding="ascii") as file:
-                return int(json.load(file)["time"])
-        except FileNotFoundError:
-            return None
+            values = _read(self._path)
+            return None if values is None else int(values["time"])
         except (ValueError, KeyError, TypeError) as exc:
             raise UsageError(f"{self._path}: damaged: {exc!r}; set the checkpoint again") from exc
 
-    def set(self, moment: int) -> None:
-        """Durably."""
-        data = json.dumps({"time": moment, "set": time.time_ns()}).encode("ascii") + b"\n"
-        replace_file(os.fsencode(self._path), data)
+    def wanted(self) -> int | None:
+        """The same for a worker, which does not end because of a damaged file."""
+        with suppress(UsageError, OSError):
+            return self.time()
+        return None
+
+    def set(self, moment: int, stime: int | None = None) -> None:
+        """Durably. stime: up to when everything is at the slave already."""
+        _write(self._path, {"time": moment, "set": time.time_ns()})
+        if stime is not None and stime >= moment:
+            self._note(moment)
+
+    def passed(self, stime: int | None) -> bool:
+        """Note, durably, that the stime has passed the checkpoint; whether this was the first time."""
+        moment = self.wanted()
+        if stime is None or moment is None or moment == self._noted or stime < moment:
+            return False
+        with suppress(OSError):  # tried again with the next look
+            first = self._reached_at(moment) is None
+            if first:
+                self._note(moment)
+            self._noted = moment
+            return first
+        return False
+
+    def standing(self, stime: int | None) -> Standing | None:
+        """Where it stands, with this stime; None if none is set. UsageError if the file is damaged."""
+        moment = self.time()
+        if moment is None:
+            return None
+        at = self._reached_at(moment)
+        return Standing(moment, at is not None or (stime is not None and stime >= moment), at)
+
+    def _note(self, moment: int) -> None:
+        _write(self._reached, {"time": moment, "at": time.time_ns()})
+
+    def _reached_at(self, moment: int) -> int | None:
+        with suppress(ValueError, KeyError, TypeError):
+            values = _read(self._reached)
+            if values is not None and values["time"] == moment:
+                return int(values["at"])
+        return None
+
+
+def _read(path: str) -> dict[str, Any] | None:
+    try:
+        with open(path, encoding="ascii") as file:
+            values: dict[str, Any] = json.load(file)
+            return values
+    except FileNotFoundError:
+        return None
+
+
+def _write(path: str, values: dict[str, int]) -> None:
+    replace_file(os.fsencode(path), json.dumps(values).encode("ascii") + b"\n")
+
+
+def parse_moment(text: str, now: int) -> int:
+    """ns since the epoch of "now", seconds since the epoch, RFC 3339, or "2026-11-23 12:00" in local time; `now` in ns.
+
+    ValueError for anything else.
+    """
+    text = text.strip()
+    if text == "now":
+        return now
+    if re.fullmatch(r"\d{1,11}(\.\d{1,9})?", text):
+        seconds, _, part = text.partition(".")
+        return int(seconds) * NS + int(part.ljust(9, "0") or 0)
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        moment = moment.astimezone()  # local time
+    since = moment - datetime(1970, 1, 1, tzinfo=UTC)
+    return ((since.days * 86400 + since.seconds) * 1_000_000 + since.microseconds) * 1000

@@ -1,19 +1,28 @@
-"""What `gsync status` tells of a session, put together from the files that its processes keep (design/cli.md)."""
+"""What `gsync status` tells of a session, put together from the files that its processes keep (design/cli.md).
+
+Nobody is asked: a file outlives its writer, so what it says counts while the process that it names runs, or, if that
+is on another node, while the file is not old.
+"""
 
 from __future__ import annotations
 
-import socket
+import os
 import time
 from typing import Any
 
 from gsync.errors import UsageError
 from gsync.model import NS
 from gsync.process import Lock
-from gsync.recorder.recorder import KEEP_SECONDS
 from gsync.recorder.status import STOPPED, RecorderPort
-from gsync.session.session import Session, auto_volume_name
+from gsync.session.checkpoint import Checkpoint
+from gsync.session.control import Wanted, read_wanted
+from gsync.session.metavolume import node_name
+from gsync.session.session import Session, SessionHome, auto_volume_name
+from gsync.session.states import WorkerState
 from gsync.session.status import WorkerStatus, rfc3339
 from gsync.volume.home import Home, Volume
+
+UNHEARD = 15.0  # seconds without a word after which a worker of another node counts as gone
 
 
 def master_text(volume: Volume) -> str:
@@ -21,28 +30,98 @@ def master_text(volume: Volume) -> str:
     return volume.path if volume.name == auto_volume_name(volume.path) else volume.name
 
 
+def monitor_pid(home: Home) -> int | None:
+    """The monitor of this node, None if none runs."""
+    return Lock(os.path.join(home.path, "monitor.lock"), "monitor").holder()
+
+
 def session_report(session: Session, home: Home) -> dict[str, Any]:
     """The session's part of `gsync status --json`."""
     status = WorkerStatus.read(session.worker_status)
-    running = Lock(session.run_lock, session.name).holder() is not None
-    state = "Started" if running else "Stopped" if status is not None else "Created"
+    run, monitor = Lock(session.run_lock, session.name).holder(), monitor_pid(home)
+    problem = ""
+    try:
+        wanted = read_wanted(session)
+    except (UsageError, OSError) as exc:
+        wanted, problem = Wanted.CREATED, str(exc)
+    if run is not None:
+        wanted = Wanted.STARTED
+    elif wanted is Wanted.CREATED and status is not None:
+        wanted = Wanted.STOPPED  # after a `gsync run`
+    volume: Volume | None = None
     try:
         volume = home.get(session.volume)
-        master, brick = master_text(volume), _brick(volume, status or WorkerStatus(), running)
+        master = master_text(volume)
     except UsageError as exc:  # removed, or damaged: the other sessions are shown all the same
-        master, brick = session.volume, {**_brick(None, status or WorkerStatus(), running), "reason": str(exc)}
-    return {"name": session.name, "master": master, "slave": session.slave, "state": state, "bricks": [brick]}
+        master, problem = session.volume, str(exc)
+    others = _of_other_nodes(session)
+    bricks = []
+    if volume is not None or not others:
+        bricks.append(_here(session, volume, status, wanted,
+                            supervised=(monitor if run is None else run) is not None, problem=problem))
+    bricks += [_elsewhere(session, node, other) for node, other in others]
+    return {"name": session.name, "master": master, "slave": session.slave, "state": wanted.value, "monitor": monitor,
+            "bricks": bricks}
 
 
-def _brick(volume: Volume | None, status: WorkerStatus, running: bool) -> dict[str, Any]:
-    # What was true of a worker that is gone (unless the supervisor noted it since) is not true any more.
-    live = running and status.alive
-    noted = running and status.pid is None
+def _of_other_nodes(session: Session) -> list[tuple[str, WorkerStatus]]:
+    if not session.on_meta_volume:
+        return []
+    try:
+        nodes = sorted(node for node in os.listdir(session.statuses) if "." not in node[-8:] and node != node_name())
+    except OSError:
+        return []
+    found = ((node, WorkerStatus.read(os.path.join(session.statuses, node))) for node in nodes)
+    return [(node, status) for node, status in found if status is not None]
+
+
+def _is_heard(status: WorkerStatus) -> bool:
+    return status.pid is not None and time.time_ns() - status.updated < UNHEARD * NS
+
+
+def seen_working(session: Session) -> str | None:
+    """Another node whose worker of this session has not ended, as far as is seen from here."""
+    return next((node for node, status in _of_other_nodes(session)
+                 if _is_heard(status) and status.state != WorkerState.STOPPED), None)
+
+
+def _here(session: Session, volume: Volume | None, known: WorkerStatus | None, wanted: Wanted, *, supervised: bool,
+          problem: str) -> dict[str, Any]:
+    status = known or WorkerStatus()
+    live = status.alive
+    state, reason = status.state, status.reason
+    if not live:
+        # A note of whoever starts the workers is true while they do; of a worker that died they will know in a moment.
+        if not supervised or known is None or status.pid is not None:
+            state = WorkerState.INITIALIZING if supervised and wanted is Wanted.STARTED else WorkerState.STOPPED
+            reason = status.reason if status.pid is None else ""
+        if wanted in (Wanted.STARTED, Wanted.PAUSED) and not supervised:
+            state, reason = WorkerState.STOPPED, ("no monitor runs on this node: start it with gsync monitor, or "
+                                                  "systemctl start gsync-monitor")
+    recorder = recorder_report(volume, status.stime, session.options.changelog_retention)
+    return _brick(node_name(), volume.path if volume else None, status, live, state, problem or reason, recorder,
+                  checkpoint_report(session, status.stime))
+
+
+def _elsewhere(session: Session, node: str, status: WorkerStatus) -> dict[str, Any]:
+    live = _is_heard(status)
+    state, reason = status.state, status.reason
+    if not live and status.pid is not None and state != WorkerState.STOPPED:
+        state = WorkerState.STOPPED
+        reason = f"nothing was heard of node {node} for {(time.time_ns() - status.updated) // NS} s"
+    recorder = status.recorder if live and status.recorder else recorder_report(None, None, 0)
+    return _brick(node, status.path or None, status, live, state, reason, recorder,
+                  checkpoint_report(session, status.stime))
+
+
+def _brick(node: str, path: str | None, status: WorkerStatus, live: bool, state: str, reason: str,
+           recorder: dict[str, Any], checkpoint: dict[str, Any] | None) -> dict[str, Any]:
+    """What was true of a worker that is gone is not shown as true."""
     return {
-        "node": socket.gethostname(),
-        "path": volume and volume.path,
-        "state": status.state if live or noted else "Initializing" if running else "Stopped",
-        "reason": status.reason if live or noted or not running else "",
+        "node": node,
+        "path": path,
+        "state": str(state),
+        "reason": reason,
         "crawl": status.crawl if live else "N/A",
         "stime": rfc3339(status.stime),
         "entry_stime": rfc3339(status.entry_stime),
@@ -52,17 +131,31 @@ def _brick(volume: Volume | None, status: WorkerStatus, running: bool) -> dict[s
         "failures": status.failures,
         "held": status.held,
         "left_out": status.left_out,
-        "checkpoint": None,
+        "checkpoint": checkpoint,
         "rate": status.rate if live else {"files": 0.0, "bytes": 0.0},
         "eta_seconds": status.eta_seconds if live else None,
-        "recorder": recorder_report(volume, status.stime),
+        "recorder": recorder,
         "epoch": status.epoch,
         "pid": status.pid if live else None,
+        "updated": rfc3339(status.updated or None),
+        "stale": not live and status.pid is not None,
     }
 
 
-def recorder_report(volume: Volume | None, stime: int | None) -> dict[str, Any]:
-    """The recorder of a brick. runway_seconds: how long the changelogs since stime stay within its retention."""
+def checkpoint_report(session: Session, stime: int | None) -> dict[str, Any] | None:
+    """None if none is set."""
+    try:
+        standing = Checkpoint(session.checkpoint).standing(stime)
+    except (UsageError, OSError):
+        return None
+    if standing is None:
+        return None
+    return {"time": rfc3339(standing.time), "reached": standing.reached, "reached_at": rfc3339(standing.reached_at)}
+
+
+def recorder_report(volume: Volume | None, stime: int | None, keep: float) -> dict[str, Any]:
+    """The recorder of a brick. runway_seconds: how long the changelogs since stime stay within its retention of `keep`
+    seconds; what a session still needs is kept longer, but takes room."""
     port = RecorderPort(volume.brick()) if volume else None
     status = port.status() if port else None
     running = port is not None and port.holder() is not None
@@ -71,5 +164,27 @@ def recorder_report(volume: Volume | None, stime: int | None) -> dict[str, Any]:
         "state": status.state if running and status else STOPPED,
         "reason": status.reason if running and status else "",
         "last_changelog": rfc3339(None if last is None else last * NS),
-        "runway_seconds": None if stime is None else max(0.0, KEEP_SECONDS - (time.time_ns() - stime) / NS),
+        "runway_seconds": None if stime is None else max(0.0, keep - (time.time_ns() - stime) / NS),
     }
+
+
+def reports(home: Home, name: str | None = None) -> list[dict[str, Any]]:
+    """Of all sessions, or of one. A session whose settings or files are damaged does not hide the others."""
+    sessions = SessionHome(home)
+    if name is not None:
+        return [session_report(sessions.get(name), home)]
+    found = []
+    for each in sessions.names():
+        try:
+            session = sessions.find(each)
+            if session is not None:
+                found.append(session_report(session, home))
+        except UsageError as exc:
+            found.append(broken_report(each, str(exc), home))
+    return found
+
+
+def broken_report(name: str, why: str, home: Home) -> dict[str, Any]:
+    """Of a session that cannot be read."""
+    brick = _brick(node_name(), None, WorkerStatus(), False, WorkerState.FAULTY, why, recorder_report(None, None, 0), None)
+    return {"name": name, "master": "?", "slave": "?", "state": "?", "monitor": monitor_pid(home), "bricks": [brick]}

@@ -31,6 +31,7 @@ from gsync.session.checkpoint import Checkpoint
 from gsync.session.control import Order, Orders
 from gsync.session.lease import Lease, LocalLease
 from gsync.session.logfile import log_to
+from gsync.session.report import recorder_report
 from gsync.session.session import Session, SessionHome
 from gsync.session.status import WorkerStatus
 from gsync.session.worker import Connection, Worker
@@ -157,8 +158,11 @@ class Parts:
 class Publisher:
     """Writes worker.status: what the worker's state and counters amount to."""
 
-    def __init__(self, session: Session, recorder: RecorderPort, db: ChangelogDB, ledger: Ledger) -> None:
+    def __init__(self, session: Session, volume: Volume, recorder: RecorderPort, db: ChangelogDB,
+                 ledger: Ledger) -> None:
         self._path = session.worker_status
+        self._volume, self._keep = volume, session.options.changelog_retention
+        self._checkpoint = Checkpoint(session.checkpoint)
         self._recorder, self._db, self._ledger = recorder, db, ledger
         self._started = start_time(os.getpid())
         self._past: list[tuple[float, int, int]] = []
@@ -181,6 +185,8 @@ class Publisher:
         lag = state.lag_seconds
         if not state.in_step and state.stime is not None:
             lag = (time.time_ns() - state.stime) / NS
+        if self._checkpoint.passed(state.stime):
+            _log.info("checkpoint reached", stime=state.stime)
         WorkerStatus(
             pid=os.getpid(), started=self._started, state=worker.machine.state, reason=worker.machine.reason,
             crawl=state.crawl,
@@ -190,7 +196,8 @@ class Publisher:
             lacks=[*worker.loss.attributes, *worker.loss.names] if worker.loss else [],
             files_done=progress.files, bytes_done=sent,
             files_total=totals[0], bytes_total=totals[1], rate=rate, eta_seconds=eta, phase=progress.phase,
-            epoch=state.epoch, in_step=state.in_step, updated=time.time_ns()).write(self._path)
+            epoch=state.epoch, in_step=state.in_step, path=self._volume.path,
+            recorder=recorder_report(self._volume, state.stime, self._keep), updated=time.time_ns()).write(self._path)
 
 
 def run(session: Session, volume: Volume, home: Home, once: int | None, managed: bool) -> int:
@@ -221,8 +228,8 @@ def run(session: Session, volume: Volume, home: Home, once: int | None, managed:
             recorder=parts.recorder, waiter=waker, db=db, ledger=ledger, lease=parts.lease,
             patterns=json.dumps(parts.options.exclude), batch_size=parts.options.changelog_batch_size,
             max_delete=parts.options.max_delete, once=once,
-            orders=orders, publish=Publisher(session, parts.recorder, db, ledger), stand_by=parts.stand_by,
-            stime_kept=parts.keep_stime, checkpoint=checkpoint.time)
+            orders=orders, publish=Publisher(session, volume, parts.recorder, db, ledger), stand_by=parts.stand_by,
+            stime_kept=parts.keep_stime, checkpoint=checkpoint.wanted)
         try:
             return worker.run()
         finally:

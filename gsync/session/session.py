@@ -16,21 +16,24 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from hashlib import blake2b
 from typing import Any
 
 from gsync.durable import fsync_dir, make_dirs, replace_file
 from gsync.errors import UsageError
+from gsync.ledger import ledger_epochs
 from gsync.session import config
+from gsync.session.metavolume import GEO_REP
 from gsync.session.options import Options
 from gsync.transport.link import parse_slave
 from gsync.volume.home import Home, check_name
 
 FORMAT = 2
-GEO_REP = "geo-rep"  # the folder on the meta volume
 _FILE = "session.json"
 _DELETED = ".deleted"  # beside the sessions: what remains of deleted ones, by volume and slave
-_REMAINS = ("epoch", *(name + end for name in ("ledger.db", "changelog.db") for end in ("", "-wal", "-shm")))
+_EPOCHS = ("epoch", "*_subvol_*.lock")
+_REMAINS = (*_EPOCHS, "ledger*.db*", "changelog.db*")  # as for fnmatch
 
 
 def readable_name(*texts: str, unique: str) -> str:
@@ -112,7 +115,20 @@ class Session:
 
     @property
     def ledger_db(self) -> str:
-        return os.path.join(self.shared, "ledger.db")
+        """On the meta volume there is one for each epoch; this is the last."""
+        if not self.on_meta_volume:
+            return os.path.join(self.shared, "ledger.db")
+        return os.path.join(self.shared, f"ledger.{max(ledger_epochs(self.shared), default=0)}.db")
+
+    @property
+    def lease(self) -> str:
+        """A folder in which the workers of several nodes tell who is the active one; design.md has the name."""
+        slave = re.sub(r"[^A-Za-z0-9.]+", "-", self.slave).strip("-")[:100]
+        return os.path.join(self.shared, f"{self.volume}_{slave}_subvol_0.lock")
+
+    @property
+    def meta_volume_mnt(self) -> str:
+        return os.path.abspath(os.path.join(self.shared, *[os.pardir] * 3))
 
     @property
     def epoch(self) -> str:
@@ -209,7 +225,7 @@ class SessionHome:
             make_dirs(os.fsencode(os.path.dirname(remains)))
             shutil.rmtree(remains, ignore_errors=True)
             os.rename(folder, remains)  # from here on it is no session
-            _prune(remains, ("epoch",) if forget else _REMAINS)
+            _prune(remains, _EPOCHS if forget else _REMAINS)
             fsync_dir(os.fsencode(os.path.dirname(folder)))
         with suppress(UsageError, FileNotFoundError):
             os.unlink(os.path.join(self.home.get(session.volume).needed, session.name))
@@ -222,6 +238,10 @@ class SessionHome:
         if session is None:
             raise UsageError(f"session {name}: there is none; `gsync status` lists them")
         return session
+
+    def find(self, name: str) -> Session | None:
+        """None if there is no such session; UsageError if its files are damaged."""
+        return self._load(name)
 
     def the(self, name: str | None) -> Session:
         """The session of this name; without one, the only session there is. UsageError."""
@@ -276,12 +296,14 @@ def _folders(session: Session) -> list[str]:
 
 
 def _prune(folder: str, kept: Sequence[str]) -> None:
-    """Remove all but the files of these names; fine if there is no such folder."""
+    """Remove all but what has these names (patterns); fine if there is no such folder."""
     with suppress(FileNotFoundError):
         for entry in list(os.scandir(folder)):
+            if any(fnmatch(entry.name, pattern) for pattern in kept):
+                continue
             if entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry.path)
-            elif entry.name not in kept:
+            else:
                 os.unlink(entry.path)
 
 

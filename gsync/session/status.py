@@ -83,6 +83,8 @@ class WorkerStatus:
     phase: str = "connecting"
     epoch: int = 0
     in_step: bool = False
+    path: str = ""                                          # of the brick
+    recorder: dict[str, Any] | None = None                  # as report.recorder_report says
     updated: int = 0
 
     @classmethod
@@ -102,6 +104,7 @@ class WorkerStatus:
         last = cls.read(path) or cls()
         cls(state=state, reason=reason, stime=last.stime, entry_stime=last.entry_stime, last_synced=last.last_synced,
             pending=last.pending, failures=last.failures, held=last.held, left_out=last.left_out, lacks=last.lacks,
+            path=last.path, recorder=last.recorder,
             files_done=last.files_done, bytes_done=last.bytes_done, epoch=last.epoch,
             updated=time.time_ns()).write(path)
 

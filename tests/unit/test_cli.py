@@ -13,49 +13,13 @@ import typer
 from gsync.cli import main, run
 from gsync.cli.output import duration_text, json_ready, print_error, size_text
 from gsync.errors import Faulty, GsyncError, LockedError, SlaveError, Transient, UsageError
-from gsync.process import Lock, start_time
+from gsync.process import Lock
 from gsync.session.options import Options
 from gsync.session.session import Session, SessionHome
-from gsync.session.status import WorkerStatus
 from gsync.volume.home import Home
+from tests.cli import Cli
 
 NS = 1_000_000_000
-
-
-class Cli:
-    """Calls gsync with a state folder of its own."""
-
-    def __init__(self, folder: Path, capture: pytest.CaptureFixture[str]) -> None:
-        self.home = Home(str(folder / "home"))
-        self._capture = capture
-        self.err = ""
-
-    def __call__(self, *args: str, code: int = 0) -> str:
-        self._capture.readouterr()
-        assert main.call(args) == code
-        out, self.err = self._capture.readouterr()
-        return out
-
-    def fails(self, *args: str, code: int) -> str:
-        """The one line that the command says on stderr."""
-        assert self(*args, code=code) == ""
-        assert self.err.startswith("gsync: ")
-        assert self.err.count("\n") == 1
-        return self.err.removeprefix("gsync: ").rstrip("\n")
-
-
-@pytest.fixture
-def cli(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    cli = Cli(tmp_path, capsys)
-    monkeypatch.setenv("GSYNC_HOME", cli.home.path)
-    return cli
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    path = tmp_path / "tree"
-    path.mkdir()
-    return path
 
 
 class TestEndings:
@@ -250,98 +214,6 @@ class TestVolume:
         assert json.loads(cli("recorder", "status", "--json")) == [
             {"volume": "photos", "state": "Stopped", "reason": "", "last_changelog": None, "runway_seconds": None}]
         assert "photos" in cli("recorder", "status", "photos")
-
-
-class TestStatus:
-    @pytest.fixture
-    def session(self, cli: Cli, tree: Path) -> Session:
-        sessions = SessionHome(cli.home)
-        session = sessions.find_or_new(cli.home.add("photos", str(tree)).name, "h:/copy")
-        sessions.save(session)
-        return session
-
-    @staticmethod
-    def working(**more: Any) -> WorkerStatus:
-        return WorkerStatus(pid=os.getpid(), started=start_time(os.getpid()), state="Active", crawl="Changelog",
-                            stime=1_700_000_000 * NS + 123_456_789, entry_stime=1_700_000_000 * NS,
-                            last_synced=1_700_000_000 * NS, lag_seconds=0.25,
-                            pending={"entry": 1, "data": 2, "meta": 3}, failures=4, held=5,
-                            rate={"files": 6.0, "bytes": 7.0}, eta_seconds=8.0, epoch=9, **more)
-
-    def report(self, cli: Cli) -> dict[str, Any]:
-        (report,) = json.loads(cli("status", "--json"))
-        assert set(report) == {"name", "master", "slave", "state", "bricks"}
-        (brick,) = report["bricks"]
-        assert set(brick) == {
-            "node", "path", "state", "reason", "crawl", "stime", "entry_stime", "last_synced", "lag_seconds", "pending",
-            "failures", "held", "left_out", "checkpoint", "rate", "eta_seconds", "recorder", "epoch", "pid"}
-        return {**brick, "session": report["state"]}
-
-    def test_nothing_yet(self, cli: Cli) -> None:
-        assert "no sessions in" in cli("status")
-        assert json.loads(cli("status", "--json")) == []
-
-    def test_a_session_that_never_ran(self, cli: Cli, session: Session) -> None:
-        report = self.report(cli)
-        assert (report["session"], report["state"], report["stime"]) == ("Created", "Stopped", None)
-
-    def test_a_session_at_work(self, cli: Cli, session: Session) -> None:
-        self.working().write(session.worker_status)
-        with Lock(session.run_lock, "test"):
-            report = self.report(cli)
-        assert (report["session"], report["state"], report["crawl"]) == ("Started", "Active", "Changelog")
-        assert report["stime"] == "2023-11-14T22:13:20.123456Z"
-        assert report["last_synced"] == "2023-11-14T22:13:20.000000Z"
-        assert (report["lag_seconds"], report["eta_seconds"], report["epoch"]) == (0.25, 8.0, 9)
-        assert report["pending"] == {"entry": 1, "data": 2, "meta": 3}
-        assert (report["failures"], report["held"], report["pid"]) == (4, 5, os.getpid())
-        assert report["recorder"]["state"] == "Stopped"
-        assert report["recorder"]["runway_seconds"] == 0.0
-
-    def test_what_a_dead_worker_said_is_not_believed(self, cli: Cli, session: Session) -> None:
-        self.working().write(session.worker_status)
-        stale = json.loads(Path(session.worker_status).read_text())
-        stale["started"] += 1  # another process has that pid now
-        Path(session.worker_status).write_text(json.dumps(stale))
-        report = self.report(cli)
-        assert (report["session"], report["state"], report["crawl"]) == ("Stopped", "Stopped", "N/A")
-        assert (report["lag_seconds"], report["eta_seconds"], report["pid"]) == (None, None, None)
-        assert (report["failures"], report["stime"]) == (4, "2023-11-14T22:13:20.123456Z")
-        with Lock(session.run_lock, "test"):
-            assert self.report(cli)["state"] == "Initializing"
-
-    def test_what_the_supervisor_noted_is_shown(self, cli: Cli, session: Session) -> None:
-        WorkerStatus(state="Faulty", reason="no space left").write(session.worker_status)
-        with Lock(session.run_lock, "test"):
-            report = self.report(cli)
-        assert (report["state"], report["reason"], report["pid"]) == ("Faulty", "no space left", None)
-
-    def test_tables_on_a_pipe_are_complete(self, cli: Cli, session: Session) -> None:
-        self.working().write(session.worker_status)
-        with Lock(session.run_lock, "test"):
-            plain, detail = cli("status"), cli("status", "--detail")
-        assert session.name in plain
-        assert len(plain.splitlines()) == len(detail.splitlines()) == 3
-        for word in ("photos", "h:/copy", "Active", "Changelog", "2023-11-14 22:13:20"):
-            assert word in plain
-        for heading in ("LAG", "ENTRY", "DATA", "META", "FAILURES", "HELD", "RECORDER"):
-            assert heading in detail
-
-    def test_a_reason_is_a_line_below_the_table(self, cli: Cli, session: Session) -> None:
-        WorkerStatus(state="Faulty", reason="no space left").write(session.worker_status)
-        with Lock(session.run_lock, "test"):
-            assert cli("status").splitlines()[2:][1:] == [f"{session.name}: no space left"]
-
-    def test_a_session_whose_volume_was_removed_is_shown_all_the_same(self, cli: Cli, session: Session) -> None:
-        cli("volume", "remove", "photos", "--yes")
-        report = self.report(cli)
-        assert (report["path"], report["recorder"]["state"]) == (None, "Stopped")
-        assert report["reason"].startswith("volume photos: there is none")
-        assert session.name in cli("status")
-
-    def test_a_damaged_status_file_is_no_error(self, cli: Cli, session: Session) -> None:
-        Path(session.worker_status).write_text("{")
-        assert self.report(cli)["session"] == "Created"
 
 
 def test_every_command_and_option_is_in_the_readme() -> None:

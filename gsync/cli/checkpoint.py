@@ -1,0 +1,131 @@
+"""`gsync checkpoint`: a moment, and whether everything up to it is at the slave."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gsync.cli.options import JsonOption, StateOption
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gsync.session.session import Session
+    from gsync.volume.home import Home
+
+LOOK_EVERY = 0.2  # seconds
+_FORMS = "now, RFC 3339 (2026-11-23T12:00:00Z), \"2026-11-23 12:00\" in local time, or seconds since 1970"
+
+
+def checkpoint(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[SESSION] now|TIME|status|wait")] = None,
+    timeout: Annotated[float | None, typer.Option(
+        metavar="SECONDS", min=0, help="With wait: give up after so long, with exit code 1.")] = None,
+    json: JsonOption = False,
+    state: StateOption = None,
+) -> int:
+    """Set a moment, see or wait until everything up to it is at the slave.
+
+    now or a TIME sets it (RFC 3339, "2026-11-23 12:00" in local time, or seconds since 1970); the worker need not be
+    restarted. status shows whether it is reached; wait ends with 0 when it is.
+    """
+    import time
+
+    from gsync.errors import UsageError
+    from gsync.session.session import SessionHome
+    from gsync.volume.home import Home
+
+    name, verb, moment = parse(words or [], time.time_ns())
+    if timeout is not None and verb != "wait":
+        raise UsageError("checkpoint: --timeout goes with wait")
+    home = Home(state)
+    session = SessionHome(home).the(name)
+    if moment is not None:
+        _set(session, home, moment)
+    elif verb == "wait":
+        return _wait(session, home, timeout, json)
+    _print(_standing(session, home), json, was_set=moment is not None)
+    return 0
+
+
+def parse(words: Sequence[str], now: int) -> tuple[str | None, str, int | None]:
+    """Session (None: the only one), what to do, and the moment (ns) if it is to be set. UsageError."""
+    from gsync.errors import UsageError
+    from gsync.session.checkpoint import parse_moment
+
+    for at in (0, 1):
+        name, rest = (words[0] if at else None), " ".join(words[at:])
+        if rest in ("status", "wait"):
+            return name, rest, None
+        try:
+            return name, "set", parse_moment(rest, now)
+        except ValueError:
+            continue
+    raise UsageError(f"checkpoint {' '.join(words)}".rstrip() + f": give status, wait, or a time to set: {_FORMS}")
+
+
+def _set(session: Session, home: Home, moment: int) -> None:
+    from gsync.recorder.status import RecorderPort
+    from gsync.session.checkpoint import Checkpoint
+    from gsync.session.status import WorkerStatus
+
+    status = WorkerStatus.read(session.worker_status)
+    Checkpoint(session.checkpoint).set(moment, status.stime if status else None)
+    for volume in home.list():
+        if volume.name == session.volume:
+            RecorderPort(volume.brick()).poke()  # on a quiet tree time passes sooner so
+
+
+def _standing(session: Session, home: Home) -> dict[str, Any]:
+    """The session's checkpoint, and where each brick stands. UsageError if none is set."""
+    from gsync.errors import UsageError
+    from gsync.session.checkpoint import Checkpoint
+    from gsync.session.report import session_report
+
+    if Checkpoint(session.checkpoint).time() is None:
+        raise UsageError(f"session {session.name}: no checkpoint is set; gsync checkpoint {session.name} now sets one")
+    report = session_report(session, home)
+    bricks = [{"node": brick["node"], "path": brick["path"], "state": brick["state"], "stime": brick["stime"],
+               **brick["checkpoint"]} for brick in report["bricks"]]
+    # All nodes of a session have the same tree: it is at the slave when one worker has brought it there.
+    reached = [brick for brick in bricks if brick["reached"]]
+    return {"session": session.name, "state": report["state"], "time": bricks[0]["time"], "reached": bool(reached),
+            "reached_at": min((brick["reached_at"] for brick in reached if brick["reached_at"]), default=None),
+            "bricks": bricks}
+
+
+def _wait(session: Session, home: Home, timeout: float | None, json: bool) -> int:
+    import sys
+    import time
+
+    end = None if timeout is None else time.monotonic() + timeout
+    warned = False
+    while True:
+        standing = _standing(session, home)
+        if standing["reached"] or (end is not None and time.monotonic() >= end):
+            _print(standing, json)
+            return 0 if standing["reached"] else 1
+        if standing["state"] != "Started" and not warned:
+            warned = True
+            print(f"gsync: session {session.name} is {standing['state']}: the checkpoint is not reached before it is "
+                  "started", file=sys.stderr)
+        time.sleep(LOOK_EVERY)
+
+
+def _print(standing: dict[str, Any], json: bool, *, was_set: bool = False) -> None:
+    from gsync.cli.output import print_json, print_table
+    from gsync.cli.status import when
+
+    if json:
+        print_json(standing)
+        return
+    name = standing["session"]
+    if was_set:
+        print(f"{name}: the checkpoint is {when(standing['time'])} UTC"
+              + ("" if standing["reached"] else f"; gsync checkpoint {name} wait ends when it is reached"))
+        return
+    print_table(["SESSION", "NODE", "STATUS", "CHECKPOINT", "REACHED", "REACHED AT", "LAST SYNCED"],
+                [[name, brick["node"], brick["state"] if standing["state"] == "Started" else standing["state"],
+                  when(brick["time"]), "yes" if brick["reached"] else "no", when(brick["reached_at"]),
+                  when(brick["stime"])] for brick in standing["bricks"]])

@@ -1,0 +1,193 @@
+"""`gsync create` and `gsync delete`: sessions come and go."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gsync.cli.options import JsonOption, StateOption
+
+if TYPE_CHECKING:
+    from gsync.session.preflight import Finding
+    from gsync.session.session import Session
+    from gsync.volume.home import Home
+
+
+def create(
+    master: Annotated[str, typer.Argument(metavar="MASTER", help="A directory, or a volume's name.")],
+    slave: Annotated[str, typer.Argument(
+        metavar="SLAVE", help="/path, [user@]host:/path or ssh://[user@]host[:port]/path")],
+    name: Annotated[str | None, typer.Option(
+        "--name", metavar="NAME", help="What to call the session; by default made of MASTER and SLAVE.")] = None,
+    settings: Annotated[list[str] | None, typer.Option(
+        "-o", "--set", metavar="OPTION=VALUE", help="A setting of the session, see gsync config help. Can be repeated."
+    )] = None,
+    adopt: Annotated[bool, typer.Option(
+        "--adopt", help="Take over a copy that other means made, comparing instead of sending again.")] = False,
+    accept_host_key: Annotated[str | None, typer.Option(
+        metavar="SHA256:…", help="Accept the slave's host key if this is its fingerprint.")] = None,
+    force: Annotated[bool, typer.Option(
+        "--force", help="Create it though the slave cannot be reached now, or has too little room.")] = False,
+    json: JsonOption = False,
+    state: StateOption = None,
+) -> int:
+    """Create a session, after looking at the slave. Nothing is replicated until `gsync start`.
+
+    Everything that speaks against it is said at once, and then nothing is made. Nothing is changed at the slave.
+    """
+    from gsync.cli.output import path_shown, print_json
+    from gsync.cli.run import accept_key
+    from gsync.errors import UsageError
+    from gsync.session import places
+    from gsync.session.preflight import Level, preflight
+    from gsync.session.session import SessionHome
+    from gsync.volume.home import Home
+
+    home = Home(state)
+    texts = _settings(settings or []) | ({"adopt": "true"} if adopt else {})
+    target = places.slave_at(slave)
+    volume, is_new = places.find_master(home, master)
+    sessions = SessionHome(home)
+    slave_text = places.slave_text(target)
+    there = next((s for s in sessions.list() if s.volume == volume.name and s.slave == slave_text), None)
+    if there is not None:
+        raise UsageError(f"session {there.name} has this master and slave already; gsync start {there.name} goes on with "
+                         f"it, gsync config {there.name} shows and changes its settings")
+    session = sessions.find_or_new(volume.name, slave_text, name, texts)
+    if accept_host_key is not None:
+        accept_key(target, session.options, accept_host_key)
+    findings = preflight(session, volume, home)
+    refusing = [f for f in findings if f.level is Level.ERROR and not (force and f.forcible)]
+    if not refusing:
+        if is_new:
+            home.keep(volume)
+        sessions.save(session, texts)
+    if json:
+        print_json({"session": session.name, "created": not refusing,
+                    "findings": [{"level": f.level.value, "text": f.text} for f in findings]})
+    else:
+        _say(findings)
+        if not refusing:
+            print(f"session {session.name} is created: {path_shown(volume.path)} to {path_shown(session.slave)}\n"
+                  f"next: gsync start {session.name}")
+    return _refused(refusing, force=force, json=json) if refusing else 0
+
+
+def _settings(texts: list[str]) -> dict[str, str]:
+    """The texts of -o by option. UsageError for what is no option, or none of a session."""
+    from gsync.errors import UsageError
+    from gsync.session.options import Options, Scope, find
+
+    values: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"-o {text}: not of the form OPTION=VALUE")
+        row = find(name.strip())
+        if row.about.scope is Scope.NODE:
+            raise UsageError(f"-o {row.name}: it is set for the whole node: gsync config --site set {row.name} {value}")
+        before = values.get(row.name)
+        # patterns add up
+        values[row.name] = f"{before}\n{value}" if before is not None and row.about.kind == "patterns" else value
+        Options.of({row.field: values[row.name]}, "-o")
+    return values
+
+
+def _say(findings: list[Finding]) -> None:
+    import sys
+
+    for finding in findings:
+        text = f"{finding.level.value}: {finding.text}".encode("utf-8", "backslashreplace").decode()
+        print(text, file=sys.stderr)
+
+
+def _refused(errors: list[Finding], *, force: bool, json: bool) -> int:
+    """What is wrong has been said; the exit code."""
+    from gsync.cli.output import print_error
+
+    may_be_forced = not force and all(error.forcible for error in errors)
+    if not json:
+        print_error("not created: see the errors above" + ("; --force creates it all the same" if may_be_forced else ""))
+    return min(error.code for error in errors)
+
+
+def delete(
+    session: Annotated[str | None, typer.Argument(metavar="[SESSION]", help="May be left out if there is only one.")]
+    = None,
+    all_sessions: Annotated[bool, typer.Option("--all", help="All sessions.")] = False,
+    reset_sync_time: Annotated[bool, typer.Option(
+        "--reset-sync-time", help="Have the slave forget up to when it is in step: a session that is created again "
+        "compares everything.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    json: JsonOption = False,
+    state: StateOption = None,
+) -> None:
+    """Delete a stopped session, with its settings, key and log. Nothing is deleted at the slave.
+
+    A session of the same master and slave that is created later goes on from where this one was, failures and held
+    deletes included.
+    """
+    from gsync.cli.output import asked, print_json
+    from gsync.errors import UsageError
+    from gsync.session.session import SessionHome
+    from gsync.volume.home import Home
+
+    home = Home(state)
+    sessions = SessionHome(home)
+    if session is not None and all_sessions:
+        raise UsageError(f"delete: {session} or --all, not both")
+    chosen = sessions.list() if all_sessions else [sessions.the(session)]
+    names = ", ".join(each.name for each in chosen)
+    for each in chosen:
+        _check_idle(each)
+    if chosen and not yes and not asked(f"Delete {names}?"):
+        raise UsageError(f"delete {names}: not done; --yes does it without asking")
+    results = []
+    for each in chosen:
+        has_key = _remove(each, home, forget=reset_sync_time)
+        results.append({"session": each.name, "deleted": True})
+        if not json:
+            print(f"{each.name}: deleted" + ("; the line of its key in authorized_keys at the slave can be removed too"
+                                             if has_key else ""))
+    if json:
+        print_json(results)
+
+
+def _check_idle(session: Session) -> None:
+    """LockedError if anything works for the session, or is about to."""
+    from gsync.errors import LockedError
+    from gsync.process import Lock
+    from gsync.session.control import Wanted, read_wanted
+    from gsync.session.report import seen_working
+
+    pid = Lock(session.run_lock, "").holder()
+    if pid is not None:
+        raise LockedError(f"session {session.name}: `gsync run` works for it, pid {pid}; end that first")
+    wanted = read_wanted(session)
+    if wanted in (Wanted.STARTED, Wanted.PAUSED):
+        raise LockedError(f"session {session.name} is {wanted}: gsync stop {session.name} first")
+    pid = Lock(session.worker_lock, "").holder()
+    if pid is not None:
+        raise LockedError(f"session {session.name}: its worker, pid {pid}, is still ending; try again in a moment")
+    node = seen_working(session)
+    if node is not None:
+        raise LockedError(f"session {session.name}: its worker on node {node} is still ending; try again in a moment")
+
+
+def _remove(session: Session, home: Home, *, forget: bool) -> bool:
+    """Delete the session, holding the locks that its processes need; whether it had a key of its own."""
+    import os
+
+    from gsync.process import Lock
+    from gsync.session.forget import forget_stime
+    from gsync.session.session import SessionHome
+
+    os.makedirs(session.folder, 0o700, exist_ok=True)  # of a session of another node
+    with Lock(session.run_lock, f"session {session.name}"), Lock(session.worker_lock, f"session {session.name}"):
+        has_key = os.path.exists(session.key)
+        if forget:
+            forget_stime(session, home)
+        SessionHome(home).remove(session, forget=forget)
+    return has_key
+

@@ -1,0 +1,31 @@
+"""Has a slave forget up to when it is in step: the next worker then compares everything."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import closing
+
+from gsync.errors import LockedError
+from gsync.session.control import Order
+from gsync.session.run_worker import Parts
+from gsync.session.session import Session
+from gsync.slave.client import SlaveClient
+from gsync.volume.home import Home
+
+
+def forget_stime(session: Session, home: Home) -> None:
+    """For a session that nothing works for; nothing to do where the slave was never reached. GsyncError if the slave
+    cannot be reached now, or refuses."""
+    volume = home.get(session.volume)
+    with closing(Parts(session, volume, home, threading.Event(), lambda: Order.RUN)) as parts, \
+            closing(parts.link()) as link, closing(SlaveClient(link, session.options.slave_timeout)) as client:
+        if not client.look(volume.uuid, adopt=True, make=True):
+            return
+        epoch = parts.lease.take()
+        if epoch is None:
+            raise LockedError(f"session {session.name} is worked for on another node")
+        try:
+            client.hello(volume.uuid, volume.name, session.name, epoch)
+            client.forget_stime()
+        finally:
+            parts.lease.release()

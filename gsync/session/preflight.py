@@ -1,0 +1,233 @@
+"""What speaks against a session before it is made: everything that can be seen from here and at the slave, at once.
+
+Promise: neither the slave nor anything of the master's is changed; the agent may be brought along to the slave's
+cache folder, as every connection does. Errors refuse the session (some of them can be forced), warnings do not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+
+from gsync import __version__, rpc
+from gsync.errors import GsyncError, SlaveError, UsageError
+from gsync.model import NS, shown
+from gsync.recorder.status import RecorderPort
+from gsync.session import places
+from gsync.session.control import Order
+from gsync.session.metavolume import MetaVolume
+from gsync.session.run_worker import Parts
+from gsync.session.session import Session
+from gsync.slave.client import SlaveClient
+from gsync.slave.survey import Survey
+from gsync.transport.link import Link, parse_slave
+from gsync.volume.home import Home, Volume
+
+CLOCKS_APART = 5.0     # seconds
+MEASURE_FOR = 5.0      # seconds that adding up a tree that no recorder knows may take
+_PER_ENTRY = 1024      # bytes that a name costs in the index there, about
+_LITTLE = 64 << 20     # bytes that must be free in any case
+_ATTRIBUTES = ("owner", "times", "xattrs", "acls", "privileged xattrs")
+
+
+class Level(StrEnum):
+    ERROR = "error"
+    WARNING = "warning"
+    INFO = "info"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line for a person. code: the exit code that an error ends with; forcible: whether --force goes over it."""
+
+    level: Level
+    text: str
+    code: int = SlaveError.exit_code
+    forcible: bool = False
+
+
+def preflight(session: Session, volume: Volume, home: Home) -> list[Finding]:
+    """All that is found, errors first. The session need not be saved, nor the volume kept."""
+    findings = _here(session, volume, home)
+    if not any(finding.code == UsageError.exit_code for finding in findings):
+        findings += _there(session, volume, home)
+    return sorted(findings, key=lambda finding: list(Level).index(finding.level))
+
+
+def _usage(text: str) -> Finding:
+    return Finding(Level.ERROR, text, UsageError.exit_code)
+
+
+def _here(session: Session, volume: Volume, home: Home) -> list[Finding]:
+    findings = []
+    try:
+        places.check_apart(volume, parse_slave(session.slave), home)
+    except UsageError as exc:
+        findings.append(_usage(str(exc)))
+    if not os.access(volume.path, os.R_OK | os.X_OK):
+        findings.append(_usage(f"master {_shown(volume.path)} cannot be read by uid {os.geteuid()}"))
+    options = session.options
+    if options.use_meta_volume and not MetaVolume(options.meta_volume_mnt, os.path.join(home.path, "x")).mounted:
+        findings.append(_usage(f"use-meta-volume is set, but nothing is mounted at {_shown(options.meta_volume_mnt)}: "
+                               "mount it, or gsync config --site set use-meta-volume false"))
+    if options.sync_method != "tarssh" and shutil.which(options.rsync_command) is None:
+        findings.append(_no_rsync(options.sync_method, "here"))
+    return findings
+
+
+def _no_rsync(method: str, where: str) -> Finding:
+    if method == "rsync":
+        return _usage(f"sync-method is rsync, but rsync is not installed {where}: install it, or use auto")
+    return Finding(Level.INFO, f"rsync is not installed {where}: large files that change in part are sent whole")
+
+
+def _there(session: Session, volume: Volume, home: Home) -> list[Finding]:
+    """What the slave says, if it can be asked."""
+    with tempfile.TemporaryDirectory(prefix="gsync-") as scratch:
+        folder = session.folder if os.path.isdir(session.folder) else scratch  # there is none before the session is
+        try:
+            link = Parts(dataclasses.replace(session, folder=folder), volume, home, threading.Event(),
+                         lambda: Order.RUN).link()
+        except UsageError as exc:
+            return [_usage(str(exc))]
+        except GsyncError as exc:
+            return [Finding(Level.ERROR, str(exc), forcible=True)]
+        try:
+            return _asked(link, session, volume)
+        except GsyncError as exc:
+            return [Finding(Level.ERROR, str(exc))]
+        finally:
+            link.close()
+
+
+def _asked(link: Link, session: Session, volume: Volume) -> list[Finding]:
+    slave = f"slave {link.slave}"
+    client = SlaveClient(link, session.options.slave_timeout)
+    try:
+        before, began = time.time_ns(), time.monotonic_ns()
+        survey = client.survey(volume.uuid, session.options.adopt)
+        took = time.monotonic_ns() - began
+    finally:
+        client.close()
+    findings = [Finding(Level.ERROR, f"{slave}: {problem}") for problem in survey.problems]
+    findings += _versions(slave, survey)
+    if survey.busy and survey.busy != session.name:
+        findings.append(Finding(Level.ERROR, f"{slave}: session {survey.busy} works there now: stop that one, or "
+                                "choose another directory", forcible=True))
+    findings += _room(slave, survey, volume)
+    findings += _losses(slave, survey)
+    findings += _clock(slave, survey.now - before - took // 2, took // 2)
+    if session.options.sync_method != "tarssh" and link.slave.host is not None and not link.has_rsync() \
+            and shutil.which(session.options.rsync_command):
+        findings.append(_no_rsync(session.options.sync_method, "at the slave"))
+    if survey.state == "missing":
+        findings.append(Finding(Level.INFO, f"{slave}: the directory is made at the first start"))
+    elif survey.state == "ours":
+        findings.append(Finding(Level.INFO, f"{slave}: it holds a copy of this volume already; replication goes on "
+                                "from there"))
+    elif survey.state == "foreign":
+        findings.append(Finding(Level.INFO, f"{slave}: what it holds is compared with the master and taken over; what "
+                                "the master has not is deleted"))
+    return findings
+
+
+def _versions(slave: str, survey: Survey) -> list[Finding]:
+    """Only an agent that is installed there, for a restricted key, can be another one than ours."""
+    if survey.protocol != rpc.PROTOCOL:
+        return [Finding(Level.ERROR, f"{slave}: the agent there is gsync {survey.version} with protocol "
+                        f"{survey.protocol}, this is {__version__} with {rpc.PROTOCOL}: use the same gsync at both "
+                        "ends")]
+    if survey.version != __version__:
+        return [Finding(Level.WARNING, f"{slave}: the agent there is gsync {survey.version}, this is {__version__}")]
+    return []
+
+
+def _room(slave: str, survey: Survey, volume: Volume) -> list[Finding]:
+    if survey.state == "ours":  # what is there need not be sent
+        if survey.free < _LITTLE:
+            return [Finding(Level.WARNING, f"{slave}: only {_size(survey.free)} are free")]
+        return []
+    entries, size, whole = _measured(volume)
+    about = f"the master's tree has {'' if whole else 'at least '}{entries:,} entries with {_size(size)}"
+    need = size + entries * _PER_ENTRY + _LITTLE
+    if survey.state == "foreign":
+        need = _LITTLE  # how much of it is there already will be seen
+    findings = []
+    if need > survey.free:
+        findings.append(Finding(Level.ERROR, f"{slave}: not enough room: {_size(survey.free)} are free, {about}",
+                                forcible=True))
+    elif need > survey.free * 0.9:
+        findings.append(Finding(Level.WARNING, f"{slave}: room is short: {_size(survey.free)} are free, {about}"))
+    if survey.inodes is not None and entries > survey.inodes and survey.state != "foreign":
+        findings.append(Finding(Level.ERROR, f"{slave}: not enough inodes: {survey.inodes:,} are free, {about}",
+                                forcible=True))
+    return findings
+
+
+def _measured(volume: Volume) -> tuple[int, int, bool]:
+    """Entries and bytes of the tree, and whether that is all of it."""
+    status = RecorderPort(volume.brick()).status()
+    if status is not None and status.entries:
+        return status.entries, status.bytes, True
+    until = time.monotonic() + MEASURE_FOR
+    entries = size = 0
+    todo = [volume.path]
+    while todo:
+        if time.monotonic() > until:
+            return entries, size, False
+        try:
+            with os.scandir(todo.pop()) as found:
+                for entry in found:
+                    entries += 1
+                    if entry.is_dir(follow_symlinks=False):
+                        todo.append(entry.path)
+                    else:
+                        size += entry.stat(follow_symlinks=False).st_blocks * 512
+        except OSError:
+            continue  # gone meanwhile, or not ours to read: the worker will tell
+    return entries, size, True
+
+
+def _losses(slave: str, survey: Survey) -> list[Finding]:
+    what = f"{slave}: {survey.file_system or 'its file system'}, as uid {survey.uid}, cannot hold"
+    attributes = [kind for kind in survey.lacks if kind in _ATTRIBUTES]
+    names = [kind for kind in survey.lacks if kind not in _ATTRIBUTES]
+    findings = []
+    if attributes:
+        findings.append(Finding(Level.WARNING, f"{what} {_and(attributes)}: they are left out, and counted in "
+                                "`gsync status`"))
+    if names:
+        findings.append(Finding(Level.WARNING, f"{what} {_and(names)}: such entries will be failures, which `gsync "
+                                "failures` lists"))
+    return findings
+
+
+def _clock(slave: str, ahead: int, unsure: int) -> list[Finding]:
+    """ahead, unsure: ns."""
+    apart = (abs(ahead) - unsure) / NS
+    if apart <= CLOCKS_APART:
+        return []
+    return [Finding(Level.WARNING, f"{slave}: its clock is {'ahead' if ahead > 0 else 'behind'} by {apart:.0f} s: "
+                    "dates in its logs and in .gsync/trash will not fit; let NTP set both")]
+
+
+def _and(words: list[str]) -> str:
+    return ", ".join(words[:-1]) + (" and " if len(words) > 1 else "") + words[-1]
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def _shown(path: str) -> str:
+    return shown(os.fsencode(path))
