@@ -54,9 +54,11 @@ class Finding:
 
 def preflight(session: Session, volume: Volume, home: Home) -> list[Finding]:
     """All that is found, errors first. The session need not be saved, nor the volume kept."""
-    findings = _here(session, volume, home)
-    if not any(finding.code == UsageError.exit_code for finding in findings):
-        findings += _there(session, volume, home)
+    try:
+        places.check_apart(volume, parse_slave(session.slave), home)
+    except UsageError as exc:
+        return [_usage(str(exc))]  # nothing else matters then
+    findings = _here(session, volume, home) + _there(session, volume, home)
     return sorted(findings, key=lambda finding: list(Level).index(finding.level))
 
 
@@ -66,10 +68,6 @@ def _usage(text: str) -> Finding:
 
 def _here(session: Session, volume: Volume, home: Home) -> list[Finding]:
     findings = []
-    try:
-        places.check_apart(volume, parse_slave(session.slave), home)
-    except UsageError as exc:
-        findings.append(_usage(str(exc)))
     if not os.access(volume.path, os.R_OK | os.X_OK):
         findings.append(_usage(f"master {_shown(volume.path)} cannot be read by uid {os.geteuid()}"))
     options = session.options

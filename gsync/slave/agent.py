@@ -238,7 +238,11 @@ class Agent:
         index.check_epoch(epoch)
         receivers_gone(lambda: tree.lock_receivers(alone=True), tree.receivers_fd, self._taken.own)
         unclean = index.fact("clean") == 0
-        tree.caps = probe(tree.state_fd, tree.handles.real)
+        caps = tree.caps = probe(tree.state_fd, tree.handles.real)
+        if "xattrs" in params.get("leave", ()):  # what the slave has of these is not the worker's
+            tree.caps = tree.caps._replace(xattr=False, trusted=False)
+        if "acls" in params.get("leave", ()):
+            tree.caps = tree.caps._replace(acl=False)
         apply = Apply(tree, bool(params["adopt"]), int(params["delete_retention"]), self._step)
         recover(tree, apply.limbo, apply.step)
         boot_id = _boot_id()
@@ -254,7 +258,7 @@ class Agent:
         stime, entry_stime, mark = index.fact("stime"), index.fact("entry_stime"), index.fact("mark")
         return Hello(rpc.PROTOCOL, gsync.__version__, os.getpid(), boot_id,
                      stime if isinstance(stime, int) else None, entry_stime if isinstance(entry_stime, int) else None,
-                     epoch, unclean, self._taken.empty, free.f_bavail * free.f_frsize, tree.caps,
+                     epoch, unclean, self._taken.empty, free.f_bavail * free.f_frsize, caps,
                      platform.python_version(), os.geteuid(), mark if isinstance(mark, str) else None).to_json()
 
     def fill(self, params: Params) -> dict[str, Any]:
@@ -451,8 +455,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         from gsync.slave import receive
 
         return receive.main(os.fsencode(arguments[1]))
+    if arguments[:1] == ["--rsync"]:
+        from gsync.slave import rsync_server
+
+        return rsync_server.main(arguments[1:])
     if len(arguments) != 1:
-        print("usage: agent ROOT | agent --receive ROOT", file=sys.stderr)
+        print("usage: agent ROOT | agent --receive ROOT | agent --rsync ROOT EPOCH TICKET --server ...",
+              file=sys.stderr)
         return UsageError.exit_code
     stdout = os.dup(1)
     os.dup2(2, 1)  # nothing but frames may go to the worker, whoever prints

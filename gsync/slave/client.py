@@ -179,13 +179,13 @@ class SlaveClient:
         return Survey.from_json(self.call("survey", volume=volume, adopt=adopt))
 
     def hello(self, volume: str, volume_name: str, session: str, epoch: int, adopt: bool = False,
-              delete_retention: int = 0, make: bool = False) -> Hello:
-        """Open the slave tree; with `make` it is made if only its last folder is missing. The first call; SlaveError
-        says why the agent refuses."""
+              delete_retention: int = 0, make: bool = False, leave: Sequence[str] = ()) -> Hello:
+        """Open the slave tree; with `make` it is made if only its last folder is missing. leave: "xattrs", "acls" are
+        left at the slave as they are. The first call; SlaveError says why the agent refuses."""
         return Hello.from_json(self.call(
             "hello", protocol=rpc.PROTOCOL, volume=volume, volume_name=volume_name, session=session, epoch=epoch,
-            adopt=adopt, delete_retention=delete_retention, make=make, timeout=self._timeout, ticket=self.ticket,
-            beat=None if self._silence is None else self._silence / 4))
+            adopt=adopt, delete_retention=delete_retention, make=make, leave=list(leave), timeout=self._timeout,
+            ticket=self.ticket, beat=None if self._silence is None else self._silence / 4))
 
     def _leftovers(self, kind: str) -> Iterator[list[Any]]:
         after: Any = None

@@ -144,6 +144,11 @@ def _try(fd: int) -> bool:
     return True
 
 
+def take_shared(lock_fd: int) -> None:
+    """A receiver's or rsync server's lock, until its end; BlockingIOError while a hello keeps them off."""
+    fcntl.flock(lock_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
 def holder(lock_fd: int) -> dict[str, Any]:
     """Who wrote itself into the agent's lock: pid, uid, host, session; {} if nobody has."""
     try:

@@ -93,6 +93,15 @@ def make_state(root_fd: int) -> int:
     return state
 
 
+def open_state(root: bytes) -> int:
+    """A descriptor of ROOT/.gsync."""
+    root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return os.open(STATE_DIR, OPEN_DIR, dir_fd=root_fd)
+    finally:
+        os.close(root_fd)
+
+
 def _make_private(fd: int) -> None:
     for acl in ("system.posix_acl_default", "system.posix_acl_access"):
         with suppress(OSError):

@@ -12,7 +12,7 @@ from contextlib import suppress
 from gsync.slave.client import SlaveClient
 from gsync.sync.engine import Engine, Flow, Report, Source
 from gsync.sync.postbox import Request
-from gsync.sync.rsync import RsyncEngine
+from gsync.sync.rsync import RsyncEngine, RsyncSettings
 from gsync.sync.tarssh import StreamEngine
 from gsync.transport.link import Link
 
@@ -66,17 +66,17 @@ class AutoEngine:
 
 
 def engine_maker(method: str, link: Link, client: SlaveClient, source: Source, epoch: int,
-                 rsync_options: Sequence[str] = ()) -> Callable[[Flow], Engine]:
+                 rsync: RsyncSettings | None = None) -> Callable[[Flow], Engine]:
     """What a Syncer makes its engines with. method: rsync, tarssh or auto. With rsync no 'D' requests may be given."""
     def make_rsync(flow: Flow) -> Engine:
-        return RsyncEngine(link, client, source, flow, rsync_options)
+        return RsyncEngine(link, client, source, epoch, flow, rsync)
 
     def make_stream(flow: Flow) -> Engine:
         return StreamEngine(link, source, epoch, client.ticket, flow)
 
     def make_auto(flow: Flow) -> Engine:
         # Between two directories of one host a delta saves nothing: rsync itself would send files whole.
-        pays = link.slave.host is not None and link.rsync() is not None
+        pays = link.slave.host is not None and link.has_rsync() and (rsync or RsyncSettings()).there()
         return AutoEngine(make_stream(flow), (lambda: make_rsync(flow)) if pays else None, source)
 
     return {"rsync": make_rsync, "tarssh": make_stream, "auto": make_auto}[method]

@@ -1,8 +1,9 @@
 """The rsync engine: delta transfer, for long files that the slave has already.
 
 rsync reads from a folder of symlinks to /proc/<pid>/fd/<n>, so the inodes that were opened and checked are what is
-sent, whatever happens to names meanwhile; it writes to limbo/new/<gfid> (new files) and to limbo/link/<gfid> (names
-that the agent has given existing inodes for the time being). It moves bytes only; the agent sets attributes.
+sent, whatever happens to names meanwhile; it writes to limbo/link/<gfid>: new files, which the agent takes from there,
+and names that the agent has given existing inodes for the time being. It moves bytes only; the agent sets attributes.
+Its server side is started by the agent's program (gsync/slave/rsync_server.py).
 """
 
 from __future__ import annotations
@@ -11,20 +12,25 @@ import errno
 import os
 import re
 import resource
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from gsync.errors import SLAVE_WIDE, GsyncError, SlaveError, Transient, UsageError
+from gsync.log import get_logger
 from gsync.slave.client import SlaveClient
 from gsync.slave.protocol import ANY_SIZE, LandedRow, MetaRow
 from gsync.sync.engine import Flow, Report, Source, Stopped
 from gsync.sync.postbox import Request, Result
 from gsync.transport.link import Link
+
+_log = get_logger(__name__)
 
 _MOST_FILES = 256  # open at once
 
@@ -32,15 +38,31 @@ _MOST_FILES = 256  # open at once
 _TIED = ("import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); parent = int(sys.argv[1]); "
          "os.getppid() == parent or os._exit(30); os.execvp(sys.argv[2], sys.argv[2:])")
 
+_LOOK = 0.25  # seconds between two looks whether to pause, or to go at another rate
+
 _PARTIAL = (23, 24)  # some files failed, or were gone
 _LINK = (10, 12, 14, 20, 30, 35, 255)  # socket, protocol stream, IPC, signals, timeouts, ssh
 
 
-def rsync_argv(reach: Sequence[bytes], source: bytes, destination: bytes, rate: float | None, sparse: bool,
-               noatime: bool, extra: Sequence[str]) -> list[bytes]:
+@dataclass(frozen=True)
+class RsyncSettings:
+    """What the user has a say in: the program (of this host), further options, and whether to log what each transfer
+    came to."""
+
+    command: str = "rsync"
+    options: tuple[str, ...] = ()
+    log: bool = False
+
+    def there(self) -> bool:
+        """Whether there is such a program."""
+        return shutil.which(self.command) is not None
+
+
+def rsync_argv(command: str, reach: Sequence[bytes], source: bytes, rate: float | None, sparse: bool, noatime: bool,
+               extra: Sequence[str]) -> list[bytes]:
     """rsync from the folder of symlinks to limbo; the list of files comes on its stdin."""
-    argv = [b"rsync", b"-L", b"--inplace", b"--ignore-times", b"--files-from=-", b"--from0", b"--no-implied-dirs",
-            b"-s", b"--stats", b"--no-human-readable"]
+    argv = [os.fsencode(command), b"-L", b"--inplace", b"--ignore-times", b"--files-from=-", b"--from0",
+            b"--no-relative", b"--no-protect-args", b"--stats", b"--no-human-readable"]
     if sparse:
         argv.append(b"--sparse")
     if noatime:
@@ -48,7 +70,7 @@ def rsync_argv(reach: Sequence[bytes], source: bytes, destination: bytes, rate: 
     if rate is not None:
         argv.append(b"--bwlimit=%d" % max(1, rate // 1024))
     argv += map(os.fsencode, extra)
-    return [*argv, *reach, source + b"/", destination]
+    return [*argv, *reach, source + b"/", b"slave:."]
 
 
 @dataclass
@@ -64,7 +86,7 @@ class _File:
 
     @property
     def name(self) -> str:
-        return f"{'link' if self.meta is None else 'new'}/{self.request.gfid.hex()}"
+        return self.request.gfid.hex()
 
     @property
     def sparse(self) -> bool:
@@ -80,27 +102,27 @@ class _File:
         return Result(self.request, self.errno, self.message, 0 if self.errno else self.st.st_size, self.changed())
 
 
+class _OtherRate(Exception):
+    """The rate that holds is not the one that rsync was started with."""
+
+
 class RsyncEngine:
     """An Engine that runs rsync once or twice per box. SlaveError if there is no rsync here or there.
 
-    options: further ones for rsync, the user's.
+    A pause stops it, and one that is under way when the rate changes begins again where it was.
     """
 
     direct = False
 
-    def __init__(self, link: Link, client: SlaveClient, source: Source, flow: Flow,
-                 options: Sequence[str] = ()) -> None:
-        reach = link.rsync()
-        if reach is None:
+    def __init__(self, link: Link, client: SlaveClient, source: Source, epoch: int, flow: Flow,
+                 settings: RsyncSettings | None = None) -> None:
+        self._settings = settings or RsyncSettings()
+        if not link.has_rsync() or not self._settings.there():
             raise SlaveError(f"slave {link.slave}: sync-method rsync needs rsync on both hosts; install it or use auto")
         self._link, self._client, self._source, self._flow = link, client, source, flow
-        self._reach = reach
-        self._options = tuple(options)
-        self._destination = (b"slave:" if reach else b"") + link.slave.path + b"/.gsync/limbo/"
-        self._noatime = _knows_noatime()
+        self._reach = link.rsync(epoch, client.ticket)
+        self._noatime = _knows_noatime(self._settings.command)
         self._folder = tempfile.TemporaryDirectory(prefix="gsync-rsync-")
-        for name in ("new", "link"):
-            Path(self._folder.name, name).mkdir()
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._files_at_once = max(1, min(_MOST_FILES, soft // 8))
         self._lock = threading.Lock()
@@ -210,6 +232,8 @@ class RsyncEngine:
             for path in links:
                 os.unlink(path)
         sent = re.search(r"^Total bytes sent: (\d+)", out, re.M)
+        if self._settings.log:
+            _log.info("rsync", files=len(files), **_performance(out))
         self._flow.pay(int(sent[1]) if sent else 0)  # it has kept to a share; the streams beside it may have had all
         if status == 0:
             return
@@ -218,7 +242,7 @@ class RsyncEngine:
         by_name = {file.name: file for file in files}
         blamed = False
         for line in said:
-            for name in re.findall(r"(?:new|link)/[0-9a-f]{32}", line):
+            for name in re.findall(r"\b[0-9a-f]{32}\b", line):
                 if name in by_name and not line.startswith("WARNING:"):
                     blamed = True
                     number = re.search(r"\((\d+)\)", line)
@@ -231,18 +255,27 @@ class RsyncEngine:
                 file.fail(errno.EIO, "; ".join(said[-2:]) or f"rsync ended with status {status}")
 
     def _rsync(self, names: bytes, sparse: bool) -> tuple[int, str, list[str]]:
-        """Run rsync: exit status, stdout, lines of stderr."""
-        argv = rsync_argv(self._reach, os.fsencode(self._folder.name), self._destination, self._flow.share, sparse,
-                          self._noatime, self._options)
+        """Run rsync, again whenever the rate has changed meanwhile: exit status, stdout, lines of stderr."""
+        while True:
+            try:
+                return self._rsync_at(self._flow.share, names, sparse)
+            except _OtherRate:
+                continue
+
+    def _rsync_at(self, share: float | None, names: bytes, sparse: bool) -> tuple[int, str, list[str]]:
+        settings = self._settings
+        argv = rsync_argv(settings.command, self._reach, os.fsencode(self._folder.name), share, sparse,
+                          self._noatime, settings.options)
+        env = {name: value for name, value in os.environ.items() if not name.startswith("RSYNC_")}
         with self._lock:
             if self._aborted:
                 raise Stopped
             process = self._running = subprocess.Popen(
                 [sys.executable.encode(), b"-I", b"-S", b"-c", _TIED.encode(), b"%d" % os.getpid(), *argv],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-                env={**os.environ, "LC_ALL": "C"})
+                env={**env, "LC_ALL": "C"})
         try:
-            out, err = process.communicate(names)
+            out, err = self._watch(process, share, names)
         finally:
             with self._lock:
                 self._running = None
@@ -253,6 +286,27 @@ class RsyncEngine:
             raise Stopped
         said = [line for line in err.decode("utf-8", "replace").splitlines() if line.strip()]
         return process.returncode, out.decode("utf-8", "replace"), said
+
+    def _watch(self, process: subprocess.Popen[bytes], share: float | None, names: bytes) -> tuple[bytes, bytes]:
+        """Feed and drain rsync to its end: it stands still in a pause, and is ended when the rate has changed."""
+        given: bytes | None = names
+        paused = False
+        try:
+            while True:
+                try:
+                    return process.communicate(given, timeout=_LOOK)
+                except subprocess.TimeoutExpired:
+                    given = None  # it is kept
+                if self._flow.paused() != paused:
+                    paused = not paused
+                    _signal(process, signal.SIGSTOP if paused else signal.SIGCONT)
+                elif not paused and self._flow.share != share:
+                    process.terminate()
+                    process.communicate()
+                    raise _OtherRate
+        finally:
+            if paused:
+                _signal(process, signal.SIGCONT)
 
     def _error(self, status: int, said: Sequence[str]) -> GsyncError:
         """What it means that rsync as a whole failed."""
@@ -268,7 +322,21 @@ class RsyncEngine:
         return SlaveError(f"slave {self._link.slave}: rsync: {words}")
 
 
-def _knows_noatime() -> bool:
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """To rsync and all that it has started, ssh above all."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def _performance(out: str) -> dict[str, int]:
+    """What --stats says, in bytes."""
+    words = {"size": "Total transferred file size", "literal": "Literal data", "matched": "Matched data",
+             "sent": "Total bytes sent", "received": "Total bytes received"}
+    found = ((key, re.search(rf"^{word}: (\d+)", out, re.M)) for key, word in words.items())
+    return {key: int(match[1]) for key, match in found if match}
+
+
+def _knows_noatime(command: str) -> bool:
     """Whether the rsync here can read without touching the access time (from 3.2.2 on)."""
-    done = subprocess.run(["rsync", "--help"], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    done = subprocess.run([command, "--help"], stdin=subprocess.DEVNULL, capture_output=True, check=False)
     return b"--open-noatime" in done.stdout

@@ -170,8 +170,12 @@ class Link(Protocol):
     def error(self, channel: Channel) -> GsyncError:
         """What to raise once the program's pipes have broken: waits for its end and reads what it said."""
 
-    def rsync(self) -> list[bytes] | None:
-        """The arguments with which rsync reaches the slave host ([] if it is this one); None if it has no rsync."""
+    def has_rsync(self) -> bool:
+        """Whether that host has rsync."""
+
+    def rsync(self, epoch: int, ticket: str) -> list[bytes]:
+        """The arguments with which an rsync here reaches its server side there, for the destination `slave:.` and on
+        behalf of the connection with this epoch and ticket."""
 
     def alive(self) -> bool:
         """Whether the connection still stands, as far as is known without asking."""

@@ -12,6 +12,7 @@ from gsync.transport.link import Channel, Slave, lost
 
 _PACKAGE_PARENT = str(Path(__file__).parents[2])
 _AGENT = "import sys; sys.path.insert(0, sys.argv.pop(1)); from gsync.slave.agent import main; sys.exit(main())"
+_PROGRAM = [sys.executable.encode(), b"-I", b"-c", _AGENT.encode(), _PACKAGE_PARENT.encode()]
 
 
 class LocalLink:
@@ -24,13 +25,19 @@ class LocalLink:
         return Channel(argv)
 
     def agent(self, argv: Sequence[bytes]) -> Channel:
-        return Channel([sys.executable.encode(), b"-I", b"-c", _AGENT.encode(), _PACKAGE_PARENT.encode(), *argv])
+        return Channel([*_PROGRAM, *argv])
 
     def error(self, channel: Channel) -> GsyncError:
         return lost(self.slave, channel)
 
-    def rsync(self) -> list[bytes] | None:
-        return [] if shutil.which("rsync") else None
+    def has_rsync(self) -> bool:
+        return shutil.which("rsync") is not None
+
+    def rsync(self, epoch: int, ticket: str) -> list[bytes]:
+        argv = [*_PROGRAM, b"--rsync", self.slave.path, b"%d" % epoch, ticket.encode()]
+        # What rsync takes for a remote shell: in double quotes every character but the quote itself is plain.
+        shell = b" ".join(b'"' + word.replace(b'"', b'""') + b'"' for word in argv)
+        return [b"--whole-file", b"-e", shell]
 
     def alive(self) -> bool:
         return True

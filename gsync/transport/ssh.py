@@ -13,7 +13,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import stat
 import subprocess
 from collections.abc import Sequence
@@ -37,18 +36,20 @@ _counter = itertools.count(1)
 
 @dataclass(frozen=True)
 class SshOptions:
-    """How to use ssh: its configuration file (None: the user's), further options as for `ssh -o`, times in seconds."""
+    """How to use ssh: its configuration file (None: the user's), further options as for `ssh -o`, times in seconds, the
+    program."""
 
     config_file: str | None = None
     extra: tuple[str, ...] = ()
     connect_timeout: int = 10
     alive_interval: int = 15
     compression: bool = False
+    command: str = "ssh"
 
 
 def ssh_argv(slave: Slave, options: SshOptions) -> list[str]:
     """ssh with every option that all our uses of it share, without the host."""
-    argv = ["ssh", "-T", "-x", "-a", "-oBatchMode=yes", f"-oConnectTimeout={options.connect_timeout}",
+    argv = [options.command, "-T", "-x", "-a", "-oBatchMode=yes", f"-oConnectTimeout={options.connect_timeout}",
             f"-oServerAliveInterval={options.alive_interval}", "-oServerAliveCountMax=4", "-oClearAllForwardings=yes",
             "-oPermitLocalCommand=no", "-oRemoteCommand=none", "-oRequestTTY=no", "-oEscapeChar=none",
             "-oControlPersist=no", f"-oCompression={'yes' if options.compression else 'no'}"]
@@ -245,8 +246,10 @@ class SshLink:
         return Channel([*map(os.fsencode, [*self._ssh, "-S", self._control, self.slave.target]), remote_command(argv)])
 
     def agent(self, argv: Sequence[bytes]) -> Channel:
-        program = os.fsencode(f"{self._host.cache}/{self._agent_name}")
-        return self.spawn([self._python, b"-I", program, *argv])
+        return self.spawn([*self._program(), *argv])
+
+    def _program(self) -> list[bytes]:
+        return [self._python, b"-I", os.fsencode(f"{self._host.cache}/{self._agent_name}")]
 
     def error(self, channel: Channel) -> GsyncError:
         if channel.end() != _SSH_FAILED:
@@ -256,11 +259,14 @@ class SshLink:
             said = self._master.said() + said
         return ssh_error(self.slave, self._options, said)
 
-    def rsync(self) -> list[bytes] | None:
-        if not self._host.has_rsync or not shutil.which("rsync"):
-            return None
+    def has_rsync(self) -> bool:
+        return self._host.has_rsync
+
+    def rsync(self, epoch: int, ticket: str) -> list[bytes]:
         # Nothing but the standing connection: rsync has rules of its own for quotes, so no option of the user's here.
-        return [b"-e", os.fsencode(f"ssh -F none -oBatchMode=yes -oProxyCommand=false -S {self._control}")]
+        shell = f"{self._options.command} -F none -oBatchMode=yes -oProxyCommand=false -S {self._control}"
+        server = remote_command([*self._program(), b"--rsync", self.slave.path, b"%d" % epoch, ticket.encode()])
+        return [b"-e", os.fsencode(shell), b"--rsync-path=" + server]
 
     def alive(self) -> bool:
         return not self._master.ended(within=0)

@@ -18,7 +18,7 @@ from gsync.errors import SlaveError, Transient, UsageError
 from gsync.slave import stream
 from gsync.sync.engine import Stopped
 from gsync.sync.postbox import Request, Result
-from gsync.sync.rsync import RsyncEngine
+from gsync.sync.rsync import RsyncEngine, RsyncSettings
 from gsync.sync.tarssh import StreamEngine
 from gsync.transport.link import Link, Slave
 from gsync.transport.ssh import SshLink, SshOptions
@@ -170,7 +170,7 @@ sys.stdin.read()
     rsync = int(worker.stdout.readline())
     while b"rsync\0" not in Path(f"/proc/{rsync}/cmdline").read_bytes()[:6]:
         time.sleep(0.01)
-    limbo = tmp_path / "slave/.gsync/limbo/new"
+    limbo = tmp_path / "slave/.gsync/limbo/link"
     while not any(path.stat().st_size for path in limbo.iterdir()):
         time.sleep(0.01)
     family = [rsync, *descendants(rsync)]
@@ -191,8 +191,8 @@ class Missing:
     def __getattr__(self, name: str) -> object:
         return getattr(self._link, name)
 
-    def rsync(self) -> None:
-        return None
+    def has_rsync(self) -> bool:
+        return False
 
 
 def test_without_rsync_auto_uses_the_stream_and_rsync_says_so(tmp_path: Path) -> None:
@@ -204,12 +204,13 @@ def test_without_rsync_auto_uses_the_stream_and_rsync_says_so(tmp_path: Path) ->
         assert world.in_place(gfid)[0].errno == 0
         assert content(world.copy(b"f")) == b"y" * 5 * MIB
         with pytest.raises(SlaveError, match="needs rsync on both hosts"):
-            RsyncEngine(link, world.client, world.source, world.flow)  # type: ignore[arg-type]
+            RsyncEngine(link, world.client, world.source, world.epoch, world.flow)  # type: ignore[arg-type]
 
 
 def test_wrong_options_of_the_users_for_rsync_are_said(tmp_path: Path) -> None:
     with World(tmp_path, local(tmp_path / "slave"), "tarssh") as world:
-        engine = RsyncEngine(world.link, world.client, world.source, world.flow, ["--no-such-option"])
+        engine = RsyncEngine(world.link, world.client, world.source, world.epoch, world.flow,
+                             RsyncSettings(options=("--no-such-option",)))
         gfid = world.source.add(b"f", b"x")
         world.fill(b"f", gfid)
         with pytest.raises(UsageError, match="no-such-option"):

@@ -291,7 +291,7 @@ def test_only_the_methods_of_the_list_exist(agent: Program) -> None:
 
 
 def test_nothing_comes_before_hello(agent: Program) -> None:
-    for method in METHODS.keys() - {"hello", "look"}:
+    for method in METHODS.keys() - {"hello", "look", "survey"}:
         with pytest.raises(Refused, match="must be hello"):
             agent.call(method)
 
