@@ -60,9 +60,9 @@ LARGEST = 10 << 20  # bytes of a log file
 KEPT = 5            # older ones beside it, the newest with .1 at the end
 
 
-def setup(level: str = "INFO", path: str | None = None, *, owner: bool = False) -> None:
-    """Send log lines to stderr, or append them to the file `path`; times in UTC. owner: this process is the one that
-    keeps the file from growing without bound; any other one writes a line or two and ends."""
+def setup(level: str = "INFO", path: str | None = None, *, owner: bool = False, also_stderr: bool = False) -> None:
+    """Send log lines to stderr, or append them to the file `path` (or both); times in UTC. owner: this process is the
+    one that keeps the file from growing without bound; any other one writes a line or two and ends."""
     handler: logging.Handler
     if path and owner:
         from logging.handlers import RotatingFileHandler  # not for every start of a command
@@ -71,8 +71,10 @@ def setup(level: str = "INFO", path: str | None = None, *, owner: bool = False) 
                                       errors="backslashreplace")
     else:
         handler = logging.FileHandler(path, encoding="utf-8") if path else logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    handlers = [handler, *([logging.StreamHandler(sys.stderr)] if path and also_stderr else [])]
+    for each in handlers:
+        each.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     root = logging.getLogger("gsync")
-    root.handlers[:] = [handler]
+    root.handlers[:] = handlers
     root.setLevel(level)
     root.propagate = False

@@ -15,7 +15,20 @@ import typer
 from typer.exceptions import TyperException
 
 from gsync import __version__
-from gsync.cli import checkpoint, config, create, failures, hold, recorder, run, status, volume
+from gsync.cli import (
+    checkpoint,
+    config,
+    create,
+    failures,
+    hold,
+    logs,
+    monitor,
+    recorder,
+    run,
+    session,
+    status,
+    volume,
+)
 from gsync.cli.output import print_error
 from gsync.errors import GsyncError
 
@@ -24,13 +37,17 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 app.command("run")(run.run)
 app.command("create")(create.create)
 app.command("delete")(create.delete)
+for command in (session.start, session.stop, session.pause, session.resume):
+    app.command(command.__name__)(command)
 app.command("status")(status.status)
+app.command("logs")(logs.logs)
 app.command("config", context_settings={"ignore_unknown_options": True})(config.config)
 app.command("checkpoint")(checkpoint.checkpoint)
 app.command("failures")(failures.failures)
 app.command("hold")(hold.hold)
 app.add_typer(volume.app, name="volume")
 app.add_typer(recorder.app, name="recorder")
+app.command("monitor")(monitor.monitor)
 
 
 _INTERRUPTED = 130  # what typer makes of KeyboardInterrupt

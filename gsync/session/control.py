@@ -34,6 +34,7 @@ class Order(Enum):
 
 def read_wanted(session: Session) -> Wanted:
     """Created where nothing was said yet. UsageError if the file is damaged; OSError if it cannot be read."""
+    _check_there(session)
     try:
         with open(session.wanted, encoding="ascii") as file:
             return Wanted(json.load(file)["state"])
@@ -41,6 +42,11 @@ def read_wanted(session: Session) -> Wanted:
         return Wanted.CREATED
     except (ValueError, KeyError, TypeError) as exc:
         raise UsageError(f"{session.wanted}: damaged: {exc!r}; start or stop the session to write it anew") from exc
+
+
+def _check_there(session: Session) -> None:
+    """OSError if the place of all sessions is not there: then a missing file says nothing."""
+    os.stat(os.path.dirname(session.shared))
 
 
 def write_wanted(session: Session, wanted: Wanted) -> None:
@@ -52,8 +58,8 @@ def write_wanted(session: Session, wanted: Wanted) -> None:
 Print = tuple[int, int, int] | None
 
 
-def _print(path: str) -> Print:
-    """What tells one version of a file from another."""
+def file_print(path: str) -> Print:
+    """What tells one version of a file from another; None if there is no file."""
     try:
         st = os.stat(path)
     except FileNotFoundError:
@@ -78,7 +84,7 @@ class Orders:
     def __init__(self, session: Session, settings: Sequence[str], clock: Callable[[], float] = time.monotonic,
                  every: float = 0.2) -> None:
         self._session = session
-        self._settings = {path: _print(path) for path in settings}
+        self._settings = {path: file_print(path) for path in settings}
         self._clock = clock
         self._every = every
         self._seen = _Seen()
@@ -93,9 +99,10 @@ class Orders:
         return self._seen.order
 
     def _look(self, now: float) -> _Seen:
-        if any(_print(path) != before for path, before in self._settings.items()):
+        _check_there(self._session)
+        if any(file_print(path) != before for path, before in self._settings.items()):
             return _Seen(now, None, Order.STOP)
-        found = _print(self._session.wanted)
+        found = file_print(self._session.wanted)
         if found is not None and found == self._seen.wanted:
             return _Seen(now, found, self._seen.order)
         wanted = read_wanted(self._session)

@@ -1,0 +1,129 @@
+"""`gsync logs`: the last lines of a log, and what comes after them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, BinaryIO
+
+import typer
+
+from gsync.cli.options import StateOption
+
+LOOK = 0.2          # s between two looks for more
+_BLOCK = 1 << 16
+
+
+def logs(
+    session: Annotated[str | None, typer.Argument(
+        metavar="[SESSION]", help="Whose; not needed if there is only one.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is added, until stopped.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, metavar="N", help="How many lines.")] = 20,
+    monitor: Annotated[bool, typer.Option("--monitor", help="The monitor's log.")] = False,
+    recorder: Annotated[bool, typer.Option("--recorder", help="The log of the recorder of the session's volume.")]
+    = False,
+    state: StateOption = None,
+) -> None:
+    """Show the log of a session's worker (or of the monitor, or a recorder)."""
+    import sys
+    from contextlib import suppress
+
+    from gsync.errors import UsageError
+    from gsync.session.monitor import monitor_log
+    from gsync.session.session import SessionHome
+    from gsync.volume.home import Home
+
+    home = Home(state)
+    if monitor and (recorder or session is not None):
+        raise UsageError("logs: --monitor is the log of the whole node; give no session with it")
+    if monitor:
+        path, what = monitor_log(home), "the monitor"
+    else:
+        chosen = SessionHome(home).the(session)
+        path, what = chosen.log, f"session {chosen.name}"
+        if recorder:
+            path, what = home.get(chosen.volume).brick().log, f"the recorder of volume {chosen.volume}"
+    try:
+        with suppress(KeyboardInterrupt):
+            for piece in read(path, lines, follow):
+                sys.stdout.buffer.write(piece)
+                sys.stdout.buffer.flush()
+    except FileNotFoundError:
+        raise UsageError(f"{what} has no log yet ({path})") from None
+
+
+def read(path: str, count: int, follow: bool) -> Iterator[bytes]:
+    """The last `count` lines of a log and of its older files (path.1, …), then, with `follow`, what is added to it,
+    over rotations. FileNotFoundError: there is no log."""
+    import os
+    import time
+
+    while True:
+        try:
+            file: BinaryIO = open(path, "rb")  # noqa: SIM115 it is closed below
+            break
+        except FileNotFoundError:
+            if not follow:
+                raise
+            time.sleep(LOOK)
+    try:
+        end = os.fstat(file.fileno()).st_size
+        last = _last_lines(file, end, count)
+        older = 1
+        before: list[list[bytes]] = []
+        while len(last) + sum(map(len, before)) < count:
+            try:
+                with open(f"{path}.{older}", "rb") as rotated:
+                    before.append(_last_lines(rotated, os.fstat(rotated.fileno()).st_size,
+                                              count - len(last) - sum(map(len, before))))
+            except FileNotFoundError:
+                break
+            older += 1
+        for part in reversed(before):
+            yield b"".join(part)
+        yield b"".join(last)
+        file.seek(end)
+        while follow:
+            piece = file.read(_BLOCK)
+            if piece:
+                yield piece
+                continue
+            following = _next(path, file)
+            if following is None:
+                time.sleep(LOOK)
+            else:
+                yield file.read()  # what came between the last read and the rotation
+                file.close()
+                file = following
+    finally:
+        file.close()
+
+
+def _last_lines(file: BinaryIO, end: int, count: int) -> list[bytes]:
+    """At most `count` lines of a file that lie before the offset `end`."""
+    data, start = b"", end
+    while start > 0 and data.count(b"\n") <= count:
+        block = min(_BLOCK, start)
+        start -= block
+        file.seek(start)
+        data = file.read(block) + data
+    return data.splitlines(keepends=True)[-count:] if count else []
+
+
+def _next(path: str, file: BinaryIO) -> BinaryIO | None:
+    """The file that follows this one if it has been rotated away; None while it is the log itself."""
+    import os
+
+    ours = os.fstat(file.fileno())
+    newer: BinaryIO | None = None
+    for name in (path, *(f"{path}.{n}" for n in range(1, 100))):
+        try:
+            found = open(name, "rb")  # noqa: SIM115 given to the caller, or closed here
+        except FileNotFoundError:
+            break
+        if os.path.samestat(os.fstat(found.fileno()), ours):
+            found.close()
+            break
+        if newer is not None:
+            newer.close()
+        newer = found
+    return newer

@@ -1,0 +1,240 @@
+"""`gsync start`, `stop`, `pause`, `resume`: what is wanted of sessions is written down; monitors and workers act."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gsync.cli.options import JsonOption, StateOption
+
+if TYPE_CHECKING:
+    from gsync.session.session import Session
+    from gsync.volume.home import Home
+
+WAIT = 15.0         # s that start, pause and resume wait for the worker
+WAIT_STOP = 30.0    # s: longer than what a worker that hangs is given before it is killed
+LOOK = 0.1          # s between two looks
+
+Names = Annotated[list[str] | None, typer.Argument(
+    metavar="[SESSION]...", help="Which ones; not needed if there is only one session.")]
+All = Annotated[bool, typer.Option("--all", help="Every session for which it makes sense.")]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Do not wait to see what comes of it.")]
+
+
+def start(names: Names = None, all_: All = False, no_wait: NoWait = False, json: JsonOption = False,
+          state: StateOption = None) -> int:
+    """Start sessions: they run, over reboots too, until they are stopped."""
+    return _Command("start", names, all_, no_wait, json, state).run()
+
+
+def stop(names: Names = None, all_: All = False, no_wait: NoWait = False, json: JsonOption = False,
+         state: StateOption = None) -> int:
+    """Stop sessions. Changes are still recorded, so that they go on from where they were."""
+    return _Command("stop", names, all_, no_wait, json, state).run()
+
+
+def pause(names: Names = None, all_: All = False, no_wait: NoWait = False, json: JsonOption = False,
+          state: StateOption = None) -> int:
+    """Let sessions rest for a while: nothing is sent, but the connections stay."""
+    return _Command("pause", names, all_, no_wait, json, state).run()
+
+
+def resume(names: Names = None, all_: All = False, no_wait: NoWait = False, json: JsonOption = False,
+           state: StateOption = None) -> int:
+    """Let paused sessions go on."""
+    return _Command("resume", names, all_, no_wait, json, state).run()
+
+
+class _Command:
+    """One of the four, on one or several sessions: what can be done is done, and what cannot be is told."""
+
+    def __init__(self, verb: str, names: list[str] | None, all_: bool, no_wait: bool, json: bool,
+                 state: str | None) -> None:
+        from gsync.session.control import Wanted
+        from gsync.session.session import SessionHome
+        from gsync.volume.home import Home
+
+        self.verb, self.names, self.all, self.json = verb, names or [], all_, json
+        self.wait = not no_wait
+        self.home: Home = Home(state)
+        self.sessions = SessionHome(self.home)
+        self.wanted = {"start": Wanted.STARTED, "resume": Wanted.STARTED, "pause": Wanted.PAUSED,
+                       "stop": Wanted.STOPPED}[verb]
+
+    def run(self) -> int:
+        import time
+
+        from gsync.cli.output import print_error, print_json
+        from gsync.errors import GsyncError, UsageError
+
+        if self.all and self.names:
+            raise UsageError(f"{self.verb}: either --all or the names of sessions")
+        results: list[dict[str, Any]] = []
+        code = 0
+
+        def failed(name: str, exc: GsyncError) -> None:
+            nonlocal code
+            code = code or exc.exit_code
+            print_error(str(exc))
+            results.append({"name": name, "state": None, "worker": None, "pid": None, "reason": str(exc)})
+
+        ordered: list[tuple[Session, int]] = []
+        for name in self._chosen():
+            since = time.time_ns()
+            try:
+                session = self.sessions.get(name)
+                if self._order(session):
+                    ordered.append((session, since))
+            except GsyncError as exc:
+                failed(name, exc)
+        if ordered and self.verb != "stop":
+            self._have_monitor()
+        for session, since in ordered:
+            try:
+                results.append(self._outcome(session, since))
+            except GsyncError as exc:
+                failed(session.name, exc)
+        if self.json:
+            print_json(results)
+        return code
+
+    def _chosen(self) -> list[str]:
+        if self.all:
+            return self.sessions.names()
+        return self.names or [self.sessions.the(None).name]
+
+    def _say(self, text: str) -> None:
+        if not self.json:
+            print(text, flush=True)
+
+    # the order
+
+    def _order(self, session: Session) -> bool:
+        """Write down what is wanted; False if there is nothing to do. GsyncError: it makes no sense."""
+        from gsync.errors import LockedError, UsageError
+        from gsync.process import Lock
+        from gsync.session.control import Wanted, read_wanted, write_wanted
+
+        name = session.name
+        runs = Lock(session.run_lock, "").holder()
+        if runs is not None:
+            if self.all:
+                return False
+            raise LockedError(f"session {name}: `gsync run` runs it, pid {runs}; end that first")
+        try:
+            now = read_wanted(session)
+        except UsageError:
+            if self.verb not in ("start", "stop"):
+                raise
+            now = Wanted.CREATED  # it is damaged, and is written anew
+        sense = {"start": (Wanted.CREATED, Wanted.STOPPED, Wanted.STARTED), "pause": (Wanted.STARTED, Wanted.PAUSED),
+                 "resume": (Wanted.PAUSED,), "stop": tuple(Wanted)}[self.verb]
+        if now not in sense:
+            if self.all:
+                return False
+            hint = {("start", Wanted.PAUSED): f"it is paused; gsync resume {name} lets it go on",
+                    ("resume", Wanted.STARTED): "it is not paused",
+                    ("resume", Wanted.CREATED): f"it is not paused, it was never started; gsync start {name}",
+                    ("resume", Wanted.STOPPED): f"it is not paused, it is stopped; gsync start {name}"}
+            raise UsageError(f"session {name}: cannot {self.verb}: "
+                             + hint.get((self.verb, now), f"it is not started; gsync start {name}"))
+        if self.verb == "stop" and now is Wanted.CREATED:
+            self._say(f"{name}: was never started")
+            return False
+        if now is not self.wanted:
+            write_wanted(session, self.wanted)
+        return True
+
+    def _have_monitor(self) -> None:
+        import sys
+
+        from gsync.session.monitor import monitor_lock, start_in_background
+
+        if monitor_lock(self.home).holder() is None:
+            pid = start_in_background(self.home)
+            print(f"gsync: no monitor was running on this node: started one in the background, pid {pid}; to have one "
+                  "after each boot, install conf/gsync-monitor.service", file=sys.stderr, flush=True)
+
+    # what comes of it
+
+    def _outcome(self, session: Session, since: int) -> dict[str, Any]:
+        """Wait for it and tell; GsyncError: the worker is Faulty."""
+        if not self.wait:
+            self._say(f"{session.name}: {_PAST[self.verb]}")
+        elif self.verb == "stop":
+            self._wait_for_end(session)
+        else:
+            self._wait_for_worker(session, since)
+        brick = self._brick(session)
+        return {"name": session.name, "state": self.wanted.value, "worker": brick["state"], "pid": brick["pid"],
+                "reason": brick["reason"]}
+
+    def _brick(self, session: Session) -> dict[str, Any]:
+        """What status says of the worker of this node, or where it has none of another one."""
+        from gsync.session.report import session_report
+
+        brick: dict[str, Any] = session_report(session, self.home)["bricks"][0]
+        return brick
+
+    def _wait_for_worker(self, session: Session, since: int) -> None:
+        from gsync.errors import Faulty, SlaveError
+        from gsync.session.status import WorkerStatus
+
+        wanted = ("Paused",) if self.verb == "pause" else ("Active", "Passive")
+
+        def come() -> bool:
+            status = WorkerStatus.read(session.worker_status)
+            return self._brick(session)["state"] in wanted or (
+                status is not None and status.state == "Faulty" and status.updated > since)
+
+        _wait(come, WAIT)
+        brick = self._brick(session)
+        said = f"{session.name}: {_PAST[self.verb]}"
+        if brick["state"] == "Faulty":
+            reason = str(brick["reason"])
+            kind = SlaveError if reason.startswith("slave ") else Faulty
+            raise kind(f"session {said}, but its worker is Faulty, and tries again now and then: {reason}")
+        pid = f", pid {brick['pid']}" if brick["pid"] else ""
+        if brick["state"] in wanted:
+            self._say(f"{said}; its worker is {brick['state']}{pid}")
+        else:
+            self._say(f"{said}; its worker is still {brick['state']}{pid}; see gsync status {session.name}")
+
+    def _wait_for_end(self, session: Session) -> None:
+        from gsync.process import Lock
+        from gsync.session.kept import Kept, WorkerDuty
+        from gsync.session.monitor import monitor_lock
+        from gsync.session.report import seen_working
+
+        kept = Kept(WorkerDuty(session, []))
+        lock = Lock(session.worker_lock, "")
+
+        def come() -> bool:
+            if monitor_lock(self.home).holder() is None:  # nobody else would end a worker that hangs
+                kept.want(False, anew=True)
+                kept.step()
+            return lock.holder() is None and seen_working(session) is None
+
+        _wait(come, WAIT_STOP)
+        pid, node = lock.holder(), seen_working(session)
+        if pid is not None:
+            self._say(f"{session.name}: stopped, but its worker, pid {pid}, has not ended yet")
+        elif node is not None:
+            self._say(f"{session.name}: stopped, but the worker on node {node} has not said that it has ended: if that "
+                      "node is dead or cut off, it ends when it sees the meta volume again")
+        else:
+            self._say(f"{session.name}: stopped")
+
+
+_PAST = {"start": "started", "stop": "stopped", "pause": "paused", "resume": "goes on"}
+
+
+def _wait(come: Callable[[], bool], seconds: float) -> None:
+    """Until it has come, or the time is over."""
+    import time
+
+    end = time.monotonic() + seconds
+    while not come() and time.monotonic() < end:
+        time.sleep(LOOK)
