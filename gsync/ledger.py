@@ -8,17 +8,25 @@ approves.
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
+from gsync.durable import fsync_dir
+from gsync.errors import Transient
 from gsync.model import NS, Gfid, Name
 from gsync.namespace import check_version
 
 FIRST_PAUSE = 30 * NS
 LONGEST_PAUSE = 3600 * NS
 SCHEMA_VERSION = 1
+_COPIES = 100       # tries
+_COPY_AGAIN = 0.05  # seconds
 
 
 @dataclass(frozen=True)
@@ -44,12 +52,7 @@ class Ledger:
     """The ledger of one brick's worker in the file `path`. One thread."""
 
     def __init__(self, path: str) -> None:
-        self._db = sqlite3.connect(path, timeout=60)
-        if check_version(self._db, path, SCHEMA_VERSION) == SCHEMA_VERSION:
-            return
-        if self._db.execute("SELECT 1 FROM sqlite_master WHERE name='held'").fetchone() is None:
-            _make_tables(self._db)
-        self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        self._db = _connect(path)
 
     def close(self) -> None:
         self._db.close()
@@ -152,11 +155,102 @@ class Ledger:
                         first, last) for what, gfid, p, b, path, err, message, tries, first, last in rows]
 
 
-def _make_tables(connection: sqlite3.Connection) -> None:
+class SharedLedger(Ledger):
+    """The ledger of a worker of several that take over from each other: a file per epoch in the folder.
+
+    A frozen worker may be in the middle of a transaction and hold SQLite's lock for ever. So the next one goes on with
+    a copy, made when the slave takes nothing from the older one any more: what that writes then is of no account.
+    """
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(":memory:")
+        self._folder = folder
+
+    def rest(self) -> None:
+        """While another worker is at it."""
+        self._reopen(":memory:")
+
+    def begin(self, epoch: int) -> None:
+        """Go on where the one before was. To be called once the slave knows the epoch; Transient."""
+        path = os.path.join(self._folder, f"ledger.{epoch}.db")
+        before = ledger_epochs(self._folder)
+        try:
+            if before and before[-1] < epoch:
+                _copy(os.path.join(self._folder, f"ledger.{before[-1]}.db"), path)
+            self._reopen(path)
+            for old in before[:-1]:  # the last one may be open somewhere
+                with suppress(FileNotFoundError):
+                    os.unlink(os.path.join(self._folder, f"ledger.{old}.db"))
+        except (OSError, sqlite3.Error) as exc:
+            raise Transient(f"the ledger on the meta volume: {exc}") from exc
+
+    def _reopen(self, path: str) -> None:
+        db = _connect(path, wal=False)  # of write-ahead logs other nodes see nothing
+        self._db.close()
+        self._db = db
+
+
+def ledger_epochs(folder: str) -> list[int]:
+    """The epochs of which there are ledgers in the folder of a SharedLedger."""
+    return sorted(int(match[1]) for name in os.listdir(folder)
+                  if (match := re.fullmatch(r"ledger\.([0-9]+)\.db", name)))
+
+
+def _copy(old: str, new: str) -> None:
+    """A copy with every transaction that was committed, whoever holds locks."""
+    for _ in range(_COPIES):
+        before = _versions(old)
+        for end in ("", "-journal"):
+            try:
+                shutil.copyfile(old + end, new + ".new" + end)
+            except FileNotFoundError:
+                with suppress(FileNotFoundError):
+                    os.unlink(new + ".new" + end)
+        if _versions(old) == before:
+            break
+        time.sleep(_COPY_AGAIN)  # its worker has not noticed yet that it is not the active one any more
+    else:
+        raise OSError(f"{old}: changes all the time")
+    db = sqlite3.connect(new + ".new")  # takes back what was begun and not committed
+    try:
+        if db.execute("PRAGMA quick_check").fetchone()[0] != "ok":
+            raise sqlite3.DatabaseError(f"{old} is damaged")
+        db.execute("PRAGMA journal_mode=DELETE")
+    finally:
+        db.close()
+    with open(new + ".new", "rb") as file:
+        os.fsync(file.fileno())
+    os.rename(new + ".new", new)
+    fsync_dir(os.fsencode(os.path.dirname(new)))
+
+
+def _versions(path: str) -> list[tuple[int, int, int] | None]:
+    found: list[tuple[int, int, int] | None] = []
+    for end in ("", "-journal"):
+        try:
+            st = os.stat(path + end)
+        except FileNotFoundError:
+            found.append(None)
+        else:
+            found.append((st.st_ino, st.st_size, st.st_mtime_ns))
+    return found
+
+
+def _connect(path: str, wal: bool = True) -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=60)
+    if check_version(db, path, SCHEMA_VERSION) != SCHEMA_VERSION:
+        if db.execute("SELECT 1 FROM sqlite_master WHERE name='held'").fetchone() is None:
+            _make_tables(db, wal)
+        db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+    return db
+
+
+def _make_tables(connection: sqlite3.Connection, wal: bool) -> None:
     import sqlite_utils  # takes a tenth of a second, and is needed once
 
     db = sqlite_utils.Database(connection)
-    db.enable_wal()
+    if wal:
+        db.enable_wal()
     db["failures"].create(  # type: ignore[union-attr]
         {"key": bytes, "what": str, "gfid": bytes, "pargfid": bytes, "bname": bytes, "path": bytes,
          "errno": int, "message": str, "tries": int, "first": int, "last": int, "next": int, "tried": int},

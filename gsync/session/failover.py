@@ -1,0 +1,109 @@
+"""What the worker of a session needs so that it can take over from another node's, and that can take over from it.
+
+A session of one node needs nothing of it: its lease counts, its ledger is one file, nobody else reads its status.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+
+from gsync.durable import make_dirs
+from gsync.ledger import Ledger, SharedLedger
+from gsync.model import NS
+from gsync.session.lease import Lease, LocalLease, MetaLease
+from gsync.session.metavolume import MetaVolume, Mirror, node_name
+from gsync.session.session import Session
+from gsync.session.status import WorkerStatus
+from gsync.session.worker import CLOCKS_APART
+from gsync.volume.home import Home
+
+_LONGER = 0.7  # seconds of silence beyond the interval after which a slave counts as lost
+
+
+class Alone:
+    """For a session of one node."""
+
+    def __init__(self, session: Session) -> None:
+        self.lease: Lease = LocalLease(session.epoch)
+        self.ledger = Ledger(session.ledger_db)
+        self.silence = float(session.options.slave_timeout)
+
+    def begin(self, epoch: int) -> None:
+        """The slave knows the epoch: whoever worked before does not any more."""
+
+    def rest(self) -> None:
+        """Another worker has the lease."""
+
+    def was_connected(self) -> bool:
+        """Whether another node is known to have replicated to the slave."""
+        return False
+
+    def needed(self, stime: int) -> int:
+        """From where on changelogs are needed when the slave holds everything up to stime."""
+        return stime
+
+    def committed(self, stime: int) -> None:
+        """The slave holds everything up to stime."""
+
+    def show(self, status: WorkerStatus) -> None:
+        """It has been written for this node."""
+
+    def close(self) -> None:
+        self.ledger.close()
+
+
+class OnMetaVolume(Alone):
+    """For a session on the meta volume. Faulty if that is not mounted."""
+
+    def __init__(self, session: Session, home: Home) -> None:
+        volume = meta_volume(session, home)
+        volume.check()
+        interval = session.options.replica_failover_interval
+        self.lease = MetaLease(session.lease, interval, node_name(), volume.check, volume.cached)
+        self.ledger = self._ledger = SharedLedger(session.shared)
+        self.silence = interval + _LONGER
+        self._status = os.path.join(session.statuses, node_name())
+        self._mirror = Mirror(self._write)
+
+    def begin(self, epoch: int) -> None:
+        self._ledger.begin(epoch)
+
+    def rest(self) -> None:
+        self._ledger.rest()
+
+    def was_connected(self) -> bool:
+        return self.lease.beside() is not None
+
+    def needed(self, stime: int) -> int:
+        return stime - CLOCKS_APART - NS
+
+    def committed(self, stime: int) -> None:
+        self.lease.committed(stime)
+
+    def show(self, status: WorkerStatus) -> None:
+        self._mirror.show(json.dumps(asdict(status)).encode("ascii"))
+
+    def _write(self, status: bytes) -> None:
+        try:
+            with open(self._status + ".new", "wb") as file:
+                file.write(status)
+        except FileNotFoundError:
+            make_dirs(os.fsencode(os.path.dirname(self._status)))
+            return  # the next one will be there
+        os.replace(self._status + ".new", self._status)
+
+    def close(self) -> None:
+        self._mirror.close()
+        self.ledger.close()
+
+
+def meta_volume(session: Session, home: Home) -> MetaVolume:
+    """The meta volume that a session lies on."""
+    return MetaVolume(session.meta_volume_mnt, os.path.join(home.path, "meta-volume"))
+
+
+def failover(session: Session, home: Home) -> Alone:
+    """What this session's worker needs."""
+    return OnMetaVolume(session, home) if session.on_meta_volume else Alone(session)
