@@ -37,7 +37,7 @@ GROUP_AGE = 1.0           # seconds a complete inode waits for company while mor
 SWEEP_SET = 200_000       # names of one directory that the sweep remembers; above, every slave name is looked at
 MAX_TRIES = 60            # times a name may become dirty again in one batch
 MAX_STUCK = 8             # rounds without progress before blocked names are given up
-DATA_TRIES = 3
+DATA_RETRIES = 2
 COMPARED = 64 << 20       # bytes that one call to the agent compares, if not a single file has more
 SHOWN_FAILURES = 20       # of a worker's life that go to the log; the ledger has all
 
@@ -79,7 +79,8 @@ class Batch:
     `recursive`: enumerate known directories below an enumerated one too (hybrid crawl); there, known files whose
     ctime is not older than `floor` (ns) are suspect: their data is compared and their attributes set.
     `checkpoint` is called now and then while a hybrid crawl runs, for interim commits. `max_delete`: most entries that
-    a batch may remove, 0: any number.
+    a batch may remove, 0: any number. `ignore_deletes`: names that the master has no more stay at the slave.
+    `data_retries`: how often a file that could not be sent is tried again within the batch.
     """
 
     tree: PosixTree
@@ -96,6 +97,8 @@ class Batch:
     checkpoint: Callable[[], None] = lambda: None
     stime: int | None = None
     max_delete: int = 0
+    ignore_deletes: bool = False
+    data_retries: int = DATA_RETRIES
     last_resolve: int = 0
 
     _readers: list[tuple[EnumDir, DirReader | IndexReader, set[bytes] | None]] = field(default_factory=list)
@@ -457,7 +460,7 @@ class Batch:
         gfid, name = request.gfid, (request.dirgfid, request.bname)
         tries = self._tries[gfid] = self._tries.get(gfid, 0) + 1
         vanished = result.errno in _VANISHED or (request.place == "D" and result.errno in _ASK_AGAIN)
-        if not vanished and tries < DATA_TRIES and result.errno not in (errno.EACCES, errno.EPERM):
+        if not vanished and tries <= self.data_retries and result.errno not in (errno.EACCES, errno.EPERM):
             self._flying[gfid] = request
             self._in_flight += 1
             self.syncer.send(request)
@@ -510,6 +513,11 @@ class Batch:
         page = self.db.absent(PAGE)
         if not page:
             return False
+        if self.ignore_deletes:
+            while page:
+                self.db.set_names((State.DONE, rowid) for rowid, _, _ in page)
+                page = self.db.absent(PAGE)
+            return True
         self._hold = self._hold or self._too_many()
         while page:
             self.check_stop()

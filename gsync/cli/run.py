@@ -121,13 +121,13 @@ def accept_key(slave: Slave, options: Options, fingerprint: str) -> None:
     from dataclasses import replace
 
     from gsync.errors import UsageError
+    from gsync.session.parts import ssh_options
     from gsync.transport import setup
-    from gsync.transport.ssh import SshOptions
 
     if slave.host is None:
         raise UsageError(f"--accept-host-key: the slave {slave} is on this host")
     setup.accept_host_key(replace(slave, port=options.ssh_port or slave.port),
-                          SshOptions(config_file=options.ssh_config or None), fingerprint)
+                          ssh_options(options), fingerprint)
 
 
 def _patterns(exclude: list[str], exclude_from: str | None) -> tuple[str, ...]:

@@ -228,7 +228,7 @@ class Options:
         "time).", kind=Kind.RATES)] = "0"
     compression: Annotated[bool, About("Compress what goes over ssh.")] = False
     rsync_options: Annotated[str, AfterValidator(_check_rsync_options), About(
-        "Further options for rsync where it moves the data, e.g. --compress-choice=zstd --block-size=131072.")] = ""
+        "Further options for rsync where it moves the data, e.g. --compress-choice=zstd --checksum-choice=xxh3.")] = ""
     rsync_command: Annotated[str, AfterValidator(_check_program), About("The rsync of this host.")] = "rsync"
     log_rsync_performance: Annotated[bool, About("Log what rsync says of each of its transfers.")] = False
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Protocol
 
-from gsync.batch import Batch, Progress
+from gsync.batch import DATA_RETRIES, Batch, Progress
 from gsync.changelog.layout import HistoryGap
 from gsync.changelog.reader import History
 from gsync.changelog.records import Fop, ProblemKind, read_changes
@@ -125,6 +125,7 @@ class Worker:
     def __init__(self, *, connect: Callable[[int], Connection], open_tree: Callable[[], PosixTree], history: History,
                  recorder: RecorderPort, waiter: Waiter, db: ChangelogDB, ledger: Ledger, lease: Lease,
                  patterns: str = "", batch_size: int = 727040, max_delete: int = 0, once: int | None = None,
+                 ignore_deletes: bool = False, data_retries: int = DATA_RETRIES, change_interval: float = 0.0,
                  orders: Callable[[], Order] = lambda: Order.RUN,
                  publish: Callable[[Worker], None] = lambda worker: None,
                  stime_kept: Callable[[int], None] = lambda stime: None,
@@ -136,6 +137,9 @@ class Worker:
         self.db, self.ledger, self._lease = db, ledger, lease
         self._mark = Mark.of(db, patterns)
         self._max_delete, self._once = max_delete, once
+        self._ignore_deletes, self._data_retries = ignore_deletes, data_retries
+        self._change_interval = change_interval
+        self._next_live = 0.0         # when the next batch of live changes may begin, monotonic
         self._orders, self._publish, self._stime_kept = orders, publish, stime_kept
         self._stand_by, self._checkpoint = stand_by, checkpoint
         self._began = time.time_ns()
@@ -317,8 +321,12 @@ class Worker:
                 return True
             piece = self._feed.take(self._position, status.complete_up_to)  # the status that settled the doubt
             due = self.ledger.next_due()
-            if piece.changelogs or self._leftovers or doubt or self.ledger.any_approved() or (
-                    due is not None and due <= time.time_ns()):
+            others = (self._leftovers or doubt or self.ledger.any_approved()
+                      or (due is not None and due <= time.time_ns()))
+            if piece.changelogs and piece.last and not others and time.monotonic() < self._next_live:
+                return False  # they gather
+            if piece.changelogs or others:
+                self._next_live = time.monotonic() + self._change_interval
                 self._changelogs(piece, status.gaps, doubt)
                 return True
         except HistoryGap as exc:
@@ -363,7 +371,8 @@ class Worker:
         assert self.connection is not None
         return Batch(tree, self.connection.client, self.db, self.connection.syncer, self.ledger, self._recorder,
                      self.progress, self._check_stop, direct=self.connection.direct,
-                     max_delete=self._max_delete, stime=self.state.stime, **more)  # type: ignore[arg-type]
+                     max_delete=self._max_delete, ignore_deletes=self._ignore_deletes, data_retries=self._data_retries,
+                     stime=self.state.stime, **more)  # type: ignore[arg-type]
 
     def _changelogs(self, piece: Slice, gaps: int, doubt: bool) -> None:
         started = time.monotonic()

@@ -116,11 +116,11 @@ class IndexReader:
 
 class PosixTree:
     """The tree at root_fd, which it takes over. `index` is the file of the recorder's index, read only; `ignored` are
-    paths of inodes that are not part of the tree. The syncer threads call `open` and `attrs`; all else is for one
-    thread."""
+    paths of inodes that are not part of the tree; without `xattrs` or `acls` these are not read. The syncer threads
+    call `open` and `attrs`; all else is for one thread."""
 
     def __init__(self, root_fd: int, tag: bytes, index: str, filters: Filter | None = None,
-                 ignored: Sequence[str] = ()) -> None:
+                 ignored: Sequence[str] = (), xattrs: bool = True, acls: bool = True) -> None:
         self._root_fd = root_fd
         self._inodes = Inodes(root_fd, tag)
         self._index_path = index
@@ -133,6 +133,7 @@ class PosixTree:
         self.handle_of: Callable[[Gfid], bytes | None] = lambda gfid: None
         self._thread = threading.get_ident()
         self._privileged = os.geteuid() == 0
+        self._with_xattrs, self._with_acls = xattrs, acls
         # Told of the attributes of every inode that is sent.
         self.sends: Callable[[Attrs, Xattrs], None] = lambda attrs, xattrs: None
 
@@ -440,6 +441,8 @@ class PosixTree:
             raise
 
     def _xattrs(self, at: int | bytes, follow: bool = True) -> Xattrs:
+        if not (self._with_xattrs or self._with_acls):
+            return []
         try:
             names = os.listxattr(at, follow_symlinks=follow)
         except OSError as exc:
@@ -450,6 +453,8 @@ class PosixTree:
         for name in names:
             if name.startswith(_INTERNAL_XATTRS) or (not self._privileged and name.startswith(("trusted.",
                                                                                                  "security."))):
+                continue
+            if not (self._with_acls if name.startswith("system.posix_acl_") else self._with_xattrs):
                 continue
             try:
                 out.append((os.fsencode(name), xattr.getxattr(at, name, symlink=not follow)))

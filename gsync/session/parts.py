@@ -1,0 +1,24 @@
+"""What the options mean to the parts that a worker is built of."""
+
+from __future__ import annotations
+
+import shlex
+
+from gsync.session.options import Options, ssh_words
+from gsync.sync.rsync import RsyncSettings
+from gsync.transport.ssh import SshOptions
+
+
+def ssh_options(options: Options) -> SshOptions:
+    return SshOptions(options.ssh_config or None, ssh_words(options.ssh_options), options.connection_timeout,
+                      compression=options.compression, command=options.ssh_command)
+
+
+def rsync_settings(options: Options) -> RsyncSettings:
+    return RsyncSettings(options.rsync_command, tuple(shlex.split(options.rsync_options)),
+                         options.log_rsync_performance)
+
+
+def left_alone(options: Options) -> list[str]:
+    """Which attributes at the slave are not the worker's, as `hello` takes it."""
+    return [kind for kind, synced in (("xattrs", options.sync_xattrs), ("acls", options.sync_acls)) if not synced]
