@@ -18,6 +18,7 @@ from gsync.errors import Faulty, LockedError, Transient
 from gsync.model import NS, ROOT_GFID, Attrs, Gfid
 from gsync.recorder.status import FAULTY, RecorderPort
 from gsync.session.control import Order
+from gsync.session.failover import lease_of
 from gsync.session.run_worker import Parts
 from gsync.session.session import Session
 from gsync.session.status import WorkerStatus
@@ -132,7 +133,7 @@ def dry_run(session: Session, volume: Volume, home: Home, recorder_argv: list[st
     with _recorded(volume, recorder_argv), closing(parts.open_tree()) as tree, closing(parts.link()) as link, \
             closing(SlaveClient(link, session.options.slave_timeout)) as client:
         if client.look(volume.uuid, session.options.adopt, first):
-            epoch = parts.lease.take()
+            epoch = lease_of(session, home).take()
             if epoch is None:
                 raise LockedError(f"session {session.name} is worked for on another node")
             hello = client.hello(volume.uuid, volume.name, session.name, epoch)

@@ -61,7 +61,7 @@ class OnMetaVolume(Alone):
         volume = meta_volume(session, home)
         volume.check()
         interval = session.options.replica_failover_interval
-        self.lease = MetaLease(session.lease, interval, node_name(), volume.check, volume.cached)
+        self.lease = _lease(session, volume)
         self.ledger = self._ledger = SharedLedger(session.shared)
         self.silence = interval + _LONGER
         self._status = os.path.join(session.statuses, node_name())
@@ -102,6 +102,15 @@ class OnMetaVolume(Alone):
 def meta_volume(session: Session, home: Home) -> MetaVolume:
     """The meta volume that a session lies on."""
     return MetaVolume(session.meta_volume_mnt, os.path.join(home.path, "meta-volume"))
+
+
+def _lease(session: Session, volume: MetaVolume) -> MetaLease:
+    return MetaLease(session.lease, session.options.replica_failover_interval, node_name(), volume.check, volume.cached)
+
+
+def lease_of(session: Session, home: Home) -> Lease:
+    """The lease alone, for who talks to the slave without being a worker."""
+    return _lease(session, meta_volume(session, home)) if session.on_meta_volume else LocalLease(session.epoch)
 
 
 def failover(session: Session, home: Home) -> Alone:

@@ -7,6 +7,8 @@ from contextlib import closing
 
 from gsync.errors import LockedError
 from gsync.session.control import Order
+from gsync.session.failover import lease_of
+from gsync.session.failover import lease_of
 from gsync.session.run_worker import Parts
 from gsync.session.session import Session
 from gsync.slave.client import SlaveClient
@@ -21,11 +23,12 @@ def forget_stime(session: Session, home: Home) -> None:
             closing(parts.link()) as link, closing(SlaveClient(link, session.options.slave_timeout)) as client:
         if not client.look(volume.uuid, adopt=True, make=True):
             return
-        epoch = parts.lease.take()
+        lease = lease_of(session, home)
+        epoch = lease.take()
         if epoch is None:
             raise LockedError(f"session {session.name} is worked for on another node")
         try:
             client.hello(volume.uuid, volume.name, session.name, epoch)
             client.forget_stime()
         finally:
-            parts.lease.release()
+            lease.release()
