@@ -20,17 +20,16 @@ from gsync.changelog.reader import History
 from gsync.changelogdb import ChangelogDB
 from gsync.crawl.feed import Waker
 from gsync.durable import make_dirs
-from gsync.errors import GsyncError
-from gsync.ledger import Ledger
+from gsync.errors import GsyncError, LockedError
 from gsync.log import get_logger
 from gsync.model import NS, Attrs, Gfid
 from gsync.process import Lock, start_time
 from gsync.recorder.status import RecorderPort
-from gsync.session import config
+from gsync.session import config, priority
 from gsync.session.checkpoint import Checkpoint
 from gsync.session.control import Order, Orders
-from gsync.session.lease import Lease, LocalLease
-from gsync.session.logfile import log_to
+from gsync.session.failover import Alone, failover
+from gsync.session.parts import left_alone, rsync_settings, ssh_options
 from gsync.session.report import recorder_report
 from gsync.session.session import Session, SessionHome
 from gsync.session.status import WorkerStatus
@@ -42,7 +41,7 @@ from gsync.sync.syncer import Syncer
 from gsync.sync.timetable import Timetable
 from gsync.transport.link import Link, parse_slave
 from gsync.transport.local import LocalLink
-from gsync.transport.ssh import SshLink, SshOptions
+from gsync.transport.ssh import SshLink
 from gsync.volume.home import Home, Volume
 from gsync.volume.posix import Filter, PosixTree
 
@@ -71,22 +70,27 @@ class Parts:
     """What a session's worker is made of."""
 
     def __init__(self, session: Session, volume: Volume, home: Home, stop: threading.Event,
-                 orders: Callable[[], Order]) -> None:
+                 orders: Callable[[], Order], others: Alone | None = None) -> None:
         self.session, self.volume, self.home = session, volume, home
+        self._others = others  # for a worker; without one, parts of it are used for something else
         self.options = session.options
         self.brick = volume.brick()
         self.recorder = RecorderPort(self.brick, stop)
         self.filters = Filter(self.options.exclude) if self.options.exclude else None
         self.source = CurrentTree()
-        self.lease: Lease = LocalLease(session.epoch)
         self._orders = orders
         self._ready: Link | None = None  # connected, for a takeover
         self._try_again = 0.0
         self.first = False  # whether the slave was never reached before: then its folder may be missing
 
+    @property
+    def others(self) -> Alone:
+        assert self._others is not None
+        return self._others
+
     def open_tree(self) -> PosixTree:
         tree = PosixTree(self.volume.open_root(), self.volume.tag, self.brick.namespace, self.filters,
-                         [self.home.path])
+                         [self.home.path], xattrs=self.options.sync_xattrs, acls=self.options.sync_acls)
         self.source.tree = tree
         return tree
 
@@ -94,12 +98,12 @@ class Parts:
         slave = parse_slave(self.session.slave)
         if slave.host is None:
             return LocalLink(slave)
-        ssh = SshOptions(self.options.ssh_config or None, compression=self.options.compression)
-        return SshLink(replace(slave, port=self.options.ssh_port or slave.port), ssh,
+        return SshLink(replace(slave, port=self.options.ssh_port or slave.port), ssh_options(self.options),
                        Path(self.session.folder, "ssh.json"))
 
     def stand_by(self) -> None:
         """Have the way to the slave ready for a takeover."""
+        self.others.rest()
         if self._ready is not None and not self._ready.alive():
             self._ready.close()
             self._ready = None
@@ -120,15 +124,17 @@ class Parts:
         ready, self._ready = self._ready, None
         link = ready if ready is not None and ready.alive() else self.link()
         try:
-            client = SlaveClient(link, options.slave_timeout)
+            client = SlaveClient(link, options.slave_timeout, silence=self.others.silence)
             syncer: Syncer | None = None
             try:
                 flow = Flow(Timetable.parse(options.bandwidth_limit), options.sync_jobs, paused=self.paused)
-                make_engine = engine_maker(options.sync_method, link, client, self.source, epoch)
+                make_engine = engine_maker(options.sync_method, link, client, self.source, epoch,
+                                           rsync_settings(options))
                 syncer = Syncer(options.sync_jobs, make_engine, flow)  # the receivers start beside the agent
                 hello = client.hello(self.volume.uuid, self.volume.name, self.session.name, epoch,
                                      adopt=options.adopt, delete_retention=options.delete_retention,
-                                     make=self.first)
+                                     make=self.first and not self.others.was_connected(), leave=left_alone(options))
+                self.others.begin(epoch)
                 return Connection(client, hello, syncer, link, direct=options.sync_method != "rsync")
             except BaseException:
                 if syncer is not None:
@@ -144,10 +150,11 @@ class Parts:
 
     def keep_stime(self, stime: int) -> None:
         """Tell the recorder which changelogs this session still needs; a hint, so not fsynced."""
+        self.others.committed(stime)
         path = os.path.join(self.volume.needed, self.session.name)
         try:
             with open(path + ".new", "w", encoding="ascii") as file:
-                file.write(f"{stime}\n")
+                file.write(f"{self.others.needed(stime)}\n")
         except FileNotFoundError:
             make_dirs(os.fsencode(self.volume.needed))
             self.keep_stime(stime)
@@ -159,11 +166,11 @@ class Publisher:
     """Writes worker.status: what the worker's state and counters amount to."""
 
     def __init__(self, session: Session, volume: Volume, recorder: RecorderPort, db: ChangelogDB,
-                 ledger: Ledger) -> None:
+                 others: Alone) -> None:
         self._path = session.worker_status
         self._volume, self._keep = volume, session.options.changelog_retention
         self._checkpoint = Checkpoint(session.checkpoint)
-        self._recorder, self._db, self._ledger = recorder, db, ledger
+        self._recorder, self._db, self._ledger, self._others = recorder, db, others.ledger, others
         self._started = start_time(os.getpid())
         self._past: list[tuple[float, int, int]] = []
 
@@ -187,7 +194,7 @@ class Publisher:
             lag = (time.time_ns() - state.stime) / NS
         if self._checkpoint.passed(state.stime):
             _log.info("checkpoint reached", stime=state.stime)
-        WorkerStatus(
+        status = WorkerStatus(
             pid=os.getpid(), started=self._started, state=worker.machine.state, reason=worker.machine.reason,
             crawl=state.crawl,
             stime=state.stime, entry_stime=state.stime, last_synced=state.last_synced, lag_seconds=lag,
@@ -197,38 +204,48 @@ class Publisher:
             files_done=progress.files, bytes_done=sent,
             files_total=totals[0], bytes_total=totals[1], rate=rate, eta_seconds=eta, phase=progress.phase,
             epoch=state.epoch, in_step=state.in_step, path=self._volume.path,
-            recorder=recorder_report(self._volume, state.stime, self._keep), updated=time.time_ns()).write(self._path)
+            recorder=recorder_report(self._volume, state.stime, self._keep), updated=time.time_ns())
+        status.write(self._path)
+        self._others.show(status)
 
 
-def run(session: Session, volume: Volume, home: Home, once: int | None, managed: bool) -> int:
-    """Run the session's worker until it is told to end, or until in step; the exit code. managed: it is the monitor's,
-    and follows what is wanted of the session."""
+def run(session: Session, volume: Volume, home: Home, once: int | None, by_files: Orders | None = None) -> int:
+    """Run the session's worker until it is told to end, or until in step; the exit code. by_files: a monitor has
+    started it, so it does what is wanted of the session, and owns its log."""
     gc.freeze()
+    priority.lower(session.options.nice, session.options.ionice)
     gc.set_threshold(100_000)  # requests and results come and go by the ten thousand, none of them part of a cycle
     stop = threading.Event()
     wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wake_write)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    by_files = Orders(session, [*config.site_paths(home.path), session.config]) if managed else None
 
     def orders() -> Order:
         if stop.is_set():
             return Order.STOP
         return Order.RUN if by_files is None else by_files()
 
-    parts = Parts(session, volume, home, stop, orders)
+    make_dirs(os.fsencode(session.folder))
+    make_dirs(os.fsencode(volume.brick().folder))
     with Lock(session.worker_lock, f"a worker of session {session.name}"):
-        db, ledger = ChangelogDB(session.changelog_db), Ledger(session.ledger_db)
+        if by_files is not None:
+            running = Lock(session.run_lock, "").holder()
+            if running is not None:
+                raise LockedError(f"session {session.name} is run by `gsync run`, pid {running}")
+            log.setup(session.options.log_level, session.log, owner=True)
+        db, others = ChangelogDB(session.changelog_db), failover(session, home)
+        parts = Parts(session, volume, home, stop, orders, others)
         parts.first = db.fact("connected") is None
         waker = Waker(parts.brick.folder, parts.brick.changelogs, wake_read)
         checkpoint = Checkpoint(session.checkpoint)
         worker = Worker(
             connect=parts.connect, open_tree=parts.open_tree, history=History(os.fsencode(parts.brick.changelogs)),
-            recorder=parts.recorder, waiter=waker, db=db, ledger=ledger, lease=parts.lease,
+            recorder=parts.recorder, waiter=waker, db=db, ledger=others.ledger, lease=others.lease,
             patterns=json.dumps(parts.options.exclude), batch_size=parts.options.changelog_batch_size,
-            max_delete=parts.options.max_delete, once=once,
-            orders=orders, publish=Publisher(session, volume, parts.recorder, db, ledger), stand_by=parts.stand_by,
+            max_delete=parts.options.max_delete, once=once, ignore_deletes=parts.options.ignore_deletes,
+            data_retries=parts.options.max_sync_retries, change_interval=parts.options.change_interval,
+            orders=orders, publish=Publisher(session, volume, parts.recorder, db, others), stand_by=parts.stand_by,
             stime_kept=parts.keep_stime, checkpoint=checkpoint.wanted)
         try:
             return worker.run()
@@ -236,7 +253,7 @@ def run(session: Session, volume: Volume, home: Home, once: int | None, managed:
             parts.close()
             waker.close()
             db.close()
-            ledger.close()
+            others.close()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -250,15 +267,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         home = Home(args.home)
         session = SessionHome(home).get(args.session, args.settings)
-        log.setup(session.options.log_level)
+        orders = None
         if args.managed:
-            log_to(session.log)
-        return run(session, home.get(session.volume), home, args.once_until, args.managed)
+            orders = Orders(session, [*config.site_paths(home.path), session.config])
+            session = SessionHome(home).get(args.session, args.settings)  # what changes from here on is seen
+        log.setup(session.options.log_level)
+        return run(session, home.get(session.volume), home, args.once_until, orders)
     except GsyncError as exc:
         print(f"gsync: {exc}", file=sys.stderr)
         return exc.exit_code
     except Exception as exc:  # noqa: BLE001 the top: exit code 1 would mean that the work is done
         traceback.print_exc()
+        if args.managed:
+            _log.error("internal error", traceback=traceback.format_exc())
         print(f"gsync: internal error: {exc!r}; the lines above belong into a bug report", file=sys.stderr)
         return GsyncError.exit_code
 
