@@ -24,9 +24,3 @@ class LogFile(logging.handlers.RotatingFileHandler):
 
     def line(self, text: str) -> None:
         self.handle(logging.makeLogRecord({"name": "", "msg": text, "levelno": logging.INFO}))
-
-
-def log_to(path: str) -> None:
-    """What gsync logs in this process goes to the file instead of stderr."""
-    root = logging.getLogger("gsync")
-    root.handlers[:] = [LogFile(path, root.handlers[0].formatter)]
