@@ -98,6 +98,10 @@ class Flow:
         if self.limited:
             while (pause := self._until(turn)) > 0 and not self._stopped.is_set():
                 self._wait(min(pause, _LOOK_AGAIN))
+        self.hold()
+
+    def hold(self) -> None:
+        """Wait while it is paused; Stopped if the syncer is being closed."""
         while self.paused() and not self._stopped.wait(0.1):
             pass
         if self._stopped.is_set():

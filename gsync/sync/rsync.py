@@ -19,7 +19,6 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from gsync.errors import SLAVE_WIDE, GsyncError, SlaveError, Transient, UsageError
@@ -299,14 +298,15 @@ class RsyncEngine:
                     given = None  # it is kept
                 if self._flow.paused() != paused:
                     paused = not paused
-                    _signal(process, signal.SIGSTOP if paused else signal.SIGCONT)
+                    # The sender alone: what it has started must not stay stopped for ever if we are killed now.
+                    process.send_signal(signal.SIGSTOP if paused else signal.SIGCONT)
                 elif not paused and self._flow.share != share:
                     process.terminate()
                     process.communicate()
                     raise _OtherRate
         finally:
             if paused:
-                _signal(process, signal.SIGCONT)
+                process.send_signal(signal.SIGCONT)
 
     def _error(self, status: int, said: Sequence[str]) -> GsyncError:
         """What it means that rsync as a whole failed."""
@@ -320,12 +320,6 @@ class RsyncEngine:
         if status in _LINK or status < 0:
             return Transient(f"slave {self._link.slave}: rsync: {words}")
         return SlaveError(f"slave {self._link.slave}: rsync: {words}")
-
-
-def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """To rsync and all that it has started, ssh above all."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
 
 
 def _performance(out: str) -> dict[str, int]:

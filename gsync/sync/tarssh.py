@@ -28,6 +28,7 @@ from gsync.transport.link import Link
 _WRITE = 256 << 10  # bytes gathered before they are written
 _READ = 128 << 10  # an extent up to this is read and gathered instead of sent by itself
 _LIMITED_PIECE = 256 << 10  # longest extent under a rate limit
+_AT_ONCE = 1 << 20  # what one sendfile sends: a pause waits for it
 _TRIES = 3
 _BOXES_OUT = 2
 _BLOCK = 4096  # not sparse, whatever its count of blocks says
@@ -249,8 +250,9 @@ class StreamEngine:
         self._flow.pay(length)
         out, end = self._channel.stdin, offset + length
         while offset < end:
+            self._flow.hold()
             try:
-                done = os.sendfile(out, fd, offset, end - offset)
+                done = os.sendfile(out, fd, offset, min(end - offset, _AT_ONCE))
             except (BrokenPipeError, ConnectionError) as exc:
                 raise self._lost() from exc
             except OSError as exc:
