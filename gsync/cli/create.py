@@ -36,12 +36,15 @@ def create(
 
     Everything that speaks against it is said at once, and then nothing is made. Nothing is changed at the slave.
     """
+    from dataclasses import replace
+
     from gsync.cli.output import path_shown, print_json
     from gsync.cli.run import accept_key
     from gsync.errors import UsageError
     from gsync.session import places
     from gsync.session.preflight import Level, preflight
     from gsync.session.session import SessionHome
+    from gsync.session.sharedvolumes import keep_volume
     from gsync.volume.home import Home
 
     home = Home(state)
@@ -52,16 +55,18 @@ def create(
     slave_text = places.slave_text(target)
     there = next((s for s in sessions.list() if s.volume == volume.name and s.slave == slave_text), None)
     if there is not None:
-        raise UsageError(f"session {there.name} has this master and slave already; gsync start {there.name} goes on with "
-                         f"it, gsync config {there.name} shows and changes its settings")
+        raise UsageError(f"session {there.name} has this master and slave already; gsync start {there.name} goes on "
+                         f"with it, gsync config {there.name} shows and changes its settings")
     session = sessions.find_or_new(volume.name, slave_text, name, texts)
     if accept_host_key is not None:
         accept_key(target, session.options, accept_host_key)
     findings = preflight(session, volume, home)
-    refusing = [f for f in findings if f.level is Level.ERROR and not (force and f.forcible)]
+    if force:
+        findings = [replace(f, level=Level.WARNING) if f.forcible else f for f in findings]
+    refusing = [f for f in findings if f.level is Level.ERROR]
     if not refusing:
-        if is_new:
-            home.keep(volume)
+        if is_new or session.on_meta_volume:
+            keep_volume(home, volume)
         sessions.save(session, texts)
     if json:
         print_json({"session": session.name, "created": not refusing,
@@ -71,7 +76,7 @@ def create(
         if not refusing:
             print(f"session {session.name} is created: {path_shown(volume.path)} to {path_shown(session.slave)}\n"
                   f"next: gsync start {session.name}")
-    return _refused(refusing, force=force, json=json) if refusing else 0
+    return _refused(refusing, json=json) if refusing else 0
 
 
 def _settings(texts: list[str]) -> dict[str, str]:
@@ -102,13 +107,14 @@ def _say(findings: list[Finding]) -> None:
         print(text, file=sys.stderr)
 
 
-def _refused(errors: list[Finding], *, force: bool, json: bool) -> int:
+def _refused(errors: list[Finding], *, json: bool) -> int:
     """What is wrong has been said; the exit code."""
     from gsync.cli.output import print_error
 
-    may_be_forced = not force and all(error.forcible for error in errors)
+    may_be_forced = all(error.forcible for error in errors)
     if not json:
-        print_error("not created: see the errors above" + ("; --force creates it all the same" if may_be_forced else ""))
+        print_error("not created: see the errors above"
+                    + ("; --force creates it all the same" if may_be_forced else ""))
     return min(error.code for error in errors)
 
 

@@ -22,10 +22,11 @@ def add(name: NewNameArgument, path: Annotated[str, typer.Argument(metavar="PATH
         json: JsonOption = False, state: StateOption = None) -> None:
     """Make a directory a volume, so that its changes can be recorded and sessions can use it by name."""
     from gsync.cli.output import path_shown, print_json
+    from gsync.session.sharedvolumes import add_volume
     from gsync.volume.home import Home
 
     home = Home(state)
-    volume = home.add(name, path)
+    volume = add_volume(home, name, path)
     if json:
         print_json(_described(volume, home))
     else:
@@ -80,10 +81,10 @@ def remove(name: NameArgument, yes: Annotated[bool, typer.Option("--yes", help="
     home = Home(state)
     volume = _described(home.get(name), home)
     if volume["sessions"]:
-        raise UsageError(f"volume {name}: used by {', '.join(volume['sessions'])}: their slaves would not know the volume "
-                         "again if it were added anew; gsync delete them first")
-    if not yes and not asked(f"Forget volume {name} with its recorded changes? The slaves that it has had would not know "
-                             "it again."):
+        raise UsageError(f"volume {name}: used by {', '.join(volume['sessions'])}: their slaves would not know the "
+                         "volume again if it were added anew; gsync delete them first")
+    if not yes and not asked(f"Forget volume {name} with its recorded changes? The slaves that it has had would not "
+                             "know it again."):
         raise UsageError(f"volume {name}: not removed; --yes removes it without asking")
     home.remove(name)
     if json:

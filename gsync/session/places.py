@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from gsync.errors import Faulty, UsageError
 from gsync.model import shown
 from gsync.session.session import auto_volume_name
+from gsync.session.sharedvolumes import keep_volume, new_volume
 from gsync.transport.link import Slave, parse_slave
 from gsync.volume.home import Home, Volume
 
@@ -16,11 +17,11 @@ from gsync.volume.home import Home, Volume
 def master_volume(home: Home, master: str) -> Volume:
     """The volume that MASTER names, or whose tree it is; made on the fly for a directory that is none yet."""
     volume, is_new = find_master(home, master)
-    return home.keep(volume) if is_new else volume
+    return keep_volume(home, volume) if is_new else volume
 
 
 def find_master(home: Home, master: str) -> tuple[Volume, bool]:
-    """The volume that MASTER names, or whose tree it is, and whether it is still to be made (home.keep)."""
+    """The volume that MASTER names, or whose tree it is, and whether it is still to be made (keep_volume)."""
     if "/" not in master and master not in (".", ".."):
         named = next((volume for volume in home.list() if volume.name == master), None)
         if named is not None:
@@ -36,7 +37,7 @@ def find_master(home: Home, master: str) -> tuple[Volume, bool]:
             from None
     except OSError as exc:
         raise UsageError(f"master {_shown(master)}: {exc.strerror}") from None
-    return home.new(auto_volume_name(real), real), True
+    return new_volume(home, auto_volume_name(real), real), True
 
 
 def _checked(volume: Volume) -> Volume:

@@ -186,6 +186,11 @@ def _same_file_system(then: Mapping[str, str], now: Mapping[str, str]) -> bool:
     return True
 
 
+def same_tree(one: Volume, other: Volume) -> bool:
+    """Whether the roots of two volumes are one directory, seen from two nodes."""
+    return one.root == other.root and _same_file_system(one.file_system, other.file_system)
+
+
 class Home:
     """$GSYNC_HOME: the folder `path`, or the one that `default_path` names, brought to the format of this gsync."""
 
