@@ -54,7 +54,7 @@ def parse(words: Sequence[str], now: int) -> tuple[str | None, str, int | None]:
     from gsync.errors import UsageError
     from gsync.session.checkpoint import parse_moment
 
-    for at in (0, 1):
+    for at in range(min(2, len(words))):
         name, rest = (words[0] if at else None), " ".join(words[at:])
         if rest in ("status", "wait"):
             return name, rest, None

@@ -8,7 +8,6 @@ from contextlib import closing
 from gsync.errors import LockedError
 from gsync.session.control import Order
 from gsync.session.failover import lease_of
-from gsync.session.failover import lease_of
 from gsync.session.run_worker import Parts
 from gsync.session.session import Session
 from gsync.slave.client import SlaveClient
