@@ -14,6 +14,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -32,6 +33,7 @@ _log = get_logger(__name__)
 
 PAGE = 2000               # names per call to the agent
 READERS = 8               # directories open at once for enumeration
+SLOW_READ = 0.05          # seconds of waiting for one page, from which on directories are read in parallel
 GROUP = 4000              # complete inodes that one syncfs and one page of renames take in
 GROUP_AGE = 1.0           # seconds a complete inode waits for company while more is coming
 SWEEP_SET = 200_000       # names of one directory that the sweep remembers; above, every slave name is looked at
@@ -79,7 +81,7 @@ class Batch:
     `recursive`: enumerate known directories below an enumerated one too (hybrid crawl); there, known files whose
     ctime is not older than `floor` (ns) are suspect: their data is compared and their attributes set.
     `checkpoint` is called now and then while a hybrid crawl runs, for interim commits. `max_delete`: most entries that
-    a batch may remove, 0: any number. `ignore_deletes`: names that the master has no more stay at the slave.
+    a batch may remove, 0: any number. `ignore_deletes`: the last name of an inode is never removed.
     `data_retries`: how often a file that could not be sent is tried again within the batch.
     """
 
@@ -102,6 +104,7 @@ class Batch:
     last_resolve: int = 0
 
     _readers: list[tuple[EnumDir, DirReader | IndexReader, set[bytes] | None]] = field(default_factory=list)
+    _pool: ThreadPoolExecutor | None = None
     _building: dict[Gfid, Building] = field(default_factory=dict)
     _complete: list[Gfid] = field(default_factory=list)
     _flying: dict[Gfid, Request] = field(default_factory=dict)
@@ -133,6 +136,9 @@ class Batch:
             for _, reader, _ in self._readers:
                 reader.close()
             self._readers.clear()
+            if self._pool is not None:
+                self._pool.shutdown()
+                self._pool = None
             self.tree.hints.clear()
         self.db.flush()
 
@@ -321,27 +327,39 @@ class Batch:
             pass  # perhaps all of those could not be opened, and others can
         if not self._readers:
             return False
+        want = PAGE // len(self._readers)
         page: list[Resolved | Entry] = []
-        ended = []
-        for i, (_, reader, seen) in enumerate(self._readers):
-            want = PAGE - len(page)
-            if want <= 0:
-                break
-            entries = reader.page(want)
+        done, left = [], []
+        for open_dir, entries in zip(self._readers, self._pages(want), strict=True):
+            _, reader, seen = open_dir
             page += entries
             if seen is not None and len(seen) < SWEEP_SET:
                 seen.update(e.name[1] for e in entries)
             if len(entries) < want:
-                ended.append(i)
+                done.append(open_dir)
                 reader.close()
-        done = [self._readers[i] for i in ended]
-        self._readers = [r for i, r in enumerate(self._readers) if i not in ended]
+            else:
+                left.append(open_dir)
+        self._readers = left
         to_ask = self._send_unasked(page) if self._slave_was_empty else [r for r in page if isinstance(r, Resolved)]
         if to_ask:
             self._fill(to_ask, None)
         for directory, _, seen in done:
             self._listed(directory, seen)
         return True
+
+    def _pages(self, want: int) -> list[Sequence[Resolved | Entry]]:
+        """The next entries of every open directory. In parallel once the file system was seen to make us wait (a
+        network, a cold disk); where it does not, threads only get in each other's way."""
+        readers = [reader for _, reader, _ in self._readers]
+        if self._pool is not None:
+            return list(self._pool.map(lambda reader: reader.page(want), readers))
+        began, worked = time.monotonic(), time.thread_time()
+        pages: list[Sequence[Resolved | Entry]] = [reader.page(want) for reader in readers]
+        waited = time.monotonic() - began - (time.thread_time() - worked)
+        if waited > SLOW_READ and waited > 0.5 * (time.monotonic() - began):
+            self._pool = ThreadPoolExecutor(READERS, "reader")
+        return pages
 
     @property
     def _slave_was_empty(self) -> bool:
@@ -513,12 +531,7 @@ class Batch:
         page = self.db.absent(PAGE)
         if not page:
             return False
-        if self.ignore_deletes:
-            while page:
-                self.db.set_names((State.DONE, rowid) for rowid, _, _ in page)
-                page = self.db.absent(PAGE)
-            return True
-        self._hold = self._hold or self._too_many()
+        self._hold = self._hold or (not self.ignore_deletes and self._too_many())
         while page:
             self.check_stop()
             if self._hold:
@@ -552,7 +565,8 @@ class Batch:
         return approved
 
     def _remove(self, page: Sequence[tuple[int, Name, int]]) -> None:
-        answer = self.slave.remove([RemoveRow(name[0], name[1], since) for _, name, since in page])
+        answer = self.slave.remove([RemoveRow(name[0], name[1], since) for _, name, since in page],
+                                   keep_last=self.ignore_deletes)
         failed = set()
         for i, err, message in answer.errors:
             failed.add(i)

@@ -117,7 +117,7 @@ class IndexReader:
 class PosixTree:
     """The tree at root_fd, which it takes over. `index` is the file of the recorder's index, read only; `ignored` are
     paths of inodes that are not part of the tree; without `xattrs` or `acls` these are not read. The syncer threads
-    call `open` and `attrs`; all else is for one thread."""
+    call `open` and `attrs`, those of a hybrid crawl `look`; all else is for one thread."""
 
     def __init__(self, root_fd: int, tag: bytes, index: str, filters: Filter | None = None,
                  ignored: Sequence[str] = (), xattrs: bool = True, acls: bool = True) -> None:
