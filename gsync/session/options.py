@@ -240,8 +240,9 @@ class Options:
         = True
     sync_acls: Annotated[bool, About("Replicate POSIX ACLs. If not, those of the slave are left alone.")] = True
     ignore_deletes: Annotated[bool, About(
-        "Never delete at the slave what the master has deleted. The copy is no exact one any more.",
-        unsafe="what is deleted on the master then stays at the slave, also after the option is reset")] = False
+        "Never remove the last name of a file or directory at the slave; renames and replacements are replicated. What "
+        "stayed goes once the option is reset and a crawl of the whole tree finds it.",
+        unsafe="what is deleted on the master then stays at the slave, which is no exact copy any more")] = False
     delete_retention: Annotated[int, _Duration, Field(ge=0), About(
         "How long deleted files stay in the slave's .gsync/trash, e.g. 7d; 0: they do not.", kind=Kind.DURATION)] = 0
     max_delete: Annotated[int, Field(ge=0), About(

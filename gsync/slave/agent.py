@@ -271,7 +271,7 @@ class Agent:
 
     def remove(self, params: Params) -> dict[str, Any]:
         rows, places, problems = _decoded(RemoveRow.from_json, params["rows"])
-        answer = self._works.remove(rows)
+        answer = self._works.remove(rows, bool(params.get("keep_last")))
         return answer._replace(errors=_merged(problems, answer.errors, places)).to_json()
 
     def meta(self, params: Params) -> dict[str, Any]:

@@ -456,9 +456,9 @@ class Apply:
         elif source.pargfid != LIMBO_NEW:
             page.vacated.append(source.name)
 
-    def remove(self, rows: Sequence[RemoveRow]) -> RemoveAnswer:
-        """Take names away: an inode whose last name it is waits in limbo/old [17]. Those in detached directories too: a
-        directory may come back."""
+    def remove(self, rows: Sequence[RemoveRow], keep_last: bool = False) -> RemoveAnswer:
+        """Take names away: an inode whose last name it is waits in limbo/old [17], or with keep_last keeps it. Those in
+        detached directories too: a directory may come back."""
         page = _Page()
         self.tree.turn()
         try:
@@ -477,7 +477,7 @@ class Apply:
             with self.index.transaction():
                 for i in there:
                     try:
-                        self._remove(page, rows[i])
+                        self._remove(page, rows[i], keep_last)
                     except OSError as exc:
                         page.failed(i, exc)
                         if page.fatal:
@@ -489,16 +489,16 @@ class Apply:
             self.tree.settle()
         return RemoveAnswer(page.displaced, page.errors)
 
-    def _remove(self, page: _Page, row: RemoveRow) -> None:
+    def _remove(self, page: _Page, row: RemoveRow, keep_last: bool) -> None:
         if self._where(page, row.pargfid) is _Place.AWAY:
             return
         found, entry = self._occupant(page, row.pargfid, row.bname)
         if found is None:
             return
-        if self.limbo.is_last_link(found, entry.gfid if entry else None):
-            self._detach(page, row, found, entry, keep_name=False)
-        else:
+        if not self.limbo.is_last_link(found, entry.gfid if entry else None):
             self._unlink(row)
+        elif not keep_last:
+            self._detach(page, row, found, entry, keep_name=False)
 
     def names_in(self, gfid: Gfid, after: bytes | None, limit: int
                  ) -> tuple[list[tuple[bytes, Gfid | None]], bytes | None]:

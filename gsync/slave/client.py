@@ -216,9 +216,9 @@ class SlaveClient:
         """Bring names to what the rows say; a code for each of them."""
         return FillAnswer.from_json(self.call("fill", rows=[row.to_json() for row in rows]))
 
-    def remove(self, rows: Sequence[RemoveRow]) -> RemoveAnswer:
-        """Take names away."""
-        return RemoveAnswer.from_json(self.call("remove", rows=[row.to_json() for row in rows]))
+    def remove(self, rows: Sequence[RemoveRow], keep_last: bool = False) -> RemoveAnswer:
+        """Take names away; with keep_last not those that are the last one of an inode."""
+        return RemoveAnswer.from_json(self.call("remove", rows=[row.to_json() for row in rows], keep_last=keep_last))
 
     def weigh(self, names: Sequence[Name], limit: int) -> int:
         """How many entries would go with these names, all below directories included; counted up to limit + 1."""
