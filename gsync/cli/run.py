@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gsync.cli import completion
 from gsync.cli.options import StateOption
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 
 def run(
-    master: Annotated[str, typer.Argument(metavar="MASTER", help="A directory, or a volume's name.")],
+    master: Annotated[str, typer.Argument(
+        metavar="MASTER", help="A directory, or a volume's name.", autocompletion=completion.volumes)],
     slave: Annotated[str, typer.Argument(
         metavar="SLAVE", help="/path, [user@]host:/path or ssh://[user@]host[:port]/path")],
     once: Annotated[bool, typer.Option(
@@ -54,7 +56,8 @@ def run(
     log_level: Annotated[str | None, typer.Option(
         metavar="LEVEL", help="What goes to the session's log: DEBUG, INFO, WARNING or ERROR.")] = None,
     settings: Annotated[list[str] | None, typer.Option(
-        "--set", metavar="OPTION=VALUE", help="Any other option of `gsync config help`. Can be repeated.")] = None,
+        "-o", "--set", metavar="OPTION=VALUE", autocompletion=completion.settings,
+        help="Any other option of `gsync config help`. Can be repeated.")] = None,
 ) -> int:
     """Record and replicate in the foreground. Stopped and started again, it goes on from where it was. The options hold
     for this run, above the settings of `gsync config`."""
@@ -252,12 +255,14 @@ def _dry_run(session: Session, volume: Volume, home: Home, *, json: bool) -> int
     size = 0
     for line in dry_run(session, volume, home, _recorder_argv(session, volume, home)):
         found[line.action] += 1
-        size += line.bytes
+        size += line.size
         path = os.fsdecode(line.path)
         if json:
-            print_json({"action": line.action, "path": path, "bytes": line.bytes})
+            print_json({"action": line.action, "path": path, "bytes": line.size}
+                       | ({} if line.old is None else {"from": os.fsdecode(line.old)}))
         else:
-            print(f"{line.action:10} {size_text(line.bytes) if line.bytes else '':>10}  {path_shown(path)}")
+            before = "" if line.old is None else path_shown(os.fsdecode(line.old)) + " → "
+            print(f"{line.action:10} {size_text(line.size) if line.size else '':>10}  {before}{path_shown(path)}")
     if not json:
         counts = ", ".join(f"{action} {count:,}" for action, count in sorted(found.items()))
         print(f"in all: {counts or 'nothing to do'}" + (f"; {size_text(size)} of data" if size else ""))

@@ -51,16 +51,51 @@ class NewSlave:
 
 @dataclass(frozen=True)
 class Planned:
-    """One line of a plan. action: send, update, make (no data to move), rename, delete, unreadable."""
+    """One line of a plan. action: send, update, make (no data to move), rename, delete, unreadable.
+
+    old: what is renamed to `path`; None if nothing is, or if the folder that held it is deleted.
+    """
 
     action: str
     path: bytes
-    bytes: int = 0
+    size: int = 0
+    old: bytes | None = None
+
+
+class _Moves:
+    """Names that inodes of the slave get, and names that they lose: a rename is one of each. Memory grows with the
+    names that were moved, not with the tree."""
+
+    def __init__(self) -> None:
+        self._new: dict[Gfid, list[bytes]] = {}
+        self._old: dict[Gfid, list[bytes]] = {}
+        self._linked: set[Gfid] = set()
+
+    def gets(self, gfid: Gfid, path: bytes, linked: bool) -> None:
+        self._new.setdefault(gfid, []).append(path)
+        if linked:
+            self._linked.add(gfid)
+
+    def loses(self, gfid: Gfid, path: bytes) -> None:
+        self._old.setdefault(gfid, []).append(path)
+
+    def lines(self) -> Iterator[Planned]:
+        for gfid, paths in self._new.items():
+            old = self._old.get(gfid, [])
+            for path in paths:
+                if old:
+                    yield Planned("rename", path, old=old.pop())
+                else:
+                    yield Planned("make" if gfid in self._linked else "rename", path)
+        for paths in self._old.values():
+            for path in paths:
+                yield Planned("delete", path)
 
 
 def plan(tree: PosixTree, slave: Slave, stime: int | None) -> Iterator[Planned]:
-    """What would be done, folder by folder. Deletes that turn out to be renames are said to be both."""
+    """What would be done, folder by folder; renames come last."""
     floor = (stime or 0) - 2 * NS
+    moves = _Moves()
     todo: list[tuple[Gfid, bytes]] = [(ROOT_GFID, b"")]
     while todo:
         gfid, path = todo.pop()
@@ -72,17 +107,21 @@ def plan(tree: PosixTree, slave: Slave, stime: int | None) -> Iterator[Planned]:
         there = dict(_slave_names(slave, gfid))
         try:
             while (page := reader.page(_PAGE)):
-                yield from _page(page, path, there, slave, floor, todo)
+                yield from _page(page, path, tree, there, slave, floor, todo, moves)
                 if len(page) < _PAGE:
                     break
         finally:
             reader.close()
-        for bname in there:
-            yield Planned("delete", path + bname)
+        for bname, lost in there.items():
+            if lost is not None and tree.names_of(lost):
+                moves.loses(lost, path + bname)
+            else:
+                yield Planned("delete", path + bname)
+    yield from moves.lines()
 
 
-def _page(page: list[Resolved], path: bytes, there: dict[bytes, Gfid | None], slave: Slave, floor: int,
-          todo: list[tuple[Gfid, bytes]]) -> Iterator[Planned]:
+def _page(page: list[Resolved], path: bytes, tree: PosixTree, there: dict[bytes, Gfid | None], slave: Slave, floor: int,
+          todo: list[tuple[Gfid, bytes]], moves: _Moves) -> Iterator[Planned]:
     present = [e for e in page if e.verdict is Verdict.PRESENT]
     for other in page:
         if other.verdict is not Verdict.PRESENT:
@@ -94,19 +133,22 @@ def _page(page: list[Resolved], path: bytes, there: dict[bytes, Gfid | None], sl
         attrs = entry.attrs
         assert attrs is not None
         bname = entry.name[1]
-        here = there.pop(bname, None) == entry.gfid
+        before = there.pop(bname, None)
+        if before is not None and before != entry.gfid and tree.names_of(before):
+            moves.loses(before, path + bname)  # what was there has another name now
         if attrs.is_dir:
             todo.append((entry.gfid, path + bname + b"/"))
-        yield from _one(path + bname, attrs, entry.ctime >= floor, here, bool(is_known))
+        if is_known and before != entry.gfid:
+            moves.gets(entry.gfid, path + bname, not attrs.is_dir and attrs.nlink > 1)
+        else:
+            yield from _one(path + bname, attrs, entry.ctime >= floor, before == entry.gfid)
 
 
-def _one(path: bytes, attrs: Attrs, changed: bool, here: bool, known: bool) -> Iterator[Planned]:
+def _one(path: bytes, attrs: Attrs, changed: bool, here: bool) -> Iterator[Planned]:
     size = attrs.size if stat.S_ISREG(attrs.mode) else 0
     if here:
         if changed and size:
             yield Planned("update", path, size)
-    elif known:
-        yield Planned("rename", path)
     elif stat.S_ISREG(attrs.mode):
         yield Planned("send", path, size)
     else:

@@ -129,6 +129,26 @@ class TestDryRun:
         assert {"action": "delete", "path": "dir1/file1", "bytes": 0} in planned
         assert compare(place.master, place.slave) == before
 
+    def test_what_only_moved_is_one_rename(self, place: Place) -> None:
+        fill(place.master)
+        (place.master / "one").write_text("linked")
+        os.link(place.master / "one", place.master / "two")
+        place.once()
+        (place.master / "dir0").rename(place.master / "dir1" / "renamed")
+        (place.master / "dir2" / "file2").rename(place.master / "t")         # a swap, which leaves no name over
+        (place.master / "dir2" / "file6").rename(place.master / "dir2" / "file2")
+        (place.master / "t").rename(place.master / "dir2" / "file6")
+        (place.master / "one").unlink()
+        os.link(place.master / "dir3" / "file3", place.master / "dir3" / "second")
+        argv = ("run", place.master, place.slave, "--dry-run")
+        planned = [json.loads(line) for line in place.gsync(*argv, "--json").stdout.splitlines()]
+        told = {(line["action"], line.get("from"), line["path"]) for line in planned
+                if not line["path"].startswith(".git") and line["action"] != "update"}
+        assert told == {
+            ("rename", "dir0", "dir1/renamed"), ("rename", "dir2/file2", "dir2/file6"),
+            ("rename", "dir2/file6", "dir2/file2"), ("delete", None, "one"), ("make", None, "dir3/second")}
+        assert "dir0 → dir1/renamed\n" in place.gsync(*argv).stdout
+
     def test_refuses_what_a_run_would_refuse(self, place: Place) -> None:
         (place.slave / "foreign").touch()
         done = place.gsync("run", place.master, place.slave, "--dry-run", code=4)
