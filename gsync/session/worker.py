@@ -323,7 +323,9 @@ class Worker:
             due = self.ledger.next_due()
             others = (self._leftovers or doubt or self.ledger.any_approved()
                       or (due is not None and due <= time.time_ns()))
-            if piece.changelogs and piece.last and not others and time.monotonic() < self._next_live:
+            if (piece.changelogs and piece.last and not others and self._once is None
+                    and time.monotonic() < self._next_live):
+                self.state.in_step = False
                 return False  # they gather
             if piece.changelogs or others:
                 self._next_live = time.monotonic() + self._change_interval

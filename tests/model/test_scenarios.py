@@ -545,3 +545,21 @@ def test_a_directory_that_becomes_the_state_folder(w: World) -> None:
     done(w)
     w.mv("m/.gsync", "m/d")
     done(w)
+
+
+def test_live_changes_gather_for_the_change_interval(w: World) -> None:
+    w.mk("m/f", "1")
+    synced(w)
+    assert w.worker is not None
+    w.worker._change_interval = 3600.0
+    for text in ("2", "3", "4"):
+        w.write("m/f", text)
+        w.poll()
+        w.cut()
+        while w.cycle():
+            pass
+        assert (w.slave / "f").read_text() == "2"
+        assert not w.worker.state.in_step or text == "2"
+    w.worker._next_live = 0.0
+    synced(w)
+    assert (w.slave / "f").read_text() == "4"
