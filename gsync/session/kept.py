@@ -126,8 +126,8 @@ class Duty(ABC):
         return True
 
     @abstractmethod
-    def stopped(self) -> bool:
-        """Whether its status says that it ended in order."""
+    def stopped(self, pid: int) -> bool:
+        """Whether the process said in its status that it ends in order."""
 
     @abstractmethod
     def note(self, faulty: str) -> None:
@@ -144,9 +144,9 @@ class WorkerDuty(Duty):
                          os.path.join(session.folder, "worker.stderr"), session.worker_status,
                          session.options.worker_timeout, argv)
 
-    def stopped(self) -> bool:
+    def stopped(self, pid: int) -> bool:
         status = WorkerStatus.read(self.status)
-        return status is not None and status.state == "Stopped"
+        return status is not None and (status.state, status.pid) == ("Stopped", pid)
 
     def note(self, faulty: str) -> None:
         if os.path.exists(os.path.join(os.path.dirname(self.status), "session.json")):  # else it is deleted
@@ -164,9 +164,9 @@ class RecorderDuty(Duty):
     def suits(self, argv: Sequence[str]) -> bool:
         return _arguments(argv) == _arguments(self.argv)
 
-    def stopped(self) -> bool:
+    def stopped(self, pid: int) -> bool:
         status = recording.read_status(self.status)
-        return status is not None and status.state == recording.STOPPED
+        return status is not None and (status.state, status.pid) == (recording.STOPPED, pid)
 
     def note(self, faulty: str) -> None:
         last = recording.read_status(self.status)
@@ -261,9 +261,11 @@ class Kept(Retry):
         self.running.close()
         self.running = None
         said = complaint(self.duty.said)
-        if code in (DONE, DONE_WITH_FAILURES) or (code is None and not self._killed and self.duty.stopped()):
+        if code == DONE or (code in (None, DONE_WITH_FAILURES) and self.duty.stopped(pid)):  # 1 is a crash's code too
             self._log.info("ended", pid=pid)
             self.again(0.0 if time.monotonic() - self.started > SHORT else None)
+            if self.wanted and self._hindered:
+                self._note(self._hindered)
         elif code == LOCKED and self.duty.lock.holder() is not None:
             self.again(0.0)  # somebody was faster; found in the next step
         elif not self.wanted:
@@ -280,7 +282,7 @@ class Kept(Retry):
     def _fail(self, reason: str) -> None:
         pause = self.again()
         self._log.warning("does not run", reason=reason, next_start_in=pause)
-        self._note(reason)
+        self._note(self._hindered or reason)
 
     def _note(self, faulty: str) -> None:
         try:
