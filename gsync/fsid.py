@@ -233,6 +233,32 @@ def _openat2(dirfd: int, path: bytes, flags: int, mode: int) -> int:
     raise OSError(err, os.strerror(err), path)
 
 
+def whereabouts(path: bytes) -> tuple[str, list[tuple[int, int]]]:
+    """Tells a directory from all others on this running kernel, by whichever way it was reached: the boot id ("" if it
+    is not told), and (st_dev, st_ino) of the directory and of those above it, as far as they may be seen."""
+    above: list[tuple[int, int]] = []
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            boot_id = file.read().strip()
+        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return "", above
+    try:
+        while True:
+            st = os.fstat(fd)
+            if (st.st_dev, st.st_ino) in above:  # the root is above itself
+                break
+            above.append((st.st_dev, st.st_ino))
+            parent = os.open(b"..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+            os.close(fd)
+            fd = parent
+    except OSError:
+        pass
+    finally:
+        os.close(fd)
+    return boot_id, above
+
+
 def syncfs(fd: int) -> None:
     """Make everything written to the file system of fd durable (syncfs(2)); OSError if a write-back failed."""
     lib = ctypes.CDLL(None, use_errno=True)  # may take seconds: other threads go on

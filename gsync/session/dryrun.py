@@ -173,7 +173,7 @@ def dry_run(session: Session, volume: Volume, home: Home, recorder_argv: list[st
     status = WorkerStatus.read(session.worker_status)
     first = status is None or status.stime is None
     with _recorded(volume, recorder_argv), closing(parts.open_tree()) as tree, closing(parts.link()) as link, \
-            closing(SlaveClient(link, session.options.slave_timeout)) as client:
+            closing(SlaveClient(link, session.options.slave_timeout, master=volume.path)) as client:
         if client.look(volume.uuid, session.options.adopt, first):
             epoch = lease_of(session, home).take()
             if epoch is None:

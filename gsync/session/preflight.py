@@ -106,7 +106,7 @@ def _there(session: Session, volume: Volume, home: Home) -> list[Finding]:
 
 def _asked(link: Link, session: Session, volume: Volume) -> list[Finding]:
     slave = f"slave {link.slave}"
-    client = SlaveClient(link, session.options.slave_timeout)
+    client = SlaveClient(link, session.options.slave_timeout, master=volume.path)
     try:
         before, began = time.time_ns(), time.monotonic_ns()
         survey = client.survey(volume.uuid, session.options.adopt)

@@ -124,7 +124,8 @@ class Parts:
         ready, self._ready = self._ready, None
         link = ready if ready is not None and ready.alive() else self.link()
         try:
-            client = SlaveClient(link, options.slave_timeout, silence=self.others.silence)
+            client = SlaveClient(link, options.slave_timeout, silence=self.others.silence,
+                                 master=self.volume.path)
             syncer: Syncer | None = None
             try:
                 flow = Flow(Timetable.parse(options.bandwidth_limit), options.sync_jobs, paused=self.paused)

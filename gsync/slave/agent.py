@@ -28,7 +28,7 @@ from gsync.errors import SLAVE_WIDE, SlaveError, Transient, UsageError
 from gsync.model import Gfid, Name
 from gsync.slave.apply import Apply
 from gsync.slave.fence import receivers_gone
-from gsync.slave.identity import Taken, look, probe, take
+from gsync.slave.identity import Taken, keep_apart, look, probe, take
 from gsync.slave.limbo import Step
 from gsync.slave.protocol import (
     ERROR,
@@ -215,10 +215,12 @@ class Agent:
 
     def look(self, params: Params) -> bool:
         """Before hello, and without changing anything: whether the tree is this volume's slave already."""
+        keep_apart(self._root, *params.get("master", ("", ())))
         return look(self._root, str(params["volume"]), bool(params["adopt"]), bool(params["make"]))
 
     def survey(self, params: Params) -> dict[str, Any]:
         """Before hello, and without changing anything: what the directory would be like as this volume's slave."""
+        keep_apart(self._root, *params.get("master", ("", ())))
         return survey(self._root, str(params["volume"]), bool(params["adopt"])).to_json()
 
     def hello(self, params: Params) -> dict[str, Any]:
@@ -229,6 +231,7 @@ class Agent:
                              f"gsync at both ends")
         if params.get("beat") is not None:
             self._beat(max(0.01, float(params["beat"])))
+        keep_apart(self._root, *params.get("master", ("", ())))
         epoch = int(params["epoch"])
         self._taken = take(self._root, str(params["volume"]), str(params["volume_name"]), bool(params["adopt"]),
                            bool(params.get("make")), session=str(params["session"]), epoch=epoch,

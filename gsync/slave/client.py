@@ -8,6 +8,7 @@ Transient (with what the agent said last); the agent refused, or the slave as a 
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import threading
 import time
@@ -17,6 +18,7 @@ from typing import Any
 
 from gsync import rpc
 from gsync.errors import GsyncError, SlaveError, Transient
+from gsync.fsid import whereabouts
 from gsync.model import Gfid, Name
 from gsync.slave.protocol import (
     CommitAnswer,
@@ -71,11 +73,14 @@ class SlaveClient:
 
     silence: seconds after which an agent of which nothing is heard counts as lost: its link is broken off, and everyone
     who waits gets Transient. It is told to give signs of life four times as often; for the first one it has `timeout`.
+    master: the path of the tree that is to be replicated; a slave that lies in it, or has it in itself, is refused.
     ticket: what receivers and rsync servers of this connection show at the slave.
     """
 
-    def __init__(self, link: Link, timeout: float = 120, silence: float | None = None) -> None:
+    def __init__(self, link: Link, timeout: float = 120, silence: float | None = None, master: str | None = None
+                 ) -> None:
         self._link = link
+        self._master = ("", []) if master is None else whereabouts(os.fsencode(master))
         self._timeout = timeout
         self._silence = silence
         self.ticket = secrets.token_hex(16)
@@ -172,11 +177,11 @@ class SlaveClient:
 
     def look(self, volume: str, adopt: bool = False, make: bool = False) -> bool:
         """Before hello: whether the slave is this volume's already. SlaveError if hello will refuse it."""
-        return bool(self.call("look", volume=volume, adopt=adopt, make=make))
+        return bool(self.call("look", volume=volume, adopt=adopt, make=make, master=self._master))
 
     def survey(self, volume: str, adopt: bool = False) -> Survey:
         """Before hello, and changing nothing: what the directory would be like as this volume's slave."""
-        return Survey.from_json(self.call("survey", volume=volume, adopt=adopt))
+        return Survey.from_json(self.call("survey", volume=volume, adopt=adopt, master=self._master))
 
     def hello(self, volume: str, volume_name: str, session: str, epoch: int, adopt: bool = False,
               delete_retention: int = 0, make: bool = False, leave: Sequence[str] = ()) -> Hello:
@@ -185,6 +190,7 @@ class SlaveClient:
         return Hello.from_json(self.call(
             "hello", protocol=rpc.PROTOCOL, volume=volume, volume_name=volume_name, session=session, epoch=epoch,
             adopt=adopt, delete_retention=delete_retention, make=make, leave=list(leave), timeout=self._timeout,
+            master=self._master,
             ticket=self.ticket, beat=None if self._silence is None else self._silence / 4))
 
     def _leftovers(self, kind: str) -> Iterator[list[Any]]:

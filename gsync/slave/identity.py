@@ -11,10 +11,11 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from gsync.errors import SlaveError
+from gsync.fsid import whereabouts
 from gsync.model import NS, STATE_DIR, shown
 from gsync.slave import fence
 from gsync.slave.protocol import Caps
@@ -78,6 +79,17 @@ def look(root: bytes, volume: str, adopt: bool, make: bool) -> bool:
         return inspect(root_fd, volume, adopt)[0] is not None
     finally:
         os.close(root_fd)
+
+
+def keep_apart(root: bytes, boot_id: str, master: Sequence[Sequence[int]]) -> None:
+    """SlaveError if ROOT and the master, whose whereabouts these are, are on one host and in one another."""
+    exists = os.path.isdir(root)
+    mine, above = whereabouts(root if exists else os.path.dirname(root))
+    if mine and mine == boot_id and above and master:
+        if tuple(master[0]) in above:
+            raise SlaveError("it is the master itself, on this very host, or lies in it: choose another directory")
+        if exists and list(above[0]) in [list(place) for place in master]:
+            raise SlaveError("the master lies in it, on this very host: choose another directory")
 
 
 def inspect(root_fd: int, volume: str, adopt: bool) -> tuple[dict[str, object] | None, bool]:

@@ -162,6 +162,21 @@ class TestSlaveHost:
             sshd.drop_connections()
             assert wait_until_equal(place.master, place.slave, PATIENCE) == [], place.log()
 
+    def test_it_is_this_very_host_and_one_tree_lies_in_the_other(self, place: Place, sshd: Sshd) -> None:
+        over(place, sshd)
+        (place.master / "in").mkdir()
+        (place.folder / "way").symlink_to(place.master)
+        for master, slave, words in ((place.master, place.folder / "way" / "in", "lies in it"),
+                                     (place.master, place.master / "new", "lies in it"),
+                                     (place.master, place.master, "is the master itself"),
+                                     (place.master / "in", place.master, "the master lies in it")):
+            for more in ((), ("--dry-run",)):
+                line = line_of(place.gsync("run", master, f"{HOST}:{slave}", "--once", *place.args, *more, code=4))
+                assert str(slave) in line
+                assert words in line
+        assert os.listdir(place.master) == ["in"]
+        assert os.listdir(place.master / "in") == []
+
     def test_not_there(self, place: Place, sshd: Sshd) -> None:
         sshd.stop()
         assert str(place.slave) in line_of(over(place, sshd).once(code=4))
