@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gsync.cli import completion
 from gsync.cli.options import JsonOption, StateOption
 
 if TYPE_CHECKING:
@@ -14,12 +15,14 @@ if TYPE_CHECKING:
     from gsync.session.session import Session
     from gsync.volume.home import Home
 
+VERBS = ("now", "status", "wait")
 LOOK_EVERY = 0.2  # seconds
 _FORMS = "now, RFC 3339 (2026-11-23T12:00:00Z), \"2026-11-23 12:00\" in local time, or seconds since 1970"
 
 
 def checkpoint(
-    words: Annotated[list[str] | None, typer.Argument(metavar="[SESSION] now|TIME|status|wait")] = None,
+    words: Annotated[list[str] | None, typer.Argument(
+        metavar="[SESSION] now|TIME|status|wait", autocompletion=completion.words(VERBS))] = None,
     timeout: Annotated[float | None, typer.Option(
         metavar="SECONDS", min=0, help="With wait: give up after so long, with exit code 1.")] = None,
     json: JsonOption = False,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gsync.cli import completion
 from gsync.cli.options import JsonOption, StateOption
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ VERBS = ("get", "set", "reset", "list", "help")
 
 def config(
     words: Annotated[list[str] | None, typer.Argument(
-        metavar="[SESSION] [get|set|reset|list|help] [OPTION [VALUE]]")] = None,
+        metavar="[SESSION] [get|set|reset|list|help] [OPTION [VALUE]]",
+        autocompletion=completion.config_words(VERBS))] = None,
     site: Annotated[bool, typer.Option("--site", help="The settings of this node, for all its sessions.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     json: JsonOption = False,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gsync.cli import completion
 from gsync.cli.options import JsonOption, StateOption
 
 if TYPE_CHECKING:
@@ -15,14 +16,15 @@ if TYPE_CHECKING:
 
 
 def create(
-    master: Annotated[str, typer.Argument(metavar="MASTER", help="A directory, or a volume's name.")],
+    master: Annotated[str, typer.Argument(
+        metavar="MASTER", help="A directory, or a volume's name.", autocompletion=completion.volumes)],
     slave: Annotated[str, typer.Argument(
         metavar="SLAVE", help="/path, [user@]host:/path or ssh://[user@]host[:port]/path")],
     name: Annotated[str | None, typer.Option(
         "--name", metavar="NAME", help="What to call the session; by default made of MASTER and SLAVE.")] = None,
     settings: Annotated[list[str] | None, typer.Option(
-        "-o", "--set", metavar="OPTION=VALUE", help="A setting of the session, see gsync config help. Can be repeated."
-    )] = None,
+        "-o", "--set", metavar="OPTION=VALUE", autocompletion=completion.settings,
+        help="A setting of the session, see gsync config help. Can be repeated.")] = None,
     adopt: Annotated[bool, typer.Option(
         "--adopt", help="Take over a copy that other means made, comparing instead of sending again.")] = False,
     accept_host_key: Annotated[str | None, typer.Option(
@@ -119,8 +121,8 @@ def _refused(errors: list[Finding], *, json: bool) -> int:
 
 
 def delete(
-    session: Annotated[str | None, typer.Argument(metavar="[SESSION]", help="May be left out if there is only one.")]
-    = None,
+    session: Annotated[str | None, typer.Argument(
+        metavar="[SESSION]", help="May be left out if there is only one.", autocompletion=completion.sessions)] = None,
     all_sessions: Annotated[bool, typer.Option("--all", help="All sessions.")] = False,
     reset_sync_time: Annotated[bool, typer.Option(
         "--reset-sync-time", help="Have the slave forget up to when it is in step: a session that is created again "

@@ -6,17 +6,25 @@ from typing import Annotated
 
 import typer
 
+from gsync.cli import completion
 from gsync.cli.options import JsonOption, StateOption
-from gsync.cli.words import Words, session_and_verb
+from gsync.cli.words import session_and_verb
+
+VERBS = ("list", "retry", "drop")
 
 
 def failures(
-    words: Words = None,
+    words: Annotated[list[str] | None, typer.Argument(
+        metavar="[SESSION] [list|retry|drop GFID]", autocompletion=completion.words(VERBS))] = None,
     reason: Annotated[str | None, typer.Option("--reason", help="Why a failure is dropped; goes to the log.")] = None,
     json: JsonOption = False,
     state: StateOption = None,
 ) -> None:
-    """What could not be synced: [SESSION] list | retry | drop GFID --reason TEXT. A retry comes with the next batch."""
+    """What could not be synced, and why.
+
+    list shows it, retry has it tried again with the next batch (gsync does so by itself too, with growing pauses), drop
+    forgets what is noted of one inode.
+    """
     import os
 
     from gsync import log
@@ -33,7 +41,7 @@ def failures(
                 "path": os.fsdecode(failure.path), "errno": failure.errno, "message": failure.message,
                 "tries": failure.tries, "first": rfc3339(failure.first), "last": rfc3339(failure.last)}
 
-    name, verb, rest = session_and_verb(words, ("list", "retry", "drop"))
+    name, verb, rest = session_and_verb(words, VERBS)
     session = SessionHome(Home(state)).the(name)
     ledger = Ledger(session.ledger_db)
     try:

@@ -6,18 +6,25 @@ from typing import Annotated
 
 import typer
 
+from gsync.cli import completion
 from gsync.cli.options import JsonOption, StateOption
-from gsync.cli.words import Words, session_and_verb
+from gsync.cli.words import session_and_verb
+
+VERBS = ("show", "approve", "discard")
 
 
 def hold(
-    words: Words = None,
+    words: Annotated[list[str] | None, typer.Argument(
+        metavar="[SESSION] [show|approve|discard]", autocompletion=completion.words(VERBS))] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     json: JsonOption = False,
     state: StateOption = None,
 ) -> None:
-    """Deletes that wait: [SESSION] show | approve | discard. Approved ones go with the next batch; discarded ones are
-    forgotten, and what they are about stays at the slave."""
+    """Deletes that wait, because one batch would have removed more than max-delete entries.
+
+    show lists them; approved ones go with the next batch; discarded ones are forgotten, and what they are about stays
+    at the slave.
+    """
     import os
 
     from gsync.cli.output import asked, path_shown, print_json, print_table
@@ -27,7 +34,7 @@ def hold(
     from gsync.session.status import rfc3339
     from gsync.volume.home import Home
 
-    name, verb, _ = session_and_verb(words, ("show", "approve", "discard"))
+    name, verb, _ = session_and_verb(words, VERBS)
     session = SessionHome(Home(state)).the(name)
     ledger = Ledger(session.ledger_db)
     try:

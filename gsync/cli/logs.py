@@ -7,6 +7,7 @@ from typing import Annotated, BinaryIO
 
 import typer
 
+from gsync.cli import completion
 from gsync.cli.options import StateOption
 
 LOOK = 0.2          # s between two looks for more
@@ -15,7 +16,8 @@ _BLOCK = 1 << 16
 
 def logs(
     session: Annotated[str | None, typer.Argument(
-        metavar="[SESSION]", help="Whose; not needed if there is only one.")] = None,
+        metavar="[SESSION]", help="Whose; not needed if there is only one.",
+        autocompletion=completion.sessions)] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is added, until stopped.")] = False,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, metavar="N", help="How many lines.")] = 20,
     monitor: Annotated[bool, typer.Option("--monitor", help="The monitor's log.")] = False,

@@ -32,7 +32,7 @@ from gsync.cli import (
 from gsync.cli.output import print_error
 from gsync.errors import GsyncError
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True,
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True,
                   help="Keeps a second site in step with a first one, by following changelogs.")
 app.command("run")(run.run)
 app.command("create")(create.create)
@@ -78,8 +78,9 @@ def call(args: Sequence[str]) -> int:
         if message:
             print_error(message)
         return exc.exit_code
-    except SystemExit:  # what typer makes of EPIPE: the reader of our output has had enough
-        return -signal.SIGPIPE
+    except SystemExit as exc:
+        # 0: completion, which typer does; else what it makes of EPIPE: the reader of our output has had enough
+        return -signal.SIGPIPE if exc.code else 0
     except (KeyboardInterrupt, typer.Abort):
         return -signal.SIGINT
     except Exception as exc:  # noqa: BLE001 - whatever it is, it ends in one line

@@ -6,13 +6,15 @@ from typing import Annotated
 
 import typer
 
+from gsync.cli import completion
 from gsync.cli.options import JsonOption, StateOption
 
 app = typer.Typer(no_args_is_help=True, help="The processes that record the changes of volumes.")
 
 
 @app.command("status")
-def status(name: Annotated[str | None, typer.Argument(metavar="NAME", help="Only this volume's.")] = None,
+def status(name: Annotated[str | None, typer.Argument(
+    metavar="NAME", help="Only this volume's.", autocompletion=completion.volumes)] = None,
            json: JsonOption = False, state: StateOption = None) -> None:
     """Show what the recorders do."""
     from gsync.cli.output import print_json, print_table
@@ -32,7 +34,8 @@ def status(name: Annotated[str | None, typer.Argument(metavar="NAME", help="Only
 
 
 @app.command("run")
-def run(name: Annotated[str, typer.Argument(metavar="NAME", help="The volume.")],
+def run(name: Annotated[str, typer.Argument(
+    metavar="NAME", help="The volume.", autocompletion=completion.volumes)],
         detector: Annotated[str | None, typer.Option(
             metavar="auto|fanotify|inotify", help="How changes are noticed.")] = None,
         log_level: Annotated[str | None, typer.Option(metavar="LEVEL", help="DEBUG, INFO, WARNING or ERROR.")] = None,

@@ -8,13 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
+from gsync.cli import completion
 from gsync.cli.options import JsonOption, StateOption
 
 EVERY = 1.0  # seconds between two looks of --watch
 
 
 def status(
-    session: Annotated[str | None, typer.Argument(metavar="[SESSION]", help="Only this session.")] = None,
+    session: Annotated[str | None, typer.Argument(
+        metavar="[SESSION]", help="Only this session.", autocompletion=completion.sessions)] = None,
     detail: Annotated[bool, typer.Option(
         "--detail", help="Backlog, failures, rate, checkpoint and recorder too.")] = False,
     json: JsonOption = False,

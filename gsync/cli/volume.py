@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gsync.cli import completion
 from gsync.cli.options import JsonOption, StateOption
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="The named trees whose changes are recorded.")
 
 NewNameArgument = Annotated[str, typer.Argument(metavar="NAME", help="What to call the volume.")]
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The volume.")]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The volume.", autocompletion=completion.volumes)]
 
 
 @app.command("add")

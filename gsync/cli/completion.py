@@ -1,0 +1,112 @@
+"""What a shell completes: names of sessions and volumes, verbs, options of config.
+
+Called for each press of a key, so nothing is read or imported but what the answer needs. Whatever is wrong with the
+state folder, there is just nothing to offer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+
+import typer
+
+
+def sessions(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Names of sessions, without those that stand there already."""
+    given = [word for value in ctx.params.values() if isinstance(value, (list, tuple)) for word in value]
+    return _fitting(_names(_home(ctx), "sessions"), incomplete, without=given)
+
+
+def volumes(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Names of volumes."""
+    return _fitting(_names(_home(ctx), "volumes"), incomplete)
+
+
+def words(verbs: Sequence[str]) -> Callable[[typer.Context, str], list[str]]:
+    """For `COMMAND [SESSION] VERB …`: a session or a verb first, then a verb."""
+    def complete(ctx: typer.Context, incomplete: str) -> list[str]:
+        given = list(ctx.params.get("words") or [])
+        if any(word in verbs for word in given):
+            return []
+        found = list(verbs) + ([] if given else _names(_home(ctx), "sessions"))
+        return _fitting(found, incomplete)
+
+    return complete
+
+
+def config_words(verbs: Sequence[str]) -> Callable[[typer.Context, str], list[str]]:
+    """For `config [SESSION] [VERB] [OPTION [VALUE]]`."""
+    def complete(ctx: typer.Context, incomplete: str) -> list[str]:
+        from gsync.session.options import table
+
+        given = list(ctx.params.get("words") or [])
+        options = table()
+        found: list[str] = []
+        if not any(word in verbs or word in options for word in given):
+            found = [*verbs, *options] + ([] if given else _names(_home(ctx), "sessions"))
+        elif given[-1] in verbs and given[-1] != "list":
+            found = list(options)
+        elif given[-1] in options and not {"get", "reset", "help"} & set(given):
+            found = _values(given[-1])
+        return _fitting(found, incomplete)
+
+    return complete
+
+
+def settings(incomplete: str) -> list[str]:
+    """For -o OPTION=VALUE."""
+    from gsync.session.options import Scope, table
+
+    name, equals, _ = incomplete.partition("=")
+    if equals and name in table():
+        return _fitting([f"{name}={value}" for value in _values(name)], incomplete)
+    return _fitting([f"{row.name}=" for row in table().values() if row.about.scope is not Scope.NODE], incomplete)
+
+
+def _values(option: str) -> list[str]:
+    """The values of an option that takes one of a few words."""
+    from gsync.session.options import table
+
+    takes = table()[option].takes
+    return takes.split(" | ") if " | " in takes else []
+
+
+def _fitting(names: Iterable[str], incomplete: str, without: Sequence[str] = ()) -> list[str]:
+    return [name for name in names if name.startswith(incomplete) and name not in without]
+
+
+def _home(ctx: typer.Context) -> str:
+    import os
+
+    from gsync.volume.home import default_path
+
+    return os.path.abspath(ctx.params.get("state") or default_path(os.environ))
+
+
+def _names(home: str, kind: str) -> list[str]:
+    """What lies in the folder `kind` of the state folder; sessions, on the meta volume too."""
+    import os
+
+    file = {"sessions": "session.json", "volumes": "volume.json"}[kind]
+    found: set[str] = set()
+    for folder in [home, *(_meta_volume(home) if kind == "sessions" else [])]:
+        with suppress(OSError):
+            found.update(name for name in os.listdir(os.path.join(folder, kind))
+                         if os.path.exists(os.path.join(folder, kind, name, file)))
+    return sorted(found)
+
+
+def _meta_volume(home: str) -> list[str]:
+    """The folder of the nodes' common state, if this node has a meta volume."""
+    import os
+
+    from gsync import ini
+
+    settings: dict[str, str] = {}
+    for path in (os.environ.get("GSYNC_SYSTEM_CONF", "/etc/gsync/gsync.conf"), os.path.join(home, "gsync.conf")):
+        with suppress(Exception):
+            settings.update(ini.read(path))
+    if settings.get("use-meta-volume", "").lower() not in ("true", "yes", "on", "1"):
+        return []
+    return [os.path.join(settings.get("meta-volume-mnt", "/run/gluster/shared_storage"), "geo-rep")]
