@@ -37,6 +37,7 @@ class TestEndings:
             (["run", "/m", "/s", "--exclude", "!"], "not a pattern: '!'"),
             (["run", "/m", "/s", "--exclude-from", "/nowhere"], "--exclude-from /nowhere: No such file"),
             (["run", "/m", "/s", "--log-level", "loud"], "log-level: 'LOUD'"),
+            (["run", "/m", "/s", "--detector", "crystal-ball"], "change-detector: 'crystal-ball'"),
             (["run", "/m", "/s", "--set", "nice"], "--set nice: not of the form OPTION=VALUE"),
             (["run", "/m", "/s", "--set", "tar-command=x"], "tar-command: an option of GlusterFS"),
             (["run", "/m", "/s", "--delete-retention", "x"], "delete-retention: 'x': not a duration"),
