@@ -74,7 +74,8 @@ class Sshd:
             pam = "yes" if os.geteuid() == 0 else "no"
             config.write_text(
                 f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.host_key}\nPidFile none\n"
-                f"AuthorizedKeysFile {self._authorized}\nStrictModes no\nUsePAM {pam}\nUseDNS no\nPrintMotd no\n"
+                f"AuthorizedKeysFile {self._authorized} {self.home}/.ssh/authorized_keys\n"
+                f"StrictModes no\nUsePAM {pam}\nUseDNS no\nPrintMotd no\n"
                 "PasswordAuthentication no\nKbdInteractiveAuthentication no\nPubkeyAuthentication yes\n"
                 "PermitRootLogin prohibit-password\nSubsystem sftp internal-sftp\nMaxStartups 100\n"
                 f"MaxSessions {self._max_sessions}\nSetEnv HOME={self.home}\n"

@@ -21,6 +21,7 @@ from gsync.cli import (
     create,
     failures,
     hold,
+    keys,
     logs,
     monitor,
     recorder,
@@ -43,6 +44,7 @@ app.command("status")(status.status)
 app.command("logs")(logs.logs)
 app.command("config", context_settings={"ignore_unknown_options": True})(config.config)
 app.command("checkpoint")(checkpoint.checkpoint)
+app.command("keys")(keys.keys)
 app.command("failures")(failures.failures)
 app.command("hold")(hold.hold)
 app.add_typer(volume.app, name="volume")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 
 from gsync.session.options import Options, ssh_words
@@ -9,9 +10,11 @@ from gsync.sync.rsync import RsyncSettings
 from gsync.transport.ssh import SshOptions
 
 
-def ssh_options(options: Options) -> SshOptions:
+def ssh_options(options: Options, key: str = "") -> SshOptions:
+    """key: where the session's own key would lie; if it is there, it is used and nothing else."""
     return SshOptions(options.ssh_config or None, ssh_words(options.ssh_options), options.connection_timeout,
-                      compression=options.compression, command=options.ssh_command)
+                      compression=options.compression, command=options.ssh_command,
+                      identity=key if key and os.path.exists(key) else None)
 
 
 def rsync_settings(options: Options) -> RsyncSettings:

@@ -98,8 +98,8 @@ class Parts:
         slave = parse_slave(self.session.slave)
         if slave.host is None:
             return LocalLink(slave)
-        return SshLink(replace(slave, port=self.options.ssh_port or slave.port), ssh_options(self.options),
-                       Path(self.session.folder, "ssh.json"))
+        return SshLink(replace(slave, port=self.options.ssh_port or slave.port),
+                       ssh_options(self.options, self.session.key), Path(self.session.folder, "ssh.json"))
 
     def stand_by(self) -> None:
         """Have the way to the slave ready for a takeover."""

@@ -450,7 +450,7 @@ def _serve(agent: Agent, source: _Stdin, sink: _Stdout) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`ROOT` or `--receive ROOT`; the exit status."""
+    """What the arguments say (see `usage`); the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     os.umask(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's: the worker ends us by ending our stdin
@@ -462,14 +462,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         from gsync.slave import rsync_server
 
         return rsync_server.main(arguments[1:])
+    if len(arguments) == 2 and arguments[0] == "--forced":
+        from gsync.slave import forced
+
+        return forced.main(os.fsencode(arguments[1]))
+    if arguments == ["--authorize"]:
+        from gsync.slave import authorize
+
+        return authorize.main()
     if len(arguments) != 1:
-        print("usage: agent ROOT | agent --receive ROOT | agent --rsync ROOT EPOCH TICKET --server ...",
-              file=sys.stderr)
+        print("usage: agent ROOT | --receive ROOT | --rsync ROOT EPOCH TICKET --server ... | --forced ROOT | "
+              "--authorize", file=sys.stderr)
         return UsageError.exit_code
+    return run(os.fsencode(arguments[0]))
+
+
+def run(root: bytes) -> int:
+    """Serve one worker over stdin and stdout; the exit status."""
     stdout = os.dup(1)
     os.dup2(2, 1)  # nothing but frames may go to the worker, whoever prints
     try:
-        serve(os.fsencode(arguments[0]), 0, stdout)
+        serve(root, 0, stdout)
     except Fenced as exc:
         print(exc, file=sys.stderr)
         return Fenced.exit_code

@@ -17,7 +17,7 @@ from gsync.errors import GsyncError, SlaveError, Transient
 from gsync.slave.fence import RECEIVERS_LOCK, open_lock, show, take_shared
 from gsync.slave.tree import OPEN_DIR, open_state
 
-_PATH = "/usr/local/bin:/usr/bin:/bin"
+PATH = "/usr/local/bin:/usr/bin:/bin"
 
 # What gsync's engine gives a server, by any rsync from 3.1 on, and what of rsync-options does no harm there. Nothing
 # that makes links, directories or devices, that deletes, or that names another file.
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str], *, strict: bool = False) -> int:
         words = words[words.index("--server"):]
         if strict:
             check_argv(words)
-        become_rsync(root, epoch, ticket, words, _PATH if strict else None)
+        become_rsync(root, epoch, ticket, words, PATH if strict else None)
     except (IndexError, ValueError):
         print("usage: agent --rsync ROOT EPOCH TICKET --server ...", file=sys.stderr)
         return 2

@@ -17,9 +17,10 @@ import struct
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from gsync import rpc
 from gsync.model import NS
 
-PROTOCOL = 2
+PROTOCOL = rpc.PROTOCOL
 
 FILE, END = 1, 2  # kind of a header
 

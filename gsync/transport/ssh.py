@@ -20,9 +20,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from gsync import rpc
 from gsync.durable import replace_file
 from gsync.errors import GsyncError, SlaveError, Transient, UsageError
 from gsync.log import get_logger
+from gsync.model import shown
 from gsync.transport import bundle
 from gsync.transport.link import Channel, Slave, lost
 
@@ -30,6 +32,8 @@ _log = get_logger(__name__)
 
 _FAST_CIPHER = "aes128-gcm@openssh.com"
 _SSH_FAILED = 255
+_NOT_FORCED = (77, 127, 2)  # exit statuses: of the forced program that refuses, of a shell without gsync or with it
+INSTALLED_IN, INSTALLED_AS = ".local/share/gsync", "agent.pyz"  # below the account's home
 _MARK = "gsync-probe"
 _counter = itertools.count(1)
 
@@ -37,7 +41,7 @@ _counter = itertools.count(1)
 @dataclass(frozen=True)
 class SshOptions:
     """How to use ssh: its configuration file (None: the user's), further options as for `ssh -o`, times in seconds, the
-    program."""
+    program. identity: the private key of a session that may do nothing but what `agent --forced` allows."""
 
     config_file: str | None = None
     extra: tuple[str, ...] = ()
@@ -45,6 +49,7 @@ class SshOptions:
     alive_interval: int = 15
     compression: bool = False
     command: str = "ssh"
+    identity: str | None = None
 
 
 def ssh_argv(slave: Slave, options: SshOptions) -> list[str]:
@@ -57,6 +62,8 @@ def ssh_argv(slave: Slave, options: SshOptions) -> list[str]:
         argv[1:1] = ["-F", options.config_file]
     if slave.port is not None:
         argv.append(f"-p{slave.port}")
+    if options.identity is not None:
+        argv += ["-i", options.identity.replace("%", "%%"), "-oIdentitiesOnly=yes"]
     argv += [f"-o{option}" for option in options.extra]
     return argv
 
@@ -119,8 +126,9 @@ _PROBE = "; ".join([
 _STAY = "echo end; exec cat >/dev/null"
 _PUSH = "; ".join([  # $1: folder, $2: name, $3: size
     "umask 077",
-    'mkdir -p "$1" && cd "$1" && cat >".$2.$$" && test $(wc -c <".$2.$$") -eq "$3" && mv -f ".$2.$$" "$2" && exit 0',
-    'rm -f "$1/.$2.$$"',
+    'cd && mkdir -p "$1" && cd "$1" && cat >".$2.$$" && test $(wc -c <".$2.$$") -eq "$3" && mv -f ".$2.$$" "$2" '
+    '&& echo "$(pwd -P)/$2" && exit 0',
+    'rm -f ".$2.$$" "$1/.$2.$$"',
     "exit 1",
 ])
 
@@ -135,6 +143,9 @@ class Host:
     has_rsync: bool
     python: str | None
     useless: tuple[str, ...]
+    protocol: str | None = None  # of a forced program; so are the following
+    gsync: str | None = None
+    directory: bytes | None = None
 
     @classmethod
     def parse(cls, lines: Sequence[str]) -> Host:
@@ -144,8 +155,13 @@ class Host:
             key, _, value = line.partition(" ")
             found.setdefault(key, []).append(value)
         python = found["python"][0].partition(" ")[2] if "python" in found else None
-        return cls("aes" in found, found["cache"][0], "agent" in found, "rsync" in found, python,
-                   tuple(found.get("useless", ())))
+        try:
+            directory = bytes.fromhex(found["directory"][0]) if "directory" in found else None
+        except ValueError:
+            directory = None
+        return cls("aes" in found, found.get("cache", [""])[0], "agent" in found, "rsync" in found, python,
+                   tuple(found.get("useless", ())), found.get("protocol", [None])[0], found.get("gsync", [None])[0],
+                   directory)
 
 
 def remote_command(argv: Sequence[bytes]) -> bytes:
@@ -156,7 +172,8 @@ def remote_command(argv: Sequence[bytes]) -> bytes:
 class SshLink:
     """A connection to slave.host, made by the constructor: SlaveError or Transient say why it cannot be.
 
-    memory: a file that keeps what was learnt of the host for the next time.
+    memory: a file that keeps what was learnt of the host for the next time. With a session's own key (identity in the
+    options) the other end is the agent's forced program: it is asked in its few words, and there is no shell.
     """
 
     def __init__(self, slave: Slave, options: SshOptions | None = None, memory: Path | None = None) -> None:
@@ -166,21 +183,23 @@ class SshLink:
         self._ssh = ssh_argv(slave, self._options)
         self._agent = bundle.zipapp()
         self._agent_name = f"agent-{hashlib.sha256(self._agent).hexdigest()[:20]}.pyz"
+        self._restricted = self._options.identity is not None
         fast = self._fast_ciphers()
         offered = fast is not None and self._remembers_aes()
-        self._host = Host.parse(self._open(fast if offered else None, f"{_PROBE}; {_STAY}"))
+        self._host = Host.parse(self._open(fast if offered else None, self._shell_command(f"{_PROBE}; {_STAY}")))
         if fast is not None and self._host.aes != offered:
             self.close()
             self._remember_aes(self._host.aes)
-            self._open(fast if self._host.aes else None, f"echo {_MARK}; {_STAY}")
+            self._open(fast if self._host.aes else None, self._shell_command(f"echo {_MARK}; {_STAY}"))
         try:
-            if self._host.python is None:
+            if self._restricted:
+                self._check_forced()
+            elif self._host.python is None:
                 found = ", ".join(self._host.useless) or "none"
                 raise SlaveError(f"slave {slave}: that host needs Python 3.9 or newer with ctypes and sqlite3; found: "
                                  f"{found}; install python3 there")
-            self._python = os.fsencode(self._host.python)
-            if not self._host.has_agent:
-                self._push()
+            elif not self._host.has_agent:
+                self._push(self._host.cache, self._agent_name)
         except BaseException:
             self.close()
             raise
@@ -208,13 +227,18 @@ class SshLink:
 
     # the connection
 
-    def _open(self, ciphers: str | None, script: str) -> list[str]:
+    def _shell_command(self, script: str) -> bytes:
+        """The command line for what is said and stays on the connection."""
+        if self._restricted:
+            return b"gsync probe"
+        return remote_command([b"/bin/sh", b"-c", script.encode(), b"gsync", self._agent_name.encode()])
+
+    def _open(self, ciphers: str | None, stays: bytes) -> list[str]:
         """Make the connection, with a program on it that says something, then stays; the lines that it said."""
         self._control = _socket_path()
         argv = [*self._ssh, "-M", "-S", self._control, self.slave.target]
         if ciphers is not None:
             argv.insert(-1, f"-oCiphers={ciphers}")
-        stays = remote_command([b"/bin/sh", b"-c", script.encode(), b"gsync", self._agent_name.encode()])
         self._master = Channel([*map(os.fsencode, argv), stays])
         lines: list[str] = []
         for raw in self._master.stdout:
@@ -227,32 +251,65 @@ class SshLink:
         self._master.close()
         raise error
 
-    def _push(self) -> None:
-        """Put the agent into the cache folder over there."""
+    def _check_forced(self) -> None:
+        """Whether the forced program at the other end is the one of this gsync and this slave."""
+        again = "bring it there with gsync keys SESSION --install, or gsync create --push-agent"
+        if self._host.protocol != str(rpc.PROTOCOL):
+            raise SlaveError(f"slave {self.slave}: the agent there is another gsync's ({self._host.gsync}; it speaks "
+                             f"protocol {self._host.protocol}, this one {rpc.PROTOCOL}): {again}")
+        if self._host.directory != self.slave.path:
+            there = shown(self._host.directory or b"?")
+            raise SlaveError(f"slave {self.slave}: the session's key is for {there} there; put the line that gsync "
+                             f"keys SESSION prints into authorized_keys")
+
+    def _push(self, folder: str, name: str) -> str:
+        """Put the agent into a folder over there; its path."""
         _log.info("bringing the agent along", slave=self.slave, bytes=len(self._agent))
-        channel = self.spawn([b"/bin/sh", b"-c", _PUSH.encode(), b"gsync", os.fsencode(self._host.cache),
-                              self._agent_name.encode(), b"%d" % len(self._agent)])
+        channel = self.spawn([b"/bin/sh", b"-c", _PUSH.encode(), b"gsync", os.fsencode(folder), name.encode(),
+                              b"%d" % len(self._agent)])
         try:
             with suppress(OSError):
                 channel.write(self._agent)
             channel.end_input()
+            path = os.fsdecode(channel.stdout.read()).rstrip("\n")
             if channel.end(patience=60) != 0:
-                raise SlaveError(f"slave {self.slave}: cannot put the agent into {self._host.cache} there: "
+                raise SlaveError(f"slave {self.slave}: cannot put the agent into {folder} there: "
                                  + "; ".join(channel.said()[-2:]))
+            return path
         finally:
             channel.close()
 
+    def install(self) -> str:
+        """Put the agent into its place in the account, where a forced command finds it; its path."""
+        return self._push(INSTALLED_IN, INSTALLED_AS)
+
+    @property
+    def python(self) -> str:
+        """The path of the Python there that runs the agent."""
+        assert self._host.python is not None
+        return self._host.python
+
     def spawn(self, argv: Sequence[bytes]) -> Channel:
-        return Channel([*map(os.fsencode, [*self._ssh, "-S", self._control, self.slave.target]), remote_command(argv)])
+        assert not self._restricted, "there is no shell"
+        return self._start(remote_command(argv))
+
+    def _start(self, command: bytes) -> Channel:
+        return Channel([*map(os.fsencode, [*self._ssh, "-S", self._control, self.slave.target]), command])
 
     def agent(self, argv: Sequence[bytes]) -> Channel:
+        if self._restricted:
+            return self._start(b"gsync receive" if argv[0] == b"--receive" else b"gsync agent")
         return self.spawn([*self._program(), *argv])
 
     def _program(self) -> list[bytes]:
-        return [self._python, b"-I", os.fsencode(f"{self._host.cache}/{self._agent_name}")]
+        return [os.fsencode(self.python), b"-I", os.fsencode(f"{self._host.cache}/{self._agent_name}")]
 
     def error(self, channel: Channel) -> GsyncError:
-        if channel.end() != _SSH_FAILED:
+        status = channel.end()
+        if self._restricted and status in _NOT_FORCED:
+            return SlaveError(f"slave {self.slave}: the session's key cannot be used: "
+                              + "; ".join(channel.said()[-1:]) + "; see gsync keys SESSION")
+        if status != _SSH_FAILED:
             return lost(self.slave, channel)
         said = channel.said()
         if channel is not self._master and self._master.ended(within=2):
@@ -265,7 +322,10 @@ class SshLink:
     def rsync(self, epoch: int, ticket: str) -> list[bytes]:
         # Nothing but the standing connection: rsync has rules of its own for quotes, so no option of the user's here.
         shell = f"{self._options.command} -F none -oBatchMode=yes -oProxyCommand=false -S {self._control}"
-        server = remote_command([*self._program(), b"--rsync", self.slave.path, b"%d" % epoch, ticket.encode()])
+        if self._restricted:
+            server = b"gsync rsync %d %s" % (epoch, ticket.encode())
+        else:
+            server = remote_command([*self._program(), b"--rsync", self.slave.path, b"%d" % epoch, ticket.encode()])
         return [b"-e", os.fsencode(shell), b"--rsync-path=" + server]
 
     def alive(self) -> bool:
@@ -309,6 +369,9 @@ def ssh_error(slave: Slave, options: SshOptions, said: Sequence[str]) -> GsyncEr
         key = _fingerprint(slave, options)
         return SlaveError(f"slave {slave}: host key is not known; compare {key} with the host, then run again with "
                           f"--accept-host-key {key}")
+    if "Permission denied" in text and options.identity is not None:
+        return SlaveError(f"slave {slave}: ssh: {words}; the session's key is not accepted there: gsync keys SESSION "
+                          f"prints the line that belongs into the account's authorized_keys, --install puts it there")
     if "Permission denied" in text:
         return SlaveError(f"slave {slave}: ssh: {words}; gsync needs a key that works without a question: "
                           f"ssh-copy-id {slave.target}")

@@ -1,0 +1,96 @@
+"""`gsync keys`: a session's own ssh key, which can do nothing at the slave but replicate into one directory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gsync.cli.options import JsonOption, StateOption
+
+if TYPE_CHECKING:
+    from gsync.session.session import Session
+
+
+def keys(
+    session: Annotated[str | None, typer.Argument(metavar="[SESSION]", help="May be left out if there is only one.")]
+    = None,
+    install: Annotated[bool, typer.Option(
+        "--install", help="Put agent and line into the slave's account, over your own ssh access.")] = False,
+    rotate: Annotated[bool, typer.Option(
+        "--rotate", help="Replace the key by a new one; goes with --install.")] = False,
+    json: JsonOption = False,
+    state: StateOption = None,
+) -> None:
+    """Make the session's own ssh key, and print the line for ~/.ssh/authorized_keys of the slave's account.
+
+    With this line the key can replicate into the slave's directory and nothing else: no shell, no forwarding, no other
+    file. From then on the session uses its key alone. To go back to your own ssh access, delete the files that are
+    named here, and the line at the slave.
+    """
+    import os
+    from dataclasses import replace
+
+    from gsync.cli.output import print_json
+    from gsync.errors import UsageError
+    from gsync.session.parts import ssh_options
+    from gsync.session.session import SessionHome
+    from gsync.transport import setup
+    from gsync.transport.link import parse_slave
+    from gsync.volume.home import Home
+
+    if rotate and not install:
+        raise UsageError("keys: --rotate goes with --install, else the session would be locked out")
+    chosen = SessionHome(Home(state)).the(session)
+    slave = parse_slave(chosen.slave)
+    slave = replace(slave, port=chosen.options.ssh_port or slave.port)
+    if slave.host is None:
+        raise UsageError(f"session {chosen.name}: its slave {slave} is on this host, that needs no key")
+    key = chosen.key
+    if rotate or not os.path.exists(key):
+        key += ".new"
+        _make(chosen, key)
+    with open(key + ".pub", encoding="ascii") as file:
+        public = file.read().strip()
+    where: str | None = None
+    if install:
+        line, where = setup.authorize(slave, ssh_options(chosen.options), public)
+    else:
+        line = setup.authorized_line(public, slave)
+    if key != chosen.key:
+        os.replace(key + ".pub", chosen.key + ".pub")
+        os.replace(key, chosen.key)
+    if json:
+        print_json({"session": chosen.name, "key": chosen.key, "line": line, "installed_in": where})
+    elif where is not None:
+        print(f"{slave.target}: the key is in {where}, the session uses it from now on ({chosen.key})")
+    else:
+        print(line)
+        _explain(chosen, slave.target)
+
+
+def _make(session: Session, key: str) -> None:
+    """A new pair of keys, without a passphrase, for this node."""
+    import os
+    import subprocess
+    from contextlib import suppress
+
+    from gsync.errors import UsageError
+
+    for path in (key, key + ".pub"):
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+    os.makedirs(session.folder, mode=0o700, exist_ok=True)
+    comment = f"gsync {session.name} {os.uname().nodename}"
+    done = subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", key],
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise UsageError(f"{key}: ssh-keygen: {done.stderr.strip() or done.stdout.strip()}")
+
+
+def _explain(session: Session, target: str) -> None:
+    import sys
+
+    print(f"The line above belongs into ~/.ssh/authorized_keys of {target}; the agent has to be there too, as "
+          f"~/.local/share/gsync/agent.pyz: gsync keys {session.name} --install does both. The session uses this key "
+          f"from now on: {session.key}", file=sys.stderr)

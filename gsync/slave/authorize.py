@@ -1,0 +1,51 @@
+"""`agent --authorize`: puts the line on stdin into ~/.ssh/authorized_keys of this account, once.
+
+An older line of the same key, or for the same purpose (its comment) and with a forced command of ours, goes.
+Standard library only, Python 3.9.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from contextlib import suppress
+
+_LINE = re.compile(r'restrict,command="(?:[^"\\]|\\.)* --forced (?:[^"\\]|\\.)*" '
+                   r'(ssh-ed25519 [A-Za-z0-9+/=]+) (gsync .*)')
+
+
+def main() -> int:
+    line = sys.stdin.readline().rstrip("\n")
+    found = _LINE.fullmatch(line)
+    if found is None:
+        print("not a line for a key of gsync's", file=sys.stderr)
+        return 2
+    folder = os.path.expanduser("~/.ssh")
+    with suppress(FileExistsError):
+        os.mkdir(folder, 0o700)
+    path = os.path.realpath(os.path.join(folder, "authorized_keys"))
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            before = file.read()
+        mode = os.stat(path).st_mode & 0o777
+    except FileNotFoundError:
+        before, mode = "", 0o600
+    lines = [other for other in before.splitlines() if not _is_replaced(other, *found.groups())]
+    after = "\n".join([*lines, line]) + "\n"
+    if after != before:
+        new = f"{path}.gsync-{os.getpid()}"
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        with open(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
+            os.fchmod(fd, mode)
+            file.write(after)
+            file.flush()
+            os.fsync(fd)
+        os.rename(new, path)
+    print(path)
+    return 0
+
+
+def _is_replaced(line: str, key: str, comment: str) -> bool:
+    other = _LINE.fullmatch(line)
+    return (other is not None and other[2] == comment) or f" {key} " in f" {line} "

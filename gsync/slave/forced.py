@@ -1,0 +1,121 @@
+"""What a session's own ssh key may do: `agent --forced DIR`, its forced command in authorized_keys.
+
+Of what the other end asks for (SSH_ORIGINAL_COMMAND) four commands are understood, word by word, no shell between:
+`gsync probe`, `gsync agent`, `gsync receive` and `gsync rsync EPOCH TICKET --server ...`. All of them work in DIR, to
+which no symlink may lead, and nowhere else. Anything else is refused with one line.
+Standard library only, Python 3.9.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+import stat
+import sys
+
+import gsync
+from gsync import rpc
+from gsync.fsid import open_beneath
+from gsync.slave import rsync_server
+
+REFUSED = 77  # exit status, known to gsync/transport/ssh.py
+_ENVIRONMENT = "SSH_ORIGINAL_COMMAND"
+_COMMAND = re.compile(rb"gsync( [A-Za-z0-9.,=_+-]+)+")
+_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class _Refused(Exception):
+    """It is not what this key is for."""
+
+
+def main(folder: bytes) -> int:
+    try:
+        words = _words()
+        if words == ["probe"]:
+            return _probe(folder)
+        if words == ["agent"]:
+            return _agent(_enter(folder, may_be_missing=True))
+        if words == ["receive"]:
+            from gsync.slave import receive
+
+            return receive.main(_enter(folder))
+        if words[0] == "rsync" and len(words) > 3:
+            return rsync_server.main([os.fsdecode(_enter(folder)), *words[1:]], strict=True)
+        raise _Refused("not allowed with this key")
+    except _Refused as exc:
+        print(f"gsync: refused: {exc}", file=sys.stderr)
+        return REFUSED
+
+
+def _words() -> list[str]:
+    asked = os.environb.get(_ENVIRONMENT.encode())
+    if asked is None:
+        raise _Refused("this key is for gsync alone, there is no shell")
+    if not _COMMAND.fullmatch(asked):
+        raise _Refused("not allowed with this key")
+    return asked.decode("ascii").split(" ")[1:]
+
+
+def _enter(folder: bytes, *, may_be_missing: bool = False) -> bytes:
+    """Make DIR the working directory, led to by no symlink; how to call it from there. If only its last part is missing
+    the agent may be asked to make it: then the folder above."""
+    path = os.path.normpath(folder)
+    if not path.startswith(b"/") or path == b"/":
+        raise _Refused("the forced command names no directory")
+    root = os.open(b"/", _OPEN)
+    above, name = os.path.split(path[1:])
+    try:
+        os.fchdir(open_beneath(root, path[1:], _OPEN))
+        return b"."
+    except FileNotFoundError:
+        if not may_be_missing:
+            raise _Refused("the directory of this key is not there") from None
+        try:
+            os.fchdir(open_beneath(root, above, _OPEN) if above else root)
+        except OSError as exc:
+            raise _Refused(f"the directory of this key cannot be opened: {exc.strerror}") from exc
+        if os.path.lexists(name):
+            raise _Refused("the directory of this key is just changing") from None
+        return b"./" + name
+    except OSError as exc:
+        if exc.errno in (errno.ELOOP, errno.ENOTDIR):
+            raise _Refused("a symlink or file is in the way to the directory of this key: name its real path") from None
+        raise _Refused(f"the directory of this key cannot be opened: {exc.strerror}") from exc
+
+
+def _agent(root: bytes) -> int:
+    from gsync.slave import agent
+
+    return agent.run(root)
+
+
+def _probe(folder: bytes) -> int:
+    """Say what this host has, as SshLink reads it; then stay: the connection stands until the other end goes."""
+    lines = ["gsync-probe", f"protocol {rpc.PROTOCOL}", f"gsync {gsync.__version__} {_fingerprint()}",
+             f"directory {folder.hex()}", f"python {sys.version.split()[0]} {sys.executable}"]
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            if re.search(r"^(flags|Features)\s*:.*\baes\b", file.read(), re.M):
+                lines.append("aes")
+    except OSError:
+        pass
+    if shutil.which("rsync", path=rsync_server.PATH):
+        lines.append("rsync")
+    print("\n".join([*lines, "end"]), flush=True)
+    while os.read(0, 1 << 16):
+        pass
+    return 0
+
+
+def _fingerprint() -> str:
+    """Which agent this is, if it is a zipapp."""
+    try:
+        if stat.S_ISREG(os.stat(sys.argv[0]).st_mode):
+            with open(sys.argv[0], "rb") as file:
+                return hashlib.sha256(file.read()).hexdigest()[:20]
+    except OSError:
+        pass
+    return "-"
