@@ -77,7 +77,7 @@ class Soak:
                 time.sleep(0.05)
             operations: Counter[str] = Counter()
             for _ in churns:
-                operations += done.get(timeout=10)[0]
+                operations += done.get(timeout=60)[0]
             if any(churn.exitcode for churn in churns):
                 return ["a process that makes changes failed"]
             for _ in kills:
@@ -141,6 +141,14 @@ class Soak:
             lines.append(f"not in step: {status}")
         return lines
 
+    def why(self) -> list[str]:
+        """What the processes say of themselves: all that is left of them where the folder does not outlive the run."""
+        lines = [f"{path}: {path.read_text()}" for path in [*self.place.home.glob("volumes/*/bricks/*/recorder.status"),
+                                                            *self.place.home.glob("sessions/*/worker.status")]]
+        log = self.place.log().splitlines()
+        return [*lines, *[line for line in log if " ERROR " in line or " WARNING " in line][-40:],
+                "the last lines of the log:", *log[-60:]]
+
 
 @contextlib.contextmanager
 def _trees(folder: Path, args: argparse.Namespace) -> Iterator[tuple[Place, Path]]:
@@ -183,8 +191,9 @@ def main() -> int:
     differences: list[str] = ["broken off"]
     try:
         with _trees(folder, args) as (place, outside):
-            differences = Soak(args, place, outside).run()
-            for line in differences[:100]:
+            soak = Soak(args, place, outside)
+            differences = soak.run()
+            for line in [*differences[:100], *(soak.why() if differences else [])]:
                 _say(line)
     finally:
         if differences or args.keep:

@@ -55,7 +55,7 @@ def test_peak_memory_is_seen_below_a_process() -> None:
     with subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE) as process:
         watch.parents.add(process.pid)
         watch.start()
-        end = time.monotonic() + 30
+        end = time.monotonic() + 90
         while watch.peaks.get("worker", 0) < 60 * MIB and time.monotonic() < end:
             time.sleep(0.01)
         watch.stop()
@@ -104,11 +104,11 @@ def test_command_lines_are_those_of_a_user(tmp_path: Path) -> None:
 def test_a_small_bench_measures_gsync_and_peers(tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
     argv = [str(PROJECT / "scripts/bench"), "--scale", "0.002", "--rounds", "1"]
-    argv += ["--only", "initial-small", "--only", "rename", "--workdir", str(tmp_path), "--json", str(out)]
+    argv += ["--only", "initial-small", "--workdir", str(tmp_path), "--json", str(out)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     document = json.loads(out.read_text())
-    assert len(document["results"]) == 4
+    assert len(document["results"]) == 2
     assert all(result["gsync_summary"] and result["peer_summary"] for result in document["results"])
     for peaks in document["peak_memory"].values():
         assert set(peaks) >= {"run", "recorder", "worker", "agent", "receiver"}

@@ -18,10 +18,10 @@ import pytest
 
 from gsync.recorder import detectors
 from tests.model.world import Killed, World
-from tests.place import Place
+from tests.place import PATIENCE, Place
 from tests.trees import wait_until_equal
 
-PATIENCE = 90  # s
+TRIES = 8
 
 
 # ------------------------------------------------------------------- every durable step, in one process
@@ -123,8 +123,7 @@ def touched(place: Place) -> bool:
 
 
 def in_limbo(place: Place, folder: str) -> bool:
-    with os.scandir(place.slave / ".gsync" / "limbo" / folder) as entries:
-        return next(entries, None) is not None
+    return bool(os.listdir(place.slave / ".gsync" / "limbo" / folder))
 
 
 MOMENTS: dict[str, Callable[[Place], bool]] = {
@@ -145,15 +144,15 @@ def shake(place: Place) -> None:
     """Enough of every kind to keep a batch busy for a while."""
     step = max((int(path.name[3:]) for path in place.master.glob("new*")), default=0) + 1
     new = place.master / f"new{step}"
-    for n in range(20):
+    for n in range(15):
         (new / f"{n}").mkdir(parents=True)
-        for m in range(30):
+        for m in range(20):
             (new / f"{n}" / f"{m}").write_bytes(b"%d" % m * 200)
     old = place.master / f"new{step - 1}"
     if old.exists():
         (old / "0").rename(new / "old")
         (old / "1").rename(place.master / f"kept{step}")
-        for n in range(30):
+        for n in range(20):
             (old / "2" / f"{n}").replace(new / "3" / f"{n}")
             (old / "4" / f"{n}").write_bytes(b"rewritten")
         shutil.rmtree(old)
@@ -163,14 +162,27 @@ def shake(place: Place) -> None:
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("role", ["worker", "agent", "receiver", "recorder"])
 def test_killed_when(live: Place, role: str, moment: str) -> None:
-    shake(live)
+    for _ in range(TRIES):
+        shake(live)
+        hit = killed_at(live, role, MOMENTS[moment])
+        assert wait_until_equal(live.master, live.slave, PATIENCE) == [], live.log()
+        live.wait_for(lambda brick: brick["state"] == "Active" and brick["failures"] == 0)
+        if hit:
+            return
+    pytest.fail(f"in {TRIES} batches there was no moment to kill it at")
+
+
+def killed_at(place: Place, role: str, moment: Callable[[Place], bool]) -> bool:
+    """Whether the process could be killed at such a moment before all was over."""
     end = time.monotonic() + PATIENCE
-    while not (MOMENTS[moment](live) and live.kill(role)):
-        assert time.monotonic() < end, live.log()
-        if not wait_until_equal(live.master, live.slave, 0):
-            break  # it was faster
-    assert wait_until_equal(live.master, live.slave, PATIENCE) == [], live.log()
-    live.wait_for(lambda brick: brick["state"] == "Active" and brick["failures"] == 0)
+    while time.monotonic() < end:
+        look_again = time.monotonic() + 0.5
+        while time.monotonic() < look_again:
+            if moment(place) and place.kill(role):
+                return True
+        if not wait_until_equal(place.master, place.slave, 0):
+            return False
+    raise AssertionError(place.log())
 
 
 # ----------------------------------------------------------------------------------------- the reader
@@ -218,12 +230,12 @@ def read_all(root: Path, stop: Event, found: multiprocessing.Queue[str]) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["auto", "tarssh", "rsync"])
+@pytest.mark.parametrize("method", ["tarssh", "rsync"])
 def test_no_reader_ever_sees_a_new_file_incomplete(tmp_path: Path, method: str) -> None:
     place = Place(tmp_path, args=("--sync-method", method))
     folder = tmp_path / "elsewhere"
     folder.mkdir()
-    sizes = [0, 10, 5000, 100_000, 3_000_000]
+    sizes = [0, 10, 5000, 100_000, 2_000_000]
     stop, found = multiprocessing.Event(), multiprocessing.Queue()  # type: ignore[var-annotated]
     reader = multiprocessing.Process(target=read_all, args=(place.slave, stop, found))
     for n in range(30):
@@ -231,7 +243,7 @@ def test_no_reader_ever_sees_a_new_file_incomplete(tmp_path: Path, method: str) 
     reader.start()
     try:
         with place.follow():
-            for turn in range(4):
+            for turn in range(3):
                 new = tmp_path / f"new{turn}"
                 new.mkdir()
                 for n in range(20):
@@ -243,7 +255,7 @@ def test_no_reader_ever_sees_a_new_file_incomplete(tmp_path: Path, method: str) 
                 (place.master / "first26").rename(place.master / "first25")
                 (place.master / "t").rename(place.master / "first26")
                 assert wait_until_equal(place.master, place.slave, PATIENCE) == [], place.log()
-                if turn == 2:
+                if turn == 1:
                     place.kill("agent")
     finally:
         stop.set()

@@ -17,34 +17,36 @@ from tests.sshd import HOST, Sshd
 from tests.trees import compare, make_everything, rsync_diff, wait_until_equal
 
 PRIVILEGED = os.geteuid() == 0
-METHODS = ["auto", "tarssh", "rsync"]
+WAYS = ["local-auto", "ssh-auto", "ssh-tarssh", "ssh-rsync"]  # tests/integration/test_engines.py has all of them
 
 
-@pytest.fixture(params=["local", "ssh"])
+@pytest.fixture(params=WAYS)
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    if request.param == "local":
-        place = Place(tmp_path)
+    way, method = request.param.split("-")
+    args = ("--sync-method", method)
+    if way == "local":
+        place = Place(tmp_path, args=args)
         yield place
     else:
         with Sshd(tmp_path / "sshd") as server:
-            place = Place(tmp_path, slave_arg=f"{HOST}:{tmp_path}/slave", args=("--ssh-config", server.client_config))
+            place = Place(tmp_path, slave_arg=f"{HOST}:{tmp_path}/slave",
+                          args=("--ssh-config", server.client_config, *args))
             yield place
     assert place.pids("worker") + place.pids("agent") + place.pids("receiver") == []
 
 
 def rsync_says(place: Place) -> list[str]:
     """What rsync would do over the same way as the run; paths beyond PATH_MAX are for `compare` alone."""
-    config = place.args[1] if place.args else None
+    config = place.args[1] if place.args[0] == "--ssh-config" else None
     return rsync_diff(place.master, place.slave_arg, ssh_config=config)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_everything_a_tree_holds(place: Place, method: str) -> None:
+def test_everything_a_tree_holds(place: Place) -> None:
     make_everything(place.master, 1, privileged=PRIVILEGED)
-    place.once("--sync-method", method)
+    place.once()
     assert compare(place.master, place.slave) == []
     assert rsync_says(place) == []
-    assert place.sent(place.once("--sync-method", method)) == (0, 0)
+    assert place.sent(place.once()) == (0, 0)
 
 
 @pytest.mark.parametrize("detector", [pytest.param("fanotify", marks=pytest.mark.root), "inotify"])
@@ -85,7 +87,7 @@ def test_unprivileged() -> None:
                   f'exec setpriv --reuid {user} --regid {user} --clear-groups -- "$@"')
         python, path = python_for_others()
         command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={REPOSITORY}",
-                   f"--basetemp={home}/tests", str(Path(__file__)), "-k", "auto or later"]
+                   f"--basetemp={home}/tests", str(Path(__file__)), "-k", "ssh-auto or later"]
         env = {**os.environ, "HOME": str(home), "USER": "gsync-tester", "LOGNAME": "gsync-tester",
                "PYTHONDONTWRITEBYTECODE": "1",
                "PYTHONPATH": path}

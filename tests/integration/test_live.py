@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.place import Place
+from tests.place import PATIENCE, Place
 from tests.recorder_changes import KINDS
 from tests.trees import opened, wait_until_equal
 
 DETECTORS = [pytest.param("fanotify", marks=pytest.mark.root), "inotify"]
-PATIENCE = 60  # s
 
 
 @pytest.fixture(scope="module", params=DETECTORS)
@@ -103,7 +102,7 @@ def test_all_kinds_of_change_one_by_one(live: Place, tree: Path) -> None:
 
 def test_a_file_open_and_written_for_long(live: Place, tree: Path) -> None:
     with (tree / "log").open("wb", buffering=0) as file:
-        for n in range(4):
+        for n in range(2):
             file.write(b"line %d\n" % n)
             in_step(live)
         (tree / "log").rename(tree / "log.1")

@@ -185,9 +185,10 @@ def test_events_come_in_order_and_all_of_them(watched: Watched) -> None:
 def test_it_is_readable_when_there_is_something(watched: Watched) -> None:
     import select
 
-    assert select.select([watched.detector.fileno()], [], [], 0)[0] == []
+    if watched.detector.name != "fanotify":  # to that one other tests, on the same file system, are something too
+        assert select.select([watched.detector.fileno()], [], [], 0)[0] == []
     (watched.tree / "f").touch()
-    assert select.select([watched.detector.fileno()], [], [], 10)[0]
+    assert select.select([watched.detector.fileno()], [], [], 90)[0]
 
 
 @pytest.mark.root

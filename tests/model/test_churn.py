@@ -18,7 +18,7 @@ from tests.model.test_scenarios import DETECTORS
 from tests.model.world import Killed, World
 from tests.trees import Churn, compare
 
-CHURNS = int(os.environ.get("GSYNC_CHURNS", "8"))
+CHURNS = int(os.environ.get("GSYNC_CHURNS", "6"))
 FIRST = int(os.environ.get("GSYNC_CHURN_SEED", "1"))
 
 

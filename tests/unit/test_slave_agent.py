@@ -337,7 +337,7 @@ def test_an_error_of_one_name_hurts_no_other(agent: Program, root: Path) -> None
 
 def test_it_ends_after_silence(agent: Program) -> None:
     agent.hello(timeout=0.2)
-    assert agent.process.wait(20) == 4
+    assert agent.process.wait(90) == 4
     assert b"nothing heard" in agent.stderr.read()
 
 
@@ -349,7 +349,7 @@ def test_it_ends_when_nobody_reads_its_answers(agent: Program) -> None:
             agent.send("list", dir=ROOT, after=None, limit=1000)
         except BrokenPipeError:
             break
-    assert agent.process.wait(20) == 4
+    assert agent.process.wait(90) == 4
 
 
 def test_what_a_commit_lets_go_is_deleted_while_nothing_is_asked(agent: Program, root: Path) -> None:
@@ -371,7 +371,7 @@ def test_what_is_no_frame_ends_it(agent: Program) -> None:
     agent.hello()
     agent.stdin.write(b"\xff" * 100)
     agent.stdin.flush()
-    assert agent.process.wait(20) != 0
+    assert agent.process.wait(90) != 0
 
 
 @pytest.mark.root
