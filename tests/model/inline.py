@@ -33,6 +33,7 @@ class InlineClient(SlaveClient):
     def __init__(self, root: Path, world: World) -> None:
         self._world = world
         self._timeout, self._silence, self.ticket = 120, None, secrets.token_hex(16)
+        self._master: tuple[str, list[list[int]]] = ("", [])
         self.agent = Agent(os.fsencode(root), step=lambda name: world.step("agent " + name))
 
     def submit(self, method: str, **params: Any) -> Future[Any]:
