@@ -100,7 +100,7 @@ class _Place:
         self.path = config.node_path(home.path)
         self.paths = config.site_paths(home.path)
         if not site:
-            self.session = SessionHome(home).the(name)
+            self.session = SessionHome(home, check=False).the(name)
             self.path = self.session.config
             self.paths = [*self.paths, self.path]
 
@@ -113,15 +113,13 @@ class _Place:
         """What a change of this option does to what runs now."""
         from gsync.process import Lock
 
-        if not row.about.restarts:
-            return "takes effect at once"
         if self.session is not None:
             if Lock(self.session.run_lock, "").holder() is not None:
                 return "the running `gsync run` takes it up when it is started again"
             if Lock(self.session.worker_lock, "").holder() is not None:
                 return "the running worker is restarted with it"
             return "takes effect when the session is started"
-        return f"restarted with it, where they run: {', '.join(part + 's' for part in row.about.restarts)}"
+        return f"a running monitor restarts its {', '.join(part + 's' for part in row.about.restarts)} with it"
 
 
 def _described(row: Row, settings: dict[str, Setting]) -> dict[str, Any]:

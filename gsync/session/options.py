@@ -281,7 +281,7 @@ class Options:
     ionice: Annotated[str, AfterValidator(_check_ionice), About(
         "The worker's priority at the disk: idle, best-effort or best-effort:0 (first) to best-effort:7 (last).")] = ""
     worker_timeout: Annotated[int, _Duration, Field(ge=10, le=86400), About(
-        "Silence of a worker after which the monitor ends it and starts another one.", restarts=(),
+        "Silence of a worker or recorder after which the monitor ends it and starts another one.",
         kind=Kind.DURATION)] = 300
 
     # of the node

@@ -144,8 +144,10 @@ class SessionHome:
     """The sessions that this node knows: those of the state folder, and those of the meta volume that the node's own
     settings name."""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, check: bool = True) -> None:
+        """Without `check`, wrong settings are no error, and the defaults stand for them: for who mends them."""
         self.home = home
+        self._check = check
         self._folder = os.path.join(home.path, "sessions")
         self._site: Options | None = None
 
@@ -153,7 +155,7 @@ class SessionHome:
     def site(self) -> Options:
         """The settings of this node."""
         if self._site is None:
-            self._site = config.load_options(config.site_paths(self.home.path))
+            self._site = self._options(config.site_paths(self.home.path))
         return self._site
 
     def find_or_new(self, volume: str, slave: str, name: str | None = None,
@@ -285,9 +287,16 @@ class SessionHome:
             values = _read(os.path.join(shared, _FILE))
         if values is None:
             return None
-        options = config.load_options(
-            [*config.site_paths(self.home.path), os.path.join(shared, "gsync.conf")], overrides)
+        options = self._options([*config.site_paths(self.home.path), os.path.join(shared, "gsync.conf")], overrides)
         return Session(folder, shared, name, values["volume"], values["slave"], values["created"], options)
+
+    def _options(self, paths: Sequence[str], overrides: Mapping[str, Any] | None = None) -> Options:
+        try:
+            return config.load_options(paths, overrides)
+        except UsageError:
+            if self._check:
+                raise
+            return Options()
 
 
 def _folders(session: Session) -> list[str]:

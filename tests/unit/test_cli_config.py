@@ -150,6 +150,12 @@ class TestSetAndGet:
         cli("set", "ignore-deletes", "false")
         assert cli("get", "ignore-deletes") == "false\n"
 
+    def test_a_wrong_file_is_named_and_can_be_mended(self, cli: Cli, session: Session) -> None:
+        Path(session.config).write_text("[gsync]\nsync-jobs = 99\n")
+        assert cli("get", "nice", code=2).startswith(f"{session.config}: sync-jobs: '99'")
+        cli(session.name, "reset", "sync-jobs")
+        assert cli("get", "sync-jobs") == "2\n"
+
     def test_of_several_sessions_one_must_be_named(self, cli: Cli, session: Session) -> None:
         other = SessionHome(Home()).find_or_new("photos", "h:/other")
         SessionHome(Home()).save(other)
@@ -165,8 +171,7 @@ class TestConsequences:
             assert "the running worker is restarted with it" in cli("set", "nice", "2")
             with Lock(session.run_lock, "test"):
                 assert "`gsync run` takes it up when it is started again" in cli("set", "nice", "3")
-            assert "takes effect at once" in cli("set", "worker-timeout", "10m")
-        assert "recorder" in cli("--site", "set", "rollover-time", "5s")
+        assert "a running monitor restarts its recorders with it" in cli("--site", "set", "rollover-time", "5s")
 
     def test_json_says_all_of_it(self, cli: Cli, session: Session) -> None:
         assert json.loads(cli("set", "nice", "1", "--json")) == {
