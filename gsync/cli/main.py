@@ -5,6 +5,7 @@ Commands import what they need when they run, so that a start and `--help` cost 
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -31,7 +32,7 @@ from gsync.cli import (
     volume,
 )
 from gsync.cli.output import print_error
-from gsync.errors import GsyncError
+from gsync.errors import GsyncError, UsageError
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True,
                   help="Keeps a second site in step with a first one, by following changelogs.")
@@ -52,6 +53,8 @@ app.add_typer(recorder.app, name="recorder")
 app.command("monitor")(monitor.monitor)
 
 
+# What is wrong with where the state lies, or with whose it is, rather than with gsync.
+_OF_THE_PLACE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT}
 _INTERRUPTED = 130  # what typer makes of KeyboardInterrupt
 
 
@@ -88,6 +91,9 @@ def call(args: Sequence[str]) -> int:
     except Exception as exc:  # noqa: BLE001 - whatever it is, it ends in one line
         if os.environ.get("GSYNC_DEBUG"):
             traceback.print_exc()
+        if isinstance(exc, OSError) and exc.filename is not None and exc.errno in _OF_THE_PLACE:
+            print_error(f"{os.fsdecode(exc.filename)}: {exc.strerror}")
+            return UsageError.exit_code
         print_error(f"internal error: {type(exc).__name__}: {exc} (GSYNC_DEBUG=1 shows where)")
         return GsyncError.exit_code
 

@@ -429,7 +429,7 @@ def unknown(name: str) -> str:
 
     if name in NOT_HERE:
         return f"an option of GlusterFS that gsync does not have: {NOT_HERE[name]}"
-    near = difflib.get_close_matches(name, [*table()], n=1)
+    near = difflib.get_close_matches(name, [*table()], n=1, cutoff=0.7)
     return "there is no such option" + (f"; {near[0]}?" if near else "; `gsync config help` lists them")
 
 

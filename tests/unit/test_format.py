@@ -204,6 +204,23 @@ class TestFolder:
             assert "Read-only file system" in done.stderr
             assert done.stderr.count("\n") == 1
 
+    @pytest.mark.root
+    def test_what_cannot_be_written_later_is_one_line_too(self, tmp_path: Path) -> None:
+        home = Home(str(tmp_path / "home"))
+        (tmp_path / "tree").mkdir()
+        home.add("photos", str(tmp_path / "tree"))
+        SessionHome(home).save(SessionHome(home).find_or_new("photos", str(tmp_path / "copy")))
+        mount = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
+        for args in (["run", "photos", tmp_path / "copy", "--once"], ["config", "nice", "3"]):
+            done = subprocess.run(
+                ["unshare", "--mount", "sh", "-c", mount, home.path, sys.executable, "-P", "-m", "gsync", *args,
+                 "--state", home.path], env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+                capture_output=True, text=True, check=False, timeout=60)
+            assert done.returncode == 2, done.stderr
+            assert done.stderr.startswith(f"gsync: {home.path}/sessions/")
+            assert done.stderr.endswith(": Read-only file system\n")
+            assert done.stderr.count("\n") == 1
+
 
 def ledger_of_1(path: str) -> None:
     """A ledger as it was before it carried a version."""
