@@ -73,6 +73,11 @@ class Progress:
     failed: int = 0
     phase: str = "waiting"
 
+    def since(self, before: Progress) -> dict[str, int]:
+        """What was counted since then, for a line of the log."""
+        return {name: getattr(self, name) - getattr(before, name)
+                for name in ("names", "files", "bytes", "removed", "failed")}
+
 
 @dataclass
 class Batch:
@@ -289,6 +294,9 @@ class Batch:
                 self.db.add_names(answers.vacated)  # [16]
             self._displaced(answers.displaced)
             self.progress.names += len(rows)
+            if _log.debugs:
+                for item, code in zip(rows, answers.answers, strict=True):
+                    _log.debug("name", path=shown(self.tree.path_text(item.name)), answer=code)
             if any(code not in ("parent", "cycle", "error") for code in answers.answers):
                 self._stuck = 0
         for request in requests:  # last: a full box makes this wait
@@ -452,6 +460,10 @@ class Batch:
                 self._not_sent(result)
                 continue
             self.progress.files += 1
+            self.progress.bytes += result.bytes
+            if _log.debugs:
+                path = self._path((request.dirgfid, request.bname) if request.bname else None, request.gfid)
+                _log.debug("file sent", path=shown(path), gfid=request.gfid.hex(), bytes=result.bytes)
             self._tries.pop(request.gfid, None)
             if result.changed:
                 self._changed.append(request.gfid)
@@ -574,6 +586,10 @@ class Batch:
         self.db.set_names((State.FAILED if i in failed else State.DONE, row[0]) for i, row in enumerate(page))
         self._displaced(answer.displaced)
         self.progress.removed += len(page)
+        if _log.debugs:
+            for i, (_, name, _) in enumerate(page):
+                if i not in failed:
+                    _log.debug("removed", path=shown(self.tree.path_text(name)))
 
     # data and attributes of what the slave has
 
@@ -640,19 +656,23 @@ class Batch:
             for row, err in zip(rows, self.slave.meta(rows), strict=True):
                 if err > 0:
                     self._fail(None, row.gfid, "meta", err, "attributes: " + os.strerror(err))
+                elif _log.debugs:
+                    _log.debug("attributes set", path=shown(self._path(None, row.gfid)), gfid=row.gfid.hex())
 
     # failures
 
     def _fail(self, name: Name | None, gfid: Gfid | None, what: str, err: int, message: str) -> None:
-        if name is None and gfid is not None:
-            names = self.tree.names_of(gfid)
-            path = self.tree.path_text(names[0]) if names else b"?"
-        else:
-            path = self.tree.path_text(name) if name else b"?"
+        path = self._path(name, gfid)
         self.progress.failed += 1
         self.ledger.record(Failure(what, gfid, name, path, err, message))
         log = _log.warning if self.progress.failed <= SHOWN_FAILURES else _log.debug
         log("failed", what=what, path=shown(path), errno=err, error=message)
+
+    def _path(self, name: Name | None, gfid: Gfid | None) -> bytes:
+        """For people: of the name, else of one of the names that the inode has."""
+        if name is None and gfid is not None:
+            name = next(iter(self.tree.names_of(gfid)), None)
+        return self.tree.path_text(name) if name else b"?"
 
     def _give_up(self, rowid: int, failure: Failure) -> None:
         self.progress.failed += 1

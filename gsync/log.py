@@ -28,6 +28,11 @@ class Log:
     def bind(self, **fields: object) -> Log:
         return Log(self._logger, {**self._fields, **fields})
 
+    @property
+    def debugs(self) -> bool:
+        """Whether `debug` says anything: asked where even putting its fields together would cost."""
+        return self._logger.isEnabledFor(logging.DEBUG)
+
     def _write(self, level: int, event: str, fields: dict[str, Any]) -> None:
         if self._logger.isEnabledFor(level):
             parts = [event, *(f"{k}={_field(v)}" for k, v in {**self._fields, **fields}.items())]

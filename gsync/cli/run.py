@@ -64,8 +64,10 @@ def run(
     import os
     from dataclasses import replace
 
+    from gsync.errors import LockedError
     from gsync.process import Lock
     from gsync.session import config, places
+    from gsync.session.control import Wanted, read_wanted
     from gsync.session.options import Options
     from gsync.session.session import SessionHome
     from gsync.volume.home import Home
@@ -92,6 +94,9 @@ def run(
         with Lock(session.run_lock, f"session {session.name}"):
             if dry_run:
                 return _dry_run(session, volume, home, json=json)
+            if read_wanted(session) in (Wanted.STARTED, Wanted.PAUSED):
+                raise LockedError(f"session {session.name} is started, a monitor runs it; "
+                                  f"gsync stop {session.name} ends that")
             return _supervise(session, given, volume, home, once=once, json=json)
 
 

@@ -11,7 +11,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Protocol
 
@@ -377,7 +377,7 @@ class Worker:
                      stime=self.state.stime, **more)  # type: ignore[arg-type]
 
     def _changelogs(self, piece: Slice, gaps: int, doubt: bool) -> None:
-        started = time.monotonic()
+        started, before = time.monotonic(), replace(self.progress)
         self.state.crawl = "Changelog" if piece.last else "History"
         self.state.in_step = False
         self.db.reset()
@@ -402,8 +402,7 @@ class Worker:
         now = time.time_ns()
         first = piece.changelogs[0].ts * NS if piece.changelogs else now
         self.state.lag_seconds = (now - first) / NS
-        _log.info("batch synced", changelogs=len(piece.changelogs), names=self.progress.names,
-                  files=self.progress.files, removed=self.progress.removed, stime=piece.upto,
+        _log.info("batch synced", changelogs=len(piece.changelogs), **self.progress.since(before), stime=piece.upto,
                   took=time.monotonic() - started)
 
     def _read(self, path: bytes) -> None:
@@ -534,7 +533,7 @@ class Worker:
             _log.info("hybrid crawl", cut=cut, floor=floor)
         self.state.crawl = "Hybrid"
         self.state.in_step = False
-        started = time.monotonic()
+        started, before = time.monotonic(), replace(self.progress)
         self._last_commit = started
         if self._leftovers:
             self._take_leftovers(recursive=True)
@@ -553,7 +552,7 @@ class Worker:
         self._settle()
         self._position = restart_position(crawl.cut)
         self._crawl_whole = False
-        _log.info("hybrid crawl done", names=self.progress.names, files=self.progress.files,
+        _log.info("hybrid crawl done", **self.progress.since(before), stime=crawl.cut,
                   took=time.monotonic() - started)
 
     def _unmet(self, tree: PosixTree, batch: Batch) -> None:
