@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -40,6 +41,12 @@ class TestTable:
     def test_a_default_is_the_same_after_it_was_written_and_read(self) -> None:
         texts = {row.field: row.text(row.default) for row in table().values() if row.text(row.default)}
         assert Options.of(texts, "written") == Options()
+
+    def test_no_option_is_without_effect(self) -> None:
+        """Each one is looked at somewhere; tests/integration/test_options.py and others see what it does."""
+        code = "\n".join(path.read_text() for path in (REPOSITORY / "gsync").rglob("*.py")
+                         if path.name != "options.py")
+        assert [row.name for row in table().values() if not re.search(rf"\.{row.field}\b", code)] == []
 
     @pytest.mark.parametrize(
         ("text", "rate"),
