@@ -163,7 +163,10 @@ class SlaveClient:
         """Say goodbye, if there is still someone to hear it, and end the agent."""
         try:
             self.submit("bye").result(_PATIENCE)
-        except (GsyncError, TimeoutError):
+        except TimeoutError:
+            self._link.break_off()
+            self._channel.kill()
+        except GsyncError:
             self._channel.kill()
         for thread in self._threads:
             thread.join()

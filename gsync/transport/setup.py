@@ -116,6 +116,10 @@ def _host_key(slave: Slave, options: SshOptions, config: dict[str, str]) -> para
             return transport.get_remote_server_key()
         finally:
             transport.close()
+            if proxy:  # paramiko leaves it to us to wait for its end
+                transport.join(options.connect_timeout)
+                with way.process as process:
+                    process.kill()
     except (OSError, EOFError, paramiko.SSHException) as exc:
         raise Transient(f"slave {slave}: {host} port {port}: {exc}") from exc
 

@@ -359,6 +359,11 @@ def ssh_error(slave: Slave, options: SshOptions, said: Sequence[str]) -> GsyncEr
     """The error for a connection that ssh could not make or keep, from what it said."""
     text = "\n".join(said)
     words = "; ".join(said[-2:]) or "ssh ended without a word"
+    other = re.search(r"host key is known for (\S+)|[Hh]ost key for (\S+) has changed", text)
+    if other and (name := other[1] or other[2]) != known_as(effective_config(slave, options)):
+        return SlaveError(f"slave {slave}: the host key of {name}, on the way there, is "
+                          f"{'not known' if other[1] else 'another one than before'}: compare it with that host and "
+                          f"put it into known_hosts, as ssh does when you connect to it once")
     if "IDENTIFICATION HAS CHANGED" in text:
         key = _fingerprint(slave, options)
         name = known_as(effective_config(slave, options))
