@@ -71,7 +71,7 @@ def test_the_agent_is_brought_along_once(sshd: Sshd, own_cache: Path, tmp_path: 
         assert client.hello(VOLUME, "v", "s", 1).caps.symlink
         client.close()
         link.close()
-    (agent,) = (own_cache / "gsync").iterdir()
+    (agent,) = (own_cache / "gsync").glob("*.pyz")
     assert agent.name.startswith("agent-")
     assert agent.suffix == ".pyz"
     assert stat.S_IMODE(agent.stat().st_mode) == 0o600

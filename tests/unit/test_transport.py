@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import stat
 import subprocess
 import sys
 import zipfile
@@ -107,6 +108,24 @@ def test_the_bundle_is_the_same_every_time_and_holds_the_agent_alone(tmp_path: P
     names = zipfile.ZipFile(io.BytesIO(data)).namelist()
     assert {"__main__.py", "gsync/__init__.py", "gsync/slave/agent.py", "gsync/slave/receive.py"} <= set(names)
     assert not {"gsync/slave/client.py", "gsync/batch.py"} & set(names)
+
+
+def test_the_bundle_unpacks_itself_once_and_is_whole_or_not_used(tmp_path: Path) -> None:
+    path = tmp_path / "agent-1.pyz"
+    path.write_bytes(bundle.zipapp())
+
+    def run(*, whole: bool) -> None:
+        done = subprocess.run([sys.executable, "-v", "-I", path], capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        (loaded,) = [line for line in done.stderr.splitlines() if line.startswith("import 'gsync.slave.agent'")]
+        assert ("zipimporter" in loaded) is not whole
+
+    run(whole=True)
+    (unpacked,) = (other for other in tmp_path.iterdir() if other != path)
+    assert unpacked.name.startswith("agent-1-")
+    assert stat.S_IMODE(unpacked.stat().st_mode) == 0o700
+    (unpacked / "gsync" / "slave" / "protocol.py").write_bytes(b"")
+    run(whole=False)
 
 
 @pytest.mark.parametrize(("arguments", "status", "words"), [([], 2, "usage"), (["--receive", "/no/x"], 1, "/no/x")])
