@@ -109,16 +109,16 @@ def _host_key(slave: Slave, options: SshOptions, config: dict[str, str]) -> para
     host, port = config["hostname"], int(config["port"])
     try:
         proxy = _proxy_command(slave, options, config)
-        way = paramiko.ProxyCommand(proxy) if proxy else socket.create_connection((host, port), options.connect_timeout)
-        transport = paramiko.Transport(way)
+        between = paramiko.ProxyCommand(proxy) if proxy else None
+        transport = paramiko.Transport(between or socket.create_connection((host, port), options.connect_timeout))
         try:
             transport.start_client(timeout=options.connect_timeout)
             return transport.get_remote_server_key()
         finally:
             transport.close()
-            if proxy:  # paramiko leaves it to us to wait for its end
+            if between is not None:  # paramiko leaves it to us to wait for its end
                 transport.join(options.connect_timeout)
-                with way.process as process:
+                with between.process as process:
                     process.kill()
     except (OSError, EOFError, paramiko.SSHException) as exc:
         raise Transient(f"slave {slave}: {host} port {port}: {exc}") from exc
