@@ -12,6 +12,7 @@ from gsync.cli.options import JsonOption, StateOption
 if TYPE_CHECKING:
     from gsync.session.preflight import Finding
     from gsync.session.session import Session
+    from gsync.transport.link import Slave
     from gsync.volume.home import Home
 
 
@@ -29,6 +30,9 @@ def create(
         "--adopt", help="Take over a copy that other means made, comparing instead of sending again.")] = False,
     accept_host_key: Annotated[str | None, typer.Option(
         metavar="SHA256:…", help="Accept the slave's host key if this is its fingerprint.")] = None,
+    push_agent: Annotated[bool, typer.Option(
+        "--push-agent", help="Install the agent in the slave's account, for a key that may start nothing else."
+    )] = False,
     force: Annotated[bool, typer.Option(
         "--force", help="Create it though the slave cannot be reached now, or has too little room.")] = False,
     json: JsonOption = False,
@@ -67,6 +71,8 @@ def create(
         findings = [replace(f, level=Level.WARNING) if f.forcible else f for f in findings]
     refusing = [f for f in findings if f.level is Level.ERROR]
     if not refusing:
+        if push_agent:
+            _push(target, session)
         if is_new or session.on_meta_volume:
             keep_volume(home, volume)
         sessions.save(session, texts)
@@ -79,6 +85,20 @@ def create(
             print(f"session {session.name} is created: {path_shown(volume.path)} to {path_shown(session.slave)}\n"
                   f"next: gsync start {session.name}")
     return _refused(refusing, json=json) if refusing else 0
+
+
+def _push(slave: Slave, session: Session) -> None:
+    import sys
+    from dataclasses import replace
+
+    from gsync.errors import UsageError
+    from gsync.session.parts import ssh_options
+    from gsync.transport import setup
+
+    if slave.host is None:
+        raise UsageError(f"--push-agent: the slave {slave} is on this host, where gsync is")
+    path = setup.push_agent(replace(slave, port=session.options.ssh_port or slave.port), ssh_options(session.options))
+    print(f"info: slave {slave}: the agent is {path} there", file=sys.stderr)
 
 
 def _settings(texts: list[str]) -> dict[str, str]:
