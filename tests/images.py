@@ -11,14 +11,15 @@ _MKFS = {  # ext4: room for xattrs and times in nanoseconds on small images too
     "ext4": ["mkfs.ext4", "-q", "-F", "-b", "4096", "-I", "256", "-m", "0"],
     "xfs": ["mkfs.xfs", "-q", "-f"],
     "btrfs": ["mkfs.btrfs", "-q", "-f"],
-    "vfat": ["mkfs.vfat", "-S", "512"],
+    "exfat": ["mkfs.exfat"],
 }
+_DRIVERS = {"exfat": "exfat-fuse"}  # the kernel's own is often left out
 _OPTIONS = {"ext4": "noinit_itable"}  # no lazy initialisation in the background of a measurement
 
 
 class FsImage:
     """A file system of `size` bytes, mounted at `path` from construction to `close()`: one of ext4, xfs,
-    btrfs, vfat (in a sparse image file) or tmpfs."""
+    btrfs, exfat (in a sparse image file) or tmpfs."""
 
     def __init__(self, folder: str | os.PathLike[str], size: int, fstype: str = "ext4", options: str = "") -> None:
         self.dir = Path(folder).absolute()
@@ -33,7 +34,7 @@ class FsImage:
         with image.open("wb") as file:
             file.truncate(size)
         _run(*_MKFS[fstype], str(image))
-        _run("mount", "-t", fstype, "-o", ",".join(["loop", *wanted]), str(image), str(self.path))
+        _run("mount", "-t", _DRIVERS.get(fstype, fstype), "-o", ",".join(["loop", *wanted]), str(image), str(self.path))
 
     def remount(self, *, read_only: bool) -> None:
         _run("mount", "-o", f"remount,{'ro' if read_only else 'rw'}", str(self.path))

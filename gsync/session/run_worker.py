@@ -136,7 +136,8 @@ class Parts:
                                      adopt=options.adopt, delete_retention=options.delete_retention,
                                      make=self.first and not self.others.was_connected(), leave=left_alone(options))
                 self.others.begin(epoch)
-                return Connection(client, hello, syncer, link, direct=options.sync_method != "rsync")
+                return Connection(client, hello, syncer, link,
+                                  direct=options.sync_method != "rsync" and hello.caps.case_sensitive)
             except BaseException:
                 if syncer is not None:
                     syncer.close()

@@ -23,7 +23,7 @@ from enum import Enum
 
 from gsync.errors import SLAVE_WIDE
 from gsync.fsid import syncfs
-from gsync.model import ROOT_GFID, STATE_DIR, Gfid, Name
+from gsync.model import ROOT_GFID, STATE_DIR, Gfid, Name, shown
 from gsync.namespace import Entry
 from gsync.slave.index import LIMBO_NEW, LIMBO_OLD, Touched
 from gsync.slave.limbo import Limbo, Step, name_in_limbo
@@ -198,6 +198,10 @@ class Apply:
                 break
         occupant = None if place is _Place.UNATTACHED and self._is_empty(page, pargfid) else \
             self.index.get(pargfid, bname)
+        if occupant is None and (other := self._other_spelling(pargfid, bname)) is not None and other.gfid != gfid:
+            with suppress(FileNotFoundError):  # it may have come already, before the other one
+                self.tree.discard(self.tree.new_fd, name_in_limbo(gfid))
+            raise OSError(errno.EEXIST, f"the slave cannot tell it from {shown(other.bname)}")
         if mine or gfid.hex() in self._new_names(page):
             return self._move(page, row, place, mine, occupant)
         if self._adopt and place is _Place.IN_TREE and self._take_over(row, occupant):
@@ -219,6 +223,19 @@ class Apply:
         self._make_special(self.tree.new_fd, LIMBO_NEW, name_in_limbo(gfid), row)
         self._new_names(page).add(gfid.hex())
         return self._move(page, row, place, mine, occupant)
+
+    def _other_spelling(self, pargfid: Gfid, bname: bytes) -> Entry | None:
+        """What the index knows at this name by another spelling, on a file system that does not tell case."""
+        if self.tree.caps.case_sensitive:
+            return None
+        dirfd = self.tree.dir(pargfid)
+        if self.tree.look(dirfd, bname) is None:
+            return None
+        folded = os.fsdecode(bname).casefold()
+        alike = [name for name in os.listdir(dirfd) if name.casefold() == folded]
+        if os.fsdecode(bname) in alike:
+            return None
+        return next((entry for name in alike if (entry := self.index.get(pargfid, os.fsencode(name)))), None)
 
     def _is_there(self, entry: Entry) -> bool:
         try:
@@ -345,6 +362,10 @@ class Apply:
             return PARENT
         found, occupant = self._occupant(page, row.pargfid, row.bname)
         if occupant is not None and occupant.gfid == row.gfid:
+            return OK
+        if occupant is None and (other := self._other_spelling(row.pargfid, row.bname)) is not None:
+            self.tree.rename(self.tree.dir(row.pargfid), other.bname, other, self.tree.dir(row.pargfid), row.bname)
+            self._moved(page, other, row)
             return OK
         sources = self._sources(row)
         is_dir = stat.S_ISDIR(row.mode)
@@ -493,7 +514,7 @@ class Apply:
         if self._where(page, row.pargfid) is _Place.AWAY:
             return
         found, entry = self._occupant(page, row.pargfid, row.bname)
-        if found is None:
+        if found is None or (entry is None and self._other_spelling(row.pargfid, row.bname) is not None):
             return
         if not self.limbo.is_last_link(found, entry.gfid if entry else None):
             self._unlink(row)

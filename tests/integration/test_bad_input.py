@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -135,6 +136,47 @@ class TestSlaveFileSystem:
             assert [x for x in compare(place.master, place.slave) if ": xattr " not in x and ": mode " not in x] == []
         finally:
             subprocess.run(["umount", place.folder / "mnt"], check=True)
+
+
+    def test_one_that_does_not_tell_case_and_knows_files_and_folders_only(self, place: Place) -> None:
+        """exFAT, the file system of memory sticks. What it cannot hold is in the ledger, the rest arrives."""
+        fill(place)
+        for name in ("Case", "dir0/Also", "q?", "rename me"):
+            (place.master / name).write_text(name)
+        (place.master / "link").symlink_to("Case")
+        os.link(place.master / "rename me", place.master / "second name")
+        with FsImage(place.folder / "stick", 64 * MIB, "exfat") as image:
+            place.slave = image.path / "slave"
+            place.slave.mkdir()
+            place.slave_arg = str(place.slave)
+            assert "names that differ only in case" in place.once(code=1).stderr
+            assert failures(place) in ({"q?", "link", "rename me"}, {"q?", "link", "second name"})
+            for name in ("case", "dir0/also"):
+                (place.master / name).write_text(name)
+            (place.master / "second name").unlink()
+            place.gsync("failures", "retry")
+            place.once(code=1)
+            assert failures(place) == {"q?", "link", "case", "dir0/also"}
+            assert (place.slave / "Case").read_text() == "Case"
+            for name in ("Case", "q?", "link", "dir0/also"):
+                (place.master / name).unlink()
+            (place.master / "rename me").rename(place.master / "Rename Me")
+            (place.master / "dir1").rename(place.master / "DIR1")
+            place.once(code=1)  # removals come last, when the other spelling has been refused once more
+            place.gsync("failures", "retry")
+            place.once()
+            assert failures(place) == set()
+            assert names_and_contents(place.slave) == names_and_contents(place.master)
+
+
+def names_and_contents(root: Path) -> dict[str, bytes | None]:
+    paths = {str(path.relative_to(root)): path for path in root.rglob("*")}
+    return {name: path.read_bytes() if path.is_file() else None for name, path in paths.items()
+            if not name.startswith(".gsync")}
+
+
+def failures(place: Place) -> set[str]:
+    return {failure["path"] for failure in json.loads(place.gsync("failures", "list", "--json").stdout)}
 
 
 class TestSlaveHost:
