@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -299,8 +300,7 @@ class Batch:
                     _log.debug("name", path=shown(self.tree.path_text(item.name)), answer=code)
             if any(code not in ("parent", "cycle", "error") for code in answers.answers):
                 self._stuck = 0
-        for request in requests:  # last: a full box makes this wait
-            self.syncer.send(request)
+        self.syncer.send(*requests)  # last: a full box makes this wait
 
     def _known(self, item: Resolved, dirs: list[EnumDir], suspects: list[Resolved]) -> None:
         """In a hybrid crawl: a name that the slave has already."""
@@ -314,10 +314,10 @@ class Batch:
             suspects.append(item)
 
     def _request(self, item: Resolved | Entry, place: str) -> Request:
-        self.tree.hints[item.gfid] = (item.handle, item.name)
+        gfid, name = item.gfid, item.name
+        self.tree.hints[gfid] = (item.handle, name)
         size = item.size if isinstance(item, Entry) else item.attrs.size if item.attrs else 0
-        request = Request(item.gfid, place, *item.name, size)
-        self._flying[item.gfid] = request
+        request = self._flying[gfid] = Request(gfid, place, name[0], name[1], size)
         self._in_flight += 1
         return request
 
@@ -358,14 +358,15 @@ class Batch:
 
     def _pages(self, want: int) -> list[Sequence[Resolved | Entry]]:
         """The next entries of every open directory. In parallel once the file system was seen to make us wait (a
-        network, a cold disk); where it does not, threads only get in each other's way."""
+        network, a cold disk); where it does not, threads only get in each other's way. The index is for this thread."""
         readers = [reader for _, reader, _ in self._readers]
-        if self._pool is not None:
+        from_disk = all(isinstance(reader, DirReader) for reader in readers)
+        if from_disk and self._pool is not None:
             return list(self._pool.map(lambda reader: reader.page(want), readers))
         began, worked = time.monotonic(), time.thread_time()
         pages: list[Sequence[Resolved | Entry]] = [reader.page(want) for reader in readers]
         waited = time.monotonic() - began - (time.thread_time() - worked)
-        if waited > SLOW_READ and waited > 0.5 * (time.monotonic() - began):
+        if from_disk and self._pool is None and waited > SLOW_READ and waited > 0.5 * (time.monotonic() - began):
             self._pool = ThreadPoolExecutor(READERS, "reader")
         return pages
 
@@ -380,15 +381,17 @@ class Batch:
         ask for are returned."""
         self.last_resolve = time.time_ns()
         others: list[Resolved] = []
+        requests: list[Request] = []
         for item in page:
-            building = self._building.get(item.name[0])
+            building = self._building.get(item.pargfid if isinstance(item, Entry) else item.name[0])
             plain = isinstance(item, Entry) or (item.attrs is not None and item.attrs.is_file and item.attrs.nlink == 1)
             if not plain or building is None or item.gfid in self._flying:
                 others += self.tree.resolve([item.name]) if isinstance(item, Entry) else [item]
                 continue
             building.pending += 1
-            self.progress.names += 1
-            self.syncer.send(self._request(item, "D"))
+            requests.append(self._request(item, "D"))
+        self.progress.names += len(requests)
+        self.syncer.send(*requests)  # all at once: woken for each one, the syncers would carry boxes of one
         return others
 
     def _open_dirs(self) -> bool:
@@ -452,37 +455,45 @@ class Batch:
     def _take_results(self, wait: bool) -> None:
         whole: list[Gfid] = []
         landed: list[Gfid] = []
-        for result in self.syncer.results(wait):
-            request = result.request
-            self._in_flight -= 1
-            self._flying.pop(request.gfid, None)
-            if result.errno:
+        into: Counter[Gfid] = Counter()
+        debugs = _log.debugs
+        results = self.syncer.results(wait)
+        self._in_flight -= len(results)
+        for result in results:
+            request, err, _, size, changed = result
+            gfid, place, dirgfid, bname, _ = request
+            self._flying.pop(gfid, None)
+            if err:
                 self._not_sent(result)
                 continue
             self.progress.files += 1
-            self.progress.bytes += result.bytes
-            if _log.debugs:
-                path = self._path((request.dirgfid, request.bname) if request.bname else None, request.gfid)
-                _log.debug("file sent", path=shown(path), gfid=request.gfid.hex(), bytes=result.bytes)
-            self._tries.pop(request.gfid, None)
-            if result.changed:
-                self._changed.append(request.gfid)
+            self.progress.bytes += size
+            if debugs:
+                path = self._path((dirgfid, bname) if bname else None, gfid)
+                _log.debug("file sent", path=shown(path), gfid=gfid.hex(), bytes=size)
+            if self._tries:
+                self._tries.pop(gfid, None)
+            if changed:
+                self._changed.append(gfid)
             else:
-                self.tree.hints.pop(request.gfid, None)
-            if request.place == "N":
-                landed.append(request.gfid)
-            if request.place != "P":
-                whole.append(request.gfid)
-            if request.place == "D":
-                self._one_less(request.dirgfid)
+                self.tree.hints.pop(gfid, None)
+            if place == "D":
+                into[dirgfid] += 1
+            elif place == "N":
+                landed.append(gfid)
+            if place != "P":
+                whole.append(gfid)
         self.db.sent_whole(whole)
         if landed:
             self._arrived(landed, State.DATA)
+        for dirgfid, files in into.items():
+            self._less(dirgfid, files)
 
-    def _one_less(self, dirgfid: Gfid) -> None:
+    def _less(self, dirgfid: Gfid, files: int) -> None:
+        """So many files of a new directory are not missing any more."""
         building = self._building.get(dirgfid)
         if building:
-            building.pending -= 1
+            building.pending -= files
             self._completed(dirgfid, building)
 
     def _not_sent(self, result: Result) -> None:
@@ -510,7 +521,7 @@ class Batch:
             rows = self.db.names_waiting_for(gfid)
             self.db.set_names((State.FAILED, row.rowid) for row in rows)
         if request.place == "D":
-            self._one_less(request.dirgfid)
+            self._less(request.dirgfid, 1)
 
     # names that cannot be filled at once
 

@@ -91,6 +91,7 @@ class ChangelogDB:
         if version != SCHEMA_VERSION:
             self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         self._open = False
+        self._owes_files = True  # whether there may be rows in gfids that are not of directories
 
     def close(self) -> None:
         self.flush()
@@ -126,6 +127,7 @@ class ChangelogDB:
         self._begin()
         for table in ("names", "gfids", "dirs"):
             self._db.execute(f"DELETE FROM {table}")
+        self._owes_files = False
         self.flush()
 
     def resume(self) -> None:
@@ -184,7 +186,7 @@ class ChangelogDB:
     def arrived(self, gfids: Iterable[Gfid], waiting: State) -> None:
         """The inodes are complete in limbo: their names can be filled."""
         self._begin()
-        self._db.executemany("UPDATE names SET state=? WHERE gfid=? AND state=?",
+        self._db.executemany("UPDATE names SET state=? WHERE gfid=? AND +state=?",  # +: by the index of gfid
                              [(State.READY, g, waiting) for g in gfids])
 
     def parents(self, state: State) -> list[Gfid]:
@@ -193,7 +195,7 @@ class ChangelogDB:
 
     def names_waiting_for(self, gfid: Gfid) -> list[Dirty]:
         return [Dirty(r[0], (r[1], r[2]), r[3]) for r in self._db.execute(
-            "SELECT id, pargfid, bname, tries FROM names WHERE gfid=? AND state IN (?,?)",
+            "SELECT id, pargfid, bname, tries FROM names WHERE gfid=? AND +state IN (?,?)",
             (gfid, State.DATA, State.BUILDING))]
 
     def move(self, was: State, now: State) -> int:
@@ -206,6 +208,7 @@ class ChangelogDB:
     def add_gfids(self, gfids: Iterable[Gfid], data: Data, is_dir: bool = False) -> None:
         """META, and DATA as asked. A directory is done after all files and names."""
         self._begin()
+        self._owes_files = self._owes_files or not is_dir
         self._db.executemany(
             "INSERT INTO gfids VALUES (?,?,1,?) ON CONFLICT (gfid) DO UPDATE"
             " SET data=max(data, excluded.data), meta=1, dir=max(dir, excluded.dir)",
@@ -213,8 +216,9 @@ class ChangelogDB:
 
     def sent_whole(self, gfids: Iterable[Gfid]) -> None:
         """These were sent new, with all their attributes: nothing is left to do for them."""
-        self._begin()
-        self._db.executemany("DELETE FROM gfids WHERE gfid=?", ((g,) for g in gfids))
+        if self._owes_files:
+            self._begin()
+            self._db.executemany("DELETE FROM gfids WHERE gfid=?", ((g,) for g in gfids))
 
     def data(self, after: Gfid, limit: int) -> list[tuple[Gfid, Data]]:
         """A page of DATA gfids greater than `after`."""

@@ -37,7 +37,7 @@ _SYS_OPENAT2 = 437  # the same on every architecture: it came after the numbers 
 _SYS_STATX = {"x86_64": 332, "aarch64": 291, "riscv64": 291, "ppc64le": 383, "s390x": 379}.get(platform.machine(), 0)
 _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 0x04, 0x08
 _BIRTH_TYPE = -1
-_MOUNT_TYPE = -2
+_MOUNT_PREFIX = struct.pack("=i", -2)
 
 
 class _Buffers(threading.local):
@@ -155,7 +155,7 @@ class Inodes:
                 handle = self.handles.at(dirfd, bname)
                 st = os.stat(bname, dir_fd=dirfd, follow_symlinks=False)
                 if st.st_dev != self.dev:
-                    handle = struct.pack("=i", _MOUNT_TYPE) + pargfid + bname
+                    handle = _MOUNT_PREFIX + pargfid + bname
                 elif not stat.S_ISREG(st.st_mode) and self.handles.at(dirfd, bname) != handle:
                     continue  # replaced between the two looks; for a regular file its descriptor tells later
             except (FileNotFoundError, NotADirectoryError):
@@ -167,13 +167,13 @@ class Inodes:
                 st = os.stat(bname, dir_fd=dirfd, follow_symlinks=False)
                 if st.st_dev == self.dev:
                     raise
-                handle = struct.pack("=i", _MOUNT_TYPE) + pargfid + bname
+                handle = _MOUNT_PREFIX + pargfid + bname
             return Seen(self.gfid(handle), handle, st)
 
 
 def is_mount_handle(handle: bytes) -> bool:
     """Whether Inodes.look made this handle for a mount point: there is nothing of ours below it."""
-    return handle[:4] == struct.pack("=i", _MOUNT_TYPE)
+    return handle[:4] == _MOUNT_PREFIX
 
 
 _openat2_missing = False

@@ -53,18 +53,20 @@ class PostBox:
         self._room = threading.Condition(lock)
         self._filled = threading.Condition(lock)
 
-    def append(self, request: Request) -> None:
-        """Put a request in, once there is room; Closed if the box is, or gets, closed. One that alone is larger than
-        the box is taken when the box is empty."""
+    def append(self, *requests: Request) -> None:
+        """Put requests in, each once there is room; Closed if the box is, or gets, closed. One that alone is larger
+        than the box is taken when the box is empty."""
         with self._room:
-            while not self._closed and self._requests and (
-                    len(self._requests) >= self._capacity or self._bytes + request.size > self._capacity_bytes):
-                self._room.wait()
-            if self._closed:
-                raise Closed
-            self._requests.append(request)
-            self._bytes += request.size
-            self._filled.notify()
+            for request in requests:
+                while not self._closed and self._requests and (
+                        len(self._requests) >= self._capacity or self._bytes + request.size > self._capacity_bytes):
+                    self._filled.notify_all()
+                    self._room.wait()
+                if self._closed:
+                    raise Closed
+                self._requests.append(request)
+                self._bytes += request.size
+            self._filled.notify_all()
 
     def take(self, wait: bool = True) -> list[Request]:
         """What is in the box, up to a share; with `wait` at least one. Closed once the box is closed."""

@@ -41,10 +41,10 @@ class Syncer:
         for thread in self._threads:
             thread.start()
 
-    def send(self, request: Request) -> None:
-        """Have a request moved; blocks while too much is waiting. Raises what ended the syncer."""
+    def send(self, *requests: Request) -> None:
+        """Have requests moved; blocks while too much is waiting. Raises what ended the syncer."""
         try:
-            self._postbox.append(request)
+            self._postbox.append(*requests)
         except Closed:
             self._raise()
 

@@ -90,9 +90,10 @@ class InlineSyncer:
         self._client, self._world = client, world
         self._results: list[Result] = []
 
-    def send(self, request: Request) -> None:
-        self._world.between("send")
-        self._results.append(self._move(request))
+    def send(self, *requests: Request) -> None:
+        for request in requests:
+            self._world.between("send")
+            self._results.append(self._move(request))
 
     def results(self, wait: bool) -> Sequence[Result]:
         results, self._results = self._results, []
