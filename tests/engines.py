@@ -77,9 +77,9 @@ class Files:
             raise FileNotFoundError(errno.ENOENT, "another inode")
         return fd
 
-    def attrs(self, fd: int) -> tuple[Attrs, list[tuple[bytes, bytes]]]:
+    def attrs(self, fd: int, st: os.stat_result | None = None) -> tuple[Attrs, list[tuple[bytes, bytes]]]:
         self.meddle(os.readlink(b"/proc/self/fd/%d" % fd))
-        return Attrs.of(os.fstat(fd)), [(os.fsencode(n), os.getxattr(fd, n)) for n in os.listxattr(fd)]
+        return Attrs.of(st or os.fstat(fd)), [(os.fsencode(n), os.getxattr(fd, n)) for n in os.listxattr(fd)]
 
 
 class World:

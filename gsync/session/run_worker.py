@@ -61,9 +61,9 @@ class CurrentTree:
         assert self.tree is not None
         return self.tree.open(gfid)
 
-    def attrs(self, fd: int) -> tuple[Attrs, list[tuple[bytes, bytes]]]:
+    def attrs(self, fd: int, st: os.stat_result | None = None) -> tuple[Attrs, list[tuple[bytes, bytes]]]:
         assert self.tree is not None
-        return self.tree.attrs(fd)
+        return self.tree.attrs(fd, st)
 
 
 class Parts:

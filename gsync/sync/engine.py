@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,8 +22,8 @@ class Source(Protocol):
     def open(self, gfid: Gfid) -> int:
         """A descriptor of the regular file with this identity, checked. FileNotFoundError if it is gone."""
 
-    def attrs(self, fd: int) -> tuple[Attrs, list[tuple[bytes, bytes]]]:
-        """Attributes and xattrs of an open file."""
+    def attrs(self, fd: int, st: os.stat_result | None = None) -> tuple[Attrs, list[tuple[bytes, bytes]]]:
+        """Attributes and xattrs of an open file; st: what fstat just told of it."""
 
 
 Report = Callable[[Sequence[Result]], None]

@@ -182,11 +182,11 @@ class StreamEngine:
         finally:
             os.close(fd)
 
-    def _attributes(self, fd: int, request: Request) -> _Attributes:
+    def _attributes(self, fd: int, st: os.stat_result, request: Request) -> _Attributes:
         """What a header says beside the data; looked at before the data is read, which may touch the access time."""
         if request.place == "P":
             return _Attributes(stream.IN_PLACE, b"", b"", _NO_NUMBERS)
-        attrs, xattrs = self._source.attrs(fd)
+        attrs, xattrs = self._source.attrs(fd, st)
         blob = stream.encode_xattrs(xattrs) if xattrs else b""
         if len(blob) > stream.XATTRS_MAX:
             raise OSError(errno.E2BIG, "the extended attributes are too long")
@@ -199,7 +199,7 @@ class StreamEngine:
 
     def _send_short(self, fd: int, st: os.stat_result, request: Request, box: _Box, last: bool) -> bool:
         """Send a file in one piece. If it changed while it was read nothing is sent, unless this is the last try."""
-        attributes = self._attributes(fd, request)
+        attributes = self._attributes(fd, st, request)
         data = _read(fd, st.st_size)
         changed = os.fstat(fd).st_ctime_ns != st.st_ctime_ns
         if changed and not last:
@@ -211,7 +211,7 @@ class StreamEngine:
     def _send_long(self, fd: int, st: os.stat_result, request: Request, box: _Box) -> bool:
         """Send a file extent by extent; False if it shrank, so that what was sent does not count."""
         size = st.st_size
-        self._gather(self._attributes(fd, request).header(request, size, 0))
+        self._gather(self._attributes(fd, st, request).header(request, size, 0))
         box.items.append(None)
         sent, failure = 0, None
         sparse = st.st_blocks * 512 < size

@@ -402,9 +402,9 @@ class PosixTree:
             digest = hashlib.file_digest(stream, hashlib.blake2b)
             return stream.tell(), digest.hexdigest()
 
-    def attrs(self, fd: int) -> tuple[Attrs, Xattrs]:
-        """Attributes and xattrs of an open inode."""
-        attrs, xattrs = Attrs.of(os.fstat(fd)), self._xattrs(fd)
+    def attrs(self, fd: int, st: os.stat_result | None = None) -> tuple[Attrs, Xattrs]:
+        """Attributes and xattrs of an open inode; st: what fstat just told of it."""
+        attrs, xattrs = Attrs.of(st or os.fstat(fd)), self._xattrs(fd)
         self.sends(attrs, xattrs)
         return attrs, xattrs
 
