@@ -38,6 +38,7 @@ _PAGE = 5000
 _FATES: dict[str, type[GsyncError]] = {
     "refused": SlaveError, "transient": Transient, "fenced": Fenced, "io": SlaveError}
 _PATIENCE = 10  # seconds that an agent has for saying goodbye
+_UNTIL_BEAT = 20  # seconds of silence of one that does not beat yet: it is just starting
 
 
 def error_of(slave: Slave, error: dict[str, Any]) -> GsyncError:
@@ -59,12 +60,10 @@ class _Heard:
     def __init__(self, channel: Channel) -> None:
         self._stdout = channel.stdout
         self.at = time.monotonic()
-        self.anything = False
 
     def read(self, size: int) -> bytes:
         data: bytes = self._stdout.read1(size)  # type: ignore[attr-defined]
         self.at = time.monotonic()
-        self.anything = True
         return data
 
 
@@ -72,7 +71,8 @@ class SlaveClient:
     """The agent for the slave tree `link.slave.path`; it ends itself after `timeout` seconds without a word of ours.
 
     silence: seconds after which an agent of which nothing is heard counts as lost: its link is broken off, and everyone
-    who waits gets Transient. It is told to give signs of life four times as often; for the first one it has `timeout`.
+    who waits gets Transient. With hello it is told to give signs of life four times as often; until the first of them,
+    while it starts, it has longer.
     master: the path of the tree that is to be replicated; a slave that lies in it, or has it in itself, is refused.
     ticket: what receivers and rsync servers of this connection show at the slave.
     """
@@ -91,6 +91,7 @@ class SlaveClient:
         self._last = 0
         self._error: GsyncError | None = None
         self._broken: Transient | None = None
+        self._beats = False
         self._pinged = time.monotonic()
         self._ended = threading.Event()
         self._threads = [threading.Thread(target=self._read, name="answers of the agent"),
@@ -122,6 +123,7 @@ class SlaveClient:
         try:
             while (answer := rpc.read_frame(self._heard)) is not None:  # type: ignore[arg-type]
                 if answer == rpc.BEAT:
+                    self._beats = True
                     continue
                 future = self._waiting.pop(answer["id"])
                 if "error" in answer:
@@ -147,8 +149,8 @@ class SlaveClient:
         pause = self._timeout / 3 if self._silence is None else min(self._timeout / 3, self._silence / 4)
         while not self._ended.wait(pause):
             quiet = time.monotonic() - self._heard.at
-            limit = self._silence if self._heard.anything else max(self._timeout, self._silence or 0)
-            if self._silence is not None and limit is not None and quiet > limit:
+            if self._silence is not None and quiet > (self._silence if self._beats else
+                                                      max(self._silence, _UNTIL_BEAT)):
                 self._broken = Transient(f"slave {self._link.slave}: nothing heard from the slave for {quiet:.1f} s")
                 self._link.break_off()
                 self._channel.kill()
