@@ -169,13 +169,6 @@ def test_a_worker_stops_when_no_monitor_runs(place: Place) -> None:
     assert place.gsync("stop").stdout == "s: stopped\n"
 
 
-def test_a_frozen_worker_is_ended_by_stop(place: Place) -> None:
-    place.gsync("start")
-    os.kill(only(place.pids("worker")), signal.SIGSTOP)
-    assert place.gsync("stop").stdout == "s: stopped\n"
-    assert place.pids("worker") == []
-
-
 def test_settings_that_change_restart_what_they_concern(place: Place) -> None:
     place.gsync("start")
     worker, recorder = only(place.pids("worker")), only(place.pids("recorder"))
@@ -195,7 +188,7 @@ def test_logs_show_the_last_lines_and_follow(place: Place) -> None:
     assert " connected " in place.gsync("logs", "s").stdout
     assert len(place.gsync("logs", "-n", "2").stdout.splitlines()) == 2
     assert "monitor begins" in place.gsync("logs", "--monitor").stdout
-    assert "detector name=inotify" in place.gsync("logs", "--recorder").stdout
+    assert "tree is scanned" in place.gsync("logs", "--recorder").stdout
     with subprocess.Popen(place.argv("logs", "-f"), env=place.env, stdout=subprocess.PIPE, text=True) as follower:
         assert follower.stdout is not None
         place.gsync("pause")
@@ -217,29 +210,32 @@ def test_one_line_tells_of_a_batch(place: Place) -> None:
 
 # ------------------------------------------------------------------------------------------------------------ pauses
 
-SIZE = 96 << 20
+SIZE = 40 << 20
 
 
 def at_the_slave(place: Place) -> int:
     """Bytes in the file, wherever it is by now."""
-    found = [path for path in (place.slave / ".gsync" / "limbo" / "new").iterdir() if path.is_file()]
-    return sum(path.stat().st_blocks * 512 for path in [*found, *place.slave.glob("large*")])
+    found = 0
+    for path in [*(place.slave / ".gsync").rglob("*"), *place.slave.glob("large*")]:
+        with contextlib.suppress(FileNotFoundError):
+            found += path.stat().st_blocks * 512 if path.is_file() and not path.name.startswith("index.db") else 0
+    return found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["tarssh", "rsync"])
-def test_a_pause_stands_still_on_its_connection_and_goes_on(tmp_path: Path, method: str) -> None:
-    """A large file on its way over ssh, at a rate that leaves time to look."""
+@pytest.mark.parametrize(("method", "rate"), [("tarssh", "4M"), ("rsync", "8M")])
+def test_a_pause_stands_still_on_its_connection_and_goes_on(tmp_path: Path, method: str, rate: str) -> None:
+    """A large file on its way over ssh, at a rate that leaves time to look: half of it for rsync, one of two jobs."""
     with Sshd(tmp_path / "sshd") as server:
         place = Place(tmp_path, slave_arg=f"{HOST}:{tmp_path}/slave")
-        conf = {"ssh-config": server.client_config, "sync-method": method, "bandwidth-limit": "8M"}
+        conf = {"ssh-config": server.client_config, "sync-method": method, "bandwidth-limit": rate}
         (place.home).mkdir()
         (place.home / "gsync.conf").write_text("[gsync]\n" + "".join(f"{k} = {v}\n" for k, v in conf.items()))
         place.gsync("create", place.master, place.slave_arg, "--name", "s")
         (place.master / "large").write_bytes(os.urandom(SIZE))
         try:
             place.gsync("start")
-            wait(lambda: at_the_slave(place) > 4 << 20, place)
+            wait(lambda: at_the_slave(place) > 1 << 20, place)
             pids = place.pids("worker"), place.pids("agent"), place.pids("receiver")
             place.gsync("pause")
             end = time.monotonic() + PATIENCE
@@ -252,7 +248,6 @@ def test_a_pause_stands_still_on_its_connection_and_goes_on(tmp_path: Path, meth
             assert at_the_slave(place) == before < SIZE
             assert brick(place)["state"] == "Paused"
             assert (place.pids("worker"), place.pids("agent"), place.pids("receiver")) == pids
-            place.gsync("config", "s", "get", "sync-method")
             place.gsync("resume")
             assert wait_until_equal(place.master, place.slave, PATIENCE * 2, 0.2) == []
             assert (place.pids("worker"), place.pids("agent"), place.pids("receiver")) == pids
