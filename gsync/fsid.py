@@ -15,6 +15,7 @@ import platform
 import stat
 import struct
 import threading
+import time
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -118,11 +119,18 @@ class Handles:
     def open(self, handle: bytes, flags: int) -> int:
         """A new descriptor of the inode; OSError: ESTALE if it is gone, EPERM without the privilege."""
         raw = struct.pack("=I", len(handle) - 4) + handle
-        fd = _open_by_handle_at(self._root_fd, raw, flags | os.O_CLOEXEC)
-        if fd < 0:
+        # The kernel may find no memory, or not find the inode, while directories around it are renamed.
+        tries = {errno.ESTALE: 1, errno.ENOMEM: 1000}
+        while True:
+            fd = _open_by_handle_at(self._root_fd, raw, flags | os.O_CLOEXEC)
+            if fd >= 0:
+                return int(fd)
             err = ctypes.get_errno()
-            raise OSError(err, os.strerror(err), handle.hex())
-        return int(fd)
+            if tries.get(err, 0) <= 0:
+                raise OSError(err, os.strerror(err), handle.hex())
+            tries[err] -= 1
+            if err == errno.ENOMEM:
+                time.sleep(0.001)
 
 
 class Seen(NamedTuple):

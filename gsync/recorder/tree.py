@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections.abc import Iterable
 
 from gsync.fsid import Inodes, Seen, is_mount_handle, open_beneath
@@ -67,7 +66,7 @@ class Tree:
             raise Gone
         try:
             if self.inodes.handles.by_handle:
-                return self._open_by_handle(handle, flags)
+                return self.inodes.handles.open(handle, flags)
             parts = self._index.path_of(gfid)
             if parts is None:
                 raise Gone
@@ -81,19 +80,6 @@ class Tree:
             raise Elsewhere
         return fd
 
-    def _open_by_handle(self, handle: bytes, flags: int) -> int:
-        """The kernel may find no memory, or not find the inode, while directories around it are renamed."""
-        tries = {errno.ESTALE: 1, errno.ENOMEM: 1000}
-        while True:
-            try:
-                return self.inodes.handles.open(handle, flags)
-            except OSError as exc:
-                if tries.get(exc.errno or 0, 0) <= 0:
-                    raise
-                tries[exc.errno or 0] -= 1
-                if exc.errno == errno.ENOMEM:
-                    time.sleep(0.001)
-
     def look(self, dirfd: int, pargfid: Gfid, bname: bytes) -> Seen | None:
         """What is at the name, None if nothing is, OUTSIDE if gsync keeps it out of the tree. OSError."""
         if pargfid == ROOT_GFID and bname == STATE_DIR:
@@ -105,7 +91,7 @@ class Tree:
         """What the inode of an index entry is now; None if it is not there (any more)."""
         try:
             if self.inodes.handles.by_handle and not is_mount_handle(entry.handle):
-                fd = self._open_by_handle(entry.handle, os.O_PATH | os.O_CLOEXEC)
+                fd = self.inodes.handles.open(entry.handle, os.O_PATH | os.O_CLOEXEC)
                 try:
                     return os.fstat(fd)
                 finally:
