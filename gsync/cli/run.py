@@ -101,16 +101,18 @@ def run(
 
 
 def _settings(texts: list[str]) -> dict[str, Any]:
-    """The options of --set by field name."""
+    """The options of --set by field name; patterns add up."""
     from gsync.errors import UsageError
-    from gsync.session.options import find
+    from gsync.session.options import Kind, find
 
-    values = {}
+    values: dict[str, str] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"--set {text}: not of the form OPTION=VALUE")
-        values[find(name).field] = value
+        row = find(name)
+        before = values.get(row.field)
+        values[row.field] = f"{before}\n{value}" if before is not None and row.about.kind is Kind.PATTERNS else value
     return values
 
 

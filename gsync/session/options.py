@@ -234,7 +234,8 @@ class Options:
 
     # what is replicated
     exclude: Annotated[tuple[str, ...], BeforeValidator(_lines), AfterValidator(_check_patterns), About(
-        "Patterns as in .gitignore, one per line, relative to the root of the master; what they match stays out.",
+        "Patterns as in .gitignore, one per line, relative to the root of the master; what they match stays out. Those "
+        "of a session stand in place of the node's.",
         kind=Kind.PATTERNS)] = ()
     sync_xattrs: Annotated[bool, About("Replicate extended attributes. If not, those of the slave are left alone.")] \
         = True
