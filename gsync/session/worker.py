@@ -159,6 +159,7 @@ class Worker:
         self._clocks = 0              # ns by which the stime, for the same reason, may be off
         self._limbo = 0               # detached inodes that wait at the slave
         self._last_commit = 0.0
+        self._settled = False         # a batch got through since the last interruption
 
     # the life of a worker
 
@@ -166,7 +167,7 @@ class Worker:
         """Work until stopped, or until in step with `once`; the exit code. GsyncError: a person has to act."""
         pause, rest = FIRST_PAUSE, 0.0
         while True:
-            began = time.monotonic()
+            self._settled = False
             try:
                 self._rest(rest)
                 rest = 0.0
@@ -182,7 +183,7 @@ class Worker:
                 if self._claimed and not self._lease.held():
                     _log.warning("another worker has taken over", epoch=self.state.epoch, error=exc)
                 elif self._may_pass(exc, pause):
-                    if time.monotonic() - began > LONGEST_PAUSE:
+                    if self._settled:
                         pause = FIRST_PAUSE
                     _log.warning("will connect again", error=exc, pause=pause)
                     self.machine.to(WorkerState.FAULTY, str(exc))
@@ -510,6 +511,7 @@ class Worker:
         self.ledger.settle()
         self.db.reset()
         self._leftovers = False
+        self._settled = True
 
     # the whole tree
 

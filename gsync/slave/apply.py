@@ -17,7 +17,7 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from enum import Enum
 
@@ -137,17 +137,11 @@ class Apply:
             self.step("names to touch noted")
             if moves:
                 self._sync_touched(page)
-                with self.index.transaction():
-                    for i in moves:
-                        try:
-                            answers[i] = self._place(page, rows[i])
-                        except (OSError, ValueError, OverflowError) as exc:
-                            page.failed(i, exc)
-                            if page.fatal:
-                                break
-                    self.step("names changed")
-                self._raise_fatal(page)
-                self.step("index follows")
+
+                def place(i: int) -> None:
+                    answers[i] = self._place(page, rows[i])
+
+                self._change(page, moves, place)
         finally:
             self.tree.settle()
         return FillAnswer(answers, page.vacated, page.displaced, page.errors)
@@ -156,6 +150,20 @@ class Apply:
         if page.touched:
             syncfs(self.tree.root_fd)
             self.step("synced")
+
+    def _change(self, page: _Page, numbers: Sequence[int], change: Callable[[int], None]) -> None:
+        """(c) for these rows: change their names, each on its own, and have the index follow."""
+        with self.index.transaction():
+            for i in numbers:
+                try:
+                    change(i)
+                except (OSError, ValueError, OverflowError) as exc:
+                    page.failed(i, exc)
+                    if page.fatal:
+                        break
+            self.step("names changed")
+        self._raise_fatal(page)
+        self.step("index follows")
 
     def _raise_fatal(self, page: _Page) -> None:
         if page.fatal:
@@ -495,17 +503,7 @@ class Apply:
                 self.index.touch(page.touched)
             self.step("names to touch noted")
             self._sync_touched(page)
-            with self.index.transaction():
-                for i in there:
-                    try:
-                        self._remove(page, rows[i], keep_last)
-                    except OSError as exc:
-                        page.failed(i, exc)
-                        if page.fatal:
-                            break
-                self.step("names changed")
-            self._raise_fatal(page)
-            self.step("index follows")
+            self._change(page, there, lambda i: self._remove(page, rows[i], keep_last))
         finally:
             self.tree.settle()
         return RemoveAnswer(page.displaced, page.errors)

@@ -30,13 +30,6 @@ F, G, D = b"f" * 16, b"g" * 16, b"d" * 16
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    path = tmp_path / "slave"
-    path.mkdir()
-    return path
-
-
-@pytest.fixture
 def copy(root: Path) -> Path:
     """Somebody's copy of `master()`, with some things wrong."""
     (root / "d").mkdir()

@@ -26,19 +26,6 @@ F, D, G = b"f" * 16, b"d" * 16, b"g" * 16
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    path = tmp_path / "slave"
-    path.mkdir()
-    return path
-
-
-@pytest.fixture
-def slave(root: Path) -> Iterator[Slave]:
-    with Slave(root) as slave:
-        yield slave
-
-
-@pytest.fixture
 def outside(tmp_path: Path) -> Iterator[Path]:
     """A folder with something in it that must be the same at the end."""
     path, copy = tmp_path / "outside", tmp_path / "copy"

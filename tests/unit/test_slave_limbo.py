@@ -7,7 +7,6 @@ import itertools
 import os
 import random
 import stat
-from collections.abc import Iterator
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -24,19 +23,6 @@ DAY = 24 * 3600
 @pytest.fixture
 def world() -> World:
     return World()
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    path = tmp_path / "slave"
-    path.mkdir()
-    return path
-
-
-@pytest.fixture
-def slave(root: Path) -> Iterator[Slave]:
-    with Slave(root) as slave:
-        yield slave
 
 
 def sync(slave: Slave, world: World, stime: int) -> Planner:
