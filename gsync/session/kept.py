@@ -20,6 +20,7 @@ from gsync.log import get_logger
 from gsync.process import Lock, start_time
 from gsync.recorder import status as recording
 from gsync.session.control import Print, file_print
+from gsync.session.metavolume import Mirror, node_name
 from gsync.session.session import Session
 from gsync.session.status import WorkerStatus
 from gsync.session.supervisor import DONE, DONE_WITH_FAILURES, GRACE, LOCKED, PAUSES, Retry
@@ -143,14 +144,29 @@ class WorkerDuty(Duty):
         super().__init__(f"worker of session {session.name}", session.worker_lock,
                          os.path.join(session.folder, "worker.stderr"), session.worker_status,
                          session.options.worker_timeout, argv)
+        self._session = session
 
     def stopped(self, pid: int) -> bool:
         status = WorkerStatus.read(self.status)
         return status is not None and (status.state, status.pid) == ("Stopped", pid)
 
     def note(self, faulty: str) -> None:
-        if os.path.exists(os.path.join(os.path.dirname(self.status), "session.json")):  # else it is deleted
-            WorkerStatus.note(self.status, "Faulty" if faulty else "Stopped", faulty)
+        if not os.path.exists(self._session.folder if self._session.on_meta_volume
+                              else os.path.join(self._session.folder, "session.json")):
+            return  # it is deleted
+        WorkerStatus.note(self.status, "Faulty" if faulty else "Stopped", faulty)
+        if self._session.on_meta_volume:
+            with open(self.status, "rb") as file:
+                mirror = Mirror(self._tell)
+                mirror.show(file.read())
+            mirror.close(patience=0)
+
+    def _tell(self, status: bytes) -> None:
+        """The other nodes."""
+        path = os.path.join(self._session.statuses, node_name())
+        with open(path + ".new", "wb") as file:
+            file.write(status)
+        os.replace(path + ".new", path)
 
 
 class RecorderDuty(Duty):

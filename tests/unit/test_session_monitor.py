@@ -17,6 +17,7 @@ from gsync.recorder.status import RecorderStatus, read_status, write_status
 from gsync.session import monitor as monitor_module
 from gsync.session.control import Wanted, write_wanted
 from gsync.session.kept import RecorderDuty, WorkerDuty, complaint
+from gsync.session.metavolume import node_name
 from gsync.session.monitor import Monitor, monitor_lock
 from gsync.session.options import Options
 from gsync.session.session import Session, SessionHome
@@ -311,6 +312,7 @@ def test_sessions_on_a_meta_volume_that_is_away_are_faulty_and_come_back(
     assert len(world.starts()) == 1  # it is the lease that stops it
     os.kill(world.starts()[0], signal.SIGKILL)
     world.wait(lambda: world.status(session).state == "Faulty" and "not mounted" in world.status(session).reason)
+    os.unlink(Path(session.folder, "session.json"))  # another node has created it
     for _ in range(10):
         world.monitor.step()
         time.sleep(0.01)
@@ -318,6 +320,11 @@ def test_sessions_on_a_meta_volume_that_is_away_are_faulty_and_come_back(
     (world.folder / "away").rename(mount)
     mounted[0] = True
     world.wait(lambda: len(world.starts()) == 2)
+    os.makedirs(session.statuses)
+    os.kill(world.starts()[1], signal.SIGKILL)
+    told = Path(session.statuses, node_name())
+    world.wait(told.exists)
+    assert (WorkerStatus.read(str(told)) or WorkerStatus()).reason == "worker of session s was killed by SIGKILL"
 
 
 def test_a_session_of_all_nodes_whose_volume_is_not_here_is_other_nodes_business(
