@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gsync.cli import completion
 from gsync.cli.options import JsonOption, StateOption
 
 if TYPE_CHECKING:
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def keys(
-    session: Annotated[str | None, typer.Argument(metavar="[SESSION]", help="May be left out if there is only one.")]
-    = None,
+    session: Annotated[str | None, typer.Argument(
+        metavar="[SESSION]", help="May be left out if there is only one.", autocompletion=completion.sessions)] = None,
     install: Annotated[bool, typer.Option(
         "--install", help="Put agent and line into the slave's account, over your own ssh access.")] = False,
     rotate: Annotated[bool, typer.Option(

@@ -2,7 +2,8 @@
 
 It takes the receivers' lock, shows its pass, goes into the folder by descriptor and hands lock and folder on to rsync:
 so a younger hello ends it like any receiver, and its paths are names in that one folder, which holds regular files
-only (links to files that the agent exposes, and files that are new). Standard library only, Python 3.9.
+only (links to files that the agent exposes, and files that are new). Where the kernel has Landlock it could not change
+anything else if it wanted to. Standard library only, Python 3.9.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 
 from gsync.errors import GsyncError, SlaveError, Transient
 from gsync.slave.fence import RECEIVERS_LOCK, open_lock, show, take_shared
+from gsync.slave.landlock import confine
 from gsync.slave.tree import OPEN_DIR, open_state
 
 PATH = "/usr/local/bin:/usr/bin:/bin"
@@ -45,7 +47,9 @@ def become_rsync(root: bytes, epoch: int, ticket: str, words: Sequence[str], pat
     take_shared(lock_fd)
     show(state_fd, epoch, ticket).close()  # after the lock: who comes now to displace us finds us
     limbo_fd = os.open(b"limbo", OPEN_DIR, dir_fd=state_fd)
-    os.fchdir(os.open(b"link", OPEN_DIR, dir_fd=limbo_fd))
+    folder = os.open(b"link", OPEN_DIR, dir_fd=limbo_fd)
+    os.fchdir(folder)
+    confine([folder], ["/dev/null"])
     os.set_inheritable(lock_fd, True)
     os.umask(0o077)
     env = {name: value for name, value in os.environ.items() if not name.startswith("RSYNC_")}
