@@ -10,6 +10,7 @@ import configparser
 import fcntl
 import os
 import re
+from contextlib import suppress
 
 from gsync.durable import make_dirs, replace_file
 from gsync.errors import UsageError
@@ -52,7 +53,8 @@ def change(path: str, name: str, value: str | None) -> None:
         make_dirs(os.fsencode(folder))
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)  # two that change it at once: neither change is lost
+            with suppress(OSError):  # two that change it at once: neither change is lost, where there are such locks
+                fcntl.flock(fd, fcntl.LOCK_EX)
             before = _text(path)
             after = changed(before, name, value)
             if after != before:
@@ -70,12 +72,11 @@ def changed(text: str, name: str, value: str | None) -> str:
     if lines[-1] == "":
         lines.pop()
     new = [] if value is None else written(name, value)
-    at = _found(lines, name)
-    if at is not None:
-        end = at + 1
-        while end < len(lines) and lines[end][:1] in (" ", "\t") and lines[end].strip():
-            end += 1
-        lines[at:end] = new
+    found = _found(lines, name)
+    if found is not None:
+        first = lines[found.start]
+        indent = first[:len(first) - len(first.lstrip())]
+        lines[found.start:found.stop] = [indent + line for line in new]
     elif new:
         last = _end_of_section(lines)
         if last is None:
@@ -100,12 +101,23 @@ def pattern_line(pattern: str) -> str:
     return f"[{pattern[0]}]{pattern[1:]}" if pattern[:1] in (" ", "\t", ";") else pattern
 
 
-def _found(lines: list[str], name: str) -> int | None:
+def _found(lines: list[str], name: str) -> range | None:
+    """The lines of an option, as the parser takes them: what stands further in than its name belongs to its value."""
+    start, indent, end = None, 0, 0
     for i, line in enumerate(lines):
-        match = re.match(r"([A-Za-z][\w-]*)\s*=", line)
+        here = len(line) - len(line.lstrip())
+        if not line.strip() or line.lstrip()[0] in "#;":
+            continue
+        match = re.match(r"\s*([A-Za-z][\w-]*)\s*=", line)
+        if end and here > indent:
+            end = i + 1  # of whichever option it is
+            continue
+        if start is not None:
+            break
+        indent, end = here, i + 1 if match else 0
         if match and option_name(match[1]) == name:
-            return i
-    return None
+            start = i
+    return None if start is None else range(start, end)
 
 
 def _end_of_section(lines: list[str]) -> int | None:

@@ -8,9 +8,12 @@ import re
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gsync import ini
 from gsync.errors import UsageError
@@ -128,6 +131,29 @@ class TestFile:
         config.reset_value(str(path), "nice")
         assert path.read_text() == ("# of mine\n\n[gsync]\n# jobs: few\nsync-jobs = 4\n; end\ndelete-retention = 1d\n"
                                     "\n")
+
+    @settings(deadline=None, max_examples=60)
+    @given(lines=st.lists(st.sampled_from([
+        "sync-jobs = 3", "  nice = 2", "\tadopt = yes", "exclude =", "    *.o", "      nice = 7", "# comment",
+        "  # inside", "", "; nice = 9", "ssh_config=x", "exclude = a", "   [x]", "[gsync]"])),
+        change=st.sampled_from([("nice", "5"), ("nice", None), ("exclude", "a\nb"), ("exclude", None),
+                                ("sync-jobs", "1"), ("adopt", None)]))
+    def test_however_a_file_is_written_a_change_changes_one_option(
+            self, lines: list[str], change: tuple[str, str | None]) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "gsync.conf")
+            path.write_text("\n".join(["[gsync]", *lines]) + "\n")
+            try:
+                before = ini.read(str(path))
+            except UsageError:
+                return
+            name, value = change
+            ini.change(str(path), name, value)
+            after = {k: v.strip("\n") for k, v in ini.read(str(path)).items()}
+            wanted = {k: v.strip("\n") for k, v in before.items() if k != name}
+            assert after == (wanted if value is None else {**wanted, name: value})
+            kept = [line for line in lines if line.lstrip().startswith("#") and not line.startswith(" ")]
+            assert [line for line in path.read_text().split("\n") if line.startswith("#")] == kept
 
     def test_a_file_that_is_missing_is_made_with_its_folder(self, tmp_path: Path) -> None:
         path = tmp_path / "etc" / "gsync.conf"
