@@ -49,6 +49,8 @@ def failures(
             rows = [shown(failure) for failure in ledger.all()]
             if json:
                 print_json(rows)
+            elif not rows:
+                print(f"{session.name}: no failures")
             else:
                 print_table(["WHAT", "TRIES", "LAST", "PATH", "WHY", "GFID"],
                             [[str(r["what"]), str(r["tries"]), str(r["last"]), path_shown(str(r["path"])),

@@ -42,6 +42,8 @@ def hold(
         if verb == "show":
             if json:
                 print_json([{"path": os.fsdecode(path), "since": rfc3339(since)} for path, since in held])
+            elif not held:
+                print(f"{session.name}: no deletes are held")
             else:
                 print_table(["HELD SINCE", "PATH"],
                             [[rfc3339(since) or "", path_shown(os.fsdecode(path))] for path, since in held])

@@ -80,7 +80,9 @@ def call(args: Sequence[str]) -> int:
         return exc.exit_code
     except TyperException as exc:
         message = exc.format_message()
-        if message:
+        if message.startswith("Usage:"):  # a group of commands without a command: this is its help
+            print(message, file=sys.stderr)
+        elif message:
             print_error(message)
         return exc.exit_code
     except SystemExit as exc:

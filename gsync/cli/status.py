@@ -133,7 +133,7 @@ def _reasons(reports: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-HEADINGS = ["SESSION", "NODE", "MASTER", "SLAVE", "STATUS", "CRAWL", "LAST SYNCED"]
+HEADINGS = ["SESSION", "NODE", "MASTER", "SLAVE", "STATUS", "CRAWL", "LAST SYNCED (UTC)"]
 DETAILS = ["LAG", "ENTRY", "DATA", "META", "FAILURES", "HELD", "CHECKPOINT", "FILES/S", "BYTES/S", "TIME LEFT",
            "RECORDER"]
 

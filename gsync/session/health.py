@@ -82,8 +82,8 @@ def _of_brick(report: dict[str, Any], brick: dict[str, Any], max_lag: float | No
             say(Health.CRITICAL, f"lags{where} by {_seconds(behind)}, more than {_seconds(max_lag)}")
         runway = brick["recorder"]["runway_seconds"]
         if runway is not None and runway < SHORT_RUNWAY:
-            say(Health.WARNING, f"runway{where} is short: {_seconds(runway)} until changelogs that are still needed are "
-                "older than changelog-retention")
+            say(Health.WARNING, f"runway{where} is short: {_seconds(runway)} until changelogs that are still needed "
+                "are older than changelog-retention")
     if brick["failures"]:
         say(Health.WARNING, f"{brick['failures']} failures{where}")
     if brick["held"]:

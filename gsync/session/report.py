@@ -186,5 +186,6 @@ def reports(home: Home, name: str | None = None) -> list[dict[str, Any]]:
 
 def broken_report(name: str, why: str, home: Home) -> dict[str, Any]:
     """Of a session that cannot be read."""
-    brick = _brick(node_name(), None, WorkerStatus(), False, WorkerState.FAULTY, why, recorder_report(None, None, 0), None)
+    brick = _brick(node_name(), None, WorkerStatus(), False, WorkerState.FAULTY, why,
+                   recorder_report(None, None, 0), None)
     return {"name": name, "master": "?", "slave": "?", "state": "?", "monitor": monitor_pid(home), "bricks": [brick]}

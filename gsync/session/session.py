@@ -251,7 +251,7 @@ class SessionHome:
             return self.get(name)
         sessions = self.list()
         if len(sessions) != 1:
-            raise UsageError("there is no session" if not sessions else
+            raise UsageError("there is no session; gsync create MASTER SLAVE makes one" if not sessions else
                              "which session? " + ", ".join(session.name for session in sessions))
         return sessions[0]
 
