@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import asdict
 
-from gsync.durable import make_dirs
 from gsync.ledger import Ledger, SharedLedger
 from gsync.model import NS
 from gsync.session.lease import Lease, LocalLease, MetaLease
@@ -86,12 +86,10 @@ class OnMetaVolume(Alone):
         self._mirror.show(json.dumps(asdict(status)).encode("ascii"))
 
     def _write(self, status: bytes) -> None:
-        try:
-            with open(self._status + ".new", "wb") as file:
-                file.write(status)
-        except FileNotFoundError:
-            make_dirs(os.fsencode(os.path.dirname(self._status)))
-            return  # the next one will be there
+        with suppress(FileExistsError):  # only this folder: what is above it is there, unless nothing is mounted
+            os.mkdir(os.path.dirname(self._status), 0o700)
+        with open(self._status + ".new", "wb") as file:
+            file.write(status)
         os.replace(self._status + ".new", self._status)
 
     def close(self) -> None:

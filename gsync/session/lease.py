@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
-from gsync.durable import make_dirs, replace_file
+from gsync.durable import replace_file
 from gsync.errors import Faulty
 from gsync.log import get_logger
 
@@ -122,7 +122,8 @@ class Claims:
     def open(self, make: bool = False) -> Iterator[int]:
         """A descriptor of the folder; OSError if it is not the one that it was when `make` was said last."""
         if make:
-            make_dirs(os.fsencode(self._folder))
+            with suppress(FileExistsError):  # only this one: what is above it is there, unless nothing is mounted
+                os.mkdir(self._folder, 0o700)
         fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             st = os.fstat(fd)
