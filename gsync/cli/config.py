@@ -112,13 +112,16 @@ class _Place:
     def consequence(self, row: Row) -> str:
         """What a change of this option does to what runs now."""
         from gsync.process import Lock
+        from gsync.session.control import Wanted, read_wanted
 
         if self.session is not None:
             if Lock(self.session.run_lock, "").holder() is not None:
                 return "the running `gsync run` takes it up when it is started again"
-            if Lock(self.session.worker_lock, "").holder() is not None:
-                return "the running worker is restarted with it"
+            if read_wanted(self.session) in (Wanted.STARTED, Wanted.PAUSED):
+                return "its worker is restarted with it"
             return "takes effect when the session is started"
+        if row.about.restarts == ("monitor",):
+            return "a running monitor takes it up"
         return f"a running monitor restarts its {', '.join(part + 's' for part in row.about.restarts)} with it"
 
 

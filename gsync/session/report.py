@@ -22,7 +22,7 @@ from gsync.session.states import WorkerState
 from gsync.session.status import WorkerStatus, rfc3339
 from gsync.volume.home import Home, Volume
 
-UNHEARD = 15.0  # seconds without a word after which a worker of another node counts as gone
+UNHEARD = 10.0  # seconds without a word after which a worker of another node counts as gone
 
 
 def master_text(volume: Volume) -> str:
@@ -60,6 +60,7 @@ def session_report(session: Session, home: Home) -> dict[str, Any]:
         bricks.append(_here(session, volume, status, wanted,
                             supervised=(monitor if run is None else run) is not None, problem=problem))
     bricks += [_elsewhere(session, node, other) for node, other in others]
+    _settle(bricks)
     return {"name": session.name, "master": master, "slave": session.slave, "state": wanted.value, "monitor": monitor,
             "bricks": bricks}
 
@@ -83,6 +84,17 @@ def seen_working(session: Session) -> str | None:
     """Another node whose worker of this session has not ended, as far as is seen from here."""
     return next((node for node, status in _of_other_nodes(session)
                  if _is_heard(status) and status.state != WorkerState.STOPPED), None)
+
+
+def _settle(bricks: list[dict[str, Any]]) -> None:
+    """Of several that say that they are the active one, it is the one with the youngest epoch; the others are dead,
+    frozen, or about to notice."""
+    active = [brick for brick in bricks if brick["state"] == WorkerState.ACTIVE]
+    youngest = max(active, key=lambda brick: brick["epoch"], default=None)
+    for brick in active:
+        if brick is not youngest and youngest is not None:
+            brick.update(state=str(WorkerState.PASSIVE), crawl="N/A", lag_seconds=None, eta_seconds=None,
+                         reason=f"node {youngest['node']} has taken over")
 
 
 def _here(session: Session, volume: Volume | None, known: WorkerStatus | None, wanted: Wanted, *, supervised: bool,

@@ -204,6 +204,13 @@ class TestTwoNodes:
         assert "nothing was heard of node other for 6" in there["reason"]
         assert cli("status", "--check", code=2).startswith("CRITICAL - ")
 
+    def test_the_youngest_epoch_is_the_active_one(self, cli: Cli, session: Session) -> None:
+        well(epoch=4).write(session.worker_status)  # frozen, as far as it can be seen
+        well(epoch=5).write(os.path.join(session.statuses, "other"))
+        here, there = self.bricks(cli)
+        assert (here["state"], here["reason"]) == ("Passive", "node other has taken over")
+        assert (there["state"], there["reason"]) == ("Active", "")
+
     def test_one_of_them_active_is_enough(self, cli: Cli, session: Session) -> None:
         well(state="Passive").write(session.worker_status)
         for state, code, text in [("Active", 0, "OK"), ("Passive", 2, "no worker is Active")]:
