@@ -12,6 +12,7 @@ from gsync.cli import main
 from gsync.cli.config import parse
 from gsync.errors import UsageError
 from gsync.process import Lock
+from gsync.session.control import Wanted, write_wanted
 from gsync.session.options import Options, table
 from gsync.session.session import Session, SessionHome
 from gsync.volume.home import Home
@@ -167,10 +168,10 @@ class TestSetAndGet:
 class TestConsequences:
     def test_it_is_said_what_a_change_does(self, cli: Cli, session: Session) -> None:
         assert "takes effect when the session is started" in cli("set", "nice", "1")
-        with Lock(session.worker_lock, "test"):
-            assert "the running worker is restarted with it" in cli("set", "nice", "2")
-            with Lock(session.run_lock, "test"):
-                assert "`gsync run` takes it up when it is started again" in cli("set", "nice", "3")
+        write_wanted(session, Wanted.STARTED)
+        assert "its worker is restarted with it" in cli("set", "nice", "2")
+        with Lock(session.run_lock, "test"):
+            assert "`gsync run` takes it up when it is started again" in cli("set", "nice", "3")
         assert "a running monitor restarts its recorders with it" in cli("--site", "set", "rollover-time", "5s")
 
     def test_json_says_all_of_it(self, cli: Cli, session: Session) -> None:
