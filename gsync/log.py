@@ -83,3 +83,8 @@ def setup(level: str = "INFO", path: str | None = None, *, owner: bool = False, 
     root.handlers[:] = handlers
     root.setLevel(level)
     root.propagate = False
+
+
+def set_level(level: str) -> None:
+    """From now on."""
+    logging.getLogger("gsync").setLevel(level)

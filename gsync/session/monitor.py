@@ -209,6 +209,7 @@ class Monitor:
             self._notifier.ready()
             while not self._ended:
                 self._notifier.alive()
+                log.set_level(self.sessions.site.log_level)
                 self._wait()
                 self.step()
             self._notifier.stopping()

@@ -275,19 +275,26 @@ class Worker:
             self.connection = None
 
     def _check_stop(self) -> None:
-        """Show the state, follow orders. Paused it stays here, with nothing under way but what was asked for before."""
+        """Show the state, follow orders; raise what has ended the connection, whether it is in use or not. Paused it
+        stays here, with nothing under way but what was asked for before."""
         order = self._orders()
         if order is Order.PAUSE and self.machine.state is not WorkerState.STOPPED:
             before, reason = self.machine.state, self.machine.reason
             self.machine.to(WorkerState.PAUSED)
             while (order := self._orders()) is Order.PAUSE:
                 self._show()
+                self._check_connection()
                 self._waiter.wait(0.2)
             if order is Order.RUN:
                 self.machine.to(before, reason)
         self._show()
         if order is Order.STOP:
             raise Stopped
+        self._check_connection()
+
+    def _check_connection(self) -> None:
+        if self.connection is not None:
+            self.connection.client.check()
 
     def _show(self) -> None:
         if time.monotonic() - self._published > STATUS_EVERY:

@@ -161,6 +161,11 @@ class SlaveClient:
                 except GsyncError:
                     return
 
+    def check(self) -> None:
+        """Raise what has ended the connection, if anything has; asks nobody."""
+        if self._error is not None:
+            raise self._error
+
     def close(self) -> None:
         """Say goodbye, if there is still someone to hear it, and end the agent."""
         try:

@@ -46,6 +46,9 @@ class InlineClient(SlaveClient):
             future.set_result(answer["result"])
         return future
 
+    def check(self) -> None:
+        """Nothing lies between."""
+
     def commit(self, stime: int | None, entry_stime: int | None, epoch: int, clear: bool,
                mark: str | None = None) -> CommitAnswer:
         answer = super().commit(stime, entry_stime, epoch, clear, mark)
