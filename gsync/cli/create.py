@@ -142,7 +142,7 @@ def _refused(errors: list[Finding], *, json: bool) -> int:
 
 def delete(
     session: Annotated[str | None, typer.Argument(
-        metavar="[SESSION]", help="May be left out if there is only one.", autocompletion=completion.sessions)] = None,
+        metavar="SESSION", help="May be left out if there is only one.", autocompletion=completion.sessions)] = None,
     all_sessions: Annotated[bool, typer.Option("--all", help="All sessions.")] = False,
     reset_sync_time: Annotated[bool, typer.Option(
         "--reset-sync-time", help="Have the slave forget up to when it is in step: a session that is created again "

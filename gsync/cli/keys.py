@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def keys(
     session: Annotated[str | None, typer.Argument(
-        metavar="[SESSION]", help="May be left out if there is only one.", autocompletion=completion.sessions)] = None,
+        metavar="SESSION", help="May be left out if there is only one.", autocompletion=completion.sessions)] = None,
     install: Annotated[bool, typer.Option(
         "--install", help="Put agent and line into the slave's account, over your own ssh access.")] = False,
     rotate: Annotated[bool, typer.Option(

@@ -16,7 +16,7 @@ _BLOCK = 1 << 16
 
 def logs(
     session: Annotated[str | None, typer.Argument(
-        metavar="[SESSION]", help="Whose; not needed if there is only one.",
+        metavar="SESSION", help="Whose; not needed if there is only one.",
         autocompletion=completion.sessions)] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is added, until stopped.")] = False,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, metavar="N", help="How many lines.")] = 20,

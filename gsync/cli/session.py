@@ -19,7 +19,7 @@ WAIT_STOP = 30.0    # s: longer than what a worker that hangs is given before it
 LOOK = 0.1          # s between two looks
 
 Names = Annotated[list[str] | None, typer.Argument(
-    metavar="[SESSION]...", help="Which ones; not needed if there is only one session.",
+    metavar="SESSION", help="Which ones; not needed if there is only one session.",
     autocompletion=completion.sessions)]
 All = Annotated[bool, typer.Option("--all", help="Every session for which it makes sense.")]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Do not wait to see what comes of it.")]

@@ -16,7 +16,7 @@ EVERY = 1.0  # seconds between two looks of --watch
 
 def status(
     session: Annotated[str | None, typer.Argument(
-        metavar="[SESSION]", help="Only this session.", autocompletion=completion.sessions)] = None,
+        metavar="SESSION", help="Only this session.", autocompletion=completion.sessions)] = None,
     detail: Annotated[bool, typer.Option(
         "--detail", help="Backlog, failures, rate, checkpoint and recorder too.")] = False,
     json: JsonOption = False,
