@@ -1,10 +1,10 @@
 """One connection at a time works in a slave tree, and the younger epoch wins [invariant 9].
 
-A hello makes a *pass*, the file .gsync/passes/<epoch>-<ticket>; the agent, its receivers and its rsync servers have it
-open while they work. A younger hello makes its own pass and unlinks all others, durably: from then on a look at the
-link count tells everybody of an older connection that it is displaced. Those who cannot look (frozen, in the middle of
-a write, rsync) are killed: they are the processes that hold one of the two locks. Whoever starts takes its lock first
-and looks at its pass then; the younger hello does it the other way round, so nobody slips through.
+A hello makes a *pass*, the file .gsync/passes/<epoch>-<ticket>; the agent, its receivers and its rsync servers work
+while it is there. A younger hello makes its own pass and removes all others, durably: from then on one look tells
+everybody of an older connection that it is displaced. Those who cannot look (frozen, in the middle of a write, rsync)
+are killed: they are the processes that hold one of the two locks. Whoever starts takes its lock first and looks at its
+pass then; the younger hello does it the other way round, so nobody slips through.
 
     lock            held by the agent alone; says who it is
     receivers.lock  shared by receivers and rsync servers; for a moment of hello, by the agent alone
@@ -41,14 +41,18 @@ _TICKET = re.compile(r"[0-9a-f]{8,64}")
 class Pass:
     """The right of one connection to work in the tree."""
 
-    def __init__(self, fd: int, passes_fd: int, epoch: int) -> None:
-        self.fd = fd
+    def __init__(self, passes_fd: int, name: str, epoch: int) -> None:
         self.epoch = epoch
         self._passes_fd = passes_fd
+        self._name = name
 
     @property
     def valid(self) -> bool:
-        return os.fstat(self.fd).st_nlink > 0
+        try:
+            os.stat(self._name, dir_fd=self._passes_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
 
     def check(self) -> None:
         """Fenced once a younger connection has said hello."""
@@ -56,7 +60,6 @@ class Pass:
             raise fenced(self.epoch, _names(self._passes_fd))
 
     def close(self) -> None:
-        os.close(self.fd)
         os.close(self._passes_fd)
 
 
@@ -90,13 +93,12 @@ def announce(state_fd: int, epoch: int, ticket: str) -> Pass:
     """
     name = _name(epoch, ticket)
     passes_fd = os.open(b"passes", _OPEN_DIR, dir_fd=state_fd)
-    fd = -1
     try:
         passes = _names(passes_fd)
         if any(other > epoch for other in passes.values()):
             raise fenced(epoch, passes)
-        fd = os.open(name, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600,
-                     dir_fd=passes_fd)
+        os.close(os.open(name, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600,
+                         dir_fd=passes_fd))
         passes = _names(passes_fd)
         if any(other > epoch for other in passes.values()):
             os.unlink(name, dir_fd=passes_fd)
@@ -107,27 +109,22 @@ def announce(state_fd: int, epoch: int, ticket: str) -> Pass:
                 with suppress(FileNotFoundError):
                     os.unlink(other, dir_fd=passes_fd)
         os.fsync(passes_fd)
-        return Pass(fd, passes_fd, epoch)
+        return Pass(passes_fd, name, epoch)
     except BaseException:
         os.close(passes_fd)
-        if fd >= 0:
-            os.close(fd)
         raise
 
 
 def show(state_fd: int, epoch: int, ticket: str) -> Pass:
     """The pass of the connection that a receiver or rsync server belongs to; Fenced if it is not valid (any more)."""
     name = _name(epoch, ticket)
-    passes_fd = os.open(b"passes", _OPEN_DIR, dir_fd=state_fd)
+    shown = Pass(os.open(b"passes", _OPEN_DIR, dir_fd=state_fd), name, epoch)
     try:
-        return Pass(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=passes_fd), passes_fd, epoch)
-    except FileNotFoundError:
-        passes = _names(passes_fd)
-        os.close(passes_fd)
-        raise fenced(epoch, passes) from None
+        shown.check()
     except BaseException:
-        os.close(passes_fd)
+        shown.close()
         raise
+    return shown
 
 
 # the agent's lock
