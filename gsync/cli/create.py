@@ -184,11 +184,15 @@ def delete(
 
 def _check_idle(session: Session) -> None:
     """LockedError if anything works for the session, or is about to."""
-    from gsync.errors import LockedError
+    import os
+
+    from gsync.errors import LockedError, UsageError
     from gsync.process import Lock
     from gsync.session.control import Wanted, read_wanted
-    from gsync.session.report import seen_working
+    from gsync.session.report import missing, seen_working
 
+    if not os.path.isdir(session.shared):
+        raise UsageError(f"session {session.name}: {missing(session)}")
     pid = Lock(session.run_lock, "").holder()
     if pid is not None:
         raise LockedError(f"session {session.name}: `gsync run` works for it, pid {pid}; end that first")

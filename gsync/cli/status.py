@@ -28,7 +28,7 @@ def status(
         metavar="SECONDS", min=0, help="With --check: a session that lags by more is CRITICAL.")] = None,
     state: StateOption = None,
 ) -> int:
-    """Show what the sessions do. Read from files: it works whatever is stuck."""
+    """Show what the sessions do. It is read from files: no process is asked."""
     from gsync.cli.output import print_json
     from gsync.errors import UsageError
     from gsync.session.report import reports

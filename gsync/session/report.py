@@ -35,6 +35,11 @@ def monitor_pid(home: Home) -> int | None:
     return Lock(os.path.join(home.path, "monitor.lock"), "monitor").holder()
 
 
+def missing(session: Session) -> str:
+    """What to say when the meta volume does not hold the session that is said to lie there."""
+    return f"{session.shared} is not there: mount the meta volume"
+
+
 def session_report(session: Session, home: Home) -> dict[str, Any]:
     """The session's part of `gsync status --json`."""
     status = WorkerStatus.read(session.worker_status)
@@ -44,7 +49,9 @@ def session_report(session: Session, home: Home) -> dict[str, Any]:
         wanted = read_wanted(session)
     except (UsageError, OSError) as exc:
         wanted, problem = Wanted.CREATED, str(exc)
-    if run is not None:
+    if not os.path.isdir(session.shared):
+        wanted, problem = Wanted.STARTED, missing(session)  # as far as is known
+    elif run is not None:
         wanted = Wanted.STARTED
     elif wanted is Wanted.CREATED and status is not None:
         wanted = Wanted.STOPPED  # after a `gsync run`

@@ -204,6 +204,14 @@ class TestTwoNodes:
         assert "nothing was heard of node other for 6" in there["reason"]
         assert cli("status", "--check", code=2).startswith("CRITICAL - ")
 
+    def test_without_the_meta_volume_it_is_critical_and_cannot_be_deleted(self, cli: Cli, session: Session,
+                                                                          tmp_path: Path) -> None:
+        (tmp_path / "meta").rename(tmp_path / "away")
+        (here,) = self.bricks(cli)
+        assert "mount the meta volume" in here["reason"]
+        assert cli("status", "--check", code=2).startswith("CRITICAL")
+        assert "mount the meta volume" in cli.fails("delete", "--yes", code=2)
+
     def test_the_youngest_epoch_is_the_active_one(self, cli: Cli, session: Session) -> None:
         well(epoch=4).write(session.worker_status)  # frozen, as far as it can be seen
         well(epoch=5).write(os.path.join(session.statuses, "other"))
