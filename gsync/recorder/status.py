@@ -12,6 +12,7 @@ import os
 import stat
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,9 +68,11 @@ def read_status(path: str) -> RecorderStatus | None:
 
 
 class RecorderPort:
-    """A brick's recorder, whichever process it is, as a worker or a command sees it."""
+    """A brick's recorder, whichever process it is, as a worker or a command sees it. `meanwhile` is called again and
+    again by whoever waits for it."""
 
     def __init__(self, brick: Brick, stop: threading.Event | None = None, timeout: float = 60.0) -> None:
+        self.meanwhile: Callable[[], None] = lambda: None
         self._brick = brick
         self._stop = stop or threading.Event()
         self._timeout = timeout
@@ -104,6 +107,7 @@ class RecorderPort:
             if status is not None and status.complete_up_to is not None and status.complete_up_to >= until_ns:
                 return
             poked = poked or self.poke()
+            self.meanwhile()
             if self._stop.wait(_LOOK_AGAIN):
                 raise Transient("the recorder was not waited for: asked to stop")
             if time.monotonic() > end:

@@ -249,6 +249,7 @@ def run(session: Session, volume: Volume, home: Home, once: int | None, by_files
             data_retries=parts.options.max_sync_retries, change_interval=parts.options.change_interval,
             orders=orders, publish=Publisher(session, volume, parts.recorder, db, others), stand_by=parts.stand_by,
             stime_kept=parts.keep_stime, checkpoint=checkpoint.wanted)
+        parts.recorder.meanwhile = worker.tend
         try:
             return worker.run()
         finally:

@@ -275,8 +275,8 @@ class Worker:
             self.connection = None
 
     def _check_stop(self) -> None:
-        """Show the state, follow orders; raise what has ended the connection, whether it is in use or not. Paused it
-        stays here, with nothing under way but what was asked for before."""
+        """Show the state, follow orders; raise what has ended the connection, in use or not, or LeaseLost.
+        Paused it stays here, with nothing under way but what was asked for before."""
         order = self._orders()
         if order is Order.PAUSE and self.machine.state is not WorkerState.STOPPED:
             before, reason = self.machine.state, self.machine.reason
@@ -292,8 +292,13 @@ class Worker:
             raise Stopped
         self._check_connection()
 
+    def tend(self) -> None:
+        """What is to be done now and then by whoever waits for long."""
+        self._check_stop()
+
     def _check_connection(self) -> None:
         if self.connection is not None:
+            self._still_ours()
             self.connection.client.check()
 
     def _show(self) -> None:
