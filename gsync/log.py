@@ -80,6 +80,8 @@ def setup(level: str = "INFO", path: str | None = None, *, owner: bool = False, 
     for each in handlers:
         each.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     root = logging.getLogger("gsync")
+    for before in root.handlers:
+        before.close()
     root.handlers[:] = handlers
     root.setLevel(level)
     root.propagate = False

@@ -57,6 +57,13 @@ class Lock:
             os.close(self._fd)
             self._fd = -1
 
+    def stands(self) -> bool:
+        """Whether the file that is held still is the one at the path: not if its folder was removed, or replaced."""
+        try:
+            return self._fd >= 0 and os.path.samestat(os.fstat(self._fd), os.stat(self.path))
+        except FileNotFoundError:
+            return False
+
     def holder(self) -> int | None:
         """The pid of the process that holds the lock, None when nobody does. Takes no lock itself."""
         try:

@@ -25,7 +25,7 @@ from types import FrameType
 
 from gsync import log
 from gsync.durable import make_dirs
-from gsync.errors import GsyncError
+from gsync.errors import Faulty, GsyncError
 from gsync.log import get_logger
 from gsync.notify import Notifier
 from gsync.process import Lock
@@ -202,12 +202,14 @@ class Monitor:
     def run(self) -> None:
         """Until SIGTERM or SIGINT. LockedError naming the pid of the monitor that runs already."""
         make_dirs(os.fsencode(self._home.path))
-        with monitor_lock(self._home), self._signals():
+        with monitor_lock(self._home) as lock, self._signals():
             log.setup("INFO", monitor_log(self._home), owner=True, also_stderr=sys.stderr.isatty())
             _log.info("monitor begins", pid=os.getpid(), home=self._home.path)
             self.step()
             self._notifier.ready()
             while not self._ended:
+                if not lock.stands():
+                    raise Faulty(f"{lock.path}: is gone, the state folder was removed or replaced")
                 self._notifier.alive()
                 log.set_level(self.sessions.site.log_level)
                 self._wait()

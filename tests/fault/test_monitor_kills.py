@@ -39,6 +39,7 @@ class Kills:
     def __init__(self, place: Place, seed: int) -> None:
         self.place, self.rng = place, random.Random(seed)
         self.slowest = 0.0      # s until status was true again
+        self.untrue = ""        # what was seen last that was not
         self._monitor: subprocess.Popen[bytes] | None = None
 
     def keep_monitor(self) -> None:
@@ -68,10 +69,16 @@ class Kills:
         brick = self.place.report()["bricks"][0]
         workers, agents = self.place.pids("worker"), self.place.pids("agent")
         if brick["state"] == "Active":
-            return workers == [brick["pid"]] and bool(agents)
-        if brick["state"] == "Faulty":
-            return bool(brick["reason"]) and (brick["pid"] is None or workers == [brick["pid"]])
-        return brick["state"] == "Initializing" and len(workers) <= 1
+            true = workers == [brick["pid"]] and bool(agents)
+        elif brick["state"] == "Faulty":
+            true = bool(brick["reason"]) and (brick["pid"] is None or workers == [brick["pid"]])
+        elif brick["state"] == "Stopped":
+            true = "no monitor runs" in brick["reason"] and not workers
+        else:
+            true = brick["state"] == "Initializing" and len(workers) <= 1
+        if not true:
+            self.untrue = f"{brick['state']} {brick['reason']} pid {brick['pid']}, workers {workers}, agents {agents}"
+        return true
 
     def kill_one(self) -> None:
         """One of them, and wait until status is true again."""
@@ -83,7 +90,9 @@ class Kills:
                 os.kill(pid, signal.SIGKILL)
         killed = time.monotonic()
         self.wait(self.status_is_true)
-        self.slowest = max(self.slowest, time.monotonic() - killed)
+        took = time.monotonic() - killed
+        self.slowest = max(self.slowest, took)
+        print(f"{role} killed, status true after {took:.1f} s; before: {self.untrue}", flush=True)
 
     def settled(self) -> bool:
         status = self.place.worker_status()

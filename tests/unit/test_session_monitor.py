@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gsync.errors import LockedError
+from gsync.errors import Faulty, LockedError
 from gsync.process import Lock
 from gsync.recorder.status import RecorderStatus, read_status, write_status
 from gsync.session import monitor as monitor_module
@@ -375,6 +375,13 @@ def test_signs_of_life_come_from_the_loop_alone(world: World, monkeypatch: pytes
     Monitor(world.home, notifier=told).run()  # type: ignore[arg-type]
     assert told.words == ["step", "ready", "alive", "step", "alive", "step", "alive", "step", "stopping"]
     assert monitor_lock(world.home).holder() is None
+
+
+def test_a_monitor_whose_state_folder_is_replaced_ends(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitor_module, "TICK", 0.01)
+    monkeypatch.setattr(Monitor, "_wait", lambda self: os.rename(world.home.path, f"{world.home.path}.old"))
+    with pytest.raises(Faulty, match="removed or replaced"):
+        world.monitor.run()
 
 
 def test_a_complaint_is_the_last_line_of_ours_or_the_last_one(tmp_path: Path) -> None:
