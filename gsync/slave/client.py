@@ -197,11 +197,13 @@ class SlaveClient:
               delete_retention: int = 0, make: bool = False, leave: Sequence[str] = ()) -> Hello:
         """Open the slave tree; with `make` it is made if only its last folder is missing. leave: "xattrs", "acls" are
         left at the slave as they are. The first call; SlaveError says why the agent refuses."""
-        return Hello.from_json(self.call(
+        answer = self.call(
             "hello", protocol=rpc.PROTOCOL, volume=volume, volume_name=volume_name, session=session, epoch=epoch,
             adopt=adopt, delete_retention=delete_retention, make=make, leave=list(leave), timeout=self._timeout,
             master=self._master,
-            ticket=self.ticket, beat=None if self._silence is None else self._silence / 4))
+            ticket=self.ticket, beat=None if self._silence is None else self._silence / 4)
+        self._beats = True  # it gives signs of life from now on; while it answers, there need be no beat
+        return Hello.from_json(answer)
 
     def _leftovers(self, kind: str) -> Iterator[list[Any]]:
         after: Any = None
