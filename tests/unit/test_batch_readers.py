@@ -9,9 +9,10 @@ from typing import Any
 
 from gsync.batch import READERS, Batch
 from gsync.changelogdb import EnumDir
+from gsync.volume.posix import DirReader
 
 
-class Reader:
+class Reader(DirReader):
     def __init__(self, number: int, look: Callable[[], object]) -> None:
         self._number, self._look = number, look
 
