@@ -212,7 +212,6 @@ class MetaLease:
         self._interval, self._patience = interval, interval * 1.25 + cached
         self._check, self._clock = check, clock
         self._me = Claim(0, node, os.getpid(), time.time_ns(), secrets.token_hex(8))
-        self._floor = 0
         # of the thread
         self._seen: tuple[int, bytes] = (-1, b"")
         self._seen_at = 0.0
@@ -262,10 +261,6 @@ class MetaLease:
 
     def committed(self, stime: int) -> None:
         self._stime = stime
-
-    def outrank(self, epoch: int) -> None:
-        """The next epoch is to be larger than this one too."""
-        self._floor = max(self._floor, epoch)
 
     def close(self) -> None:
         """End the thread, if it can end."""
@@ -324,7 +319,7 @@ class MetaLease:
         return now - self._seen_at > self._patience
 
     def _take(self, fd: int, youngest: int) -> int | None:
-        epoch = max(youngest, self._floor) + 1
+        epoch = youngest + 1
         claim = replace(self._me, epoch=epoch, stime=self._other_stime)
         if not self._claims.make(fd, claim):
             return None

@@ -149,12 +149,6 @@ def test_an_epoch_is_never_taken_twice_however_late_somebody_acts(tmp_path: Path
     assert [path.name for path in folder.iterdir()] == ["epoch.3"]
 
 
-def test_it_can_begin_above_an_epoch_that_the_slave_knows(node: Callable[..., Node]) -> None:
-    a = node("a")
-    a.lease.outrank(41)
-    assert a.lease.take() == 42
-
-
 def test_files_that_are_no_claims_keep_nobody_out(tmp_path: Path, node: Callable[..., Node]) -> None:
     folder = tmp_path / "subvol_0.lock"
     folder.mkdir()
