@@ -25,6 +25,7 @@ from gsync.cli import (
     keys,
     logs,
     monitor,
+    parts,
     recorder,
     run,
     session,
@@ -51,6 +52,8 @@ app.command("hold")(hold.hold)
 app.add_typer(volume.app, name="volume")
 app.add_typer(recorder.app, name="recorder")
 app.command("monitor")(monitor.monitor)
+app.command("worker", hidden=True)(parts.worker)
+app.command("agent", hidden=True, context_settings={"ignore_unknown_options": True})(parts.agent)
 
 
 # What is wrong with where the state lies, or with whose it is, rather than with gsync.
