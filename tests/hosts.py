@@ -2,6 +2,7 @@
 
 They share the machine's file systems and process ids, so a test reaches their files and processes directly. Traffic
 stays on the switch, which leads nowhere else. Needs root, iproute2 and util-linux. Everything ends with the `with`.
+Hosts that daemons live on (GlusterFS) have folders and process ids of their own besides, so that none outlives them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import signal
 import sqlite3
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from tests.place import Place
@@ -21,7 +22,7 @@ from tests.place import Place
 _NET = "10.77.0"
 
 
-def _wait(what: str, condition: Callable[[], object], seconds: float = 60) -> None:
+def wait_until(what: str, condition: Callable[[], object], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"{what}: not within {seconds:.0f} s"
@@ -29,25 +30,36 @@ def _wait(what: str, condition: Callable[[], object], seconds: float = 60) -> No
 
 
 class Host:
-    """One of them. Its processes have the pids that they have for everyone."""
+    """One of them. Its processes have the pids that they have for everyone, unless it has `private` folders, by the
+    place at which it sees each: then all that was started there ends with it, daemons too."""
 
-    def __init__(self, name: str, address: str = "") -> None:
+    def __init__(self, name: str, address: str = "", private: Mapping[str, Path] | None = None) -> None:
         self.name, self.address = name, address
+        self._own_pids = private is not None
+        pids = ["--pid", "--fork", "--kill-child", "--mount-proc"] if self._own_pids else []
+        # Its first process has to wait for children that daemons leave behind.
+        rest = "while :; do sleep 3600 & wait; done" if self._own_pids else "exec sleep infinity"
         self._holder = subprocess.Popen(
-            ["unshare", "--mount", "--uts", "--net", "--", "sh", "-c",
-             'hostname "$0" && ip link set lo up && echo ready && exec sleep infinity', name],
+            ["unshare", "--mount", "--uts", "--net", *pids, "--", "sh", "-c",
+             f'hostname "$0" && ip link set lo up && echo ready && {rest}', name],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
         assert self._holder.stdout is not None
         if self._holder.stdout.readline() != b"ready\n":
             raise RuntimeError("test hosts need root, iproute2 and util-linux")
-
-    @property
-    def pid(self) -> int:
-        return self._holder.pid
+        self.pid = self._holder.pid
+        if self._own_pids:
+            self.pid = int(Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()[0])
+        for place, folder in (private or {}).items():
+            self.run("mount", "--bind", folder, place)
 
     def argv(self, *command: object) -> list[str]:
         """The command line that runs this command there."""
-        return ["nsenter", f"--target={self.pid}", "--mount", "--uts", "--net", "--", *map(str, command)]
+        pids = ["--pid"] if self._own_pids else []
+        return ["nsenter", f"--target={self.pid}", "--mount", "--uts", "--net", *pids, "--", *map(str, command)]
+
+    def path(self, place: str | Path) -> Path:
+        """What the host sees at this absolute path, for everyone."""
+        return Path(f"/proc/{self.pid}/root{place}")
 
     def run(self, *command: object) -> str:
         """What it prints; CalledProcessError."""
@@ -55,16 +67,18 @@ class Host:
                               check=True).stdout
 
     def close(self) -> None:
-        self._holder.kill()
+        os.kill(self.pid, signal.SIGKILL)  # a first process ends after all others
         self._holder.wait()
         assert self._holder.stdout is not None
         self._holder.stdout.close()
 
 
 class Hosts:
-    """The hosts of these names, in this order at 10.77.0.1, .2, …"""
+    """The hosts of these names, in this order at 10.77.0.1, .2, … private: the private folders of each, by its name.
+    kind: what they are."""
 
-    def __init__(self, *names: str) -> None:
+    def __init__(self, *names: str, private: Mapping[str, Mapping[str, Path]] | None = None,
+                 kind: type[Host] = Host) -> None:
         self._open = contextlib.ExitStack()
         self.all: dict[str, Host] = {}
         with contextlib.ExitStack() as opened:
@@ -73,7 +87,7 @@ class Hosts:
             self._switch.run("ip", "link", "add", "br0", "type", "bridge")
             self._switch.run("ip", "link", "set", "br0", "up")
             for number, name in enumerate(names, 1):
-                host = self.all[name] = Host(name, f"{_NET}.{number}")
+                host = self.all[name] = kind(name, f"{_NET}.{number}", (private or {}).get(name))
                 opened.callback(host.close)
                 self._switch.run("ip", "link", "add", f"to-{name}", "type", "veth", "peer", "name", "e0", "netns",
                                  host.pid)
@@ -120,13 +134,13 @@ def sshd_on(host: Host, folder: Path) -> Iterator[Path]:
         f"Host {host.name}\n  HostName {host.address}\n  User root\n  IdentityFile {folder}/identity\n"
         f"  IdentitiesOnly yes\n  IdentityAgent none\n  UserKnownHostsFile {folder}/known_hosts\n"
         "  GlobalKnownHostsFile /dev/null\n  StrictHostKeyChecking yes\n  LogLevel ERROR\n")
-    Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # privilege separation insists on it
+    host.run("mkdir", "-p", "/run/sshd")  # privilege separation insists on it
     sshd = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
     assert sshd is not None, "sshd is not installed (openssh-server)"
     with subprocess.Popen(host.argv(sshd, "-D", "-f", folder / "sshd_config", "-E", folder / "log"),
                           stdin=subprocess.DEVNULL) as server:
         try:
-            _wait("sshd", lambda: subprocess.run(
+            wait_until("sshd", lambda: subprocess.run(
                 host.argv("ssh", "-F", config, host.name, "true"), stdin=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL, check=False).returncode == 0)
             yield config
@@ -209,7 +223,7 @@ class Site:
 
     def wait(self, what: str, condition: Callable[[], object], seconds: float = 60) -> None:
         try:
-            _wait(what, condition, seconds)
+            wait_until(what, condition, seconds)
         except AssertionError as exc:
             raise AssertionError(f"{exc}\n" + "".join(node.log()[-6000:] for node in self.nodes.values())) from None
 
