@@ -234,11 +234,13 @@ class Site:
                   lambda: sorted((a.state, b.state)) == ["Active", "Passive"])
         return (a, b) if a.active else (b, a)
 
-    def taken_over(self, node: Node, epoch: int, begun: float) -> float:
-        """Wait until the node is Active with a younger epoch; the seconds since `begun` (monotonic)."""
-        self.wait(f"{node.host.name} has taken over",
-                  lambda: node.active and node.worker_status()["epoch"] > epoch)
-        return time.monotonic() - begun
+    def taken_over(self, epoch: int, begun: float) -> tuple[Node, float]:
+        """Wait until a node is Active with a younger epoch; which one, and the seconds since `begun` (monotonic)."""
+        def younger() -> list[Node]:
+            return [node for node in self.nodes.values() if node.active and node.worker_status()["epoch"] > epoch]
+
+        self.wait(f"somebody is active with an epoch after {epoch}", younger)
+        return younger()[0], time.monotonic() - begun
 
     def watch_epochs(self) -> None:
         """From now on the slave's index notes every epoch that it is worked in, in their order."""

@@ -66,6 +66,62 @@ class CurrentTree:
         return self.tree.attrs(fd, st)
 
 
+class Spare:
+    """A link to the slave that a passive worker keeps ready.
+
+    It is made by a thread: a slave that does not answer takes ssh its whole connection-timeout to find out, and who
+    waits for a takeover has to look at the lease several times a second.
+    """
+
+    def __init__(self, make: Callable[[], Link]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._link: Link | None = None
+        self._making = False
+        self._wanted = True
+        self._try_again = 0.0
+
+    def prepare(self) -> None:
+        """See to it that there is one soon; returns at once."""
+        with self._lock:
+            if self._link is not None and not self._link.alive():
+                self._link.close()
+                self._link = None
+            if self._link is not None or self._making or time.monotonic() < self._try_again:
+                return
+            self._making = self._wanted = True
+        # A daemon: nobody waits for it at the end, and an ssh without its maker ends by itself.
+        threading.Thread(target=self._run, name="spare link", daemon=True).start()
+
+    def _run(self) -> None:
+        link: Link | None = None
+        try:
+            link = self._make()
+        except GsyncError as exc:
+            _log.warning("the slave cannot be reached for now", error=exc)
+        with self._lock:
+            self._making = False
+            self._try_again = 0.0 if link is not None else time.monotonic() + STAND_BY_AGAIN
+            if self._wanted:
+                self._link, link = link, None
+        if link is not None:
+            link.close()
+
+    def take(self) -> Link | None:
+        """The link, if there is one that stands; it is the caller's now. One in the making is given up."""
+        with self._lock:
+            link, self._link = self._link, None
+            self._wanted = False
+        if link is not None and not link.alive():
+            link.close()
+            return None
+        return link
+
+    def close(self) -> None:
+        if (link := self.take()) is not None:
+            link.close()
+
+
 class Parts:
     """What a session's worker is made of."""
 
@@ -79,8 +135,7 @@ class Parts:
         self.filters = Filter(self.options.exclude) if self.options.exclude else None
         self.source = CurrentTree()
         self._orders = orders
-        self._ready: Link | None = None  # connected, for a takeover
-        self._try_again = 0.0
+        self._spare = Spare(self.link)
         self.first = False  # whether the slave was never reached before: then its folder may be missing
 
     @property
@@ -104,25 +159,14 @@ class Parts:
     def stand_by(self) -> None:
         """Have the way to the slave ready for a takeover."""
         self.others.rest()
-        if self._ready is not None and not self._ready.alive():
-            self._ready.close()
-            self._ready = None
-        if self._ready is None and time.monotonic() > self._try_again:
-            try:
-                self._ready = self.link()
-            except GsyncError as exc:
-                self._try_again = time.monotonic() + STAND_BY_AGAIN
-                _log.warning("the slave cannot be reached for now", error=exc)
+        self._spare.prepare()
 
     def close(self) -> None:
-        if self._ready is not None:
-            self._ready.close()
-            self._ready = None
+        self._spare.close()
 
     def connect(self, epoch: int) -> Connection:
         options = self.options
-        ready, self._ready = self._ready, None
-        link = ready if ready is not None and ready.alive() else self.link()
+        link = self._spare.take() or self.link()
         try:
             client = SlaveClient(link, options.slave_timeout, silence=self.others.silence,
                                  master=self.volume.path)

@@ -93,7 +93,9 @@ class Channel:
         with contextlib.suppress(OSError):  # beyond the user's allowance of pipe pages: the default size does too
             fcntl.fcntl(self.stdin, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
         self._said = b""
-        self._reader = threading.Thread(target=self._drain, args=(self._process.stderr,), name="stderr of a child")
+        # A daemon: a child that nobody has ended must not keep this process from ending.
+        self._reader = threading.Thread(target=self._drain, args=(self._process.stderr,), name="stderr of a child",
+                                        daemon=True)
         self._reader.start()
 
     @property

@@ -61,14 +61,16 @@ def in_step(site: Site) -> None:
 
 
 def take_over(site: Site, way: Callable[[Site, Node], Mend]) -> tuple[float, Mend]:
-    """Do it to the active node; the seconds until the other one is active, and what undoes it."""
+    """Do it to the active node; the seconds until the other one is active, and what undoes it. A worker that was killed
+    alone is started again by its monitor at once, and on a busy machine it may be the faster one."""
     active, passive = site.settled()
     epoch = active.worker_status()["epoch"]
     begun = time.monotonic()
     mend = way(site, active)
-    took = site.taken_over(passive, epoch, begun)
-    print(f"{way.__name__}: {passive.host.name} is active {took:.2f} s after, epoch "
-          f"{epoch} -> {passive.worker_status()['epoch']}", flush=True)
+    node, took = site.taken_over(epoch, begun)
+    print(f"{way.__name__}: {node.host.name} is active {took:.2f} s after, epoch "
+          f"{epoch} -> {node.worker_status()['epoch']}", flush=True)
+    assert node is passive or way is kill_worker
     return took, mend
 
 
