@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from gsync.changelogdb import ChangelogDB, Data, Dirty, EnumDir, State
+from gsync.errors import Transient
 from gsync.ledger import Failure, Ledger
 from gsync.log import get_logger
 from gsync.model import Gfid, Name, shown
@@ -28,7 +29,7 @@ from gsync.slave.client import SlaveClient
 from gsync.slave.protocol import FillRow, MetaRow, RemoveRow
 from gsync.sync.postbox import Request, Result
 from gsync.sync.syncer import Syncer
-from gsync.volume.posix import DirReader, IndexReader, PosixTree, Resolved, Verdict
+from gsync.volume.tree import DirReader, Reader, Resolved, Tree, Verdict
 
 _log = get_logger(__name__)
 
@@ -91,7 +92,7 @@ class Batch:
     `data_retries`: how often a file that could not be sent is tried again within the batch.
     """
 
-    tree: PosixTree
+    tree: Tree
     slave: SlaveClient
     db: ChangelogDB
     syncer: Syncer
@@ -109,7 +110,7 @@ class Batch:
     data_retries: int = DATA_RETRIES
     last_resolve: int = 0
 
-    _readers: list[tuple[EnumDir, DirReader | IndexReader, set[bytes] | None]] = field(default_factory=list)
+    _readers: list[tuple[EnumDir, Reader, set[bytes] | None]] = field(default_factory=list)
     _pool: ThreadPoolExecutor | None = None
     _building: dict[Gfid, Building] = field(default_factory=dict)
     _complete: list[Gfid] = field(default_factory=list)
@@ -410,6 +411,9 @@ class Batch:
                 self._catch_up()
                 self.db.add_dirs([directory])
                 continue
+            if opened.verdict is Verdict.EXCLUDED:
+                self.db.dirs_done([directory.gfid])
+                continue
             if opened.verdict is Verdict.ERROR:
                 names = self.tree.names_of(directory.gfid)
                 path = self.tree.path_text(names[0]) if names else b"."
@@ -499,6 +503,8 @@ class Batch:
     def _not_sent(self, result: Result) -> None:
         request = result.request
         gfid, name = request.gfid, (request.dirgfid, request.bname)
+        if self.tree.is_away(result.errno):
+            raise Transient(f"master: {result.message}")
         tries = self._tries[gfid] = self._tries.get(gfid, 0) + 1
         vanished = result.errno in _VANISHED or (request.place == "D" and result.errno in _ASK_AGAIN)
         if not vanished and tries <= self.data_retries and result.errno not in (errno.EACCES, errno.EPERM):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from types import TracebackType
 
 from gsync.errors import LockedError
@@ -20,6 +21,15 @@ def start_time(pid: int) -> int | None:
     except OSError:
         return None
     return None if state in (b"Z", b"X") else int(fields[18])
+
+
+def started_at(pid: int) -> int | None:
+    """The same in ns since the epoch, to some 10 ms (and as the clock is set now)."""
+    ticks = start_time(pid)
+    if ticks is None:
+        return None
+    boot = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    return boot + ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
 def is_alive(pid: int | None, started: int | None) -> bool:

@@ -69,15 +69,15 @@ def parse(words: Sequence[str], now: int) -> tuple[str | None, str, int | None]:
 
 
 def _set(session: Session, home: Home, moment: int) -> None:
-    from gsync.recorder.status import RecorderPort
+    from gsync.recorder.brick import port_of
     from gsync.session.checkpoint import Checkpoint
     from gsync.session.status import WorkerStatus
 
     status = WorkerStatus.read(session.worker_status)
-    Checkpoint(session.checkpoint).set(moment, status.stime if status else None)
+    Checkpoint(session.checkpoint, session.checkpoint_reached).set(moment, status.stime if status else None)
     for volume in home.list():
         if volume.name == session.volume:
-            RecorderPort(volume.brick()).poke()  # on a quiet tree time passes sooner so
+            port_of(volume).poke()  # on a quiet tree time passes sooner so
 
 
 def _standing(session: Session, home: Home) -> dict[str, Any]:
@@ -86,16 +86,20 @@ def _standing(session: Session, home: Home) -> dict[str, Any]:
     from gsync.session.checkpoint import Checkpoint
     from gsync.session.report import session_report
 
-    if Checkpoint(session.checkpoint).time() is None:
+    if Checkpoint(session.checkpoint, session.checkpoint_reached).time() is None:
         raise UsageError(f"session {session.name}: no checkpoint is set; gsync checkpoint {session.name} now sets one")
     report = session_report(session, home)
-    bricks = [{"node": brick["node"], "path": brick["path"], "state": brick["state"], "stime": brick["stime"],
-               **brick["checkpoint"]} for brick in report["bricks"]]
-    # All nodes of a session have the same tree: it is at the slave when one worker has brought it there.
-    reached = [brick for brick in bricks if brick["reached"]]
-    return {"session": session.name, "state": report["state"], "time": bricks[0]["time"], "reached": bool(reached),
-            "reached_at": min((brick["reached_at"] for brick in reached if brick["reached_at"]), default=None),
-            "bricks": bricks}
+    bricks = [{"node": brick["node"], "path": brick["path"], "subvolume": brick["subvolume"], "state": brick["state"],
+               "stime": brick["stime"], **brick["checkpoint"]} for brick in report["bricks"]]
+    # All nodes have the same tree, or the same part of it: that is at the slave when one worker has brought it there.
+    first: dict[int, str | None] = {}
+    for brick in sorted(bricks, key=lambda brick: brick["reached_at"] or "~"):
+        if brick["reached"]:
+            first.setdefault(brick["subvolume"], brick["reached_at"])
+    reached = first.keys() == {brick["subvolume"] for brick in bricks}
+    times = [at for at in first.values() if at]
+    return {"session": session.name, "state": report["state"], "time": bricks[0]["time"], "reached": reached,
+            "reached_at": max(times) if reached and times else None, "bricks": bricks}
 
 
 def _wait(session: Session, home: Home, timeout: float | None, json: bool) -> int:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from gsync.session.preflight import Finding
     from gsync.session.session import Session
     from gsync.transport.link import Slave
-    from gsync.volume.home import Home
+    from gsync.volume.home import Home, Volume
 
 
 def create(
@@ -33,6 +33,8 @@ def create(
     push_agent: Annotated[bool, typer.Option(
         "--push-agent", help="Install the agent in the slave's account, for a key that may start nothing else."
     )] = False,
+    yes: Annotated[bool, typer.Option(
+        "--yes", help="Do not ask before options of a GlusterFS volume are set.")] = False,
     force: Annotated[bool, typer.Option(
         "--force", help="Create it though the slave cannot be reached now, or has too little room.")] = False,
     json: JsonOption = False,
@@ -71,9 +73,11 @@ def create(
         findings = [replace(f, level=Level.WARNING) if f.forcible else f for f in findings]
     refusing = [f for f in findings if f.level is Level.ERROR]
     if not refusing:
+        if volume.gluster is not None:
+            volume = _set_options(volume, home, yes=yes)
         if push_agent:
             _push(target, session)
-        if is_new or session.on_meta_volume:
+        if is_new or (session.on_meta_volume and volume.gluster is None):
             keep_volume(home, volume)
         sessions.save(session, texts)
     if json:
@@ -85,6 +89,29 @@ def create(
             print(f"session {session.name} is created: {path_shown(volume.path)} to {path_shown(session.slave)}\n"
                   f"next: gsync start {session.name}")
     return _refused(refusing, json=json) if refusing else 0
+
+
+def _set_options(volume: Volume, home: Home, *, yes: bool) -> Volume:
+    """See to it that the bricks of a GlusterFS volume record, after asking; the volume as it is then."""
+    from dataclasses import replace
+
+    from gsync.cli.output import asked
+    from gsync.errors import UsageError
+    from gsync.volume import gluster
+
+    assert volume.gluster is not None
+    info = gluster.read_info(volume.gluster.name, volume.gluster.host)
+    if not info.started:
+        raise UsageError(f"volume {volume.name} is not started: gluster volume start {info.name}")
+    lacks = info.lacks()
+    if lacks:
+        words = ", ".join(f"{name} {value}" for name, value in lacks.items())
+        if not yes and not asked(f"Set on volume {info.name}: {words}?"):
+            raise UsageError(f"volume {volume.name}: its changes are not recorded without {words}; --yes sets that "
+                             "without asking")
+        gluster.set_options(info, lacks)
+        info = gluster.read_info(info.name, info.host)
+    return home.keep(replace(volume, gluster=info))
 
 
 def _push(slave: Slave, session: Session) -> None:
@@ -168,7 +195,7 @@ def delete(
     chosen = sessions.list() if all_sessions else [sessions.the(session)]
     names = ", ".join(each.name for each in chosen)
     for each in chosen:
-        _check_idle(each)
+        _check_idle(each, home)
     if chosen and not yes and not asked(f"Delete {names}?"):
         raise UsageError(f"delete {names}: not done; --yes does it without asking")
     results = []
@@ -182,7 +209,17 @@ def delete(
         print_json(results)
 
 
-def _check_idle(session: Session) -> None:
+def _parts(session: Session, home: Home) -> list[Session]:
+    """The session as its workers on this node have it; one whose volume is gone has none but itself."""
+    from gsync.errors import UsageError
+
+    try:
+        return session.parts(home.get(session.volume))
+    except UsageError:
+        return [session]
+
+
+def _check_idle(session: Session, home: Home) -> None:
     """LockedError if anything works for the session, or is about to."""
     import os
 
@@ -199,9 +236,10 @@ def _check_idle(session: Session) -> None:
     wanted = read_wanted(session)
     if wanted in (Wanted.STARTED, Wanted.PAUSED):
         raise LockedError(f"session {session.name} is {wanted}: gsync stop {session.name} first")
-    pid = Lock(session.worker_lock, "").holder()
-    if pid is not None:
-        raise LockedError(f"session {session.name}: its worker, pid {pid}, is still ending; try again in a moment")
+    for part in _parts(session, home):
+        pid = Lock(part.worker_lock, "").holder()
+        if pid is not None:
+            raise LockedError(f"session {session.name}: its worker, pid {pid}, is still ending; try again in a moment")
     node = seen_working(session)
     if node is not None:
         raise LockedError(f"session {session.name}: its worker on node {node} is still ending; try again in a moment")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,7 +10,26 @@ from gsync.cli import completion
 from gsync.cli.options import JsonOption, StateOption
 from gsync.cli.words import session_and_verb
 
+if TYPE_CHECKING:
+    from gsync.ledger import Ledger
+    from gsync.session.session import Session
+    from gsync.volume.home import Home
+
 VERBS = ("list", "retry", "drop")
+
+
+def opened(home: Home, name: str | None) -> tuple[Session, list[Ledger]]:
+    """The session, and its ledgers: there is one for each part of the master that has a worker of its own."""
+    from gsync.errors import UsageError
+    from gsync.ledger import Ledger
+    from gsync.session.session import SessionHome
+
+    session = SessionHome(home).the(name)
+    try:
+        paths = session.ledger_dbs(home.get(session.volume))
+    except UsageError:  # the volume is gone
+        paths = [session.ledger_db]
+    return session, [Ledger(path) for path in paths]
 
 
 def failures(
@@ -30,9 +49,8 @@ def failures(
     from gsync import log
     from gsync.cli.output import path_shown, print_json, print_table
     from gsync.errors import UsageError
-    from gsync.ledger import Failure, Ledger
+    from gsync.ledger import Failure
     from gsync.model import gfid_parse, gfid_str
-    from gsync.session.session import SessionHome
     from gsync.session.status import rfc3339
     from gsync.volume.home import Home
 
@@ -42,11 +60,10 @@ def failures(
                 "tries": failure.tries, "first": rfc3339(failure.first), "last": rfc3339(failure.last)}
 
     name, verb, rest = session_and_verb(words, VERBS)
-    session = SessionHome(Home(state)).the(name)
-    ledger = Ledger(session.ledger_db)
+    session, ledgers = opened(Home(state), name)
     try:
         if verb == "list":
-            rows = [shown(failure) for failure in ledger.all()]
+            rows = [shown(failure) for ledger in ledgers for failure in ledger.all()]
             if json:
                 print_json(rows)
             elif not rows:
@@ -57,12 +74,12 @@ def failures(
                               str(r["message"]), str(r["gfid"] or "")] for r in rows])
             return
         if verb == "retry":
-            count = ledger.hurry()
+            count = sum(ledger.hurry() for ledger in ledgers)
         else:
             if len(rest) != 1 or not reason:
                 raise UsageError("failures drop: give the gfid that `failures list` shows, and --reason TEXT")
             try:
-                count = ledger.drop(gfid_parse(rest[0]))
+                count = sum(ledger.drop(gfid_parse(rest[0])) for ledger in ledgers)
             except ValueError as exc:
                 raise UsageError(f"failures drop: {exc}") from None
             if not count:
@@ -70,7 +87,8 @@ def failures(
             log.setup(path=session.log)
             log.get_logger("gsync.failures").info("dropped", gfid=rest[0], reason=reason)
     finally:
-        ledger.close()
+        for ledger in ledgers:
+            ledger.close()
     if json:
         print_json({"session": session.name, "action": verb, "failures": count})
     else:

@@ -27,18 +27,16 @@ def hold(
     """
     import os
 
+    from gsync.cli.failures import opened
     from gsync.cli.output import asked, path_shown, print_json, print_table
     from gsync.errors import UsageError
-    from gsync.ledger import Ledger
-    from gsync.session.session import SessionHome
     from gsync.session.status import rfc3339
     from gsync.volume.home import Home
 
     name, verb, _ = session_and_verb(words, VERBS)
-    session = SessionHome(Home(state)).the(name)
-    ledger = Ledger(session.ledger_db)
+    session, ledgers = opened(Home(state), name)
     try:
-        held = ledger.held()
+        held = [row for ledger in ledgers for row in ledger.held()]
         if verb == "show":
             if json:
                 print_json([{"path": os.fsdecode(path), "since": rfc3339(since)} for path, since in held])
@@ -50,9 +48,10 @@ def hold(
             return
         if held and not yes and not asked(f"{verb.capitalize()} the deletion of {len(held)} names?"):
             raise UsageError(f"hold {verb}: not done; --yes does it without asking")
-        count = ledger.approve() if verb == "approve" else ledger.discard()
+        count = sum(ledger.approve() if verb == "approve" else ledger.discard() for ledger in ledgers)
     finally:
-        ledger.close()
+        for ledger in ledgers:
+            ledger.close()
     if json:
         print_json({"session": session.name, "action": verb, "names": count})
     else:

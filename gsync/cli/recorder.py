@@ -18,6 +18,7 @@ def status(name: Annotated[str | None, typer.Argument(
            json: JsonOption = False, state: StateOption = None) -> None:
     """Show what the recorders do."""
     from gsync.cli.output import print_json, print_table
+    from gsync.recorder.brick import port_of
     from gsync.session.report import recorder_report
     from gsync.session.session import SessionHome
     from gsync.volume.home import Home
@@ -25,7 +26,8 @@ def status(name: Annotated[str | None, typer.Argument(
     home = Home(state)
     keep = SessionHome(home).site.changelog_retention
     volumes = home.list() if name is None else [home.get(name)]
-    reports = [{"volume": volume.name, **recorder_report(volume, volume.needed_from(), keep)} for volume in volumes]
+    reports = [{"volume": volume.name, **recorder_report(port_of(volume), volume.needed_from(), keep)}
+               for volume in volumes]
     if json:
         print_json(reports)
     else:

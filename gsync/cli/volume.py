@@ -14,22 +14,43 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="The named trees whose changes are recorded.")
 
-NewNameArgument = Annotated[str, typer.Argument(metavar="NAME", help="What to call the volume.")]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The volume.", autocompletion=completion.volumes)]
 
 
 @app.command("add")
-def add(name: NewNameArgument, path: Annotated[str, typer.Argument(metavar="PATH", help="The directory.")],
-        json: JsonOption = False, state: StateOption = None) -> None:
-    """Make a directory a volume, so that its changes can be recorded and sessions can use it by name."""
+def add(
+    name: Annotated[str | None, typer.Argument(
+        metavar="[NAME]", help="What to call the volume; with --gluster it may be left out.")] = None,
+    path: Annotated[str | None, typer.Argument(metavar="[PATH]", help="The directory.")] = None,
+    gluster: Annotated[str | None, typer.Option(
+        "--gluster", metavar="VOLUME", help="A GlusterFS volume, instead of PATH; on each node that has bricks of it."
+    )] = None,
+    host: Annotated[str, typer.Option(
+        "--host", metavar="HOST", help="Whose glusterd to ask, and to mount from.")] = "localhost",
+    json: JsonOption = False,
+    state: StateOption = None,
+) -> None:
+    """Make a directory, or a volume of GlusterFS, a volume, so that sessions can use it by name."""
     from gsync.cli.output import path_shown, print_json
+    from gsync.errors import UsageError
     from gsync.session.sharedvolumes import add_volume
+    from gsync.volume.gluster import read_info
     from gsync.volume.home import Home
 
     home = Home(state)
-    volume = add_volume(home, name, path)
+    if (path is None) == (gluster is None) or (name is None and gluster is None):
+        raise UsageError("volume add: give NAME and PATH, or --gluster VOLUME")
+    if gluster is not None:
+        volume = home.keep(home.new_gluster(name or gluster, read_info(gluster, host)))
+        name = volume.name
+    else:
+        volume = add_volume(home, str(name), str(path))
     if json:
         print_json(_described(volume, home))
+    elif volume.gluster is not None:
+        here = len(volume.bricks_here())
+        print(f"volume {name} is {volume.gluster.kind}, {len(volume.gluster.bricks)} bricks, {here} of them here\n"
+              f"next: gsync create {name} SLAVE")
     else:
         print(f"volume {name} is {path_shown(volume.path)}\n"
               f"next: gsync create {name} SLAVE, or gsync recorder run {name}")
@@ -69,6 +90,9 @@ def info(name: NameArgument, json: JsonOption = False, state: StateOption = None
                        ("recorder", ": ".join(filter(None, (recorder["state"], recorder["reason"])))),
                        ("last changelog", recorder["last_changelog"] or "none")):
         print(f"{key + ':':15} {value}")
+    for brick in volume.get("gluster", {}).get("bricks", []):
+        print(f"{'brick ' + str(brick['number']) + ':':15} {brick['node']}:{path_shown(brick['path'])}, subvolume "
+              f"{brick['subvolume']}{', here' if brick['here'] else ''}")
 
 
 @app.command("remove")
@@ -95,11 +119,16 @@ def remove(name: NameArgument, yes: Annotated[bool, typer.Option("--yes", help="
 
 
 def _described(volume: Volume, home: Home) -> dict[str, Any]:
+    from gsync.recorder.brick import port_of
     from gsync.session.report import recorder_report
     from gsync.session.session import SessionHome
 
     sessions = SessionHome(home)
-    report = recorder_report(volume, volume.needed_from(), sessions.site.changelog_retention)
-    return {"name": volume.name, "kind": volume.kind, "path": volume.path, "uuid": volume.uuid,
+    report = recorder_report(port_of(volume), volume.needed_from(), sessions.site.changelog_retention)
+    gluster = {} if volume.gluster is None else {"gluster": {
+        "volume": volume.gluster.name, "kind": volume.gluster.kind, "bricks": [
+            {"number": brick.number, "node": brick.host, "path": brick.path, "subvolume": brick.subvolume,
+             "here": brick in volume.bricks_here()} for brick in volume.gluster.bricks]}}
+    return {**gluster, "name": volume.name, "kind": volume.kind, "path": volume.path, "uuid": volume.uuid,
             "sessions": [session.name for session in sessions.list() if session.volume == volume.name],
             "recorder": report}

@@ -11,7 +11,7 @@ from types import FrameType
 
 from gsync import log
 from gsync.durable import make_dirs
-from gsync.errors import GsyncError
+from gsync.errors import GsyncError, UsageError
 from gsync.notify import Notifier
 from gsync.recorder.recorder import ARCHIVE_BYTES, KEEP_BYTES, KEEP_SECONDS, Keep, run_recorder
 from gsync.recorder.status import RecorderPort
@@ -36,7 +36,10 @@ def main(argv: list[str]) -> int:
     stop = threading.Event()
     try:
         home = Home(args.home)
-        brick = home.get(args.name).brick()
+        volume = home.get(args.name)
+        if volume.gluster is not None:
+            raise UsageError(f"volume {args.name}: GlusterFS records its changes itself")
+        brick = volume.brick()
         port = RecorderPort(brick)
         if args.managed:
             make_dirs(os.fsencode(brick.folder))

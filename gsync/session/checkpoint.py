@@ -30,11 +30,10 @@ class Standing:
 
 
 class Checkpoint:
-    """The files that hold it, `path` and beside it."""
+    """The files that hold it: `path`, and `reached`, by default beside it."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._reached = f"{path}.reached"
+    def __init__(self, path: str, reached: str | None = None) -> None:
+        self._path, self._reached = path, reached or f"{path}.reached"
         self._noted: int | None = None
 
     def time(self) -> int | None:

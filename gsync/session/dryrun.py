@@ -25,7 +25,7 @@ from gsync.session.status import WorkerStatus
 from gsync.session.supervisor import Child
 from gsync.slave.client import SlaveClient
 from gsync.volume.home import Home, Volume
-from gsync.volume.posix import DirReader, PosixTree, Resolved, Verdict
+from gsync.volume.tree import DirReader, Resolved, Tree, Verdict
 
 Names = list[tuple[bytes, Gfid | None]]
 
@@ -92,7 +92,7 @@ class _Moves:
                 yield Planned("delete", path)
 
 
-def plan(tree: PosixTree, slave: Slave, stime: int | None) -> Iterator[Planned]:
+def plan(tree: Tree, slave: Slave, stime: int | None) -> Iterator[Planned]:
     """What would be done, folder by folder; renames come last."""
     floor = (stime or 0) - 2 * NS
     moves = _Moves()
@@ -120,7 +120,7 @@ def plan(tree: PosixTree, slave: Slave, stime: int | None) -> Iterator[Planned]:
     yield from moves.lines()
 
 
-def _page(page: list[Resolved], path: bytes, tree: PosixTree, there: dict[bytes, Gfid | None], slave: Slave, floor: int,
+def _page(page: list[Resolved], path: bytes, tree: Tree, there: dict[bytes, Gfid | None], slave: Slave, floor: int,
           todo: list[tuple[Gfid, bytes]], moves: _Moves) -> Iterator[Planned]:
     present = [e for e in page if e.verdict is Verdict.PRESENT]
     for other in page:

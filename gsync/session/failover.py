@@ -26,7 +26,7 @@ class Alone:
     """For a session of one node."""
 
     def __init__(self, session: Session) -> None:
-        self.lease: Lease = LocalLease(session.epoch)
+        self.lease: Lease = lease_of(session, None)
         self.ledger = Ledger(session.ledger_db)
         self.silence = float(session.options.slave_timeout)
 
@@ -60,11 +60,14 @@ class OnMetaVolume(Alone):
     def __init__(self, session: Session, home: Home) -> None:
         volume = meta_volume(session, home)
         volume.check()
+        if session.part is not None:
+            with suppress(FileExistsError):
+                os.mkdir(session.together, 0o700)
         interval = session.options.replica_failover_interval
         self.lease = _lease(session, volume)
-        self.ledger = self._ledger = SharedLedger(session.shared)
+        self.ledger = self._ledger = SharedLedger(session.together)
         self.silence = interval + _LONGER
-        self._status = os.path.join(session.statuses, node_name())
+        self._status = session.status_of(node_name())
         self._mirror = Mirror(self._write)
 
     def begin(self, epoch: int) -> None:
@@ -106,9 +109,13 @@ def _lease(session: Session, volume: MetaVolume) -> MetaLease:
     return MetaLease(session.lease, session.options.replica_failover_interval, node_name(), volume.check, volume.cached)
 
 
-def lease_of(session: Session, home: Home) -> Lease:
-    """The lease alone, for who talks to the slave without being a worker."""
-    return _lease(session, meta_volume(session, home)) if session.on_meta_volume else LocalLease(session.epoch)
+def lease_of(session: Session, home: Home | None) -> Lease:
+    """The lease alone, for who talks to the slave without being a worker. home: None for a session of one node."""
+    if session.on_meta_volume and home is not None:
+        return _lease(session, meta_volume(session, home))
+    if session.part is not None:  # the copies of a brick may all be on this node
+        return MetaLease(session.lease, session.options.replica_failover_interval, node_name())
+    return LocalLease(session.epoch)
 
 
 def failover(session: Session, home: Home) -> Alone:

@@ -141,8 +141,8 @@ class WorkerDuty(Duty):
     end = ((GRACE, signal.SIGTERM), (2 * GRACE, signal.SIGKILL))
 
     def __init__(self, session: Session, argv: list[str]) -> None:
-        super().__init__(f"worker of session {session.name}", session.worker_lock,
-                         os.path.join(session.folder, "worker.stderr"), session.worker_status,
+        super().__init__(f"worker of session {session.title}", session.worker_lock,
+                         os.path.join(session.own, "worker.stderr"), session.worker_status,
                          session.options.worker_timeout, argv)
         self._session = session
 
@@ -163,7 +163,7 @@ class WorkerDuty(Duty):
 
     def _tell(self, status: bytes) -> None:
         """The other nodes."""
-        path = os.path.join(self._session.statuses, node_name())
+        path = self._session.status_of(node_name())
         with open(path + ".new", "wb") as file:
             file.write(status)
         os.replace(path + ".new", path)

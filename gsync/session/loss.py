@@ -10,7 +10,7 @@ import threading
 
 from gsync.model import Attrs
 from gsync.slave.protocol import Hello
-from gsync.volume.posix import Xattrs
+from gsync.volume.tree import Xattrs
 
 OWNER, TIMES, XATTRS, ACLS, PRIVILEGED = "owner", "times", "xattrs", "acls", "privileged xattrs"
 

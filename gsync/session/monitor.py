@@ -12,6 +12,7 @@ Not here: what workers and recorders do, and what is wanted of them (control).
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import select
 import signal
@@ -32,12 +33,13 @@ from gsync.process import Lock
 from gsync.session import config
 from gsync.session.child import recorder_args
 from gsync.session.control import Print, Wanted, file_print, read_wanted
+from gsync.session.glusterwatch import GlusterWatch
 from gsync.session.kept import Kept, RecorderDuty, WorkerDuty, complaint, popen
 from gsync.session.metavolume import mount_at
 from gsync.session.options import Options
 from gsync.session.session import Session, SessionHome
 from gsync.session.supervisor import PAUSES
-from gsync.volume.home import Home
+from gsync.volume.home import Home, Volume
 
 _log = get_logger(__name__)
 
@@ -56,7 +58,9 @@ def monitor_log(home: Home) -> str:
 
 def worker_argv(session: Session, home: Home) -> list[str]:
     """-P: nothing is imported from the folder that somebody happens to be in."""
-    return [sys.executable, "-P", "-m", "gsync.session.run_worker", session.name, "--home", home.path, "--managed"]
+    brick = [] if session.part is None else ["--brick", str(session.part.brick)]
+    return [sys.executable, "-P", "-m", "gsync.session.run_worker", session.name, "--home", home.path, *brick,
+            "--managed"]
 
 
 def recorder_argv(volume: str, home: Home, site: Options) -> list[str]:
@@ -195,6 +199,8 @@ class Monitor:
         self.workers: dict[str, Kept] = {}
         self.recorders: dict[str, Kept] = {}
         self._seen: dict[str, View] = {}
+        self._volumes: dict[str, tuple[Print, Volume]] = {}
+        self._gluster = GlusterWatch(home)
         self._site: Options | None = None
         self._ended = False
         self._wake_fd = -1
@@ -240,22 +246,38 @@ class Monitor:
         yield from self.recorders.values()
 
     def _plan_workers(self) -> None:
-        views = self.sessions.views
-        for name in self.workers.keys() - views.keys():
-            self.workers[name].want(False)
-        for name, view in views.items():
-            kept = self.workers.get(name)
+        views = {part.title: dataclasses.replace(view, session=part) for view in self.sessions.views.values()
+                 for part in self._parts(view.session)}
+        for title in self.workers.keys() - views.keys():
+            self.workers[title].want(False)
+        for title, view in views.items():
+            kept = self.workers.get(title)
             wanted = view.wanted in (Wanted.STARTED, Wanted.PAUSED) and self._has_brick(view.session)
             if kept is None and (wanted or view.wanted is Wanted.STOPPED):
-                kept = self.workers[name] = Kept(self._worker(view.session), self._pauses)
+                kept = self.workers[title] = Kept(self._worker(view.session), self._pauses)
             if kept is None:
                 continue
-            anew = self._seen.get(name) != view
+            anew = self._seen.get(title) != view
             if anew:
                 kept.duty = self._worker(view.session)
             kept.want(wanted, anew)
-            kept.hinder(self.sessions.broken.get(name, "") or self.sessions.broken.get("", ""))
+            kept.hinder(self.sessions.broken.get(view.session.name, "") or self.sessions.broken.get("", ""))
         self._seen = views
+
+    def _parts(self, session: Session) -> list[Session]:
+        """The session as its workers on this node have it; read anew when the volume's file has changed."""
+        path = os.path.join(self._home.path, "volumes", session.volume, "volume.json")
+        seen = file_print(path)
+        known = self._volumes.get(session.volume)
+        if known is not None and known[1].gluster is not None:
+            self._gluster.look(known[1])
+        if known is None or known[0] != seen:
+            try:
+                known = seen, self._home.get(session.volume)
+            except GsyncError:
+                return [session]  # its worker says so
+            self._volumes[session.volume] = known
+        return session.parts(known[1])
 
     def _worker(self, session: Session) -> WorkerDuty:
         return WorkerDuty(session, self._worker_argv(session, self._home))

@@ -41,6 +41,10 @@ def find_master(home: Home, master: str) -> tuple[Volume, bool]:
 
 
 def _checked(volume: Volume) -> Volume:
+    if volume.gluster is not None:
+        if not volume.bricks_here():
+            raise UsageError(f"master {volume.name}: this node has no brick of it; make sessions on one that has")
+        return volume
     try:
         os.close(volume.open_root())
     except Faulty as exc:
@@ -69,6 +73,9 @@ def check_apart(volume: Volume, slave: Slave, home: Home) -> None:
         raise UsageError(f"slave {_shown(path)} lies inside the master {_shown(volume.path)}")
     if _is_within(volume.path, path):
         raise UsageError(f"master {_shown(volume.path)} lies inside the slave {_shown(path)}")
+    for brick in volume.bricks_here():
+        if _is_within(path, brick.path) or _is_within(brick.path, path):
+            raise UsageError(f"slave {_shown(path)} and brick {_shown(brick.path)} of the master lie in each other")
     if _is_within(home.path, path):
         raise UsageError(f"state folder {_shown(home.path)} lies inside the slave {_shown(path)}; "
                          "choose another one with --state")

@@ -22,11 +22,13 @@ from gsync.recorder.status import RecorderPort
 from gsync.session import places
 from gsync.session.control import Order
 from gsync.session.metavolume import MetaVolume
+from gsync.session.options import Options
 from gsync.session.run_worker import Parts
 from gsync.session.session import Session
 from gsync.slave.client import SlaveClient
 from gsync.slave.survey import Survey
 from gsync.transport.link import Link, parse_slave
+from gsync.volume.gluster import GlusterInfo
 from gsync.volume.home import Home, Volume
 
 CLOCKS_APART = 5.0     # seconds
@@ -68,14 +70,29 @@ def _usage(text: str) -> Finding:
 
 def _here(session: Session, volume: Volume, home: Home) -> list[Finding]:
     findings = []
-    if not os.access(volume.path, os.R_OK | os.X_OK):
+    if volume.gluster is None and not os.access(volume.path, os.R_OK | os.X_OK):
         findings.append(_usage(f"master {_shown(volume.path)} cannot be read by uid {os.geteuid()}"))
     options = session.options
+    if volume.gluster is not None:
+        findings += _gluster(volume.gluster, options)
     if options.use_meta_volume and not MetaVolume(options.meta_volume_mnt, os.path.join(home.path, "x")).mounted:
         findings.append(_usage(f"use-meta-volume is set, but nothing is mounted at {_shown(options.meta_volume_mnt)}: "
                                "mount it, or gsync config --site set use-meta-volume false"))
     if options.sync_method != "tarssh" and shutil.which(options.rsync_command) is None:
         findings.append(_no_rsync(options.sync_method, "here"))
+    return findings
+
+
+def _gluster(info: GlusterInfo, options: Options) -> list[Finding]:
+    findings = []
+    if os.geteuid():
+        findings.append(_usage("a GlusterFS volume is replicated as root: its bricks and gfids are not for others"))
+    for program in ("glusterfs", "unshare", "setpriv"):
+        if shutil.which(program) is None:
+            findings.append(_usage(f"{program} is not installed here: a worker mounts the volume with it"))
+    if len({brick.node for brick in info.bricks}) > 1 and not options.use_meta_volume:
+        findings.append(_usage(f"the bricks of {info.name} are on several nodes, which know of each other by a meta "
+                               "volume: mount one on all of them, and gsync config --site set use-meta-volume true"))
     return findings
 
 

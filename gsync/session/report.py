@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from typing import Any
 
 from gsync.errors import UsageError
 from gsync.model import NS
 from gsync.process import Lock
+from gsync.recorder.brick import BrickPort, port_of
 from gsync.recorder.status import STOPPED, RecorderPort
 from gsync.session.checkpoint import Checkpoint
 from gsync.session.control import Wanted, read_wanted
 from gsync.session.metavolume import node_name
-from gsync.session.session import Session, SessionHome, auto_volume_name
+from gsync.session.session import Part, Session, SessionHome, auto_volume_name
 from gsync.session.states import WorkerState
 from gsync.session.status import WorkerStatus, rfc3339
+from gsync.volume.gluster import GlusterInfo
 from gsync.volume.home import Home, Volume
 
 UNHEARD = 10.0  # seconds without a word after which a worker of another node counts as gone
@@ -63,20 +66,46 @@ def session_report(session: Session, home: Home) -> dict[str, Any]:
         master, problem = session.volume, str(exc)
     others = _of_other_nodes(session)
     bricks = []
-    if volume is not None or not others:
-        bricks.append(_here(session, volume, status, wanted,
-                            supervised=(monitor if run is None else run) is not None, problem=problem))
-    bricks += [_elsewhere(session, node, other) for node, other in others]
-    _settle(bricks)
+    supervised = (monitor if run is None else run) is not None
+    if volume is not None and volume.gluster is not None:
+        bricks += _of_gluster(session, volume, volume.gluster, wanted, dict(others), supervised=supervised,
+                              problem=problem)
+    else:
+        if volume is not None or not others:
+            bricks.append(_here(session, volume, wanted, supervised=supervised, problem=problem))
+        bricks += [_elsewhere(session, node, other) for node, other in others]
+    for number in {brick["subvolume"] for brick in bricks}:
+        _settle([brick for brick in bricks if brick["subvolume"] == number])
     return {"name": session.name, "master": master, "slave": session.slave, "state": wanted.value, "monitor": monitor,
             "bricks": bricks}
+
+
+def _of_gluster(session: Session, volume: Volume, info: GlusterInfo, wanted: Wanted, others: dict[str, WorkerStatus], *,
+                supervised: bool, problem: str) -> list[dict[str, Any]]:
+    """A row for each brick, in the volume's order; of other nodes as far as they have said something."""
+    here = {part.part.brick: part for part in session.parts(volume) if part.part is not None}
+    said = {int(name.rpartition(":")[2]): (name.rpartition(":")[0], status) for name, status in others.items()
+            if name.rpartition(":")[2].isdigit()}
+    rows = []
+    for brick in info.bricks:
+        if brick.number in here:
+            row = _here(here[brick.number], volume, wanted, supervised=supervised, problem=problem)
+        elif brick.number in said:
+            row = _elsewhere(replace(session, part=Part(brick.number, brick.subvolume, several=True)),
+                             *said[brick.number])
+        else:
+            row = _brick(session, brick.host, brick.path, WorkerStatus(), False, WorkerState.STOPPED,
+                         f"nothing was heard of a worker on node {brick.host}", recorder_report(None, None, None))
+        rows.append({**row, "path": brick.path, "subvolume": brick.subvolume})
+    return rows
 
 
 def _of_other_nodes(session: Session) -> list[tuple[str, WorkerStatus]]:
     if not session.on_meta_volume:
         return []
     try:
-        nodes = sorted(node for node in os.listdir(session.statuses) if "." not in node[-8:] and node != node_name())
+        nodes = sorted(node for node in os.listdir(session.statuses)
+                       if "." not in node[-8:] and node.partition(":")[0] != node_name())
     except OSError:
         return []
     found = ((node, WorkerStatus.read(os.path.join(session.statuses, node))) for node in nodes)
@@ -104,8 +133,9 @@ def _settle(bricks: list[dict[str, Any]]) -> None:
                          reason=f"node {youngest['node']} has taken over")
 
 
-def _here(session: Session, volume: Volume | None, known: WorkerStatus | None, wanted: Wanted, *, supervised: bool,
-          problem: str) -> dict[str, Any]:
+def _here(session: Session, volume: Volume | None, wanted: Wanted, *, supervised: bool, problem: str
+          ) -> dict[str, Any]:
+    known = WorkerStatus.read(session.worker_status)
     status = known or WorkerStatus()
     live = status.alive
     state, reason = status.state, status.reason
@@ -117,9 +147,10 @@ def _here(session: Session, volume: Volume | None, known: WorkerStatus | None, w
         if wanted in (Wanted.STARTED, Wanted.PAUSED) and not supervised:
             state, reason = WorkerState.STOPPED, ("no monitor runs on this node: start it with gsync monitor, or "
                                                   "systemctl start gsync-monitor")
-    recorder = recorder_report(volume, status.stime, session.options.changelog_retention)
-    return _brick(node_name(), volume.path if volume else None, status, live, state, problem or reason, recorder,
-                  checkpoint_report(session, status.stime))
+    port = port_of(volume, session.part.brick if session.part else 0) if volume else None
+    recorder = recorder_report(port, status.stime, session.options.changelog_retention)
+    return _brick(session, node_name(), volume.path if volume else None, status, live, state, problem or reason,
+                  recorder)
 
 
 def _elsewhere(session: Session, node: str, status: WorkerStatus) -> dict[str, Any]:
@@ -128,17 +159,17 @@ def _elsewhere(session: Session, node: str, status: WorkerStatus) -> dict[str, A
     if not live and status.pid is not None and state != WorkerState.STOPPED:
         state = WorkerState.STOPPED
         reason = f"nothing was heard of node {node} for {(time.time_ns() - status.updated) // NS} s"
-    recorder = status.recorder if live and status.recorder else recorder_report(None, None, 0)
-    return _brick(node, status.path or None, status, live, state, reason, recorder,
-                  checkpoint_report(session, status.stime))
+    recorder = status.recorder if live and status.recorder else recorder_report(None, None, None)
+    return _brick(session, node, status.path or None, status, live, state, reason, recorder)
 
 
-def _brick(node: str, path: str | None, status: WorkerStatus, live: bool, state: str, reason: str,
-           recorder: dict[str, Any], checkpoint: dict[str, Any] | None) -> dict[str, Any]:
+def _brick(session: Session | None, node: str, path: str | None, status: WorkerStatus, live: bool, state: str,
+           reason: str, recorder: dict[str, Any]) -> dict[str, Any]:
     """What was true of a worker that is gone is not shown as true."""
     return {
         "node": node,
         "path": path,
+        "subvolume": 0,
         "state": str(state),
         "reason": reason,
         "crawl": status.crawl if live else "N/A",
@@ -150,7 +181,7 @@ def _brick(node: str, path: str | None, status: WorkerStatus, live: bool, state:
         "failures": status.failures,
         "held": status.held,
         "left_out": status.left_out,
-        "checkpoint": checkpoint,
+        "checkpoint": checkpoint_report(session, status.stime) if session else None,
         "rate": status.rate if live else {"files": 0.0, "bytes": 0.0},
         "eta_seconds": status.eta_seconds if live else None,
         "recorder": recorder,
@@ -164,7 +195,7 @@ def _brick(node: str, path: str | None, status: WorkerStatus, live: bool, state:
 def checkpoint_report(session: Session, stime: int | None) -> dict[str, Any] | None:
     """None if none is set."""
     try:
-        standing = Checkpoint(session.checkpoint).standing(stime)
+        standing = Checkpoint(session.checkpoint, session.checkpoint_reached).standing(stime)
     except (UsageError, OSError):
         return None
     if standing is None:
@@ -172,18 +203,19 @@ def checkpoint_report(session: Session, stime: int | None) -> dict[str, Any] | N
     return {"time": rfc3339(standing.time), "reached": standing.reached, "reached_at": rfc3339(standing.reached_at)}
 
 
-def recorder_report(volume: Volume | None, stime: int | None, keep: float) -> dict[str, Any]:
+def recorder_report(port: RecorderPort | BrickPort | None, stime: int | None, keep: float | None) -> dict[str, Any]:
     """The recorder of a brick. runway_seconds: how long the changelogs since stime stay within its retention of `keep`
-    seconds; what a session still needs is kept longer, but takes room."""
-    port = RecorderPort(volume.brick()) if volume else None
+    seconds; what a session still needs is kept longer, but takes room. GlusterFS keeps its own for ever."""
     status = port.status() if port else None
     running = port is not None and port.holder() is not None
     last = status.last_changelog if status else None
+    runway = None if stime is None or keep is None or isinstance(port, BrickPort) else \
+        max(0.0, keep - (time.time_ns() - stime) / NS)
     return {
         "state": status.state if running and status else STOPPED,
         "reason": status.reason if running and status else "",
         "last_changelog": rfc3339(None if last is None else last * NS),
-        "runway_seconds": None if stime is None else max(0.0, keep - (time.time_ns() - stime) / NS),
+        "runway_seconds": runway,
     }
 
 
@@ -205,6 +237,6 @@ def reports(home: Home, name: str | None = None) -> list[dict[str, Any]]:
 
 def broken_report(name: str, why: str, home: Home) -> dict[str, Any]:
     """Of a session that cannot be read."""
-    brick = _brick(node_name(), None, WorkerStatus(), False, WorkerState.FAULTY, why,
-                   recorder_report(None, None, 0), None)
+    brick = _brick(None, node_name(), None, WorkerStatus(), False, WorkerState.FAULTY, why,
+                   recorder_report(None, None, None))
     return {"name": name, "master": "?", "slave": "?", "state": "?", "monitor": monitor_pid(home), "bricks": [brick]}

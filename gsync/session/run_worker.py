@@ -20,10 +20,11 @@ from gsync.changelog.reader import History
 from gsync.changelogdb import ChangelogDB
 from gsync.crawl.feed import Waker
 from gsync.durable import make_dirs
-from gsync.errors import GsyncError, LockedError
+from gsync.errors import GsyncError, LockedError, UsageError
 from gsync.log import get_logger
 from gsync.model import NS, Attrs, Gfid
 from gsync.process import Lock, start_time
+from gsync.recorder.brick import BrickPort, port_of
 from gsync.recorder.status import RecorderPort
 from gsync.session import config, priority
 from gsync.session.checkpoint import Checkpoint
@@ -42,8 +43,12 @@ from gsync.sync.timetable import Timetable
 from gsync.transport.link import Link, parse_slave
 from gsync.transport.local import LocalLink
 from gsync.transport.ssh import SshLink
+from gsync.volume.gbrick import BrickHistory
+from gsync.volume.gmount import AuxMount
+from gsync.volume.gtree import GlusterTree
 from gsync.volume.home import Home, Volume
-from gsync.volume.posix import Filter, PosixTree
+from gsync.volume.posix import PosixTree
+from gsync.volume.tree import Filter, Tree
 
 _log = get_logger(__name__)
 
@@ -55,7 +60,7 @@ class CurrentTree:
     """The source of the syncer threads: the tree that the batch at hand works on."""
 
     def __init__(self) -> None:
-        self.tree: PosixTree | None = None
+        self.tree: Tree | None = None
 
     def open(self, gfid: Gfid) -> int:
         assert self.tree is not None
@@ -130,8 +135,12 @@ class Parts:
         self.session, self.volume, self.home = session, volume, home
         self._others = others  # for a worker; without one, parts of it are used for something else
         self.options = session.options
-        self.brick = volume.brick()
-        self.recorder = RecorderPort(self.brick, stop)
+        number = session.part.brick if session.part else 0
+        self.brick = volume.brick(number)
+        self.recorder = port_of(volume, number, stop)
+        self._mount: AuxMount | None = None
+        if volume.gluster is not None:
+            self._mount = AuxMount(volume.gluster.name, volume.gluster.host, os.path.join(session.own, "mount"))
         self.filters = Filter(self.options.exclude) if self.options.exclude else None
         self.source = CurrentTree()
         self._orders = orders
@@ -143,18 +152,28 @@ class Parts:
         assert self._others is not None
         return self._others
 
-    def open_tree(self) -> PosixTree:
-        tree = PosixTree(self.volume.open_root(), self.volume.tag, self.brick.namespace, self.filters,
-                         [self.home.path], xattrs=self.options.sync_xattrs, acls=self.options.sync_acls)
-        self.source.tree = tree
+    @property
+    def history(self) -> History:
+        folder = os.fsencode(self.brick.changelogs)
+        return BrickHistory(folder, self.recorder.record) if isinstance(self.recorder, BrickPort) else History(folder)
+
+    def open_tree(self) -> Tree:
+        self.source.tree = tree = self._open_tree()
         return tree
+
+    def _open_tree(self) -> Tree:
+        if self._mount is not None:
+            return GlusterTree(self._mount.open(), os.fsencode(self.brick.root), self.filters,
+                               xattrs=self.options.sync_xattrs, acls=self.options.sync_acls)
+        return PosixTree(self.volume.open_root(), self.volume.tag, self.brick.namespace, self.filters,
+                         [self.home.path], xattrs=self.options.sync_xattrs, acls=self.options.sync_acls)
 
     def link(self) -> Link:
         slave = parse_slave(self.session.slave)
         if slave.host is None:
             return LocalLink(slave)
         return SshLink(replace(slave, port=self.options.ssh_port or slave.port),
-                       ssh_options(self.options, self.session.key), Path(self.session.folder, "ssh.json"))
+                       ssh_options(self.options, self.session.key), Path(self.session.own, "ssh.json"))
 
     def stand_by(self) -> None:
         """Have the way to the slave ready for a takeover."""
@@ -163,13 +182,15 @@ class Parts:
 
     def close(self) -> None:
         self._spare.close()
+        if self._mount is not None:
+            self._mount.close()
 
     def connect(self, epoch: int) -> Connection:
         options = self.options
         link = self._spare.take() or self.link()
         try:
             client = SlaveClient(link, options.slave_timeout, silence=self.others.silence,
-                                 master=self.volume.path)
+                                 master=self.volume.path if self.volume.gluster is None else None, stream=self.stream)
             syncer: Syncer | None = None
             try:
                 flow = Flow(Timetable.parse(options.bandwidth_limit), options.sync_jobs, paused=self.paused)
@@ -191,12 +212,20 @@ class Parts:
             link.close()
             raise
 
+    @property
+    def stream(self) -> str:
+        """What the slave knows this worker's subvolume by, where there are several."""
+        part, info = self.session.part, self.volume.gluster
+        return f"{part.subvolume}of{info.subvolumes}" if part and info and part.several else ""
+
     def paused(self) -> bool:
         return self._orders() is Order.PAUSE
 
     def keep_stime(self, stime: int) -> None:
         """Tell the recorder which changelogs this session still needs; a hint, so not fsynced."""
         self.others.committed(stime)
+        if self.volume.gluster is not None:
+            return  # which keeps its changelogs
         path = os.path.join(self.volume.needed, self.session.name)
         try:
             with open(path + ".new", "w", encoding="ascii") as file:
@@ -211,11 +240,12 @@ class Parts:
 class Publisher:
     """Writes worker.status: what the worker's state and counters amount to."""
 
-    def __init__(self, session: Session, volume: Volume, recorder: RecorderPort, db: ChangelogDB,
+    def __init__(self, session: Session, volume: Volume, recorder: RecorderPort | BrickPort, db: ChangelogDB,
                  others: Alone) -> None:
         self._path = session.worker_status
-        self._volume, self._keep = volume, session.options.changelog_retention
-        self._checkpoint = Checkpoint(session.checkpoint)
+        self._path_of_brick = volume.brick(session.part.brick).root if session.part else volume.path
+        self._keep = session.options.changelog_retention
+        self._checkpoint = Checkpoint(session.checkpoint, session.checkpoint_reached)
         self._recorder, self._db, self._ledger, self._others = recorder, db, others.ledger, others
         self._started = start_time(os.getpid())
         self._past: list[tuple[float, int, int]] = []
@@ -249,8 +279,8 @@ class Publisher:
             lacks=[*worker.loss.attributes, *worker.loss.names] if worker.loss else [],
             files_done=progress.files, bytes_done=sent,
             files_total=totals[0], bytes_total=totals[1], rate=rate, eta_seconds=eta, phase=progress.phase,
-            epoch=state.epoch, in_step=state.in_step, path=self._volume.path,
-            recorder=recorder_report(self._volume, state.stime, self._keep), updated=time.time_ns())
+            epoch=state.epoch, in_step=state.in_step, path=self._path_of_brick,
+            recorder=recorder_report(self._recorder, state.stime, self._keep), updated=time.time_ns())
         status.write(self._path)
         self._others.show(status)
 
@@ -272,9 +302,11 @@ def run(session: Session, volume: Volume, home: Home, once: int | None, by_files
             return Order.STOP
         return Order.RUN if by_files is None else by_files()
 
-    make_dirs(os.fsencode(session.folder))
-    make_dirs(os.fsencode(volume.brick().folder))
-    with Lock(session.worker_lock, f"a worker of session {session.name}"):
+    make_dirs(os.fsencode(session.own))
+    make_dirs(os.fsencode(session.together if not session.on_meta_volume else session.own))
+    if volume.gluster is None:
+        make_dirs(os.fsencode(volume.brick().folder))
+    with Lock(session.worker_lock, f"a worker of session {session.title}"):
         if by_files is not None:
             running = Lock(session.run_lock, "").holder()
             if running is not None:
@@ -283,10 +315,12 @@ def run(session: Session, volume: Volume, home: Home, once: int | None, by_files
         db, others = ChangelogDB(session.changelog_db), failover(session, home)
         parts = Parts(session, volume, home, stop, orders, others)
         parts.first = db.fact("connected") is None
-        waker = Waker(parts.brick.folder, parts.brick.changelogs, wake_read)
-        checkpoint = Checkpoint(session.checkpoint)
+        waker = Waker(parts.brick.changelogs if volume.gluster else parts.brick.folder, parts.brick.changelogs,
+                      wake_read)
+        checkpoint = Checkpoint(session.checkpoint, session.checkpoint_reached)
         worker = Worker(
-            connect=parts.connect, open_tree=parts.open_tree, history=History(os.fsencode(parts.brick.changelogs)),
+            connect=parts.connect, open_tree=parts.open_tree, history=parts.history,
+            shares=bool(parts.stream), stands_down=session.part is not None,
             recorder=parts.recorder, waiter=waker, db=db, ledger=others.ledger, lease=others.lease,
             patterns=json.dumps(parts.options.exclude), batch_size=parts.options.changelog_batch_size,
             max_delete=parts.options.max_delete, once=once, ignore_deletes=parts.options.ignore_deletes,
@@ -303,21 +337,36 @@ def run(session: Session, volume: Volume, home: Home, once: int | None, by_files
             others.close()
 
 
+def _part(session: Session, home: Home, brick: int | None) -> Session:
+    """The session as the worker of this brick has it."""
+    parts = session.parts(home.get(session.volume))
+    if brick is None and len(parts) == 1:
+        return parts[0]
+    for part in parts:
+        if part.part is not None and part.part.brick == brick:
+            return part
+    raise UsageError(f"session {session.name}: this node has no brick {brick} of its volume" if brick is not None else
+                     f"session {session.name}: its volume has several bricks here, say which with --brick")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="gsync worker")
     parser.add_argument("session")
     parser.add_argument("--home", required=True)
+    parser.add_argument("--brick", type=int, help="of a GlusterFS volume: the brick to work for")
     parser.add_argument("--once-until", type=int, help="end once all that existed at this time (ns) is at the slave")
     parser.add_argument("--settings", type=json.loads, help="JSON object: options over those of the files")
     parser.add_argument("--managed", action="store_true", help="log to the session's log, do what is wanted of it")
     args = parser.parse_args(argv)
     try:
         home = Home(args.home)
-        session = SessionHome(home).get(args.session, args.settings)
+        session = _part(SessionHome(home).get(args.session, args.settings), home, args.brick)
         orders = None
         if args.managed:
-            orders = Orders(session, [*config.site_paths(home.path), session.config])
-            session = SessionHome(home).get(args.session, args.settings)  # what changes from here on is seen
+            volume_file = os.path.join(home.path, "volumes", session.volume, "volume.json")
+            orders = Orders(session, [*config.site_paths(home.path), session.config, volume_file])
+            # what changes from here on is seen
+            session = _part(SessionHome(home).get(args.session, args.settings), home, args.brick)
         log.setup(session.options.log_level)
         return run(session, home.get(session.volume), home, args.once_until, orders)
     except GsyncError as exc:

@@ -2,7 +2,9 @@
 
 Two folders: `folder`, `$GSYNC_HOME/sessions/<name>/`, is of this node alone; `shared` is what all nodes see, on the
 meta volume, and the same as `folder` for a session of one node. session.json says what the session is, gsync.conf its
-settings (config), `wanted` what its admin wants of it (control).
+settings (config), `wanted` what its admin wants of it (control). Where the master is a GlusterFS volume there is a
+worker for each brick: what is its own lies in folder/brick_<n>/, what it shares with those of the other copies of its
+brick in shared/subvol_<n>/.
 """
 
 from __future__ import annotations
@@ -27,13 +29,13 @@ from gsync.session import config
 from gsync.session.metavolume import GEO_REP
 from gsync.session.options import Options
 from gsync.transport.link import parse_slave
-from gsync.volume.home import Home, check_name
+from gsync.volume.home import Home, Volume, check_name
 
 FORMAT = 2
 _FILE = "session.json"
 _DELETED = ".deleted"  # beside the sessions: what remains of deleted ones, by volume and slave
 _EPOCHS = ("epoch", "*_subvol_*.lock")
-_REMAINS = (*_EPOCHS, "ledger*.db*", "changelog.db*")  # as for fnmatch
+_REMAINS = (*_EPOCHS, "ledger*.db*", "changelog.db*", "subvol_*", "brick_*")  # as for fnmatch
 
 
 def readable_name(*texts: str, unique: str) -> str:
@@ -56,8 +58,19 @@ def default_session_name(master: str, slave: str) -> str:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A worker's part of a session whose master is a GlusterFS volume: its brick, and the subvolume that this is of.
+    several: whether there are other subvolumes."""
+
+    brick: int
+    subvolume: int
+    several: bool
+
+
+@dataclass(frozen=True)
 class Session:
-    """A session as its session.json says, and the paths of its files. `created` in ns since the epoch."""
+    """A session as its session.json says, and the paths of its files. `created` in ns since the epoch. part: for the
+    worker of one brick, if there are several."""
 
     folder: str
     shared: str
@@ -66,6 +79,30 @@ class Session:
     slave: str
     created: int
     options: Options = dataclasses.field(default_factory=Options)
+    part: Part | None = None
+
+    def parts(self, volume: Volume) -> list[Session]:
+        """This session as each of the workers has it that are this node's business."""
+        if volume.gluster is None:
+            return [self]
+        several = volume.gluster.subvolumes > 1
+        return [dataclasses.replace(self, part=Part(brick.number, brick.subvolume, several))
+                for brick in volume.bricks_here()]
+
+    @property
+    def title(self) -> str:
+        """For people: the name, with the number of the brick where there are several."""
+        return self.name if self.part is None else f"{self.name}, brick {self.part.brick}"
+
+    @property
+    def own(self) -> str:
+        """The folder of the worker alone."""
+        return self.folder if self.part is None else os.path.join(self.folder, f"brick_{self.part.brick}")
+
+    @property
+    def together(self) -> str:
+        """The folder of all workers of which one at a time is active."""
+        return self.shared if self.part is None else os.path.join(self.shared, f"subvol_{self.part.subvolume}")
 
     @property
     def on_meta_volume(self) -> bool:
@@ -75,15 +112,15 @@ class Session:
 
     @property
     def changelog_db(self) -> str:
-        return os.path.join(self.folder, "changelog.db")
+        return os.path.join(self.own, "changelog.db")
 
     @property
     def worker_status(self) -> str:
-        return os.path.join(self.folder, "worker.status")
+        return os.path.join(self.own, "worker.status")
 
     @property
     def worker_lock(self) -> str:
-        return os.path.join(self.folder, "worker.lock")
+        return os.path.join(self.own, "worker.lock")
 
     @property
     def run_lock(self) -> str:
@@ -92,7 +129,7 @@ class Session:
 
     @property
     def log(self) -> str:
-        return os.path.join(self.folder, "log")
+        return os.path.join(self.own, "log")
 
     @property
     def key(self) -> str:
@@ -114,17 +151,30 @@ class Session:
         return os.path.join(self.shared, "checkpoint")
 
     @property
+    def checkpoint_reached(self) -> str:
+        return os.path.join(self.together, "checkpoint.reached")
+
+    @property
     def ledger_db(self) -> str:
         """On the meta volume there is one for each epoch; this is the last."""
         if not self.on_meta_volume:
-            return os.path.join(self.shared, "ledger.db")
-        return os.path.join(self.shared, f"ledger.{max(ledger_epochs(self.shared), default=0)}.db")
+            return os.path.join(self.together, "ledger.db")
+        return os.path.join(self.together, f"ledger.{max(ledger_epochs(self.together), default=0)}.db")
+
+    def ledger_dbs(self, volume: Volume) -> list[str]:
+        """The ledgers of all subvolumes that have one."""
+        if volume.gluster is None:
+            return [self.ledger_db]
+        alls = (dataclasses.replace(self, part=Part(0, n, several=True)).ledger_db
+                for n in range(volume.gluster.subvolumes))
+        return [path for path in alls if os.path.exists(path)]
 
     @property
     def lease(self) -> str:
         """A folder in which the workers of several nodes tell who is the active one; design.md has the name."""
         slave = re.sub(r"[^A-Za-z0-9.]+", "-", self.slave).strip("-")[:100]
-        return os.path.join(self.shared, f"{self.volume}_{slave}_subvol_0.lock")
+        number = 0 if self.part is None else self.part.subvolume
+        return os.path.join(self.shared, f"{self.volume}_{slave}_subvol_{number}.lock")
 
     @property
     def meta_volume_mnt(self) -> str:
@@ -132,12 +182,16 @@ class Session:
 
     @property
     def epoch(self) -> str:
-        return os.path.join(self.shared, "epoch")
+        return os.path.join(self.together, "epoch")
 
     @property
     def statuses(self) -> str:
-        """A folder with one file per node: worker.status as the other nodes see it."""
+        """A folder with one file per node and brick: worker.status as the other nodes see it."""
         return os.path.join(self.shared, "status")
+
+    def status_of(self, node: str) -> str:
+        """The file of this worker, on that node, among them."""
+        return os.path.join(self.statuses, node if self.part is None else f"{node}:{self.part.brick}")
 
 
 class SessionHome:

@@ -37,7 +37,7 @@ def new_volume(home: Home, name: str, path: str) -> Volume:
 def keep_volume(home: Home, volume: Volume) -> Volume:
     """Make what `new_volume` gave a volume, here and for the other nodes, durably."""
     meta = site_meta_volume(home)
-    if meta is not None:
+    if meta is not None and volume.gluster is None:  # GlusterFS tells all nodes the same
         share_volume(meta, volume)
     return home.keep(volume)
 

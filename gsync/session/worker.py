@@ -31,10 +31,10 @@ from gsync.session.lease import Lease
 from gsync.session.loss import Loss
 from gsync.session.states import Machine, WorkerState
 from gsync.slave.client import SlaveClient
-from gsync.slave.protocol import Hello
+from gsync.slave.protocol import Busy, Hello
 from gsync.sync.syncer import Syncer
 from gsync.transport.link import Link
-from gsync.volume.posix import PosixTree
+from gsync.volume.tree import Tree
 
 _log = get_logger(__name__)
 
@@ -119,11 +119,15 @@ class Worker:
     `connect` makes a Connection for an epoch; `stand_by` is called again and again while another worker is the active
     one; `open_tree` opens the master, checking that it is the tree that the volume means; `orders` tells, at any moment
     and on any thread, what to do; `publish` is called often and shows the state; `stime_kept` hears of every commit
-    (for the retention of changelogs). `once`: end when all that existed at this time (ns) is durable at the slave.
+    (for the retention of changelogs). `shares`: the workers of other subvolumes bring their parts of the master to the
+    same slave, one at a time: so the connection is given up whenever there is nothing to do. `stands_down`: while its
+    recorder is Faulty the lease is left to others. `once`: end when all that existed at this time (ns) is durable at
+    the slave.
     """
 
-    def __init__(self, *, connect: Callable[[int], Connection], open_tree: Callable[[], PosixTree], history: History,
+    def __init__(self, *, connect: Callable[[int], Connection], open_tree: Callable[[], Tree], history: History,
                  recorder: RecorderPort, waiter: Waiter, db: ChangelogDB, ledger: Ledger, lease: Lease,
+                 shares: bool = False, stands_down: bool = False,
                  patterns: str = "", batch_size: int = 727040, max_delete: int = 0, once: int | None = None,
                  ignore_deletes: bool = False, data_retries: int = DATA_RETRIES, change_interval: float = 0.0,
                  orders: Callable[[], Order] = lambda: Order.RUN,
@@ -139,6 +143,7 @@ class Worker:
         self._max_delete, self._once = max_delete, once
         self._ignore_deletes, self._data_retries = ignore_deletes, data_retries
         self._change_interval = change_interval
+        self._shares, self._stands_down = shares, stands_down
         self._next_live = 0.0         # when the next batch of live changes may begin, monotonic
         self._orders, self._publish, self._stime_kept = orders, publish, stime_kept
         self._stand_by, self._checkpoint = stand_by, checkpoint
@@ -172,6 +177,8 @@ class Worker:
                 self._rest(rest)
                 rest = 0.0
                 self._session(self._claim())
+                if self._problem():
+                    continue  # stood down
                 self.machine.to(WorkerState.STOPPED)
                 return 1 if self.ledger.count() or self.ledger.count_held() else 0
             except Stopped:
@@ -211,7 +218,13 @@ class Worker:
     def _claim(self) -> int:
         """The epoch to work in, once no other worker has it. While one has, this one is Passive: it keeps its own
         stime current, so that its recorder need not keep what is at the slave already."""
-        while (epoch := self._lease.take()) is None:
+        while (problem := self._problem()) or (epoch := self._lease.take()) is None:
+            if problem:
+                self.state.crawl, self.state.in_step = "N/A", False
+                self.machine.to(WorkerState.FAULTY, problem)
+                self._check_stop()
+                self._waiter.wait(LOOK_AT_LEASE)
+                continue
             self.state.crawl, self.state.in_step = "N/A", False
             self.progress.phase = "waiting"
             self.machine.to(WorkerState.PASSIVE)
@@ -225,25 +238,59 @@ class Worker:
         self._claimed = True
         return epoch
 
+    def _problem(self) -> str:
+        """Why this worker leaves the lease to others."""
+        status = self._recorder.status() if self._stands_down else None
+        return status.reason if status is not None and status.state == "Faulty" else ""
+
     def _session(self, epoch: int) -> None:
         self.start(epoch)
         while True:
             self._check_stop()
             self._still_ours()
+            if self._problem():
+                return
+            if self.connection is None:
+                if not self._has_work():
+                    self._waiter.wait(LOOK_AT_ORDERS)
+                    continue
+                self.start(epoch)
             if self.cycle():
                 continue
             if self._done():
                 return
+            if self._shares and self.state.in_step:
+                self._disconnect()
             if self._once is not None:
                 self._recorder.poke()
             self._waiter.wait(LOOK_AT_ORDERS)
 
+    def _has_work(self) -> bool:
+        """Whether the slave has to be asked for its turn."""
+        status = self._recorder.status()
+        if status is None or self.state.stime is None:
+            return True
+        due = self.ledger.next_due()
+        if self.ledger.any_approved() or (due is not None and due <= time.time_ns()):
+            return True
+        try:
+            piece = self._feed.take(self._position, status.complete_up_to)
+        except HistoryGap:
+            return True
+        if piece.changelogs:
+            return True
+        checkpoint = self._checkpoint()
+        return piece.upto is not None and piece.upto > self.state.stime and bool(
+            self._limbo or time.monotonic() - self._last_commit > IDLE_COMMIT
+            or (checkpoint is not None and self._applied_upto < checkpoint <= piece.upto))
+
     def start(self, epoch: int) -> None:
         """Connect and find out where the slave stands."""
-        self.machine.to(WorkerState.INITIALIZING)
+        if not self._shares or self.machine.state is not WorkerState.ACTIVE:
+            self.machine.to(WorkerState.INITIALIZING)
         self.progress.phase = "connecting"
         self.state.epoch = epoch
-        self.connection = self._connect(epoch)
+        self.connection = self._my_turn(epoch)
         hello = self.connection.hello
         self.db.set_fact("connected", 1)
         self.loss = Loss(hello)
@@ -252,7 +299,7 @@ class Worker:
                          kinds=", ".join(self.loss.attributes))
         if self.loss.names:
             _log.warning("the slave cannot hold these, they will be failures", kinds=", ".join(self.loss.names))
-        self._leftovers = True
+        self._leftovers = hello.unclean or not self._shares or self._last_commit == 0
         self._limbo = 1
         stime = hello.stime
         self.state.stime = stime
@@ -268,6 +315,20 @@ class Worker:
         self._was_active = True
         self.machine.to(WorkerState.ACTIVE)
         _log.info("connected", stime=stime, epoch=epoch, crawl="Hybrid" if self._crawl_whole else "History")
+
+    def _my_turn(self, epoch: int) -> Connection:
+        """A connection, once the workers of the other subvolumes leave the slave to this one."""
+        while True:
+            self._check_stop()
+            try:
+                return self._connect(epoch)
+            except Busy:
+                if not self._shares:
+                    raise
+                if self.machine.state is not WorkerState.ACTIVE:
+                    self.machine.to(WorkerState.ACTIVE)
+                self.progress.phase = "waiting for another brick"
+                self._still_ours()
 
     def _disconnect(self) -> None:
         if self.connection is not None:
@@ -376,13 +437,13 @@ class Worker:
             self.db.flush()
         return False
 
-    def _tree(self) -> PosixTree:
+    def _tree(self) -> Tree:
         tree = self._open_tree()
         if self.loss is not None:
             tree.sends = self.loss
         return tree
 
-    def _batch(self, tree: PosixTree, **more: object) -> Batch:
+    def _batch(self, tree: Tree, **more: object) -> Batch:
         assert self.connection is not None
         return Batch(tree, self.connection.client, self.db, self.connection.syncer, self.ledger, self._recorder,
                      self.progress, self._check_stop, direct=self.connection.direct,
@@ -496,13 +557,15 @@ class Worker:
         self.db.set_fact("doubt_gaps", gaps if earlier is None else min(int(earlier), gaps))
         self.db.flush()
 
-    def _commit(self, upto: int | None) -> None:
-        """Durable at the slave, then the stime [25]."""
+    def _commit(self, upto: int | None, walked: bool = False) -> None:
+        """Durable at the slave, then the stime [25]. walked: all of the master was looked at, not only what this
+        worker's brick has recorded."""
         assert self.connection is not None
         self._still_ours()
         self.progress.phase = "committing"
         stime = max(upto or 0, self.state.stime or 0) or None
-        answer = self.connection.client.commit(stime, stime, self.state.epoch, clear=True, mark=str(self._mark))
+        answer = self.connection.client.commit(stime, stime, self.state.epoch, clear=True, mark=str(self._mark),
+                                               walked=walked)
         self._limbo = answer.left
         self._last_commit = time.monotonic()
         self.state.stime = stime
@@ -561,7 +624,7 @@ class Worker:
         finally:
             tree.close()
         self._keep_doubt(batch.last_resolve, crawl.gaps, renewed=True, whole=True)
-        self._commit(crawl.cut)
+        self._commit(crawl.cut, walked=True)
         Hybrid.forget(self.db)
         self._settle()
         self._position = restart_position(crawl.cut)
@@ -569,7 +632,7 @@ class Worker:
         _log.info("hybrid crawl done", **self.progress.since(before), stime=crawl.cut,
                   took=time.monotonic() - started)
 
-    def _unmet(self, tree: PosixTree, batch: Batch) -> None:
+    def _unmet(self, tree: Tree, batch: Batch) -> None:
         """Directories that moved from an unread to a read one while the walk ran are walked too [29]."""
         self._recorder.wait_complete(batch.last_resolve)
         while True:

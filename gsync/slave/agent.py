@@ -32,6 +32,7 @@ from gsync.slave.identity import Taken, keep_apart, look, probe, take
 from gsync.slave.limbo import Step
 from gsync.slave.protocol import (
     ERROR,
+    Busy,
     Fenced,
     FillRow,
     Hello,
@@ -41,6 +42,7 @@ from gsync.slave.protocol import (
     RemoveRow,
     gfid_of_json,
     name_of_json,
+    stream_of,
     text_of,
 )
 from gsync.slave.recover import recover
@@ -186,7 +188,7 @@ class Agent:
             kind = "fenced"
             self.ends = self._taken is None or not self._taken.own.valid
         elif isinstance(exc, Transient):
-            kind = "transient"
+            kind = "busy" if isinstance(exc, Busy) else "transient"
         elif isinstance(exc, OSError):
             kind, number = "io", exc.errno
             message = f"{exc.strerror}: {os.fsdecode(exc.filename)}" if exc.filename else str(exc.strerror)
@@ -238,6 +240,7 @@ class Agent:
                            ticket=str(params.get("ticket", "")))
         tree = self._tree = SlaveTree(self._root)
         index = tree.index
+        index.stream = stream_of(str(params.get("ticket") or "0" * 8))
         index.check_epoch(epoch)
         receivers_gone(lambda: tree.lock_receivers(alone=True), tree.receivers_fd, self._taken.own)
         unclean = index.fact("clean") == 0
@@ -250,19 +253,18 @@ class Agent:
         recover(tree, apply.limbo, apply.step)
         boot_id = _boot_id()
         with index.transaction():
-            for key, value in (("caps", json.dumps(tree.caps._asdict())), ("epoch", epoch), ("clean", 0),
-                               ("boot_id", boot_id), ("session", str(params["session"]))):
+            for key, value in (("caps", json.dumps(tree.caps._asdict())), ("clean", 0), ("boot_id", boot_id),
+                               ("session", str(params["session"])), (index.key("epoch"), epoch)):
                 index.set_fact(key, value)
         tree.unlock_receivers()
         self._apply = apply
         self._swept = False
         self.timeout = float(params["timeout"])
         free = os.statvfs(tree.root_fd)
-        stime, entry_stime, mark = index.fact("stime"), index.fact("entry_stime"), index.fact("mark")
+        stime, entry_stime, mark = index.standing()
         return Hello(rpc.PROTOCOL, gsync.__version__, os.getpid(), boot_id,
-                     stime if isinstance(stime, int) else None, entry_stime if isinstance(entry_stime, int) else None,
-                     epoch, unclean, self._taken.empty, free.f_bavail * free.f_frsize, caps,
-                     platform.python_version(), os.geteuid(), mark if isinstance(mark, str) else None).to_json()
+                     stime, entry_stime, epoch, unclean, self._taken.empty, free.f_bavail * free.f_frsize, caps,
+                     platform.python_version(), os.geteuid(), mark).to_json()
 
     def fill(self, params: Params) -> dict[str, Any]:
         rows, places, problems = _decoded(FillRow.from_json, params["rows"])
@@ -329,7 +331,8 @@ class Agent:
     def commit(self, params: Params) -> dict[str, Any]:
         mark = params.get("mark")
         answer = self._works.commit(params["stime"], params["entry_stime"], int(params["epoch"]),
-                                    bool(params["clear"]), None if mark is None else str(mark))
+                                    bool(params["clear"]), None if mark is None else str(mark),
+                                    bool(params.get("walked")))
         self._swept = False
         return answer.to_json()
 
@@ -338,8 +341,7 @@ class Agent:
         index = self._works.index
         index.db.execute("PRAGMA synchronous=FULL")
         with index.transaction():
-            for key in ("stime", "entry_stime"):
-                index.set_fact(key, None)
+            index.forget_stimes()
         return {}
 
     def ping(self, params: Params) -> dict[str, Any]:

@@ -712,10 +712,10 @@ class Apply:
         return [e.gfid for e in self.index.children(LIMBO_OLD, name_in_limbo(after), limit)]
 
     def commit(self, stime: int | None, entry_stime: int | None, epoch: int, clear: bool,
-               mark: str | None = None) -> CommitAnswer:
+               mark: str | None = None, walked: bool = False) -> CommitAnswer:
         """Make everything durable; then set the stime and, beside it, the worker's mark, and forget what was in doubt;
-        then, if `clear`, let go what no later batch can want [25]. stime None: an interim commit, after which
-        everything stays in doubt."""
+        then, if `clear`, let go what no later batch can want [25], of any stream. stime None: an interim commit, after
+        which everything stays in doubt. walked: the stime holds for all streams."""
         index = self.index
         index.check_epoch(epoch)
         self.tree.turn()
@@ -728,20 +728,15 @@ class Apply:
             index.db.execute("PRAGMA synchronous=FULL")
             with index.transaction():
                 if stime is not None:
-                    index.set_fact("stime", stime)
-                    index.set_fact("mark", mark)
-                if entry_stime is not None:
-                    index.set_fact("entry_stime", entry_stime)
-                index.set_fact("epoch", epoch)
+                    index.set_standing(stime, entry_stime, mark, walked)
+                index.set_fact(index.key("epoch"), epoch)
                 index.committed(whole=stime is not None)
             index.db.execute("PRAGMA synchronous=NORMAL")
             self.step("committed")
-            known = index.fact("stime")
-            now = known if isinstance(known, int) else None
-            removed = self.limbo.clear(now) if clear else 0
+            removed = self.limbo.clear(index.everyones_stime()) if clear else 0
         finally:
             self.tree.settle()
-        return CommitAnswer(now, removed, index.count_waiting())
+        return CommitAnswer(index.standing()[0], removed, index.count_waiting())
 
 
 def _make(dirfd: int, bname: bytes, kind: int, row: FillRow) -> None:

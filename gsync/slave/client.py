@@ -21,6 +21,7 @@ from gsync.errors import GsyncError, SlaveError, Transient
 from gsync.fsid import whereabouts
 from gsync.model import Gfid, Name
 from gsync.slave.protocol import (
+    Busy,
     CommitAnswer,
     Fenced,
     FillAnswer,
@@ -36,7 +37,7 @@ from gsync.transport.link import Channel, Link, Slave
 
 _PAGE = 5000
 _FATES: dict[str, type[GsyncError]] = {
-    "refused": SlaveError, "transient": Transient, "fenced": Fenced, "io": SlaveError}
+    "refused": SlaveError, "transient": Transient, "busy": Busy, "fenced": Fenced, "io": SlaveError}
 _PATIENCE = 10  # seconds that an agent has for saying goodbye
 _UNTIL_BEAT = 20  # seconds of silence of one that does not beat yet: it is just starting
 
@@ -74,16 +75,17 @@ class SlaveClient:
     who waits gets Transient. With hello it is told to give signs of life four times as often; until the first of them,
     while it starts, it has longer.
     master: the path of the tree that is to be replicated; a slave that lies in it, or has it in itself, is refused.
+    stream: where several workers bring their parts of one master, which part this is, <n>of<m>.
     ticket: what receivers and rsync servers of this connection show at the slave.
     """
 
-    def __init__(self, link: Link, timeout: float = 120, silence: float | None = None, master: str | None = None
-                 ) -> None:
+    def __init__(self, link: Link, timeout: float = 120, silence: float | None = None, master: str | None = None,
+                 stream: str = "") -> None:
         self._link = link
         self._master = ("", []) if master is None else whereabouts(os.fsencode(master))
         self._timeout = timeout
         self._silence = silence
-        self.ticket = secrets.token_hex(16)
+        self.ticket = secrets.token_hex(16) + (f"-{stream}" if stream else "")
         self._channel = link.agent([link.slave.path])
         self._heard = _Heard(self._channel)
         self._lock = threading.Lock()  # what is written and the order of `_waiting` belong together
@@ -275,11 +277,12 @@ class SlaveClient:
         self.call("complete", dirs=[g.hex() for g in dirs])
 
     def commit(self, stime: int | None, entry_stime: int | None, epoch: int, clear: bool,
-               mark: str | None = None) -> CommitAnswer:
+               mark: str | None = None, walked: bool = False) -> CommitAnswer:
         """Make everything durable, then set the stime (None: not yet); `clear` empties limbo/old as far as it may.
-        mark: what the next hello is to say together with this stime."""
+        mark: what the next hello is to say together with this stime. walked: up to the stime the slave has everything
+        of all streams."""
         return CommitAnswer(**self.call("commit", stime=stime, entry_stime=entry_stime, epoch=epoch,
-                                         clear=clear, mark=mark))
+                                         clear=clear, mark=mark, walked=walked))
 
     def forget_stime(self) -> None:
         """Have the next worker compare the whole tree."""

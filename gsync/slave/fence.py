@@ -1,5 +1,9 @@
 """One connection at a time works in a slave tree, and the younger epoch wins [invariant 9].
 
+Where several workers bring their parts of one master (streams, protocol.stream_of), they work one after the other:
+epochs and passes are of a stream, and the agent of another stream is waited for, not ended. So what one of them asks
+the master and what it does with the answer are never overtaken by another one.
+
 A hello makes a *pass*, the file .gsync/passes/<epoch>-<ticket>; the agent, its receivers and its rsync servers work
 while it is there. A younger hello makes its own pass and removes all others, durably: from then on one look tells
 everybody of an older connection that it is displaced. Those who cannot look (frozen, in the middle of a write, rsync)
@@ -17,7 +21,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
 import select
 import signal
 import socket
@@ -27,7 +30,7 @@ from contextlib import suppress
 from typing import Any
 
 from gsync.errors import SlaveError, Transient
-from gsync.slave.protocol import Fenced
+from gsync.slave.protocol import Busy, Fenced, stream_of
 
 AGENT_LOCK, RECEIVERS_LOCK = b"lock", b"receivers.lock"
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -35,7 +38,6 @@ _PATIENCE = 5.0   # seconds that those have who have to end by themselves
 _OTHERS = 2.0     # seconds that the agent of another session has, if its connection has just ended
 _DYING = 30.0     # seconds that a killed process may take, in the middle of a write to a slow disk
 _PAUSE = 0.01
-_TICKET = re.compile(r"[0-9a-f]{8,64}")
 
 
 class Pass:
@@ -57,7 +59,7 @@ class Pass:
     def check(self) -> None:
         """Fenced once a younger connection has said hello."""
         if not self.valid:
-            raise fenced(self.epoch, _names(self._passes_fd))
+            raise fenced(self.epoch, _names(self._passes_fd, stream_of(self._name.partition("-")[2])))
 
     def close(self) -> None:
         os.close(self._passes_fd)
@@ -69,19 +71,24 @@ def fenced(epoch: int, passes: dict[str, int]) -> Fenced:
     return Fenced(f"{who} has taken the slave over, this one has epoch {epoch}")
 
 
-def _names(passes_fd: int) -> dict[str, int]:
-    """The passes there are, with their epochs."""
+def _names(passes_fd: int, stream: str) -> dict[str, int]:
+    """The passes there are of a stream, with their epochs."""
     found = {}
     for name in os.listdir(passes_fd):
         epoch, _, ticket = name.partition("-")
-        if ticket and epoch.isdigit():
-            found[name] = int(epoch)
+        with suppress(ValueError):
+            if epoch.isdigit() and stream_of(ticket) == stream:
+                found[name] = int(epoch)
     return found
 
 
 def _name(epoch: int, ticket: str) -> str:
-    if not _TICKET.fullmatch(ticket) or not 0 <= epoch < 1 << 63:
-        raise SlaveError(f"not a pass: epoch {epoch}, ticket {ticket!r}")
+    try:
+        stream_of(ticket)
+    except ValueError as exc:
+        raise SlaveError(str(exc)) from None
+    if not 0 <= epoch < 1 << 63:
+        raise SlaveError(f"not an epoch: {epoch}")
     return f"{epoch:020d}-{ticket}"
 
 
@@ -94,12 +101,13 @@ def announce(state_fd: int, epoch: int, ticket: str) -> Pass:
     name = _name(epoch, ticket)
     passes_fd = os.open(b"passes", _OPEN_DIR, dir_fd=state_fd)
     try:
-        passes = _names(passes_fd)
+        stream = stream_of(ticket)
+        passes = _names(passes_fd, stream)
         if any(other > epoch for other in passes.values()):
             raise fenced(epoch, passes)
         os.close(os.open(name, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600,
                          dir_fd=passes_fd))
-        passes = _names(passes_fd)
+        passes = _names(passes_fd, stream)
         if any(other > epoch for other in passes.values()):
             os.unlink(name, dir_fd=passes_fd)
             raise fenced(epoch, passes)
@@ -155,28 +163,40 @@ def holder(lock_fd: int) -> dict[str, Any]:
         return {}
 
 
-def wait_for_other_session(lock_fd: int, session: str) -> None:
-    """SlaveError while the agent of another session works there: it is not ours to end."""
+def wait_for_others(lock_fd: int, session: str, stream: str) -> None:
+    """SlaveError while the agent of another session works there, Busy while that of another stream of ours does: it is
+    not ours to end."""
     until = time.monotonic() + _OTHERS
     while True:
-        other = str(holder(lock_fd).get("session", session))
-        if other == session or _try(lock_fd):
+        known = holder(lock_fd)
+        other = str(known.get("session", session))
+        if (other == session and known.get("stream", "") == stream) or _try(lock_fd):
             fcntl.flock(lock_fd, fcntl.LOCK_UN)
             return
         if time.monotonic() > until:
+            if other == session:
+                raise Busy("another brick's worker is at it")
             raise SlaveError(f"session {other} works there ({_described(holder(lock_fd))}): a slave tree belongs to "
                              f"one session; stop that one, or choose another directory")
         time.sleep(_PAUSE)
 
 
-def lock_agent(lock_fd: int, own: Pass, session: str) -> None:
-    """Hold the agent's lock; an older connection's agent is ended for that. SlaveError if it cannot be."""
-    _displace(lambda: _try(lock_fd), lock_fd, own, lambda left: SlaveError(
+def lock_agent(lock_fd: int, own: Pass, session: str, stream: str) -> None:
+    """Hold the agent's lock; an older connection's agent is ended for that. SlaveError if it cannot be; Busy if one of
+    another stream was faster."""
+    def attempt() -> bool:
+        if _try(lock_fd):
+            return True
+        if holder(lock_fd).get("stream", "") != stream:
+            raise Busy("another brick's worker is at it")
+        return False
+
+    _displace(attempt, lock_fd, own, lambda left: SlaveError(
         f"another gsync agent works there ({_described(holder(lock_fd))}) and {left}: end it"))
     own.check()  # the lock may have come free because somebody younger has ended its holder
     os.ftruncate(lock_fd, 0)
     os.pwrite(lock_fd, json.dumps({"pid": os.getpid(), "uid": os.geteuid(), "host": socket.gethostname(),
-                                   "session": session}).encode(), 0)
+                                   "session": session, "stream": stream}).encode(), 0)
 
 
 def receivers_gone(lock: Callable[[], None], lock_fd: int, own: Pass) -> None:

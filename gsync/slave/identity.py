@@ -18,7 +18,7 @@ from gsync.errors import SlaveError
 from gsync.fsid import whereabouts
 from gsync.model import NS, STATE_DIR, shown
 from gsync.slave import fence
-from gsync.slave.protocol import Caps
+from gsync.slave.protocol import Caps, stream_of
 from gsync.slave.tree import OPEN_DIR, make_state, place_of
 
 _FORMAT = 1
@@ -164,10 +164,11 @@ def _make_state(root_fd: int) -> int:
 def _lock(state_fd: int, session: str, epoch: int, ticket: str) -> tuple[int, fence.Pass]:
     lock_fd = fence.open_lock(state_fd, fence.AGENT_LOCK)
     try:
-        fence.wait_for_other_session(lock_fd, session)
+        stream = stream_of(ticket)
+        fence.wait_for_others(lock_fd, session, stream)
         own = fence.announce(state_fd, epoch, ticket)
         try:
-            fence.lock_agent(lock_fd, own, session)
+            fence.lock_agent(lock_fd, own, session, stream)
         except BaseException:
             own.close()
             raise

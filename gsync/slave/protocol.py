@@ -13,11 +13,12 @@ Standard library only, Python 3.9.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from gsync.errors import Faulty
+from gsync.errors import Faulty, Transient
 from gsync.model import ROOT_GFID, STATE_DIR, Gfid, Name, check_bname
 
 Xattrs = list[tuple[bytes, bytes]]
@@ -42,8 +43,24 @@ _MAX_TIME = 1 << 70    # ns; beyond what any file system holds
 _MAX_SIZE = 1 << 63
 
 
+class Busy(Transient):
+    """The worker of another stream of the session has the slave just now."""
+
+
 class Fenced(Faulty):
     """Another worker with a younger epoch has taken the slave over: this one has to stop, nothing of it counts."""
+
+
+_TICKET = re.compile(r"[0-9a-f]{8,64}(?:-(\d{1,6}of\d{1,6}))?")
+
+
+def stream_of(ticket: str) -> str:
+    """The stream of changes that a connection with this ticket brings: "" where there is one alone, else <n>of<m>.
+    ValueError for what is no ticket."""
+    match = _TICKET.fullmatch(ticket)
+    if match is None:
+        raise ValueError(f"not a ticket: {ticket!r}")
+    return match[1] or ""
 
 
 def gfid_of_json(text: Any) -> Gfid:

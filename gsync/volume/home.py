@@ -22,6 +22,7 @@ from gsync.errors import Faulty, LockedError, UsageError
 from gsync.fsid import Handles
 from gsync.process import Lock
 from gsync.volume import format as folder_format
+from gsync.volume.gluster import BrickAt, GlusterInfo, node_uuid
 
 FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}")
@@ -42,13 +43,15 @@ class NotThere(Faulty):
 
 @dataclass(frozen=True)
 class Brick:
-    """The files of one brick of a volume."""
+    """The files of one brick of a volume. root: of a brick of GlusterFS, which writes its changelogs itself."""
 
     folder: str
+    root: str = ""
 
     @property
     def changelogs(self) -> str:
-        return os.path.join(self.folder, "changelogs")
+        return os.path.join(self.root, ".glusterfs", "changelogs") if self.root else \
+            os.path.join(self.folder, "changelogs")
 
     @property
     def archive(self) -> str:
@@ -89,7 +92,9 @@ class Brick:
 
 @dataclass(frozen=True)
 class Volume:
-    """A named tree, as its volume.json says. `root` is the handle of the root directory."""
+    """A named tree, as its volume.json says. `root` is the handle of the root directory. gluster: what GlusterFS said
+    of it, for one of kind "gluster": then uuid is GlusterFS's own, there is no tag and no root, and path is for people.
+    """
 
     folder: str
     name: str
@@ -99,9 +104,16 @@ class Volume:
     root: bytes
     file_system: Mapping[str, str] = field(default_factory=dict)
     kind: str = "posix"
+    gluster: GlusterInfo | None = None
 
     def brick(self, number: int = 0) -> Brick:
-        return Brick(os.path.join(self.folder, "bricks", str(number)))
+        root = self.gluster.bricks[number].path if self.gluster else ""
+        return Brick(os.path.join(self.folder, "bricks", str(number)), root)
+
+    def bricks_here(self) -> list[BrickAt]:
+        """The bricks of a GlusterFS volume that this node has."""
+        here = node_uuid()
+        return [brick for brick in self.gluster.bricks if brick.node == here] if self.gluster else []
 
     @property
     def needed(self) -> str:
@@ -222,10 +234,23 @@ class Home:
         finally:
             os.close(fd)
 
+    def new_gluster(self, name: str, info: GlusterInfo) -> Volume:
+        """The volume that this volume of GlusterFS would be. Nothing is written."""
+        check_name("volume", name)
+        if self._load(name) is not None:
+            raise UsageError(f"volume {name}: exists already")
+        for other in self.list():
+            if other.uuid == info.volume_id:
+                raise UsageError(f"volume {name}: GlusterFS volume {info.name} is volume {other.name} already")
+        return Volume(os.path.join(self._volumes, name), name, f"gluster volume {info.name}", info.volume_id, bytes(4),
+                      b"", kind="gluster", gluster=info)
+
     def keep(self, volume: Volume) -> Volume:
         """Make what `new` gave a volume, durably."""
         values = {"format": FORMAT, "name": volume.name, "kind": volume.kind, "path": volume.path, "uuid": volume.uuid,
                   "tag": volume.tag.hex(), "root": volume.root.hex(), "file_system": volume.file_system}
+        if volume.gluster:
+            values["gluster"] = volume.gluster.to_json()
         folder_format.mark(self.path)
         try:
             make_dirs(os.fsencode(volume.folder))
@@ -277,7 +302,8 @@ class Home:
             if len(tag) != 4:
                 raise ValueError("tag")
             return Volume(folder, name, str(values["path"]), str(uuid.UUID(values["uuid"])), tag,
-                          bytes.fromhex(values["root"]), ids, str(values["kind"]))
+                          bytes.fromhex(values["root"]), ids, str(values["kind"]),
+                          GlusterInfo.from_json(values["gluster"]) if "gluster" in values else None)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, KeyError, TypeError, AttributeError) as exc:

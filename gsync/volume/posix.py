@@ -8,87 +8,18 @@ the recorder has not caught up) is never taken for *absent*.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from enum import Enum
-from typing import NamedTuple
-
-import xattr
+from collections.abc import Iterator, Sequence
 
 from gsync.fsid import Inodes, is_mount_handle, open_beneath
 from gsync.model import ROOT_GFID, STATE_DIR, Attrs, Gfid, Name, check_bname
 from gsync.namespace import Entry, Namespace
-
-Xattrs = list[tuple[bytes, bytes]]
+from gsync.volume.tree import GONE, Filter, Resolved, Tree, Verdict
 
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_GONE = (errno.ENOENT, errno.ESTALE, errno.ENOTDIR, errno.ELOOP)
-# Kept by GlusterFS and by gsync for themselves; everything else that the process may read goes along.
-_INTERNAL_XATTRS = ("trusted.gfid", "trusted.glusterfs.", "trusted.afr.", "trusted.gsync.", "trusted.overlay.",
-                    "glusterfs.")
-
-
-class Verdict(Enum):
-    PRESENT = "present"
-    ABSENT = "absent"
-    UNKNOWN = "unknown"      # cannot be told before the recorder has caught up; errno ENOENT: index has no such parent
-    EXCLUDED = "excluded"    # a filter or gsync itself keeps it out: neither sent nor removed
-    ERROR = "error"          # errno says why
-
-
-class Resolved(NamedTuple):
-    """What one name is on the master now. Fields after `since` hold for PRESENT only (errno: for ERROR)."""
-
-    name: Name
-    verdict: Verdict
-    since: int               # ns: when it was looked at
-    gfid: Gfid = b""
-    handle: bytes = b""
-    attrs: Attrs | None = None
-    ctime: int = 0
-    target: bytes | None = None
-    xattrs: Xattrs | None = None
-    errno: int = 0
-
-
-class Filter:
-    """gitignore-style patterns over paths from the root of the tree; the last match decides."""
-
-    def __init__(self, patterns: Sequence[str]) -> None:
-        import pathspec  # most sessions have no patterns, and do not wait for it
-
-        self.patterns = tuple(patterns)
-        self._spec = pathspec.GitIgnoreSpec.from_lines(patterns)
-
-    def excludes(self, path: bytes, is_dir: bool) -> bool:
-        return self._spec.match_file(os.fsdecode(path) + ("/" if is_dir else ""))
-
-
-class DirReader:
-    """The entries of one open directory, page by page; owns the descriptor."""
-
-    def __init__(self, tree: PosixTree, gfid: Gfid, fd: int, path: bytes) -> None:
-        self._tree, self.gfid, self._fd, self._path = tree, gfid, fd, path
-        self._entries: Iterator[os.DirEntry[str]] = os.scandir(fd)
-
-    def page(self, limit: int) -> list[Resolved]:
-        """The next entries, at most `limit`; fewer at the end."""
-        out: list[Resolved] = []
-        while len(out) < limit:
-            try:
-                entry = next(self._entries)
-            except StopIteration:
-                break
-            out.append(self._tree.look(self._fd, self._path, (self.gfid, os.fsencode(entry.name))))
-        return out
-
-    def close(self) -> None:
-        self._entries.close()  # type: ignore[attr-defined]
-        os.close(self._fd)
 
 
 class IndexReader:
@@ -114,28 +45,17 @@ class IndexReader:
         os.close(self._fd)
 
 
-class PosixTree:
-    """The tree at root_fd, which it takes over. `index` is the file of the recorder's index, read only; `ignored` are
-    paths of inodes that are not part of the tree; without `xattrs` or `acls` these are not read. The syncer threads
-    call `open` and `attrs`, those of a hybrid crawl `look`; all else is for one thread."""
+class PosixTree(Tree):
+    """The tree at root_fd. `index` is the file of the recorder's index, read only; `ignored` are paths of inodes that
+    are not part of the tree."""
 
     def __init__(self, root_fd: int, tag: bytes, index: str, filters: Filter | None = None,
                  ignored: Sequence[str] = (), xattrs: bool = True, acls: bool = True) -> None:
-        self._root_fd = root_fd
+        super().__init__(root_fd, filters, xattrs, acls)
         self._inodes = Inodes(root_fd, tag)
         self._index_path = index
         self._local = threading.local()
-        self._filter = filters
         self._ignored = {self._identity(p) for p in ignored}
-        # Places of inodes that were seen but need not be in the index yet; the batch fills and empties it.
-        self.hints: dict[Gfid, tuple[bytes, Name]] = {}
-        # Asked, in the batch's thread only, for what neither hints nor index know.
-        self.handle_of: Callable[[Gfid], bytes | None] = lambda gfid: None
-        self._thread = threading.get_ident()
-        self._privileged = os.geteuid() == 0
-        self._with_xattrs, self._with_acls = xattrs, acls
-        # Told of the attributes of every inode that is sent.
-        self.sends: Callable[[Attrs, Xattrs], None] = lambda attrs, xattrs: None
 
     def close(self) -> None:
         self._index.close()
@@ -150,7 +70,6 @@ class PosixTree:
         return index
 
     def hint(self, gfid: Gfid) -> None:
-        """Keep what is known of an inode's place for the syncer threads."""
         handle = self._handle(gfid)
         if handle is not None and gfid not in self.hints:
             entry = self._index.entry_of(gfid)
@@ -171,7 +90,6 @@ class PosixTree:
     # looking
 
     def look(self, dirfd: int, dirpath: bytes, name: Name) -> Resolved:
-        """What is at name, dirfd being its parent's descriptor and dirpath the parent's path from the root."""
         now = time.time_ns()
         pargfid, bname = name
         if (pargfid == ROOT_GFID and bname == STATE_DIR) or dirpath.startswith(STATE_DIR + b"/"):
@@ -198,27 +116,6 @@ class PosixTree:
                 return self.look(dirfd, dirpath, name)
             return Resolved(name, Verdict.ERROR, now, errno=exc.errno or errno.EIO)
 
-    def resolve(self, names: Sequence[Name]) -> list[Resolved]:
-        """What each name is now, in the given order; parents are opened once each."""
-        by_parent: dict[Gfid, list[int]] = {}
-        for i, (pargfid, _) in enumerate(names):
-            by_parent.setdefault(pargfid, []).append(i)
-        out: list[Resolved | None] = [None] * len(names)
-        for pargfid, places in by_parent.items():
-            now = time.time_ns()
-            opened = self._open_dir(pargfid)
-            if isinstance(opened, Resolved):
-                for i in places:
-                    out[i] = opened._replace(name=names[i], since=now)
-                continue
-            fd, path = opened
-            try:
-                for i in places:
-                    out[i] = self.look(fd, path, names[i])
-            finally:
-                os.close(fd)
-        return [r for r in out if r is not None]
-
     def is_plain(self, entry: Entry, dirpath: bytes) -> bool:
         """Whether this entry of the index is a regular file that belongs to the tree."""
         return (entry.kind == stat.S_IFREG and not is_mount_handle(entry.handle)
@@ -229,26 +126,10 @@ class PosixTree:
         not allowed to see, and without the directory."""
         if not self.by_handle or self._index.fact("complete") != 1:
             return None
-        opened = self._open_dir(gfid)
+        opened = self._open_dir(gfid, to_list=True)
         return None if isinstance(opened, Resolved) else IndexReader(self, self._index, gfid, *opened)
 
-    def read_dir(self, gfid: Gfid) -> DirReader | Resolved:
-        """A reader of the directory's entries, or why there is none (the name field is meaningless then)."""
-        opened = self._open_dir(gfid)
-        if isinstance(opened, Resolved):
-            return opened
-        try:
-            return DirReader(self, gfid, *opened)
-        except OSError as exc:
-            os.close(opened[0])
-            return self._no(Verdict.ERROR, exc.errno or errno.EIO)
-
-    @staticmethod
-    def _no(verdict: Verdict, err: int = 0) -> Resolved:
-        return Resolved((b"", b""), verdict, time.time_ns(), errno=err)
-
-    def _open_dir(self, gfid: Gfid) -> tuple[int, bytes] | Resolved:
-        """A descriptor of the directory and its path from the root ("" or "a/b/"), or why not."""
+    def _open_dir(self, gfid: Gfid, to_list: bool) -> tuple[int, bytes] | Resolved:
         try:
             fd = self._open(gfid, _DIR)
         except FileNotFoundError:
@@ -257,7 +138,7 @@ class PosixTree:
             known = self._index.entry_of(gfid) is not None
             return self._no(Verdict.UNKNOWN, errno.ESTALE if known else errno.ENOENT)
         except OSError as exc:
-            if exc.errno in _GONE:
+            if exc.errno in GONE:
                 return self._no(Verdict.ABSENT)
             return self._no(Verdict.ERROR, exc.errno or errno.EIO)
         path = self._path_inside(fd)
@@ -322,7 +203,6 @@ class PosixTree:
         return self.handle_of(gfid) if threading.get_ident() == self._thread else None
 
     def _open(self, gfid: Gfid, flags: int) -> int:
-        """A descriptor of the inode gfid, checked. FileNotFoundError: gone. LookupError: cannot be told yet."""
         if not flags & os.O_PATH:
             try:
                 return self._open_as(gfid, flags | os.O_NOATIME)
@@ -353,7 +233,7 @@ class PosixTree:
             try:
                 fd = open_beneath(self._root_fd, b"/".join([*parent, bname]), flags)
             except OSError as exc:
-                if exc.errno in _GONE:
+                if exc.errno in GONE:
                     continue
                 raise
             if self._inodes.handles.of_fd(fd) == handle:
@@ -378,95 +258,9 @@ class PosixTree:
             return None
         return None
 
-    # the data engines' source
-
-    def open(self, gfid: Gfid) -> int:
-        """A descriptor of the regular file to read from. FileNotFoundError if it is gone or no file."""
-        try:
-            fd = self._open(gfid, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except LookupError as exc:
-            raise FileNotFoundError(errno.ENOENT, "not where it was") from exc
-        except OSError as exc:
-            if exc.errno in _GONE:
-                raise FileNotFoundError(exc.errno, exc.strerror) from exc
-            raise
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            raise FileNotFoundError(errno.ENOENT, "no regular file any more")
-        return fd
-
-    def digest(self, gfid: Gfid) -> tuple[int, str]:
-        """Size and BLAKE2b of the file's content, as the agent computes it."""
-        fd = self.open(gfid)
-        with open(fd, "rb", buffering=0) as stream:
-            digest = hashlib.file_digest(stream, hashlib.blake2b)
-            return stream.tell(), digest.hexdigest()
-
-    def attrs(self, fd: int, st: os.stat_result | None = None) -> tuple[Attrs, Xattrs]:
-        """Attributes and xattrs of an open inode; st: what fstat just told of it."""
-        attrs, xattrs = Attrs.of(st or os.fstat(fd)), self._xattrs(fd)
-        self.sends(attrs, xattrs)
-        return attrs, xattrs
-
-    def attrs_of(self, gfid: Gfid) -> tuple[Attrs, Xattrs] | None:
-        """Attributes of an inode of any kind; None if it is gone, or cannot be found before the recorder caught up."""
-        fd = self._open_place(gfid)
-        if fd is None:
-            return None
-        try:
-            attrs, xattrs = Attrs.of(os.fstat(fd)), self._xattrs(b"/proc/self/fd/%d" % fd)
-            self.sends(attrs, xattrs)
-            return attrs, xattrs
-        finally:
-            os.close(fd)
-
-    def stat(self, gfid: Gfid) -> os.stat_result | None:
-        """What stat tells of an inode; None as with attrs_of."""
-        fd = self._open_place(gfid)
-        if fd is None:
-            return None
-        try:
-            return os.fstat(fd)
-        finally:
-            os.close(fd)
-
-    def _open_place(self, gfid: Gfid) -> int | None:
-        try:
-            return self._open(gfid, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except (FileNotFoundError, LookupError):
-            return None
-        except OSError as exc:
-            if exc.errno in _GONE:
-                return None
-            raise
-
-    def _xattrs(self, at: int | bytes, follow: bool = True) -> Xattrs:
-        if not (self._with_xattrs or self._with_acls):
-            return []
-        try:
-            names = os.listxattr(at, follow_symlinks=follow)
-        except OSError as exc:
-            if exc.errno in (errno.EOPNOTSUPP, errno.EPERM, errno.EACCES):
-                return []
-            raise
-        out: Xattrs = []
-        for name in names:
-            if name.startswith(_INTERNAL_XATTRS) or (not self._privileged and name.startswith(("trusted.",
-                                                                                                 "security."))):
-                continue
-            if not (self._with_acls if name.startswith("system.posix_acl_") else self._with_xattrs):
-                continue
-            try:
-                out.append((os.fsencode(name), xattr.getxattr(at, name, symlink=not follow)))
-            except OSError as exc:
-                if exc.errno not in (errno.ENODATA, errno.EACCES, errno.EPERM):
-                    raise
-        return out
-
     # where an inode is
 
     def names_of(self, gfid: Gfid) -> list[Name]:
-        """The names that gfid has now as far as can be told; the caller resolves them anyway."""
         names = {e.name for e in self._index.entries_of(gfid)}
         if gfid in self.hints and self.hints[gfid][1][1]:
             names.add(self.hints[gfid][1])
@@ -482,7 +276,6 @@ class PosixTree:
             yield page
 
     def parent_chain(self, gfid: Gfid) -> list[Name]:
-        """The present names of a directory and of its ancestors, nearest first, as far as can be told."""
         chain: list[Name] = []
         while gfid != ROOT_GFID and len(chain) < 100_000:
             place = self._place_of_dir(gfid)
@@ -499,7 +292,7 @@ class PosixTree:
         """Name of a directory as the file system tells it; None if it is none, is gone, or may not be asked."""
         if gfid == ROOT_GFID or not self.by_handle:
             return None
-        opened = self._open_dir(gfid)
+        opened = self._open_dir(gfid, to_list=True)
         if isinstance(opened, Resolved):
             return None
         fd, path = opened

@@ -100,8 +100,8 @@ class Cluster:
                                                                  enumerate(SHAPES[slave].nodes)], {})
             for node in self.nodes:
                 node.mount(META, META_MNT)
-            self.master = first.mount(MASTER, "/mnt/m")
-            self.slave = self["s1"].mount(SLAVE, "/mnt/s")
+            self.master = first.mount(MASTER, "/mnt/m", "acl")
+            self.slave = self["s1"].mount(SLAVE, "/mnt/s", "acl")
             self._open = opened.pop_all()
 
     def __getitem__(self, name: str) -> Node:

@@ -9,7 +9,7 @@ from typing import Any
 
 from gsync.batch import READERS, Batch
 from gsync.changelogdb import EnumDir
-from gsync.volume.posix import DirReader
+from gsync.volume.tree import DirReader
 
 
 class Reader(DirReader):

@@ -55,9 +55,9 @@ class TestStatus:
         assert set(report) == {"name", "master", "slave", "state", "monitor", "bricks"}
         (brick,) = report["bricks"]
         assert set(brick) == {
-            "node", "path", "state", "reason", "crawl", "stime", "entry_stime", "last_synced", "lag_seconds", "pending",
-            "failures", "held", "left_out", "checkpoint", "rate", "eta_seconds", "recorder", "epoch", "pid", "updated",
-            "stale"}
+            "node", "path", "subvolume", "state", "reason", "crawl", "stime", "entry_stime", "last_synced",
+            "lag_seconds", "pending", "failures", "held", "left_out", "checkpoint", "rate", "eta_seconds", "recorder",
+            "epoch", "pid", "updated", "stale"}
         return {**brick, "session": report["state"]}
 
     def test_nothing_yet(self, cli: Cli) -> None:

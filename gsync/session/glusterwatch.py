@@ -1,0 +1,53 @@
+"""Notices that the bricks or the options of a GlusterFS volume have changed, and writes volume.json anew.
+
+Workers watch that file and end when it changes; the monitor starts the ones that there are to be then.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import replace
+
+from gsync.errors import GsyncError
+from gsync.log import get_logger
+from gsync.session.control import Print, file_print
+from gsync.volume.gluster import WORKDIR, read_info
+from gsync.volume.home import Home, Volume
+
+_log = get_logger(__name__)
+
+
+class GlusterWatch:
+    """For the monitor, which calls `look` with every volume of that kind again and again."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._seen: dict[str, Print] = {}
+        self._threads: dict[str, threading.Thread] = {}
+
+    def look(self, volume: Volume) -> None:
+        """Returns at once: glusterd is asked by a thread, only when its own file about the volume has changed."""
+        assert volume.gluster is not None
+        thread = self._threads.get(volume.name)
+        if thread is not None and thread.is_alive():
+            return
+        seen = file_print(os.path.join(WORKDIR, "vols", volume.gluster.name, "info"))
+        if seen is None or seen == self._seen.get(volume.name):
+            return
+        self._seen[volume.name] = seen
+        # A daemon: a glusterd that does not answer must not keep the monitor from ending.
+        thread = self._threads[volume.name] = threading.Thread(target=self._ask, args=(volume,), name="gluster",
+                                                               daemon=True)
+        thread.start()
+
+    def _ask(self, volume: Volume) -> None:
+        assert volume.gluster is not None
+        try:
+            info = read_info(volume.gluster.name, volume.gluster.host)
+            if info.volume_id == volume.uuid and info.to_json() != volume.gluster.to_json():
+                _log.info("the GlusterFS volume has changed", volume=volume.name, bricks=len(info.bricks))
+                self._home.keep(replace(volume, gluster=info))
+        except (GsyncError, OSError) as exc:
+            _log.warning("the GlusterFS volume cannot be asked about", volume=volume.name, error=exc)
+            self._seen.pop(volume.name, None)  # again

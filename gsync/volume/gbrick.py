@@ -1,0 +1,113 @@
+"""What a GlusterFS brick has recorded, and whether it has missed anything: read from its changelogs folder alone.
+
+A brick closes a slice every rollover-time and lists it in HTIME, empty or not: the last one listed tells up to when
+all changes are there. A hole in the list is a time in which the brick did not run, or hung; the start of its process
+ends another one. What the other bricks of its set took meanwhile is in no changelog of this one: a gap.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from gsync.changelog import layout
+from gsync.changelog.htime import Htime
+from gsync.changelog.layout import HistoryGap
+from gsync.changelog.reader import History
+from gsync.model import NS
+from gsync.process import start_time, started_at
+from gsync.volume.gluster import BrickAt, GlusterInfo
+
+_PIDS = "/run/gluster/vols"
+_LATE = 3                # rollovers after which a brick that lists nothing counts as down
+_HOLE = 2.5              # rollovers between two slices that are more than a busy machine explains
+_AT_ONCE = NS            # a slice's ts is in whole seconds
+
+
+class BrickRecord:
+    """The recording of one brick. It has the words of a recorder's status (recorder/status.py), times in ns:
+    `complete_up_to`, `unbroken_since`, and `gaps`, a number that changes with each gap."""
+
+    def __init__(self, info: GlusterInfo, brick: BrickAt, folder: str) -> None:
+        self._info, self._brick = info, brick
+        self._folder = os.fsencode(folder)
+        self._pid_file = os.path.join(_PIDS, info.name, f"{brick.host}-{brick.path.strip('/').replace('/', '-')}.pid")
+        self._rollover = info.rollover
+        self._seen: tuple[bytes, int] = (b"", 0)   # HTIME file, its size
+        self._last = self._since = 0               # s: of the last slice that was looked at; begin of the unbroken part
+        self._listed_at = time.monotonic()
+        self._process: tuple[int, int, int] = (0, 0, 0)   # pid, start in ticks, start in ns
+
+    @property
+    def last_ts(self) -> int:
+        return self._last
+
+    def pid(self) -> int | None:
+        """The brick's process, None if none runs."""
+        try:
+            with open(self._pid_file, encoding="ascii") as file:
+                pid = int(file.read())
+        except (OSError, ValueError):
+            return None
+        started = start_time(pid)
+        if started is None:
+            return None
+        if self._process[:2] != (pid, started):
+            self._process = pid, started, started_at(pid) or 0
+        return pid
+
+    @property
+    def gaps(self) -> int:
+        """As of the last look."""
+        return self._since + (self._process[1] if self._info.redundant else 0)
+
+    def look(self) -> tuple[int | None, int | None]:
+        """(complete up to, unbroken since) in ns, as the list has it; None where nothing is listed."""
+        files = layout.htime_paths(self._folder)
+        if not files:
+            return None, None
+        start, path = files[-1]
+        size = os.path.getsize(path)
+        if self._seen[0] != path or size < self._seen[1]:
+            self._seen, self._last, self._since = (path, 0), start, start
+        if size != self._seen[1]:
+            for record in Htime(path).records_after(self._last):
+                if record.ts - self._last > _HOLE * self._rollover + 2:
+                    self._since = record.ts
+                self._last = record.ts
+            self._seen = path, size
+            self._listed_at = time.monotonic()
+        since = self._since * NS
+        if self._info.redundant and self.pid() is not None:
+            since = max(since, self._process[2])
+        return self._last * NS - _AT_ONCE, since
+
+    def problem(self, complete_up_to: int | None) -> str:
+        """Why the brick does not record now; "" if it does."""
+        if complete_up_to is None:
+            return (f"brick {self._brick} has no changelogs: gluster volume set {self._info.name} "
+                    "changelog.changelog on")
+        late = time.time_ns() - complete_up_to > _LATE * self._rollover * NS + 2 * _AT_ONCE
+        if self.pid() is None:
+            return f"brick {self._brick} does not run: gluster volume status {self._info.name}"
+        if late and time.monotonic() - self._listed_at > _LATE * self._rollover:
+            return f"brick {self._brick} has recorded nothing for {(time.time_ns() - complete_up_to) // NS} s"
+        return ""
+
+
+class BrickHistory(History):
+    """The changelogs of a brick; complete only as far back as the brick has missed nothing."""
+
+    def __init__(self, folder: bytes, record: BrickRecord) -> None:
+        super().__init__(folder)
+        self._record = record
+
+    def covered_from(self) -> int | None:
+        covered, since = super().covered_from(), self._record.look()[1]
+        return None if covered is None or since is None else max(covered, since)
+
+    def check(self, position: int) -> None:
+        """HistoryGap if the brick has missed changes after that time (ns)."""
+        covered = self.covered_from()
+        if covered is None or covered > position:
+            raise HistoryGap("the brick was down, or did not record, and the others of its set went on without it")

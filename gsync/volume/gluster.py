@@ -1,0 +1,143 @@
+"""What GlusterFS says of a volume of its own: its bricks, the sets they form, its options; and how options are set.
+
+Asked is the `gluster` command, for XML. Facts of the formats: GlusterFS's cli-xml-output.c, as of version 10.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gsync.errors import UsageError
+
+# What a volume must have set so that its changes are recorded.
+NEEDED = {"changelog.changelog": "on", "geo-replication.indexing": "on"}
+_CONCERN = ("changelog.", "geo-replication.")            # what the options that are of interest begin with
+ROLLOVER = 15.0                                          # s: GlusterFS's default of changelog.rollover-time
+WORKDIR = "/var/lib/glusterd"
+_PATIENCE = 60.0                                         # s
+
+
+@dataclass(frozen=True)
+class BrickAt:
+    """A brick of a GlusterFS volume. number: its place in the volume; node: uuid of its host; subvolume: which set of
+    copies (or of fragments) it belongs to."""
+
+    number: int
+    node: str
+    host: str
+    path: str
+    subvolume: int
+    arbiter: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.path}"
+
+
+@dataclass(frozen=True)
+class GlusterInfo:
+    """A volume as `gluster volume info` tells it. kind: Replicate, Distributed-Disperse, …; host: whose glusterd is
+    asked and mounts are made from; redundant: whether a brick may be away while its set goes on without it."""
+
+    name: str
+    volume_id: str
+    kind: str
+    started: bool
+    redundant: bool
+    bricks: tuple[BrickAt, ...]
+    options: Mapping[str, str]
+    host: str = "localhost"
+
+    @property
+    def subvolumes(self) -> int:
+        return 1 + max(brick.subvolume for brick in self.bricks)
+
+    @property
+    def rollover(self) -> float:
+        """Seconds after which a brick closes a changelog."""
+        return float(self.options.get("changelog.rollover-time", ROLLOVER))
+
+    def lacks(self) -> dict[str, str]:
+        """The options that have to be set, with the values they need."""
+        return {name: value for name, value in NEEDED.items()
+                if self.options.get(name, "off") not in (value, "yes", "true", "enable", "1")}
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "id": self.volume_id, "kind": self.kind, "redundant": self.redundant,
+                "host": self.host, "options": dict(self.options),
+                "bricks": [[b.number, b.node, b.host, b.path, b.subvolume, b.arbiter] for b in self.bricks]}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> GlusterInfo:
+        """KeyError, TypeError, ValueError for what to_json did not make."""
+        return cls(str(values["name"]), str(values["id"]), str(values["kind"]), True, bool(values["redundant"]),
+                   tuple(BrickAt(int(n), str(node), str(host), str(path), int(sub), bool(arbiter))
+                         for n, node, host, path, sub, arbiter in values["bricks"]),
+                   {str(k): str(v) for k, v in values["options"].items()}, str(values["host"]))
+
+
+def read_info(name: str, host: str = "localhost") -> GlusterInfo:
+    """Ask glusterd on `host`. UsageError if there is no such volume, no gluster, or no answer."""
+    root = _gluster(host, "volume", "info", name)
+    volume = root.find("volInfo/volumes/volume")
+    if volume is None:
+        raise UsageError(f"GlusterFS volume {name}: there is none; gluster volume list shows them")
+    return parse_info(volume, host)
+
+
+def parse_info(volume: ET.Element, host: str = "localhost") -> GlusterInfo:
+    """The <volume> element of `gluster --xml volume info`."""
+    def number(tag: str) -> int:
+        return int(volume.findtext(tag) or 0)
+
+    copies, fragments = number("replicaCount"), number("disperseCount")
+    size = fragments or max(copies, 1)
+    bricks = []
+    for n, brick in enumerate(volume.iter("brick")):
+        where, _, path = str(brick.findtext("name")).partition(":/")
+        bricks.append(BrickAt(n, str(brick.findtext("hostUuid")), where, "/" + path, n // size,
+                              brick.findtext("isArbiter") == "1"))
+    options = {name: str(o.findtext("value")) for o in volume.iter("option")
+               if (name := str(o.findtext("name"))).startswith(_CONCERN)}
+    return GlusterInfo(str(volume.findtext("name")), str(volume.findtext("id")), str(volume.findtext("typeStr")),
+                       volume.findtext("statusStr") == "Started", size > 1, tuple(bricks), options, host)
+
+
+def set_options(info: GlusterInfo, options: Mapping[str, str]) -> None:
+    """UsageError with what gluster says if it refuses."""
+    for name, value in options.items():
+        _gluster(info.host, "volume", "set", info.name, name, value)
+
+
+def node_uuid() -> str | None:
+    """By which glusterd knows this node; None where there is none."""
+    try:
+        with open(os.path.join(WORKDIR, "glusterd.info"), encoding="ascii") as file:
+            return next((line[5:].strip() for line in file if line.startswith("UUID=")), None)
+    except OSError:
+        return None
+
+
+def _gluster(host: str, *words: str) -> ET.Element:
+    """The <cliOutput> of a gluster command."""
+    argv = ["gluster", "--mode=script", "--xml", *([] if host == "localhost" else [f"--remote-host={host}"]), *words]
+    what = f"gluster {' '.join(words)}"
+    try:
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PATIENCE, check=False)
+    except FileNotFoundError:
+        raise UsageError(f"{what}: gluster is not installed on this node; a master volume is added on the nodes that "
+                         "have its bricks") from None
+    except subprocess.TimeoutExpired:
+        raise UsageError(f"{what}: glusterd on {host} does not answer") from None
+    try:
+        root = ET.fromstring(done.stdout)
+    except ET.ParseError:
+        said: Sequence[bytes] = (done.stderr or done.stdout).strip().splitlines() or [b"no answer"]
+        raise UsageError(f"{what}: {said[-1].decode(errors='replace')}") from None
+    if root.findtext("opRet") != "0":
+        raise UsageError(f"{what}: {root.findtext('opErrstr') or 'refused'}")
+    return root

@@ -1,0 +1,100 @@
+"""A mount of a GlusterFS volume on which inodes are reached by gfid, for one worker.
+
+It lies in a mount namespace of the client process alone: nobody else sees it, it stays attached as long as that
+process lives, and nothing is left of it afterwards, however this process ends. No cache stands between the worker and
+the bricks (what a changelog points at must not be looked up in the past): the client's caching translators are passed
+through and the kernel keeps neither names nor attributes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+
+from gsync.errors import Faulty, Transient
+
+_CACHES = ("md-cache", "io-cache", "quick-read", "open-behind", "readdir-ahead", "read-ahead", "nl-cache")
+_GRACE = 5.0   # s that a client has to end
+_LOOK = 0.02
+
+
+def mount_argv(volume: str, host: str, place: str, log: str) -> list[str]:
+    """The client process; it ends with the thread that starts it."""
+    passed = [f"--xlator-option={volume}-{cache}.pass-through=true" for cache in _CACHES]
+    return ["unshare", "--mount", "--propagation", "private", "--", "setpriv", "--pdeathsig", "TERM", "--",
+            "glusterfs", "--no-daemon", f"--volfile-server={host}", f"--volfile-id={volume}", "--acl",
+            "--aux-gfid-mount", "--client-pid=-1", "--entry-timeout=0", "--attribute-timeout=0",
+            "--negative-timeout=0", f"--log-file={log}", *passed, place]
+
+
+class AuxMount:
+    """The mount, once `open` has been called; made anew when its process has ended. `place`: a folder for it."""
+
+    def __init__(self, volume: str, host: str, place: str, patience: float = 60.0,
+                 meanwhile: Callable[[], None] = lambda: None) -> None:
+        self._volume, self._host, self._place, self._patience = volume, host, place, patience
+        self._log = place + ".log"
+        self._meanwhile = meanwhile
+        self._client: subprocess.Popen[bytes] | None = None
+        self._root = -1
+
+    @property
+    def alive(self) -> bool:
+        return self._client is not None and self._client.poll() is None
+
+    def open(self) -> int:
+        """A new descriptor of the volume's root. Transient if it cannot be mounted now."""
+        if not self.alive:
+            self.close()
+            self._mount()
+        return os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._root)
+
+    def _mount(self) -> None:
+        os.makedirs(self._place, 0o700, exist_ok=True)
+        try:
+            self._client = subprocess.Popen(mount_argv(self._volume, self._host, self._place, self._log),
+                                            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                            stderr=subprocess.DEVNULL)
+        except FileNotFoundError as exc:
+            raise Faulty(f"volume {self._volume} cannot be mounted: {exc.filename} is not installed") from None
+        end = time.monotonic() + self._patience
+        while not self._mounted(self._client.pid):
+            if self._client.poll() is not None or time.monotonic() > end:
+                self.close()
+                raise Transient(f"volume {self._volume} cannot be mounted from {self._host}: {self._complaint()}")
+            self._meanwhile()
+            time.sleep(_LOOK)
+        self._root = os.open(f"/proc/{self._client.pid}/root{self._place}",
+                             os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def _mounted(self, pid: int) -> bool:
+        try:
+            with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+                return any(f" {self._place} " in line and " fuse.glusterfs " in line for line in file)
+        except OSError:
+            return False
+
+    def _complaint(self) -> str:
+        """The last error in the client's log."""
+        try:
+            with open(self._log, encoding="utf-8", errors="replace") as file:
+                lines = [line.strip() for line in file if "] E [" in line]
+        except OSError:
+            lines = []
+        return (lines[-1].split("] ", 2)[-1][:200] if lines else "no reason is given") + f"; see {self._log}"
+
+    def close(self) -> None:
+        if self._root >= 0:
+            os.close(self._root)
+            self._root = -1
+        if self._client is not None:
+            self._client.send_signal(signal.SIGTERM)
+            try:
+                self._client.wait(_GRACE)
+            except subprocess.TimeoutExpired:
+                self._client.kill()
+                self._client.wait()
+            self._client = None

@@ -1,0 +1,266 @@
+"""A GlusterFS volume as the worker of one of its bricks sees it: through an aux-gfid mount, where every inode is
+`.gfid/<gfid>` and every name `.gfid/<pargfid>/<bname>`, whatever it was renamed to.
+
+Identity is the volume's own gfid. Where a directory is, is read from the brick's handles (.glusterfs/aa/bb/<gfid>,
+for a directory a symlink to ../../xx/yy/<pargfid>/<bname>; every brick has every directory), and checked against the
+mount. What GlusterFS keeps for itself is no part of the tree. A brick or mount that is away is Transient, never absent.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+import time
+from collections.abc import Iterator
+
+from gsync.errors import Transient
+from gsync.fsid import open_beneath
+from gsync.model import ROOT_GFID, STATE_DIR, Attrs, Gfid, Name, gfid_parse, gfid_str
+from gsync.volume.tree import GONE, Filter, Resolved, Tree, Verdict
+
+_PLACE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_AWAY = (errno.ENOTCONN, errno.ECONNABORTED, errno.ESHUTDOWN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH)
+_OURS_AND_THEIRS = (STATE_DIR, b".glusterfs", b".trashcan", b".gfid", b".meta")  # at the root
+_HANDLE = re.compile(rb"(?:\.\./){2}[0-9a-f]{2}/[0-9a-f]{2}/([0-9a-f-]{36})/(.+)", re.DOTALL)
+_PAGE = 5000
+_TRIES = 5          # of finding a directory that is being renamed
+_DEEPEST = 100_000
+
+
+def is_internal(name: Name) -> bool:
+    """Whether this name at the root is GlusterFS's own, or gsync's."""
+    return name[0] == ROOT_GFID and (name[1] in _OURS_AND_THEIRS or name[1].startswith(b".glusterfs-"))
+
+
+class GlusterTree(Tree):
+    """The volume at root_fd, an aux-gfid mount, which it takes over. brick: the root of the worker's brick."""
+
+    def __init__(self, root_fd: int, brick: bytes, filters: Filter | None = None, xattrs: bool = True,
+                 acls: bool = True) -> None:
+        super().__init__(root_fd, filters, xattrs, acls)
+        self._handles = os.path.join(brick, b".glusterfs")
+
+    def close(self) -> None:
+        os.close(self._root_fd)
+
+    def is_away(self, err: int) -> bool:
+        return err in _AWAY
+
+    def _check(self, exc: OSError) -> None:
+        if exc.errno in _AWAY:
+            raise Transient(f"master: the volume cannot be reached through its mount: {exc.strerror}") from exc
+
+    # looking
+
+    def look(self, dirfd: int, dirpath: bytes, name: Name) -> Resolved:
+        now = time.time_ns()
+        if is_internal(name):
+            return Resolved(name, Verdict.EXCLUDED, now)
+        fd = -1
+        try:
+            fd = os.open(name[1], _PLACE, dir_fd=dirfd)
+            st = os.fstat(fd)  # of the very lookup
+            place = b"/proc/self/fd/%d" % fd
+            gfid = self._gfid(place)
+            if self._filter and self._filter.excludes(dirpath + name[1], stat.S_ISDIR(st.st_mode)):
+                return Resolved(name, Verdict.EXCLUDED, now)
+            target = xattrs = None
+            if not stat.S_ISREG(st.st_mode) and not stat.S_ISDIR(st.st_mode):
+                if stat.S_ISLNK(st.st_mode):
+                    target = os.readlink(b"", dir_fd=fd)
+                xattrs = self._xattrs(place)
+            return Resolved(name, Verdict.PRESENT, now, gfid, gfid, Attrs.of(st), st.st_ctime_ns, target, xattrs)
+        except OSError as exc:
+            self._check(exc)
+            if exc.errno in GONE:
+                if fd >= 0:  # it went between two looks: look again
+                    return self.look(dirfd, dirpath, name)
+                return Resolved(name, Verdict.ABSENT, now)
+            return Resolved(name, Verdict.ERROR, now, errno=exc.errno or errno.EIO)
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    @staticmethod
+    def _gfid(place: bytes) -> Gfid:
+        return gfid_parse(os.getxattr(place, "glusterfs.gfid.string").decode("ascii"))
+
+    def _open_dir(self, gfid: Gfid, to_list: bool) -> tuple[int, bytes] | Resolved:
+        try:
+            for _ in range(_TRIES):
+                found = self._try_open_dir(gfid, to_list)
+                if found is not None:
+                    return found
+            return self._no(Verdict.ERROR, errno.EBUSY)
+        except OSError as exc:
+            self._check(exc)
+            if exc.errno in GONE:
+                return self._no(Verdict.ABSENT)
+            return self._no(Verdict.ERROR, exc.errno or errno.EIO)
+
+    def _try_open_dir(self, gfid: Gfid, to_list: bool) -> tuple[int, bytes] | Resolved | None:
+        """None: it moved meanwhile."""
+        if gfid == ROOT_GFID:
+            return os.open(b".", _DIR, dir_fd=self._root_fd), b""
+        fd = os.open(_aux(gfid), _PLACE | os.O_DIRECTORY, dir_fd=self._root_fd)
+        keep = False
+        try:
+            parts = self._dir_path(gfid)
+            if parts is None:
+                return None
+            if is_internal((ROOT_GFID, parts[0])):
+                return self._no(Verdict.EXCLUDED)
+            path = b"/".join(parts)
+            if not to_list:
+                keep = True
+                return fd, path + b"/"
+        finally:
+            if not keep:
+                os.close(fd)
+        try:
+            fd = open_beneath(self._root_fd, path, _DIR)  # what is below .gfid cannot be listed
+        except OSError as exc:
+            if exc.errno in GONE:
+                return None
+            raise
+        if self._gfid(b"/proc/self/fd/%d" % fd) != gfid:
+            os.close(fd)
+            return None
+        return fd, path + b"/"
+
+    # opening by identity
+
+    def _open(self, gfid: Gfid, flags: int) -> int:
+        path = b"." if gfid == ROOT_GFID else _aux(gfid)
+        if not flags & os.O_PATH:
+            flags |= os.O_NOATIME
+        return os.open(path, flags, dir_fd=self._root_fd)
+
+    def hint(self, gfid: Gfid) -> None:
+        pass  # a gfid is all that is needed
+
+    # where an inode is
+
+    def _handle(self, gfid: Gfid) -> bytes:
+        """The brick's own link to an inode."""
+        text = gfid_str(gfid).encode()
+        return b"%s/%s/%s/%s" % (self._handles, text[:2], text[2:4], text)
+
+    def _place_of_dir(self, gfid: Gfid) -> Name | None:
+        """Name of a directory, by the brick, else by the mount; None if it is none, or gone."""
+        handle = self._handle(gfid)
+        try:
+            match = _HANDLE.fullmatch(os.readlink(handle))
+            if match and b"/" not in match[2] and not _has_gfid(handle):
+                return gfid_parse(match[1].decode("ascii")), match[2]
+            return None
+        except OSError as exc:
+            if exc.errno not in (*GONE, errno.EINVAL):
+                raise
+        try:  # a brick that was just added may lack it
+            paths = self._paths_by_mount(gfid)
+        except OSError as exc:
+            self._check(exc)
+            return None
+        return paths[0] if paths else None
+
+    def _paths_by_mount(self, gfid: Gfid) -> list[Name]:
+        """Names of an inode of any kind, as far as the volume tells its paths."""
+        aux = b"/proc/self/fd/%d/%s" % (self._root_fd, _aux(gfid))
+        found = []
+        path = os.getxattr(aux, "glusterfs.gfid2path").rstrip(b"\0")
+        for each in (path, *([] if path.count(b":") == 0 else path.split(b":"))):
+            parent, _, bname = each.rpartition(b"/")
+            try:
+                fd = open_beneath(self._root_fd, parent.strip(b"/") or b".", _PLACE | os.O_DIRECTORY)
+            except OSError:
+                continue
+            try:
+                found.append((self._gfid(b"/proc/self/fd/%d" % fd), bname))
+            finally:
+                os.close(fd)
+        return [name for name in found if name[1]]
+
+    def _dir_path(self, gfid: Gfid) -> list[bytes] | None:
+        """Parts of a directory's path from the root; None if it does not hang on the root just now."""
+        parts: list[bytes] = []
+        while gfid != ROOT_GFID:
+            name = self._place_of_dir(gfid)
+            if name is None or len(parts) > _DEEPEST:
+                return None
+            gfid = name[0]
+            parts.append(name[1])
+        return parts[::-1]
+
+    def names_of(self, gfid: Gfid) -> list[Name]:
+        if gfid == ROOT_GFID:
+            return []
+        place = self._place_of_dir(gfid)
+        if place is not None:
+            return [place]
+        handle = self._handle(gfid)
+        names: set[Name] = set()
+        try:
+            for xattr in os.listxattr(handle, follow_symlinks=False):
+                if xattr.startswith("trusted.gfid2path."):
+                    parent, _, bname = os.getxattr(handle, xattr, follow_symlinks=False).partition(b"/")
+                    names.add((gfid_parse(parent.decode("ascii")), bname))
+        except OSError:
+            pass  # on another brick
+        if not names:
+            try:
+                names.update(self._paths_by_mount(gfid))
+            except OSError as exc:
+                self._check(exc)
+        return sorted(names)
+
+    def all_dirs(self) -> Iterator[list[Gfid]]:
+        page: list[Gfid] = []
+        for first in _folders(self._handles):
+            for second in _folders(first):
+                with os.scandir(second) as items:
+                    page += [gfid_parse(os.fsdecode(item.name)) for item in items
+                             if item.is_symlink() and len(item.name) == 36 and not _has_gfid(item.path)]
+                if len(page) >= _PAGE:
+                    yield page
+                    page = []
+        if page:
+            yield page
+
+    def parent_chain(self, gfid: Gfid) -> list[Name]:
+        chain: list[Name] = []
+        while gfid != ROOT_GFID and len(chain) < _DEEPEST:
+            place = self._place_of_dir(gfid)
+            if place is None:
+                break
+            chain.append(place)
+            gfid = place[0]
+        return chain
+
+    def path_text(self, name: Name) -> bytes:
+        parts = self._dir_path(name[0])
+        return b"/".join([*parts, name[1]]) if parts is not None else b".../" + name[1]
+
+
+def _aux(gfid: Gfid) -> bytes:
+    return b".gfid/" + gfid_str(gfid).encode()
+
+
+def _has_gfid(handle: bytes) -> bool:
+    """Of a symlink among the handles: whether it is an inode of the volume itself (else it stands for a directory)."""
+    try:
+        os.getxattr(handle, "trusted.gfid", follow_symlinks=False)
+    except OSError:
+        return False
+    return True
+
+
+def _folders(path: bytes) -> list[bytes]:
+    """The folders of handles in one: those with two hexadecimal digits for a name."""
+    try:
+        return [os.path.join(path, name) for name in sorted(os.listdir(path)) if re.fullmatch(rb"[0-9a-f]{2}", name)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []

@@ -1,0 +1,288 @@
+"""The master's tree as the worker sees it, whatever it lies on: what is at a name now, what an inode holds, its bytes.
+
+Nothing is written. *Unknown* (what is asked knows that it is not up to date) is never taken for *absent*; a tree that
+cannot be reached as a whole is Transient, never absent either. Not here: how an inode is found by its gfid, and where
+it is now (posix, gtree).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+import xattr
+
+from gsync.model import Attrs, Gfid, Name
+from gsync.namespace import Entry
+
+Xattrs = list[tuple[bytes, bytes]]
+
+GONE = (errno.ENOENT, errno.ESTALE, errno.ENOTDIR, errno.ELOOP)
+# Kept by GlusterFS and by gsync for themselves; everything else that the process may read goes along.
+_INTERNAL_XATTRS = ("trusted.gfid", "trusted.glusterfs.", "trusted.afr.", "trusted.ec.", "trusted.pgfid.",
+                    "trusted.bit-rot.", "trusted.SGFS.", "trusted.gsync.", "trusted.overlay.", "glusterfs.")
+
+
+class Verdict(Enum):
+    PRESENT = "present"
+    ABSENT = "absent"
+    UNKNOWN = "unknown"      # cannot be told before the recorder has caught up; errno ENOENT: index has no such parent
+    EXCLUDED = "excluded"    # a filter or gsync itself keeps it out: neither sent nor removed
+    ERROR = "error"          # errno says why
+
+
+class Resolved(NamedTuple):
+    """What one name is on the master now. Fields after `since` hold for PRESENT only (errno: for ERROR)."""
+
+    name: Name
+    verdict: Verdict
+    since: int               # ns: when it was looked at
+    gfid: Gfid = b""
+    handle: bytes = b""
+    attrs: Attrs | None = None
+    ctime: int = 0
+    target: bytes | None = None
+    xattrs: Xattrs | None = None
+    errno: int = 0
+
+
+class Filter:
+    """gitignore-style patterns over paths from the root of the tree; the last match decides."""
+
+    def __init__(self, patterns: Sequence[str]) -> None:
+        import pathspec  # most sessions have no patterns, and do not wait for it
+
+        self.patterns = tuple(patterns)
+        self._spec = pathspec.GitIgnoreSpec.from_lines(patterns)
+
+    def excludes(self, path: bytes, is_dir: bool) -> bool:
+        return self._spec.match_file(os.fsdecode(path) + ("/" if is_dir else ""))
+
+
+class Reader(Protocol):
+    """The entries of one directory, page by page."""
+
+    gfid: Gfid
+
+    def page(self, limit: int) -> Sequence[Resolved | Entry]:
+        """The next ones, at most `limit`; fewer at the end."""
+
+    def close(self) -> None: ...
+
+
+class DirReader:
+    """The entries of one open directory, page by page; owns the descriptor."""
+
+    def __init__(self, tree: Tree, gfid: Gfid, fd: int, path: bytes) -> None:
+        self._tree, self.gfid, self._fd, self._path = tree, gfid, fd, path
+        self._entries: Iterator[os.DirEntry[str]] = os.scandir(fd)
+
+    def page(self, limit: int) -> list[Resolved]:
+        """The next entries, at most `limit`; fewer at the end."""
+        out: list[Resolved] = []
+        while len(out) < limit:
+            try:
+                entry = next(self._entries)
+            except StopIteration:
+                break
+            out.append(self._tree.look(self._fd, self._path, (self.gfid, os.fsencode(entry.name))))
+        return out
+
+    def close(self) -> None:
+        self._entries.close()  # type: ignore[attr-defined]
+        os.close(self._fd)
+
+
+class Tree(ABC):
+    """The tree at root_fd, which it takes over. Without `xattrs` or `acls` these are not read. The syncer threads call
+    `open` and `attrs`, those of a hybrid crawl `look`; all else is for one thread."""
+
+    def __init__(self, root_fd: int, filters: Filter | None, xattrs: bool, acls: bool) -> None:
+        self._root_fd = root_fd
+        self._filter = filters
+        # Places of inodes that were seen but need not be known otherwise yet; the batch fills and empties it.
+        self.hints: dict[Gfid, tuple[bytes, Name]] = {}
+        # Asked, in the batch's thread only, for what nothing else knows.
+        self.handle_of: Callable[[Gfid], bytes | None] = lambda gfid: None
+        self._thread = threading.get_ident()
+        self._privileged = os.geteuid() == 0
+        self._with_xattrs, self._with_acls = xattrs, acls
+        # Told of the attributes of every inode that is sent.
+        self.sends: Callable[[Attrs, Xattrs], None] = lambda attrs, xattrs: None
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    # what each kind of tree does in its own way
+
+    @abstractmethod
+    def look(self, dirfd: int, dirpath: bytes, name: Name) -> Resolved:
+        """What is at name, dirfd being its parent's descriptor and dirpath the parent's path from the root."""
+
+    @abstractmethod
+    def _open_dir(self, gfid: Gfid, to_list: bool) -> tuple[int, bytes] | Resolved:
+        """A descriptor of the directory and its path from the root ("" or "a/b/"), or why not. Only with `to_list` its
+        entries have to be readable."""
+
+    @abstractmethod
+    def _open(self, gfid: Gfid, flags: int) -> int:
+        """A descriptor of the inode gfid, checked. FileNotFoundError: gone. LookupError: cannot be told yet."""
+
+    def read_indexed(self, gfid: Gfid) -> Reader | None:
+        """A reader of the directory by an index that is cheaper than the directory; None if there is none."""
+        return None
+
+    @abstractmethod
+    def hint(self, gfid: Gfid) -> None:
+        """Keep what is known of an inode's place for the syncer threads."""
+
+    @abstractmethod
+    def names_of(self, gfid: Gfid) -> list[Name]:
+        """The names that gfid has now as far as can be told; the caller resolves them anyway."""
+
+    @abstractmethod
+    def all_dirs(self) -> Iterator[list[Gfid]]:
+        """Every directory below the root that is known, in pages."""
+
+    @abstractmethod
+    def parent_chain(self, gfid: Gfid) -> list[Name]:
+        """The present names of a directory and of its ancestors, nearest first, as far as can be told."""
+
+    @abstractmethod
+    def path_text(self, name: Name) -> bytes:
+        """A path for people: as good as it is known."""
+
+    def is_away(self, err: int) -> bool:
+        """Whether this errno says that the tree as a whole, or a part of it, cannot be reached now."""
+        return False
+
+    # looking
+
+    def resolve(self, names: Sequence[Name]) -> list[Resolved]:
+        """What each name is now, in the given order; parents are opened once each."""
+        by_parent: dict[Gfid, list[int]] = {}
+        for i, (pargfid, _) in enumerate(names):
+            by_parent.setdefault(pargfid, []).append(i)
+        out: list[Resolved | None] = [None] * len(names)
+        for pargfid, places in by_parent.items():
+            now = time.time_ns()
+            opened = self._open_dir(pargfid, to_list=False)
+            if isinstance(opened, Resolved):
+                for i in places:
+                    out[i] = opened._replace(name=names[i], since=now)
+                continue
+            fd, path = opened
+            try:
+                for i in places:
+                    out[i] = self.look(fd, path, names[i])
+            finally:
+                os.close(fd)
+        return [r for r in out if r is not None]
+
+    def read_dir(self, gfid: Gfid) -> DirReader | Resolved:
+        """A reader of the directory's entries, or why there is none (the name field is meaningless then)."""
+        opened = self._open_dir(gfid, to_list=True)
+        if isinstance(opened, Resolved):
+            return opened
+        try:
+            return DirReader(self, gfid, *opened)
+        except OSError as exc:
+            os.close(opened[0])
+            return self._no(Verdict.ERROR, exc.errno or errno.EIO)
+
+    @staticmethod
+    def _no(verdict: Verdict, err: int = 0) -> Resolved:
+        return Resolved((b"", b""), verdict, time.time_ns(), errno=err)
+
+    # the data engines' source
+
+    def open(self, gfid: Gfid) -> int:
+        """A descriptor of the regular file to read from. FileNotFoundError if it is gone or no file."""
+        try:
+            fd = self._open(gfid, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except LookupError as exc:
+            raise FileNotFoundError(errno.ENOENT, "not where it was") from exc
+        except OSError as exc:
+            if exc.errno in GONE:
+                raise FileNotFoundError(exc.errno, exc.strerror) from exc
+            raise
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise FileNotFoundError(errno.ENOENT, "no regular file any more")
+        return fd
+
+    def digest(self, gfid: Gfid) -> tuple[int, str]:
+        """Size and BLAKE2b of the file's content, as the agent computes it."""
+        fd = self.open(gfid)
+        with open(fd, "rb", buffering=0) as stream:
+            digest = hashlib.file_digest(stream, hashlib.blake2b)
+            return stream.tell(), digest.hexdigest()
+
+    def attrs(self, fd: int, st: os.stat_result | None = None) -> tuple[Attrs, Xattrs]:
+        """Attributes and xattrs of an open inode; st: what fstat just told of it."""
+        attrs, xattrs = Attrs.of(st or os.fstat(fd)), self._xattrs(fd)
+        self.sends(attrs, xattrs)
+        return attrs, xattrs
+
+    def attrs_of(self, gfid: Gfid) -> tuple[Attrs, Xattrs] | None:
+        """Attributes of an inode of any kind; None if it is gone, or cannot be found before the recorder caught up."""
+        fd = self._open_place(gfid)
+        if fd is None:
+            return None
+        try:
+            attrs, xattrs = Attrs.of(os.fstat(fd)), self._xattrs(b"/proc/self/fd/%d" % fd)
+            self.sends(attrs, xattrs)
+            return attrs, xattrs
+        finally:
+            os.close(fd)
+
+    def stat(self, gfid: Gfid) -> os.stat_result | None:
+        """What stat tells of an inode; None as with attrs_of."""
+        fd = self._open_place(gfid)
+        if fd is None:
+            return None
+        try:
+            return os.fstat(fd)
+        finally:
+            os.close(fd)
+
+    def _open_place(self, gfid: Gfid) -> int | None:
+        try:
+            return self._open(gfid, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except (FileNotFoundError, LookupError):
+            return None
+        except OSError as exc:
+            if exc.errno in GONE:
+                return None
+            raise
+
+    def _xattrs(self, at: int | bytes, follow: bool = True) -> Xattrs:
+        if not (self._with_xattrs or self._with_acls):
+            return []
+        try:
+            names = os.listxattr(at, follow_symlinks=follow)
+        except OSError as exc:
+            if exc.errno in (errno.EOPNOTSUPP, errno.EPERM, errno.EACCES):
+                return []
+            raise
+        out: Xattrs = []
+        for name in names:
+            if name.startswith(_INTERNAL_XATTRS) or (not self._privileged and name.startswith(("trusted.",
+                                                                                                 "security."))):
+                continue
+            if not (self._with_acls if name.startswith("system.posix_acl_") else self._with_xattrs):
+                continue
+            try:
+                out.append((os.fsencode(name), xattr.getxattr(at, name, symlink=not follow)))
+            except OSError as exc:
+                if exc.errno not in (errno.ENODATA, errno.EACCES, errno.EPERM):
+                    raise
+        return out

@@ -1,0 +1,112 @@
+"""gsync on the nodes of a GlusterFS cluster: a session from the volume to a plain tree on the slave node."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.gluster.cluster import MASTER, META_MNT, Cluster, Node, cluster
+from tests.hosts import sshd_on, wait_until
+from tests.place import Place
+from tests.trees import compare
+
+PATIENCE = 120.0
+IGNORED = (b".gsync", b".trashcan")
+
+
+class GsyncNode(Place):
+    """A master node with a state folder of its own, and a monitor."""
+
+    def __init__(self, folder: Path, host: Node, ssh_config: Path) -> None:
+        folder.mkdir()
+        super().__init__(folder)
+        self.host = host
+        self.home.mkdir()
+        (self.home / "gsync.conf").write_text(
+            f"[gsync]\nuse-meta-volume = true\nmeta-volume-mnt = {META_MNT}\nssh-config = {ssh_config}\n"
+            "log-level = DEBUG\nreplica-failover-interval = 1\nslave-timeout = 10\n")
+        self._monitor: subprocess.Popen[bytes] | None = None
+
+    def argv(self, *args: object) -> list[str]:
+        return self.host.argv(*super().argv(*args))
+
+    def start_monitor(self) -> None:
+        self._monitor = subprocess.Popen(self.argv("monitor"), env=self.env, stdin=subprocess.DEVNULL)
+
+    def kill_all(self) -> None:
+        """All of gsync on this node at once."""
+        for role in ("monitor", "worker"):
+            for pid in self.pids(role):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        if self._monitor is not None:
+            self._monitor.wait()
+
+    def log(self) -> str:
+        paths = [*self.home.glob("sessions/*/brick_*/log"), *self.home.glob("monitor.log"),
+                 *self.home.glob("sessions/*/brick_*/worker.stderr")]
+        return "".join(f"--- {self.host.name} {path}\n{path.read_text(errors='replace')[-5000:]}" for path in paths)
+
+
+class GlusterSite:
+    """`master` is a mount of the volume, `slave` the plain tree; both as everyone reaches them."""
+
+    def __init__(self, folder: Path, site: Cluster, ssh_config: Path, settings: Sequence[str] = ()) -> None:
+        self.cluster, self.master = site, site.master
+        self.slave = folder / "copy"
+        self.slave.mkdir()
+        self.nodes = [GsyncNode(folder / f"gsync-{node.name}", node, ssh_config) for node in site.nodes]
+        for node in self.nodes:
+            node.gsync("volume", "add", "--gluster", MASTER)
+        self.first = self.nodes[0]
+        more = [word for setting in settings for word in ("-o", setting)]
+        self.first.gsync("create", MASTER, f"s1:{self.slave}", "--name", "s", *more)
+
+    def start(self) -> None:
+        for node in self.nodes:
+            node.start_monitor()
+        self.first.gsync("start", "s", "--no-wait")
+
+    def report(self) -> list[dict[str, Any]]:
+        bricks: list[dict[str, Any]] = self.first.report()["bricks"]
+        return bricks
+
+    def wait(self, what: str, condition: Callable[[], object], seconds: float = PATIENCE) -> None:
+        try:
+            wait_until(what, condition, seconds)
+        except AssertionError as exc:
+            raise AssertionError(f"{exc}\n{self.report()}\n" + "".join(node.log() for node in self.nodes)) from None
+
+    def equal(self) -> bool:
+        return not compare(self.master, self.slave, IGNORED)
+
+    def settle(self, what: str = "the trees are equal") -> None:
+        """All that was done until now is at the slave, by a checkpoint; then the trees are equal."""
+        self.first.gsync("checkpoint", "s", "now")
+        self.wait(f"{what}: checkpoint", lambda: self._reached())
+        found = compare(self.master, self.slave, IGNORED)
+        assert not found, f"{what}\n" + "\n".join(map(str, found[:20])) + "".join(node.log() for node in self.nodes)
+
+    def _reached(self) -> bool:
+        import json
+
+        return bool(json.loads(self.first.gsync("checkpoint", "s", "status", "--json").stdout)["reached"])
+
+    def close(self) -> None:
+        for node in self.nodes:
+            node.kill_all()
+
+
+@contextlib.contextmanager
+def gluster_site(folder: Path, shape: str = "replica 2", settings: Sequence[str] = ()) -> Iterator[GlusterSite]:
+    with cluster(folder, shape) as site, sshd_on(site["s1"], folder / "sshd") as config:
+        made = GlusterSite(folder, site, config, settings)
+        try:
+            yield made
+        finally:
+            made.close()
