@@ -38,6 +38,8 @@ _SYS_OPENAT2 = 437  # the same on every architecture: it came after the numbers 
 _SYS_STATX = {"x86_64": 332, "aarch64": 291, "riscv64": 291, "ppc64le": 383, "s390x": 379}.get(platform.machine(), 0)
 _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 0x04, 0x08
 _BIRTH_TYPE = -1
+# The kernel may find no memory, or not find an inode, while directories around it are renamed: tries after the first.
+_OPEN_TRIES = {errno.ESTALE: 1, errno.ENOMEM: 1000}
 _MOUNT_PREFIX = struct.pack("=i", -2)
 
 
@@ -119,18 +121,15 @@ class Handles:
     def open(self, handle: bytes, flags: int) -> int:
         """A new descriptor of the inode; OSError: ESTALE if it is gone, EPERM without the privilege."""
         raw = struct.pack("=I", len(handle) - 4) + handle
-        # The kernel may find no memory, or not find the inode, while directories around it are renamed.
-        tries = {errno.ESTALE: 1, errno.ENOMEM: 1000}
-        while True:
-            fd = _open_by_handle_at(self._root_fd, raw, flags | os.O_CLOEXEC)
-            if fd >= 0:
-                return int(fd)
+        tries: dict[int, int] = {}
+        while (fd := _open_by_handle_at(self._root_fd, raw, flags | os.O_CLOEXEC)) < 0:
             err = ctypes.get_errno()
-            if tries.get(err, 0) <= 0:
+            tries[err] = tries.get(err, 0) + 1
+            if tries[err] > _OPEN_TRIES.get(err, 0):
                 raise OSError(err, os.strerror(err), handle.hex())
-            tries[err] -= 1
             if err == errno.ENOMEM:
                 time.sleep(0.001)
+        return int(fd)
 
 
 class Seen(NamedTuple):

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gsync.fsid import Inodes
-from gsync.model import ROOT_GFID, Attrs, Gfid
+from gsync.model import ROOT_GFID, Gfid
 from gsync.slave.client import SlaveClient
 from gsync.slave.protocol import FillRow
 from gsync.sync.auto import engine_maker
@@ -65,7 +65,7 @@ class Files:
 
     # the Source
 
-    def open(self, gfid: Gfid) -> int:
+    def open(self, gfid: Gfid) -> tuple[int, os.stat_result]:
         if gfid in self.errors:
             raise OSError(self.errors[gfid], os.strerror(self.errors[gfid]))
         if gfid not in self._paths:
@@ -75,11 +75,11 @@ class Files:
         if self._inodes.gfid(self._inodes.handles.of_fd(fd)) != gfid:
             os.close(fd)
             raise FileNotFoundError(errno.ENOENT, "another inode")
-        return fd
+        return fd, os.fstat(fd)
 
-    def attrs(self, fd: int, st: os.stat_result | None = None) -> tuple[Attrs, list[tuple[bytes, bytes]]]:
+    def xattrs(self, fd: int, st: os.stat_result) -> list[tuple[bytes, bytes]]:
         self.meddle(os.readlink(b"/proc/self/fd/%d" % fd))
-        return Attrs.of(st or os.fstat(fd)), [(os.fsencode(n), os.getxattr(fd, n)) for n in os.listxattr(fd)]
+        return [(os.fsencode(n), os.getxattr(fd, n)) for n in os.listxattr(fd)]
 
 
 class World:

@@ -6,9 +6,10 @@ left out by the agent; here it is counted how often, for status.
 
 from __future__ import annotations
 
+import os
 import threading
 
-from gsync.model import Attrs
+from gsync.model import NS
 from gsync.slave.protocol import Hello
 from gsync.volume.tree import Xattrs
 
@@ -31,14 +32,14 @@ class Loss:
             ("hard links", caps.hardlink), ("symlinks", caps.symlink), ("device nodes", caps.mknod),
             ("names that differ only in case", caps.case_sensitive)) if not there]
 
-    def __call__(self, attrs: Attrs, xattrs: Xattrs) -> None:
+    def __call__(self, st: os.stat_result, xattrs: Xattrs) -> None:
         """An inode with these attributes is sent: count what does not arrive of them."""
         if not self._lacks:
             return
         lost = {kind for name, _ in xattrs if (kind := _kind(name)) in self._lacks}
-        if OWNER in self._lacks and attrs.uid != self._uid:
+        if OWNER in self._lacks and st.st_uid != self._uid:
             lost.add(OWNER)
-        if TIMES in self._lacks and attrs.mtime % 1_000_000_000:
+        if TIMES in self._lacks and st.st_mtime_ns % NS:
             lost.add(TIMES)
         if lost:
             with self._lock:

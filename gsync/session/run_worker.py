@@ -22,7 +22,7 @@ from gsync.crawl.feed import Waker
 from gsync.durable import make_dirs
 from gsync.errors import GsyncError, LockedError, UsageError
 from gsync.log import get_logger
-from gsync.model import NS, Attrs, Gfid
+from gsync.model import NS, Gfid
 from gsync.process import Lock, start_time
 from gsync.recorder.brick import BrickPort, port_of
 from gsync.recorder.status import RecorderPort
@@ -62,13 +62,13 @@ class CurrentTree:
     def __init__(self) -> None:
         self.tree: Tree | None = None
 
-    def open(self, gfid: Gfid) -> int:
+    def open(self, gfid: Gfid) -> tuple[int, os.stat_result]:
         assert self.tree is not None
         return self.tree.open(gfid)
 
-    def attrs(self, fd: int, st: os.stat_result | None = None) -> tuple[Attrs, list[tuple[bytes, bytes]]]:
+    def xattrs(self, fd: int, st: os.stat_result) -> list[tuple[bytes, bytes]]:
         assert self.tree is not None
-        return self.tree.attrs(fd, st)
+        return self.tree.xattrs(fd, st)
 
 
 class Spare:

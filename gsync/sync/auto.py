@@ -44,11 +44,9 @@ class AutoEngine:
     def _size(self, request: Request) -> int:
         """The present length; 0 if it cannot be told, the stream says why then."""
         with suppress(OSError):
-            fd = self._source.open(request.gfid)
-            try:
-                return os.fstat(fd).st_size
-            finally:
-                os.close(fd)
+            fd, st = self._source.open(request.gfid)
+            os.close(fd)
+            return st.st_size
         return 0
 
     def flush(self, report: Report) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from gsync.model import Attrs, Gfid
+from gsync.model import Gfid
 from gsync.sync.postbox import Request, Result
 from gsync.sync.timetable import Timetable
 
@@ -19,11 +19,12 @@ _LOOK_AGAIN = 2.0  # seconds after which who waits looks whether the rate has ch
 class Source(Protocol):
     """Where the data comes from; used by several threads at once."""
 
-    def open(self, gfid: Gfid) -> int:
-        """A descriptor of the regular file with this identity, checked. FileNotFoundError if it is gone."""
+    def open(self, gfid: Gfid) -> tuple[int, os.stat_result]:
+        """A descriptor of the regular file with this identity, checked, and what fstat told of it.
+        FileNotFoundError if it is gone."""
 
-    def attrs(self, fd: int, st: os.stat_result | None = None) -> tuple[Attrs, list[tuple[bytes, bytes]]]:
-        """Attributes and xattrs of an open file; st: what fstat just told of it."""
+    def xattrs(self, fd: int, st: os.stat_result) -> list[tuple[bytes, bytes]]:
+        """The xattrs of an open file that is sent with the attributes st."""
 
 
 Report = Callable[[Sequence[Result]], None]

@@ -184,9 +184,9 @@ class RsyncEngine:
         return results
 
     def _open(self, request: Request) -> _File:
-        fd = self._source.open(request.gfid)
+        fd, st = self._source.open(request.gfid)
         try:
-            file = _File(request, fd, os.fstat(fd), None)
+            file = _File(request, fd, st, None)
             self._look(file)
             return file
         except BaseException:
@@ -197,8 +197,9 @@ class RsyncEngine:
         """Note how the source is now."""
         file.st = os.fstat(file.fd)
         if file.request.place == "N":
-            attrs, xattrs = self._source.attrs(file.fd)
-            file.meta = MetaRow(file.request.gfid, attrs.mode, attrs.uid, attrs.gid, attrs.mtime, attrs.atime, xattrs)
+            st, xattrs = file.st, self._source.xattrs(file.fd, file.st)
+            file.meta = MetaRow(file.request.gfid, st.st_mode, st.st_uid, st.st_gid, st.st_mtime_ns, st.st_atime_ns,
+                                xattrs)
 
     def _land(self, new: Sequence[_File], last: bool) -> list[_File]:
         """Have the agent finish new files; those whose source changed, so that they must be sent again. Of a source

@@ -14,7 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from gsync import rpc
 from gsync.errors import SLAVE_WIDE, GsyncError, SlaveError
@@ -33,7 +33,7 @@ _TRIES = 3
 _BOXES_OUT = 2
 _BLOCK = 4096  # not sparse, whatever its count of blocks says
 _WHOLE, _TORN = bytes([stream.WHOLE]), bytes([stream.TORN])
-_NO_NUMBERS = (0,) * 7
+_PLACES = {"N": stream.NEW, "D": stream.DIRECT, "P": stream.IN_PLACE}
 _LAST_EXTENT = stream.EXTENT.pack(0, 0)
 
 
@@ -163,13 +163,14 @@ class StreamEngine:
 
     def _send(self, request: Request, box: _Box) -> None:
         try:
-            fd = self._source.open(request.gfid)
+            fd, st = self._source.open(request.gfid)
         except OSError as exc:
             box.results.append(_failed(request, exc))
             return
         try:
             for attempt in range(_TRIES):
-                st = os.fstat(fd)
+                if attempt:
+                    st = os.fstat(fd)
                 if st.st_size <= stream.INLINE_MAX and (st.st_size <= _BLOCK or st.st_blocks * 512 >= st.st_size):
                     sent = self._send_short(fd, st, request, box, last=attempt == _TRIES - 1)
                 else:
@@ -182,36 +183,35 @@ class StreamEngine:
         finally:
             os.close(fd)
 
-    def _attributes(self, fd: int, st: os.stat_result, request: Request) -> _Attributes:
-        """What a header says beside the data; looked at before the data is read, which may touch the access time."""
+    def _xattrs(self, fd: int, st: os.stat_result, request: Request) -> bytes:
+        """The xattrs that go along, encoded; b"" with data alone."""
         if request.place == "P":
-            return _Attributes(stream.IN_PLACE, b"", b"", _NO_NUMBERS)
-        attrs, xattrs = self._source.attrs(fd, st)
-        blob = stream.encode_xattrs(xattrs) if xattrs else b""
+            return b""
+        if request.place == "D" and st.st_nlink > 1:
+            raise OSError(errno.EMLINK, "it has other names too")
+        xattrs = self._source.xattrs(fd, st)
+        if not xattrs:
+            return b""
+        blob = stream.encode_xattrs(xattrs)
         if len(blob) > stream.XATTRS_MAX:
             raise OSError(errno.E2BIG, "the extended attributes are too long")
-        numbers = (attrs.mode, attrs.uid, attrs.gid, *divmod(attrs.mtime, NS), *divmod(attrs.atime, NS))
-        if request.place == "D":
-            if attrs.nlink > 1:
-                raise OSError(errno.EMLINK, "it has other names too")
-            return _Attributes(stream.DIRECT, request.bname, blob, numbers)
-        return _Attributes(stream.NEW, b"", blob, numbers)
+        return blob
 
     def _send_short(self, fd: int, st: os.stat_result, request: Request, box: _Box, last: bool) -> bool:
         """Send a file in one piece. If it changed while it was read nothing is sent, unless this is the last try."""
-        attributes = self._attributes(fd, st, request)
+        xattrs = self._xattrs(fd, st, request)
         data = _read(fd, st.st_size)
         changed = os.fstat(fd).st_ctime_ns != st.st_ctime_ns
         if changed and not last:
             return False
-        self._gather(attributes.header(request, len(data), stream.INLINE), data, _WHOLE)
+        self._gather(_header(request, st, xattrs, len(data), stream.INLINE), data, _WHOLE)
         box.items.append(Result(request, 0, "", len(data), changed))
         return True
 
     def _send_long(self, fd: int, st: os.stat_result, request: Request, box: _Box) -> bool:
         """Send a file extent by extent; False if it shrank, so that what was sent does not count."""
         size = st.st_size
-        self._gather(self._attributes(fd, st, request).header(request, size, 0))
+        self._gather(_header(request, st, self._xattrs(fd, st, request), size, 0))
         box.items.append(None)
         sent, failure = 0, None
         sparse = st.st_blocks * 512 < size
@@ -288,18 +288,12 @@ class StreamEngine:
             length -= min(length, len(zeros))
 
 
-class _Attributes(NamedTuple):
-    """What stands in a header beside the data: the numbers from mode to atime_ns in their order."""
-
-    place: int
-    bname: bytes
-    xattrs: bytes
-    numbers: tuple[int, ...]
-
-    def header(self, request: Request, size: int, flags: int) -> bytes:
-        """Header, name and xattrs of an item."""
-        return stream.HEADER.pack(stream.FILE, self.place, flags, len(self.bname), len(self.xattrs), request.gfid,
-                                  request.dirgfid, *self.numbers, size) + self.bname + self.xattrs
+def _header(request: Request, st: os.stat_result, xattrs: bytes, size: int, flags: int) -> bytes:
+    """Header, name and xattrs of an item."""
+    bname = request.bname if request.place == "D" else b""
+    return stream.HEADER.pack(stream.FILE, _PLACES[request.place], flags, len(bname), len(xattrs), request.gfid,
+                              request.dirgfid, st.st_mode, st.st_uid, st.st_gid, *divmod(st.st_mtime_ns, NS),
+                              *divmod(st.st_atime_ns, NS), size) + bname + xattrs
 
 
 class _Torn(Exception):

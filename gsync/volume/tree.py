@@ -103,7 +103,7 @@ class DirReader:
 
 class Tree(ABC):
     """The tree at root_fd, which it takes over. Without `xattrs` or `acls` these are not read. The syncer threads call
-    `open` and `attrs`, those of a hybrid crawl `look`; all else is for one thread."""
+    `open` and `xattrs`, those of a hybrid crawl `look`; all else is for one thread."""
 
     def __init__(self, root_fd: int, filters: Filter | None, xattrs: bool, acls: bool) -> None:
         self._root_fd = root_fd
@@ -116,7 +116,7 @@ class Tree(ABC):
         self._privileged = os.geteuid() == 0
         self._with_xattrs, self._with_acls = xattrs, acls
         # Told of the attributes of every inode that is sent.
-        self.sends: Callable[[Attrs, Xattrs], None] = lambda attrs, xattrs: None
+        self.sends: Callable[[os.stat_result, Xattrs], None] = lambda st, xattrs: None
 
     @abstractmethod
     def close(self) -> None: ...
@@ -204,8 +204,9 @@ class Tree(ABC):
 
     # the data engines' source
 
-    def open(self, gfid: Gfid) -> int:
-        """A descriptor of the regular file to read from. FileNotFoundError if it is gone or no file."""
+    def open(self, gfid: Gfid) -> tuple[int, os.stat_result]:
+        """A descriptor of the regular file to read from, and its attributes. FileNotFoundError if it is gone or no
+        file."""
         try:
             fd = self._open(gfid, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except LookupError as exc:
@@ -214,23 +215,24 @@ class Tree(ABC):
             if exc.errno in GONE:
                 raise FileNotFoundError(exc.errno, exc.strerror) from exc
             raise
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        st = os.fstat(fd)
+        if not stat.S_ISREG(st.st_mode):
             os.close(fd)
             raise FileNotFoundError(errno.ENOENT, "no regular file any more")
-        return fd
+        return fd, st
 
     def digest(self, gfid: Gfid) -> tuple[int, str]:
         """Size and BLAKE2b of the file's content, as the agent computes it."""
-        fd = self.open(gfid)
+        fd, _ = self.open(gfid)
         with open(fd, "rb", buffering=0) as stream:
             digest = hashlib.file_digest(stream, hashlib.blake2b)
             return stream.tell(), digest.hexdigest()
 
-    def attrs(self, fd: int, st: os.stat_result | None = None) -> tuple[Attrs, Xattrs]:
-        """Attributes and xattrs of an open inode; st: what fstat just told of it."""
-        attrs, xattrs = Attrs.of(st or os.fstat(fd)), self._xattrs(fd)
-        self.sends(attrs, xattrs)
-        return attrs, xattrs
+    def xattrs(self, fd: int, st: os.stat_result) -> Xattrs:
+        """The xattrs of an open inode that is sent with the attributes st."""
+        xattrs = self._xattrs(fd)
+        self.sends(st, xattrs)
+        return xattrs
 
     def attrs_of(self, gfid: Gfid) -> tuple[Attrs, Xattrs] | None:
         """Attributes of an inode of any kind; None if it is gone, or cannot be found before the recorder caught up."""
@@ -238,9 +240,9 @@ class Tree(ABC):
         if fd is None:
             return None
         try:
-            attrs, xattrs = Attrs.of(os.fstat(fd)), self._xattrs(b"/proc/self/fd/%d" % fd)
-            self.sends(attrs, xattrs)
-            return attrs, xattrs
+            st, xattrs = os.fstat(fd), self._xattrs(b"/proc/self/fd/%d" % fd)
+            self.sends(st, xattrs)
+            return Attrs.of(st), xattrs
         finally:
             os.close(fd)
 

@@ -105,10 +105,10 @@ class InlineSyncer:
     def _move(self, request: Request) -> Result:
         tree, source = self._client.tree, self._world.tree
         try:
-            fd = source.open(request.gfid)
+            fd, st = source.open(request.gfid)
             try:
-                attrs, xattrs = source.attrs(fd)
-                if request.place == "D" and attrs.nlink > 1:
+                xattrs = source.xattrs(fd, st)
+                if request.place == "D" and st.st_nlink > 1:
                     raise OSError(errno.EMLINK, "it has other names too")
                 data = os.pread(fd, 1 << 26, 0)
                 changed = os.fstat(fd).st_size != len(data)
@@ -128,8 +128,8 @@ class InlineSyncer:
                 out = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=dirfd)
                 self._world.step("receiver data new")
                 os.pwrite(out, data, 0)
-                tree.set_attrs(out, MetaRow(request.gfid, attrs.mode, attrs.uid, attrs.gid, attrs.mtime, attrs.atime,
-                                            xattrs))
+                tree.set_attrs(out, MetaRow(request.gfid, st.st_mode, st.st_uid, st.st_gid, st.st_mtime_ns,
+                                            st.st_atime_ns, xattrs))
                 if request.place == "D":
                     with tree.index.transaction():
                         refused = tree.index.put_direct([Entry(request.dirgfid, name, request.gfid, stat.S_IFREG,
