@@ -25,6 +25,14 @@ from gsync.namespace import check_version
 FIRST_PAUSE = 30 * NS
 LONGEST_PAUSE = 3600 * NS
 SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS failures (
+  key BLOB PRIMARY KEY, what TEXT, gfid BLOB, pargfid BLOB, bname BLOB, path BLOB, errno INTEGER, message TEXT,
+  tries INTEGER, first INTEGER, last INTEGER, next INTEGER, tried INTEGER);
+CREATE TABLE IF NOT EXISTS held (
+  pargfid BLOB, bname BLOB, path BLOB, since INTEGER, approved INTEGER, tried INTEGER,
+  PRIMARY KEY (pargfid, bname));
+"""
 _COPIES = 100       # tries
 _COPY_AGAIN = 0.05  # seconds
 
@@ -239,22 +247,8 @@ def _versions(path: str) -> list[tuple[int, int, int] | None]:
 def _connect(path: str, wal: bool = True) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=60)
     if check_version(db, path, SCHEMA_VERSION) != SCHEMA_VERSION:
-        if db.execute("SELECT 1 FROM sqlite_master WHERE name='held'").fetchone() is None:
-            _make_tables(db, wal)
+        if wal:
+            db.execute("PRAGMA journal_mode=WAL")
+        db.executescript(_SCHEMA)
         db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
     return db
-
-
-def _make_tables(connection: sqlite3.Connection, wal: bool) -> None:
-    import sqlite_utils  # takes a tenth of a second, and is needed once
-
-    db = sqlite_utils.Database(connection)
-    if wal:
-        db.enable_wal()
-    db["failures"].create(  # type: ignore[union-attr]
-        {"key": bytes, "what": str, "gfid": bytes, "pargfid": bytes, "bname": bytes, "path": bytes,
-         "errno": int, "message": str, "tries": int, "first": int, "last": int, "next": int, "tried": int},
-        pk="key", if_not_exists=True)
-    db["held"].create(  # type: ignore[union-attr]
-        {"pargfid": bytes, "bname": bytes, "path": bytes, "since": int, "approved": int, "tried": int},
-        pk=("pargfid", "bname"), if_not_exists=True)
