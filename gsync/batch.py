@@ -37,7 +37,8 @@ PAGE = 2000               # names per call to the agent
 READERS = 8               # directories open at once for enumeration
 SLOW_READ = 0.05          # seconds of waiting for one page, from which on directories are read in parallel
 GROUP = 4000              # complete inodes that one syncfs and one page of renames take in
-GROUP_AGE = 1.0           # seconds a complete inode waits for company while more is coming
+GROUP_AGE = 1.0           # seconds a complete inode waits for company while more is coming,
+GROUP_SHARE = 0.1         # or longer: of the time at most this part goes into making groups durable and visible
 SWEEP_SET = 200_000       # names of one directory that the sweep remembers; above, every slave name is looked at
 MAX_TRIES = 60            # times a name may become dirty again in one batch
 MAX_STUCK = 8             # rounds without progress before blocked names are given up
@@ -120,6 +121,7 @@ class Batch:
     _in_flight: int = 0
     _ready: int = 0
     _ready_since: float = 0.0
+    _patience: float = GROUP_AGE
     _stuck: int = 0
     _any_held: bool = False
     _hold: bool = False
@@ -155,7 +157,7 @@ class Batch:
         while True:
             self.check_stop()
             self._take_results(wait=False)
-            if self._ready >= GROUP or (self._ready and time.monotonic() - self._ready_since > GROUP_AGE):
+            if self._ready >= GROUP or (self._ready and time.monotonic() - self._ready_since > self._patience):
                 self._fill_ready()
             elif (page := db.names(State.DIRTY, PAGE)):
                 self._resolve(page)
@@ -197,10 +199,12 @@ class Batch:
 
     def _fill_ready(self) -> None:
         """Complete inodes go to their names; what is there now is asked again [11]."""
+        began = time.monotonic()
         self._ready = 0
         while (page := self.db.names(State.READY, PAGE)):
             self.check_stop()
             self._resolve(page)
+        self._patience = max(GROUP_AGE, (time.monotonic() - began) / GROUP_SHARE)
 
     def _fill(self, resolved: Sequence[Resolved], rowids: Sequence[int] | None) -> None:
         """Bring names to what they are on the master. Without rowids they come from an enumeration."""
