@@ -1,0 +1,615 @@
+"""Requests, their operations, and the transfers of these, in one SQLite database: what is to be done, by whom, how far.
+
+A request has operations in an order, an operation has transfers. State is kept on transfers and derived upward, in the
+same transaction; an operation begins when the one before it is DONE. Promise: every change of a transfer's state is
+compare-and-set, so of two that want the same one wins, and what is killed stays killed; what `submit` has returned for
+is kept, in the spool if the database cannot be written. Any number of processes; one object per thread.
+Not here: doing the work (worker), what an error means (retry), what a store is (store).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, fields, replace
+from enum import Enum
+from typing import Any
+
+from gsync.durable import make_dirs, replace_file
+from gsync.log import get_logger
+from gsync.model import NS, shown
+from gsync.namespace import check_version
+
+_log = get_logger(__name__)
+
+SCHEMA_VERSION = 1
+FILE = "transfers.db"
+PAGE = 1000
+_PATIENCE = 30.0  # seconds that a writer waits for another one
+
+
+class State(Enum):
+    """Of a transfer; operations and requests are shown in these words too."""
+
+    QUEUED = "QUEUED"          # an operation before its own is not done
+    NEW = "NEW"                # may be taken
+    ACQUIRED = "ACQUIRED"      # a worker has it, for as long as its lease runs
+    SUBMITTED = "SUBMITTED"    # bytes may be moving
+    VERIFYING = "VERIFYING"    # they have arrived, and are looked at
+    DONE = "DONE"
+    RETRY = "RETRY"            # NEW again once its time has come
+    FAILED = "FAILED"
+    KILL = "KILL"              # whoever has it is to let go
+    KILLED = "KILLED"
+
+
+TAKEN = (State.ACQUIRED, State.SUBMITTED, State.VERIFYING)
+ENDED = (State.DONE, State.FAILED, State.KILLED)
+
+_SCHEMA = """
+CREATE TABLE requests (
+  id TEXT PRIMARY KEY, kind TEXT NOT NULL, owner TEXT NOT NULL, priority INTEGER NOT NULL, label TEXT NOT NULL,
+  created INTEGER NOT NULL, changed INTEGER NOT NULL, state TEXT NOT NULL) WITHOUT ROWID;
+CREATE INDEX requests_created ON requests (created, id);
+CREATE TABLE operations (
+  id INTEGER PRIMARY KEY, request TEXT NOT NULL, position INTEGER NOT NULL, kind TEXT NOT NULL,
+  arguments TEXT NOT NULL, state TEXT NOT NULL, UNIQUE (request, position));
+CREATE TABLE transfers (
+  id INTEGER PRIMARY KEY, request TEXT NOT NULL, operation INTEGER NOT NULL, kind TEXT NOT NULL, owner TEXT NOT NULL,
+  priority INTEGER NOT NULL, source TEXT NOT NULL, source_path BLOB NOT NULL, store TEXT NOT NULL, path BLOB NOT NULL,
+  size INTEGER, checksum TEXT, state TEXT NOT NULL, tries INTEGER NOT NULL DEFAULT 0,
+  not_before INTEGER NOT NULL DEFAULT 0, worker TEXT, lease INTEGER NOT NULL DEFAULT 0, category TEXT,
+  reason TEXT NOT NULL DEFAULT '', created INTEGER NOT NULL, changed INTEGER NOT NULL,
+  publication TEXT NOT NULL DEFAULT 'NOT_REQUIRED', catalog TEXT);
+CREATE INDEX transfers_operation ON transfers (operation, state);
+CREATE INDEX transfers_request ON transfers (request, id);
+CREATE INDEX transfers_state ON transfers (state, owner, priority DESC, id);
+CREATE INDEX transfers_owner ON transfers (owner, state, id);
+CREATE INDEX transfers_due ON transfers (not_before) WHERE state='RETRY';
+CREATE INDEX transfers_publication ON transfers (publication, id) WHERE publication<>'NOT_REQUIRED';
+CREATE TABLE owners (
+  owner TEXT PRIMARY KEY, worker TEXT, lease INTEGER NOT NULL DEFAULT 0, served REAL NOT NULL DEFAULT 0) WITHOUT ROWID;
+CREATE TABLE stores (
+  name TEXT PRIMARY KEY, url TEXT NOT NULL, options TEXT NOT NULL DEFAULT '{}', read_only INTEGER NOT NULL DEFAULT 0)
+  WITHOUT ROWID;
+CREATE TABLE bans (store TEXT PRIMARY KEY, until INTEGER, reason TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+
+def new_id() -> str:
+    """An id for a request: 16 hex digits."""
+    return secrets.token_hex(8)
+
+
+@dataclass(frozen=True, slots=True)
+class NewTransfer:
+    """What is to be moved: from a path in a store (a name, or a URL) to one. size and checksum (SHA-256, hex) where
+    they are known. catalog: where it is to be published once it is done."""
+
+    source: str
+    source_path: bytes
+    store: str
+    path: bytes
+    size: int | None = None
+    checksum: str | None = None
+    catalog: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewOperation:
+    """kind names who does it (worker.Handler); arguments are for that one."""
+
+    kind: str
+    transfers: Sequence[NewTransfer]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class NewRequest:
+    """kind: the command that made it: archive, deliver, send, queue. priority: -3 to 3, a share doubles with each."""
+
+    kind: str
+    owner: str
+    operations: Sequence[NewOperation]
+    label: str = ""
+    priority: int = 0
+    id: str = field(default_factory=new_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    id: str
+    kind: str
+    owner: str
+    priority: int
+    label: str
+    created: int
+    changed: int
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    id: int
+    request: str
+    position: int
+    kind: str
+    arguments: dict[str, Any]
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """A row of the table; kind is the operation's, times in ns since the epoch."""
+
+    id: int
+    request: str
+    operation: int
+    kind: str
+    owner: str
+    priority: int
+    source: str
+    source_path: bytes
+    store: str
+    path: bytes
+    size: int | None
+    checksum: str | None
+    state: State
+    tries: int
+    not_before: int
+    worker: str | None
+    lease: int
+    category: str | None
+    reason: str
+    created: int
+    changed: int
+    publication: str
+    catalog: str | None
+
+    @property
+    def link(self) -> tuple[str, str]:
+        """Source and destination: transfers of one link go together."""
+        return self.source, self.store
+
+
+_COLUMNS = ", ".join(f.name for f in fields(Transfer))
+_MUTABLE = {"size", "checksum", "tries", "not_before", "worker", "lease", "category", "reason", "publication",
+            "catalog"}
+
+
+def _transfer(row: Sequence[Any]) -> Transfer:
+    values: list[Any] = list(row)
+    values[12] = State(values[12])
+    return Transfer(*values)
+
+
+def _request(row: Sequence[Any]) -> Request:
+    values: list[Any] = list(row)
+    values[7] = State(values[7])
+    return Request(*values)
+
+
+def _operation(row: Sequence[Any]) -> Operation:
+    values: list[Any] = list(row)
+    values[4], values[5] = json.loads(values[4]), State(values[5])
+    return Operation(*values)
+
+
+class Transfers:
+    """The database in the state folder `home`."""
+
+    def __init__(self, home: str) -> None:
+        self._home = home
+        self.spool = os.path.join(home, "spool")
+        make_dirs(os.fsencode(home))
+        self._db = _connect(os.path.join(home, FILE))
+
+    def close(self) -> None:
+        self._db.close()
+
+    @contextmanager
+    def atomic(self) -> Iterator[sqlite3.Connection]:
+        """One transaction that nobody else's write comes between; nested ones are part of the outer one."""
+        if self._db.in_transaction:
+            yield self._db
+            return
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._db
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    # putting in
+
+    def submit(self, request: NewRequest) -> str:
+        """Its id. Durable when this returns: in the database, else in the spool, from where `sweep` takes it."""
+        try:
+            with self.atomic():
+                self._insert(request)
+        except sqlite3.OperationalError as exc:
+            _log.warning("the database cannot be written, the request goes to the spool", request=request.id, error=exc)
+            make_dirs(os.fsencode(self.spool))
+            replace_file(os.fsencode(os.path.join(self.spool, f"{request.id}.json")), _to_json(request))
+        return request.id
+
+    def sweep(self) -> int:
+        """Take in what lies in the spool; how many requests. What cannot be read is put aside as *.bad, and holds up
+        nothing else."""
+        taken = 0
+        for name in sorted(os.listdir(self.spool)) if os.path.isdir(self.spool) else []:
+            if not name.endswith(".json"):
+                continue
+            path = os.path.join(self.spool, name)
+            try:
+                with open(path, "rb") as file:
+                    request = _from_json(file.read())
+                with self.atomic() as db:
+                    if not db.execute("SELECT 1 FROM requests WHERE id=?", (request.id,)).fetchone():
+                        self._insert(request)
+            except FileNotFoundError:
+                continue  # another worker was faster
+            except sqlite3.OperationalError as exc:
+                _log.warning("the spool has to wait", error=exc)
+                return taken
+            except (ValueError, KeyError, TypeError, sqlite3.Error) as exc:
+                _log.error("a spooled request cannot be read, it is put aside", file=path, error=repr(exc))
+                with suppress(FileNotFoundError):
+                    os.rename(path, path + ".bad")
+                continue
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+            taken += 1
+        return taken
+
+    def _insert(self, request: NewRequest) -> None:
+        if not request.operations or any(not operation.transfers for operation in request.operations):
+            raise ValueError("a request has operations, and an operation transfers")
+        now, db = time.time_ns(), self._db
+        # Who comes anew, or back, begins where the others are: nobody saves up.
+        waits = "EXISTS (SELECT 1 FROM transfers WHERE state='NEW' AND owner=owners.owner)"
+        floor = db.execute(f"SELECT coalesce(min(served), 0) FROM owners WHERE {waits}").fetchone()[0]
+        db.execute("INSERT INTO owners (owner, served) VALUES (?,?) ON CONFLICT (owner) DO UPDATE SET "
+                   f"served=max(served, excluded.served) WHERE NOT {waits}", (request.owner, floor))
+        db.execute("INSERT INTO requests VALUES (?,?,?,?,?,?,?,?)", (
+            request.id, request.kind, request.owner, request.priority, request.label, now, now, State.NEW.value))
+        for position, operation in enumerate(request.operations):
+            state = (State.QUEUED if position else State.NEW).value
+            ident = db.execute(
+                "INSERT INTO operations (request, position, kind, arguments, state) VALUES (?,?,?,?,?)",
+                (request.id, position, operation.kind, json.dumps(dict(operation.arguments)), state)).lastrowid
+            db.executemany(
+                "INSERT INTO transfers (request, operation, kind, owner, priority, source, source_path, store, path, "
+                "size, checksum, state, created, changed, publication, catalog) "
+                "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                ((request.id, ident, operation.kind, request.owner, request.priority, t.source, t.source_path, t.store,
+                  t.path, t.size, t.checksum, state, now, now, "NEW" if t.catalog else "NOT_REQUIRED", t.catalog)
+                 for t in operation.transfers))
+
+    # changing state
+
+    def advance(self, ids: Iterable[int], was: State | Sequence[State], now: State, by: str | None = None,
+                **columns: Any) -> list[int]:
+        """Compare-and-set: those that were in one of the states `was` (and `by` names their worker, if it is said) are
+        in `now` from here on; which ones that are. columns: others of the row to set."""
+        if unknown := columns.keys() - _MUTABLE:
+            raise ValueError(f"not to be set: {', '.join(unknown)}")
+        states = (was,) if isinstance(was, State) else tuple(was)
+        sets = "".join(f", {name}=:{name}" for name in columns)
+        where = f"state IN ({', '.join(repr(s.value) for s in states)})" + (" AND worker=:by" if by else "")
+        moved, operations = [], set()
+        with self.atomic() as db:
+            for ident in ids:
+                row = db.execute(
+                    f"UPDATE transfers SET state=:now, changed=:time{sets} WHERE id=:id AND {where} "
+                    "RETURNING operation", {"now": now.value, "time": time.time_ns(), "id": ident, "by": by,
+                                            **columns}).fetchone()
+                if row is not None:
+                    moved.append(ident)
+                    operations.add(row[0])
+            self._derive(operations, now)
+        return moved
+
+    def _derive(self, operations: Iterable[int], now: State) -> None:
+        """Operations whose transfers changed, and their requests, follow; the next operation begins."""
+        db = self._db
+        for ident in operations:
+            if now in TAKEN:  # the common case needs no look at the others
+                db.execute("UPDATE operations SET state='SUBMITTED' WHERE id=? AND state<>'SUBMITTED'", (ident,))
+                db.execute("UPDATE requests SET state='SUBMITTED', changed=? WHERE state<>'SUBMITTED' AND "
+                           "id=(SELECT request FROM operations WHERE id=?)", (time.time_ns(), ident))
+                continue
+            state = self._state_of(ident)
+            request, position = db.execute("UPDATE operations SET state=? WHERE id=? RETURNING request, position",
+                                           (state.value, ident)).fetchone()
+            whole = state
+            following = db.execute("SELECT id FROM operations WHERE request=? AND position=?",
+                                   (request, position + 1)).fetchone()
+            if following is not None:
+                if state is State.DONE:
+                    whole = State.NEW
+                    self._all_of(following[0], State.QUEUED, State.NEW)
+                elif state in (State.FAILED, State.KILLED):  # what comes after it would be wrong
+                    for (later,) in db.execute("SELECT id FROM operations WHERE request=? AND position>?",
+                                               (request, position)).fetchall():
+                        self._all_of(later, State.QUEUED, State.KILLED, f"an earlier operation is {state.value}")
+            db.execute("UPDATE requests SET state=?, changed=? WHERE id=?", (whole.value, time.time_ns(), request))
+
+    def _state_of(self, operation: int) -> State:
+        """The one that says most about what is still to happen."""
+        present = {State(row[0]) for row in
+                   self._db.execute("SELECT DISTINCT state FROM transfers WHERE operation=?", (operation,))}
+        for state in (*TAKEN, State.KILL):
+            if state in present:
+                return State.SUBMITTED
+        return next(state for state in (State.NEW, State.RETRY, State.QUEUED, State.FAILED, State.KILLED, State.DONE)
+                    if state in present)
+
+    def _all_of(self, operation: int, was: State, now: State, reason: str = "") -> None:
+        self._db.execute("UPDATE transfers SET state=?, reason=?, changed=? WHERE operation=? AND state=?",
+                         (now.value, reason, time.time_ns(), operation, was.value))
+        self._db.execute("UPDATE operations SET state=? WHERE id=?", (now.value, operation))
+
+    # work
+
+    def acquire(self, worker: str, limit: int, lease: float, max_bytes: int | None = None, request: str | None = None
+                ) -> list[Transfer]:
+        """Take up to `limit` transfers of one owner, and for `lease` seconds the owner too: no other worker is given
+        anything of it meanwhile. The owner who was served least comes first, where a share doubles with each step of
+        priority; within an owner priority counts, then age. Not those of banned stores. request: of that one alone."""
+        now = time.time_ns()
+        until = now + int(lease * NS)
+        with self.atomic() as db:
+            banned = {row[0] for row in db.execute("SELECT store FROM bans WHERE until IS NULL OR until>?", (now,))}
+            owners = self._owners(worker, now, request)
+            for owner, served in owners:
+                rows = self._takeable(owner, limit, max_bytes, request, banned)
+                if not rows:
+                    continue
+                ids = [row.id for row in rows]
+                db.executemany("UPDATE transfers SET state='ACQUIRED', worker=?, lease=?, changed=? WHERE id=?",
+                               ((worker, until, now, ident) for ident in ids))
+                cost = sum(2.0 ** -row.priority for row in rows)
+                db.execute("UPDATE owners SET worker=?, lease=?, served=? WHERE owner=?",
+                           (worker, until, served + cost, owner))
+                self._derive({row.operation for row in rows}, State.ACQUIRED)
+                return [replace(row, state=State.ACQUIRED, worker=worker, lease=until) for row in rows]
+        return []
+
+    def _owners(self, worker: str, now: int, request: str | None) -> list[tuple[str, float]]:
+        """Those with something NEW that no other worker has, the least served first."""
+        where, values = ("WHERE r.id=?", [request]) if request else ("", [])
+        if request:
+            names = [row[0] for row in self._db.execute(f"SELECT owner FROM requests r {where}", values)]
+        else:  # one step of the index per owner, however many transfers each has
+            names, last = [], ""
+            while (row := self._db.execute("SELECT owner FROM transfers WHERE state='NEW' AND owner>? "
+                                           "ORDER BY owner LIMIT 1", (last,)).fetchone()):
+                names.append(last := row[0])
+        known = {row[0]: row[1:] for row in self._db.execute("SELECT owner, worker, lease, served FROM owners")}
+        free = [(name, known[name][2]) for name in names
+                if known[name][0] in (None, worker) or known[name][1] <= now]
+        return sorted(free, key=lambda item: (item[1], item[0]))
+
+    def _takeable(self, owner: str, limit: int, max_bytes: int | None, request: str | None, banned: set[str]
+                  ) -> list[Transfer]:
+        extra = " AND request=?" if request else ""
+        rows: list[Transfer] = []
+        size = 0
+        for raw in self._db.execute(
+                f"SELECT {_COLUMNS} FROM transfers WHERE state='NEW' AND owner=?{extra} ORDER BY priority DESC, id",
+                (owner, request) if request else (owner,)):
+            row = _transfer(raw)
+            if row.source in banned or row.store in banned:
+                continue
+            size += row.size or 0
+            if rows and max_bytes is not None and size > max_bytes:
+                break
+            rows.append(row)
+            if len(rows) == limit:
+                break
+        return rows
+
+    def renew(self, worker: str, lease: float) -> None:
+        """The worker lives: its leases run from now."""
+        until = time.time_ns() + int(lease * NS)
+        with self.atomic() as db:
+            db.execute("UPDATE owners SET lease=? WHERE worker=?", (until, worker))
+            db.execute(f"UPDATE transfers SET lease=? WHERE worker=? AND state IN {_sql(TAKEN)}", (until, worker))
+
+    def release(self, worker: str, owner: str) -> None:
+        """Others may serve the owner."""
+        with self.atomic() as db:
+            db.execute("UPDATE owners SET worker=NULL, lease=0 WHERE owner=? AND worker=?", (owner, worker))
+
+    def run_out(self, limit: int = PAGE) -> list[Transfer]:
+        """Transfers whose worker has not renewed its lease: what became of them has to be looked at."""
+        return self._rows(f"WHERE state IN {_sql((*TAKEN, State.KILL))} AND lease<? AND worker IS NOT NULL LIMIT ?",
+                          (time.time_ns(), limit))
+
+    def adopt(self, transfer: Transfer, worker: str, lease: float) -> bool:
+        """Take over one whose lease has run out; False if somebody else did, or it is renewed."""
+        with self.atomic() as db:
+            return db.execute("UPDATE transfers SET worker=?, lease=? WHERE id=? AND worker=? AND lease=?", (
+                worker, time.time_ns() + int(lease * NS), transfer.id, transfer.worker, transfer.lease)).rowcount == 1
+
+    def wake(self) -> int:
+        """RETRY whose time has come is NEW; how many."""
+        ids = [row[0] for row in self._db.execute(
+            "SELECT id FROM transfers WHERE state='RETRY' AND not_before<=? LIMIT ?", (time.time_ns(), PAGE))]
+        return len(self.advance(ids, State.RETRY, State.NEW, lease=0))
+
+    def next_due(self) -> int | None:
+        """When the next RETRY is due, ns; None if there is none."""
+        row = self._db.execute("SELECT min(not_before) FROM transfers WHERE state='RETRY'").fetchone()
+        return None if row is None else row[0]
+
+    def killed(self, worker: str) -> set[int]:
+        """What the worker has and is to let go of."""
+        rows = self._db.execute("SELECT id FROM transfers WHERE state='KILL' AND worker=?", (worker,))
+        return {row[0] for row in rows}
+
+    # orders
+
+    def kill(self, *, request: str | None = None, owner: str | None = None, link: tuple[str, str] | None = None,
+             ids: Sequence[int] = (), reason: str = "killed") -> int:
+        """What waits is KILLED at once, what a worker has is KILL until that lets go; what has ended stays as it is.
+        How many that were."""
+        wheres, values = _selection(request, owner, link, ids)
+        if not wheres:
+            raise ValueError("what is to be killed?")
+        where = " AND ".join(wheres)
+        with self.atomic() as db:
+            waiting = [row[0] for row in db.execute(
+                f"SELECT id FROM transfers WHERE {where} AND state IN {_sql((State.QUEUED, State.NEW, State.RETRY))}",
+                values)]
+            taken = [row[0] for row in db.execute(
+                f"SELECT id FROM transfers WHERE {where} AND state IN {_sql(TAKEN)}", values)]
+            self.advance(waiting, (State.QUEUED, State.NEW, State.RETRY), State.KILLED, reason=reason)
+            self.advance(taken, TAKEN, State.KILL, reason=reason)
+            return len(waiting) + len(taken)
+
+    def retry(self, *, request: str | None = None, owner: str | None = None, link: tuple[str, str] | None = None,
+              ids: Sequence[int] = ()) -> int:
+        """FAILED and KILLED begin anew with no tries counted, RETRY does not wait any longer; how many."""
+        wheres, values = _selection(request, owner, link, ids)
+        if not wheres:
+            raise ValueError("what is to be tried again?")
+        with self.atomic() as db:
+            found = db.execute(f"SELECT id, operation FROM transfers WHERE {' AND '.join(wheres)} AND state IN "
+                               f"{_sql((State.FAILED, State.KILLED, State.RETRY))} ORDER BY id", values).fetchall()
+            for ident, operation in found:
+                request_id, position = db.execute("SELECT request, position FROM operations WHERE id=?",
+                                                  (operation,)).fetchone()
+                before = db.execute("SELECT 1 FROM operations WHERE request=? AND position<? AND state<>'DONE'",
+                                    (request_id, position)).fetchone()
+                self.advance([ident], (State.FAILED, State.KILLED, State.RETRY), State.QUEUED if before else State.NEW,
+                             tries=0, not_before=0, worker=None, lease=0, reason="", category=None)
+            return len(found)
+
+    def prune(self, older_than: float) -> int:
+        """Forget requests that are DONE or KILLED for so many seconds; how many. What failed or is still to be
+        published stays until somebody has looked at it."""
+        before = time.time_ns() - int(older_than * NS)
+        with self.atomic() as db:
+            old = [row[0] for row in db.execute(
+                "SELECT id FROM requests r WHERE changed<? AND state IN ('DONE', 'KILLED') AND NOT EXISTS ("
+                "SELECT 1 FROM transfers t WHERE t.request=r.id AND (t.state NOT IN ('DONE', 'KILLED') "
+                "OR (t.state='DONE' AND t.publication IN ('NEW', 'ACQUIRED', 'RETRY'))))", (before,))]
+            for ident in old:
+                for table, column in (("transfers", "request"), ("operations", "request"), ("requests", "id")):
+                    db.execute(f"DELETE FROM {table} WHERE {column}=?", (ident,))
+            db.execute("DELETE FROM owners WHERE lease<? AND owner NOT IN (SELECT owner FROM transfers)", (before,))
+        return len(old)
+
+    # looking
+
+    def request(self, ident: str) -> Request | None:
+        """By its id, or what that begins with if only one does."""
+        rows = list(self.requests(where="id>=? AND id<?", values=(ident, ident + "g"), limit=2))
+        exact = [row for row in rows if row.id == ident]
+        return exact[0] if exact else rows[0] if len(rows) == 1 else None
+
+    def requests(self, *, where: str = "1", values: Sequence[Any] = (), limit: int = -1) -> Iterator[Request]:
+        for row in self._db.execute("SELECT id, kind, owner, priority, label, created, changed, state FROM requests "
+                                    f"WHERE {where} ORDER BY created, id LIMIT ?", (*values, limit)):
+            yield _request(row)
+
+    def operations(self, request: str) -> list[Operation]:
+        return [_operation(row) for row in self._db.execute(
+            "SELECT id, request, position, kind, arguments, state FROM operations WHERE request=? ORDER BY position",
+            (request,))]
+
+    def operation(self, ident: int) -> Operation:
+        row = self._db.execute("SELECT id, request, position, kind, arguments, state FROM operations WHERE id=?",
+                               (ident,)).fetchone()
+        return _operation(row)
+
+    def transfer(self, ident: int) -> Transfer | None:
+        rows = self._rows("WHERE id=?", (ident,))
+        return rows[0] if rows else None
+
+    def page(self, *, request: str | None = None, owner: str | None = None, link: tuple[str, str] | None = None,
+             state: State | None = None, after: int = 0, limit: int = PAGE) -> list[Transfer]:
+        """A page by id; the next one begins after the last id of this one."""
+        wheres, values = _selection(request, owner, link, ())
+        if state is not None:
+            wheres.append("state=?")
+            values.append(state.value)
+        return self._rows(f"WHERE {' AND '.join([*wheres, 'id>?'])} ORDER BY id LIMIT ?", [*values, after, limit])
+
+    def counts(self, request: str | None = None) -> dict[State, int]:
+        where, values = ("WHERE request=?", (request,)) if request else ("", ())
+        return {State(row[0]): row[1] for row in
+                self._db.execute(f"SELECT state, count(*) FROM transfers {where} GROUP BY state", values)}
+
+    def _rows(self, where: str, values: Sequence[Any]) -> list[Transfer]:
+        return [_transfer(row) for row in self._db.execute(f"SELECT {_COLUMNS} FROM transfers {where}", values)]
+
+
+def _selection(request: str | None, owner: str | None, link: tuple[str, str] | None, ids: Sequence[int]
+               ) -> tuple[list[str], list[Any]]:
+    wheres: list[str] = []
+    values: list[Any] = []
+    if request is not None:
+        wheres.append("request=?")
+        values.append(request)
+    if owner is not None:
+        wheres.append("owner=?")
+        values.append(owner)
+    if link is not None:
+        wheres += ["source=?", "store=?"]
+        values += link
+    if ids:
+        wheres.append(f"id IN ({','.join(str(int(i)) for i in ids)})")
+    return wheres, values
+
+
+def _sql(states: Iterable[State]) -> str:
+    return "(" + ", ".join(f"'{state.value}'" for state in states) + ")"
+
+
+def _connect(path: str) -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
+    os.chmod(path, 0o600)
+    version = check_version(db, path, SCHEMA_VERSION)
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute("PRAGMA synchronous=FULL")
+    if version == 0:
+        db.execute("BEGIN IMMEDIATE")
+        if db.execute("PRAGMA user_version").fetchone()[0] == 0:  # nobody else was faster
+            for statement in _SCHEMA.split(";"):
+                if statement.strip():
+                    db.execute(statement)
+            db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        db.execute("COMMIT")
+    return db
+
+
+def _to_json(request: NewRequest) -> bytes:
+    return json.dumps({
+        "id": request.id, "kind": request.kind, "owner": request.owner, "label": request.label,
+        "priority": request.priority, "operations": [
+            {"kind": operation.kind, "arguments": dict(operation.arguments), "transfers": [
+                [t.source, t.source_path.decode("latin-1"), t.store, t.path.decode("latin-1"), t.size, t.checksum,
+                 t.catalog] for t in operation.transfers]} for operation in request.operations]}).encode()
+
+
+def _from_json(data: bytes) -> NewRequest:
+    found = json.loads(data)
+    operations = [NewOperation(operation["kind"], [
+        NewTransfer(source, source_path.encode("latin-1"), store, path.encode("latin-1"), size, checksum, catalog)
+        for source, source_path, store, path, size, checksum, catalog in operation["transfers"]],
+        operation["arguments"]) for operation in found["operations"]]
+    return NewRequest(found["kind"], found["owner"], operations, found["label"], found["priority"], found["id"])
+
+
+def shown_place(store: str, path: bytes) -> str:
+    """A place for people."""
+    return f"{store}:{shown(path)}" if store != "/" else "/" + shown(path)

@@ -1,0 +1,145 @@
+"""Moves one file from a store to a store: streamed, hashed at both ends, and compared.
+
+Promise: a copy is under its name at the destination only if all of the source was read, and what was written is what
+was read. A destination that holds that very content already is left alone, so a copy may be done again at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import queue
+import threading
+from contextlib import suppress
+from dataclasses import replace
+from typing import BinaryIO
+
+from gsync.model import shown
+from gsync.transfer.store import Category, Content, Item, Store, StoreError
+
+_DEPTH = 4  # blocks on the way between reader and writer
+
+
+class Stopped(Exception):
+    """The other end has given up."""
+
+
+class _Way(io.RawIOBase):
+    """A pipe within the process: an error of the writer is raised at the reader, so a torn source never looks ended."""
+
+    def __init__(self) -> None:
+        self._blocks: queue.Queue[bytes | BaseException | None] = queue.Queue(_DEPTH)
+        self._rest = b""
+        self._ended = False
+        self._given_up = threading.Event()
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: object) -> int:
+        block = bytes(data)  # type: ignore[call-overload]
+        if block:
+            self._put(block)
+        return len(block)
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Everything was written, or an error came."""
+        with suppress(Stopped):
+            self._put(error)
+
+    def _put(self, what: bytes | BaseException | None) -> None:
+        while not self._given_up.is_set():
+            try:
+                self._blocks.put(what, timeout=0.2)
+                return
+            except queue.Full:
+                continue
+        raise Stopped
+
+    def readinto(self, buffer: object) -> int:
+        view = memoryview(buffer)  # type: ignore[arg-type]
+        if not self._rest and not self._ended:
+            block = self._blocks.get()
+            if isinstance(block, BaseException):
+                raise block
+            self._ended = block is None
+            self._rest = block or b""
+        size = min(len(view), len(self._rest))
+        view[:size], self._rest = self._rest[:size], self._rest[size:]
+        return size
+
+    def give_up(self) -> None:
+        """The reader wants no more."""
+        self._given_up.set()
+
+
+def copy(source: Store, path: bytes, destination: Store, new: bytes, checksum: str | None = None,
+         replace_it: bool = False, item: Item | None = None) -> Content:
+    """Copy a file with its attributes; what was moved. checksum: its SHA-256 (hex), where that is known.
+
+    StoreError: CORRUPT if the source is not what the checksum says, PERMANENT (EEXIST) if something else is at the
+    destination and `replace_it` is not said, else as the stores say.
+    """
+    if item is None:
+        item = source.stat(path)
+    if item is None or not item.is_file:
+        what = "is not there" if item is None else "is not a regular file"
+        raise StoreError(f"store {source.name}: {shown(path)} {what}", Category.PERMANENT)
+    there = destination.stat(new)
+    if there is not None and there.is_file and there.size == item.size:
+        wanted = checksum or source.checksum(path)
+        if destination.checksum(new) == wanted:
+            return Content(item.size, wanted)
+    way = _Way()
+    read: list[Content] = []
+
+    def fetch() -> None:
+        try:
+            got = source.get(path, way)  # type: ignore[arg-type]
+            if checksum is not None and got.sha256 != checksum:
+                raise StoreError(f"store {source.name}: {shown(path)} is corrupt: its SHA-256 is {got.sha256}, not "
+                                 f"{checksum}", Category.CORRUPT)
+            read.append(got)
+            way.end()
+        except Stopped:
+            pass
+        except BaseException as exc:  # noqa: BLE001 it is the reader's now
+            way.end(exc)
+
+    thread = threading.Thread(target=fetch, name="mover")
+    thread.start()
+    try:
+        put = destination.put(new, way, replace(item, path=new), replace_it)  # type: ignore[arg-type]
+    finally:
+        way.give_up()
+        thread.join()
+    if put != read[0]:
+        raise StoreError(f"store {destination.name}: {shown(new)}: {put.size} bytes with SHA-256 {put.sha256} were "
+                         f"written, not {read[0].size} with {read[0].sha256}", Category.CORRUPT)
+    return put
+
+
+def verify(store: Store, path: bytes, content: Content) -> None:
+    """Read the file anew; StoreError (CORRUPT) if it is not that."""
+    item = store.stat(path)
+    if item is None:
+        raise StoreError(f"store {store.name}: {shown(path)} is not there", Category.CORRUPT)
+    if item.size != content.size:
+        raise StoreError(f"store {store.name}: {shown(path)} has {item.size} bytes instead of {content.size}",
+                         Category.CORRUPT)
+    found = store.checksum(path)
+    if found != content.sha256:
+        raise StoreError(f"store {store.name}: {shown(path)} has SHA-256 {found} instead of {content.sha256}",
+                         Category.CORRUPT)
+
+
+def content_of(file: BinaryIO) -> Content:
+    """Read a file to its end."""
+    digest, size = hashlib.sha256(), 0
+    while block := file.read(1 << 20):
+        digest.update(block)
+        size += len(block)
+    return Content(size, digest.hexdigest())

@@ -1,0 +1,175 @@
+"""The stores that have names, which of them are left alone for now, and what a place in a store is called.
+
+Names, options and bans lie in the transfers' database, so all processes of this node see the same. A store that was
+named by its URL alone can be banned too. Not here: how to open a kind of store (stores/).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sqlite3
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gsync.errors import UsageError
+from gsync.model import NS, shown
+from gsync.transfer.database import Transfers
+from gsync.transfer.store import Category, Store, StoreError
+from gsync.transfer.stores.dir import DirStore
+from gsync.volume.home import check_name
+
+LOCAL = "/"  # the URL of this host's whole tree: what a path without a store is in
+_SCHEME = re.compile(r"([a-z][a-z0-9+]*)://(.*)", re.S)
+_HOST_PATH = re.compile(r"(?:[^@/:]+@)?(?:\[[0-9A-Fa-f:.%]+\]|[^:/\[\]]+):(/.*)", re.S)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A path in a store, which is given by its name, or by its URL."""
+
+    store: str
+    path: bytes
+
+    def __str__(self) -> str:
+        return f"/{shown(self.path)}" if self.store == LOCAL else f"{self.store}:{shown(self.path)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A store as it is registered. banned_until: ns, None with a reason: until somebody allows it again."""
+
+    name: str
+    url: str
+    options: Mapping[str, Any]
+    read_only: bool
+    banned: bool = False
+    banned_until: int | None = None
+    reason: str = ""
+
+
+def open_store(url: str, name: str = "", options: Mapping[str, Any] | None = None) -> Store:
+    """The store of a URL: /path or file:///path. UsageError for what is none, StoreError if it is not there."""
+    if url.startswith("/"):
+        return DirStore(os.fsencode(url), name, url)
+    match = _SCHEME.fullmatch(url)
+    if match and match[1] == "file" and match[2].startswith("/"):
+        return DirStore(os.fsencode(match[2]), name, url)
+    raise UsageError(f"store {url!r}: not a URL of a store: /path, file:///path")
+
+
+class Stores:
+    """The registry in a database; stores that were opened are kept until `close`."""
+
+    def __init__(self, transfers: Transfers) -> None:
+        self._transfers = transfers
+        self._open: dict[str, Store] = {}
+
+    def close(self) -> None:
+        for store in self._open.values():
+            store.close()
+        self._open.clear()
+
+    def add(self, name: str, url: str, options: Mapping[str, Any] | None = None, read_only: bool = False) -> None:
+        """Register a store, after opening it; UsageError if the name is taken."""
+        check_name("store", name)
+        store = open_store(url, name, options)
+        store.probe()
+        store.close()
+        try:
+            with self._transfers.atomic() as db:
+                db.execute("INSERT INTO stores VALUES (?,?,?,?)",
+                           (name, url, json.dumps(dict(options or {})), read_only))
+        except sqlite3.IntegrityError:
+            raise UsageError(f"store {name}: there is one of this name already") from None
+
+    def remove(self, name: str) -> None:
+        """Forget a store; nothing in it is touched. UsageError while transfers are to go to it or come from it."""
+        self.known(name)
+        with self._transfers.atomic() as db:
+            row = db.execute("SELECT count(*) FROM transfers WHERE (source=:s OR store=:s) AND state NOT IN "
+                             "('DONE', 'FAILED', 'KILLED')", {"s": name}).fetchone()
+            if row[0]:
+                raise UsageError(f"store {name}: {row[0]} transfers are not done yet; gsync queue kill --store {name} "
+                                 "gives them up")
+            db.execute("DELETE FROM stores WHERE name=?", (name,))
+            db.execute("DELETE FROM bans WHERE store=?", (name,))
+
+    def all(self) -> list[Known]:
+        with self._transfers.atomic() as db:
+            rows = db.execute("SELECT name, url, options, read_only, b.store IS NOT NULL, until, coalesce(reason, '') "
+                              "FROM stores s LEFT JOIN bans b ON b.store=s.name AND (until IS NULL OR until>?) "
+                              "ORDER BY name", (time.time_ns(),)).fetchall()
+        return [Known(row[0], row[1], json.loads(row[2]), bool(row[3]), bool(row[4]), row[5], row[6]) for row in rows]
+
+    def known(self, name: str) -> Known:
+        """UsageError if there is none."""
+        for known in self.all():
+            if known.name == name:
+                return known
+        raise UsageError(f"there is no store {name!r}; gsync store list shows those that are there")
+
+    def get(self, store: str) -> Store:
+        """The open store of a name or URL."""
+        if store not in self._open:
+            if store == LOCAL or "/" in store:
+                self._open[store] = open_store(store)
+            else:
+                known = self.known(store)
+                self._open[store] = open_store(known.url, store, known.options)
+        return self._open[store]
+
+    def writable(self, store: str) -> Store:
+        """The same for writing; PERMANENT if it was registered as read-only."""
+        if "/" not in store and self.known(store).read_only:
+            raise StoreError(f"store {store} is read-only", Category.PERMANENT)
+        return self.get(store)
+
+    def place(self, text: str) -> Place:
+        """What a command line names: NAME:path of a registered store, /path of this host, host:/path, a URL with a
+        path in it. UsageError for anything else."""
+        name, colon, path = text.partition(":")
+        if colon and "/" not in name and not path.startswith("//") and any(known.name == name for known in self.all()):
+            return Place(name, os.fsencode(path).strip(b"/"))
+        if _SCHEME.fullmatch(text) or _HOST_PATH.fullmatch(text):
+            store, _, last = text.rpartition("/")
+            return Place(store + ("/" if store.endswith(":") else ""), os.fsencode(last))
+        if colon and "/" not in name and not os.path.lexists(text):
+            raise UsageError(f"{text!r}: there is no store {name!r}; gsync store list shows those that are there")
+        path = os.path.abspath(text)
+        return Place(LOCAL, os.fsencode(os.path.join(os.path.realpath(os.path.dirname(path)),
+                                                     os.path.basename(path)))[1:])
+
+    # health
+
+    def ban(self, store: str, reason: str, seconds: float | None = None) -> None:
+        """Leave a store alone: for so long, or until it is allowed. The queue's bans do not shorten one by hand."""
+        until = None if seconds is None else time.time_ns() + int(seconds * NS)
+        with self._transfers.atomic() as db:
+            db.execute("INSERT INTO bans VALUES (?,?,?) ON CONFLICT (store) DO UPDATE SET "
+                       "until=CASE WHEN bans.until IS NULL OR excluded.until IS NULL THEN NULL "
+                       "ELSE max(bans.until, excluded.until) END, "
+                       "reason=CASE WHEN bans.until IS NULL THEN bans.reason ELSE excluded.reason END",
+                       (store, until, reason))
+        self._forget(store)
+
+    def allow(self, store: str) -> None:
+        """End a ban; what waits for it is due at once."""
+        with self._transfers.atomic() as db:
+            db.execute("DELETE FROM bans WHERE store=?", (store,))
+            db.execute("UPDATE transfers SET not_before=0 WHERE state='RETRY' AND category=? AND (source=? OR store=?)",
+                       (Category.STORE_DOWN.value, store, store))
+        self._forget(store)
+
+    def banned(self, store: str) -> bool:
+        with self._transfers.atomic() as db:
+            return db.execute("SELECT 1 FROM bans WHERE store=? AND (until IS NULL OR until>?)",
+                              (store, time.time_ns())).fetchone() is not None
+
+    def _forget(self, store: str) -> None:
+        """Open it anew the next time."""
+        if (opened := self._open.pop(store, None)) is not None:
+            opened.close()

@@ -1,0 +1,52 @@
+"""What becomes of a transfer that did not work: one policy for the queue, archive, delivery and send.
+
+A try is charged for what may be the transfer's own trouble. A store that is down charges nobody: it is left alone for a
+while (banned), and the transfers wait for it. Corrupt data is fetched again, from another replica where there is one.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gsync.model import NS
+from gsync.transfer.store import Category
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """again: when it is tried again, ns since the epoch; None: never, it has FAILED. charged: whether this was a try.
+    ban: how long the store is left alone, ns; 0: not at all."""
+
+    again: int | None
+    charged: bool
+    ban: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """max_retries: tries after the first one. The pause before try n+1 is first_pause * 2^(n-1), at most longest_pause,
+    give or take a quarter (seconds). ban: seconds for which a store that is down is left alone."""
+
+    max_retries: int = 3
+    first_pause: float = 5.0
+    longest_pause: float = 3600.0
+    ban: float = 60.0
+    rng: Callable[[], float] = random.random
+
+    def judge(self, category: Category, tries: int, now: int) -> Verdict:
+        """After `tries` tries, this one included if it is charged; now in ns since the epoch."""
+        if category is Category.PERMANENT:
+            return Verdict(None, True)
+        if category is Category.STORE_DOWN:
+            ban = int(self.ban * NS)
+            return Verdict(now + ban + int(self.rng() * NS), False, ban)
+        if tries > self.max_retries:
+            return Verdict(None, True)
+        return Verdict(now + int(self.pause(tries) * NS), True)
+
+    def pause(self, tries: int) -> float:
+        """Seconds to wait after so many tries."""
+        pause = min(self.first_pause * 2.0 ** min(max(tries, 1) - 1, 30), self.longest_pause)
+        return pause * (0.75 + self.rng() / 2)

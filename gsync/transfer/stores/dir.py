@@ -1,0 +1,361 @@
+"""The store that is a directory of this host, by descriptors below its root; no symlink is followed.
+
+A file is completed under a name of its own in the directory that it belongs to (`.gsync-part.<random>`), made durable
+and renamed. What a killed process left of that is removed by the next put into the same directory once it is a day old.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import stat
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO
+
+from gsync.errors import UsageError
+from gsync.fsid import open_beneath, syncfs
+from gsync.model import NS, ROOT_GFID, shown
+from gsync.slave.attrs import set_attrs
+from gsync.slave.protocol import Caps, MetaRow
+from gsync.transfer.store import BLOCK, Category, Content, Item, StoreError, parts_of, store_io
+
+PART = b".gsync-part."
+_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_PLACE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR)
+_OLD_PART = 86400 * NS
+_OWN_XATTRS = (b"trusted.gfid", b"trusted.glusterfs.", b"trusted.afr.", b"trusted.ec.", b"trusted.overlay.")
+
+
+class DirStore:
+    """The directory `root`, which must be there."""
+
+    kind = "dir"
+
+    def __init__(self, root: bytes, name: str = "", url: str = "") -> None:
+        self.name = name or shown(root)
+        self.url = url or os.fsdecode(root)
+        self._root = root
+        self._caps = Caps(root=os.geteuid() == 0, chown=os.geteuid() == 0, trusted=os.geteuid() == 0)
+        self._local = threading.local()
+        self._swept: set[tuple[int, int]] = set()
+        try:
+            self._fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            # Perhaps not mounted: that must not be taken for an empty store.
+            raise StoreError(f"store {self.name}: {shown(root)} is not there (not mounted?); make it if it is to be "
+                             "a store", Category.STORE_DOWN, errno.ENOENT) from None
+        except NotADirectoryError:
+            raise UsageError(f"store {self.name}: {shown(root)} is not a directory") from None
+        except OSError as exc:
+            raise StoreError(f"store {self.name}: {shown(root)}: {exc.strerror}", Category.STORE_DOWN,
+                             exc.errno) from exc
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    # looking
+
+    def probe(self) -> None:
+        """The directory that was opened is still the one at its path."""
+        try:
+            same = os.path.samestat(os.stat(self._root), os.fstat(self._fd))
+        except OSError as exc:
+            raise StoreError(f"store {self.name}: {shown(self._root)}: {exc.strerror}", Category.STORE_DOWN,
+                             exc.errno) from exc
+        if not same:
+            raise StoreError(f"store {self.name}: {shown(self._root)} is another directory than before",
+                             Category.STORE_DOWN)
+
+    def stat(self, path: bytes) -> Item | None:
+        with store_io(self.name, "look at", path):
+            try:
+                fd = self._open(path, _PLACE)
+            except OSError as exc:
+                if exc.errno in _NOT_THERE:
+                    return None
+                raise
+            with _closing(fd):
+                return _item(path, fd, True)
+
+    def list(self, path: bytes) -> Iterator[Item]:
+        with store_io(self.name, "list", path), _closing(self._open(path, _DIR)) as folder:
+            names = sorted(name for name in map(os.fsencode, os.listdir(folder)) if not name.startswith(PART))
+            prefix = path + b"/" if path else b""
+            for name in names:
+                try:
+                    fd = os.open(name, _PLACE, dir_fd=folder)
+                except FileNotFoundError:
+                    continue
+                with _closing(fd):
+                    yield _item(prefix + name, fd, False)
+
+    def checksum(self, path: bytes, algorithm: str = "sha256") -> str:
+        with store_io(self.name, "read", path), self._open_file(path) as file:
+            return _copy(file, None, hashlib.new(algorithm))[1]
+
+    def content(self, path: bytes) -> Content | None:
+        return None
+
+    def durable(self, path: bytes) -> bool:
+        return self.stat(path) is not None
+
+    def free(self) -> int | None:
+        with store_io(self.name, "look at", b""):
+            found = os.fstatvfs(self._fd)
+            return found.f_bavail * found.f_frsize
+
+    # files
+
+    def get(self, path: bytes, into: BinaryIO) -> Content:
+        with store_io(self.name, "read", path):
+            source = self._open_file(path)
+        return self._copied(path, source, into)
+
+    def _copied(self, path: bytes, source: BinaryIO, into: BinaryIO) -> Content:
+        """The reader's errors are the store's, the writer's are not."""
+        digest, size = hashlib.sha256(), 0
+        with source:
+            while True:
+                with store_io(self.name, "read", path):
+                    block = source.read(BLOCK)
+                if not block:
+                    return Content(size, digest.hexdigest())
+                digest.update(block)
+                size += len(block)
+                into.write(block)
+
+    def put(self, path: bytes, source: BinaryIO, item: Item | None = None, replace: bool = False) -> Content:
+        with self._parent(path, "write", make=True) as (folder, bname):
+            self._refuse_occupied(path, folder, bname, replace)
+            part = PART + secrets.token_hex(8).encode()
+            fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
+            try:
+                with open(fd, "wb", buffering=0) as into:
+                    size, digest = _copy(source, into, hashlib.sha256())
+                    if item is not None:
+                        self._attrs(fd, os.fstat(fd), item)
+                    else:
+                        os.fchmod(fd, 0o644 & ~_umask())
+                    if not self._batched():
+                        os.fsync(fd)
+                    self._place(folder, part, bname, replace)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(part, dir_fd=folder)
+                raise
+            self._remove_old_parts(folder)
+            self._settle(folder)
+            return Content(size, digest)
+
+    def _refuse_occupied(self, path: bytes, folder: int, bname: bytes, replace: bool) -> None:
+        try:
+            st = os.stat(bname, dir_fd=folder, follow_symlinks=False)
+        except FileNotFoundError:
+            return
+        if not replace or not stat.S_ISREG(st.st_mode):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+
+    def _place(self, folder: int, part: bytes, bname: bytes, replace: bool) -> None:
+        if replace:
+            os.rename(part, bname, src_dir_fd=folder, dst_dir_fd=folder)
+            return
+        try:  # link(2) replaces nothing, whoever came in between
+            os.link(part, bname, src_dir_fd=folder, dst_dir_fd=folder)
+        except OSError as exc:
+            if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS):
+                raise
+            os.rename(part, bname, src_dir_fd=folder, dst_dir_fd=folder)  # no hard links on this file system
+        else:
+            os.unlink(part, dir_fd=folder)
+
+    def _remove_old_parts(self, folder: int) -> None:
+        """Once for each directory and store object."""
+        st = os.fstat(folder)
+        if (st.st_dev, st.st_ino) in self._swept:
+            return
+        self._swept.add((st.st_dev, st.st_ino))
+        for name in map(os.fsencode, os.listdir(folder)):
+            if name.startswith(PART):
+                with contextlib.suppress(FileNotFoundError):
+                    old = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                    if old.st_mtime_ns < time.time_ns() - _OLD_PART and old.st_ctime_ns < time.time_ns() - _OLD_PART:
+                        os.unlink(name, dir_fd=folder)
+
+    # other entries
+
+    def symlink(self, path: bytes, item: Item) -> None:
+        assert item.target is not None
+        with self._parent(path, "make", make=True) as (folder, bname):
+            try:
+                os.symlink(item.target, bname, dir_fd=folder)
+            except FileExistsError:
+                with contextlib.suppress(OSError):
+                    if os.readlink(bname, dir_fd=folder) == item.target:
+                        return
+                raise
+            with _closing(os.open(bname, _PLACE, dir_fd=folder)) as fd:
+                self._attrs(b"/proc/self/fd/%d" % fd, os.fstat(fd), item)
+            self._settle(folder)
+
+    def link(self, path: bytes, first: bytes) -> None:
+        with self._parent(first, "link", make=False) as (there, old), \
+                self._parent(path, "link", make=True) as (folder, bname):
+            try:
+                os.link(old, bname, src_dir_fd=there, dst_dir_fd=folder, follow_symlinks=False)
+            except FileExistsError:
+                if os.path.samestat(os.stat(old, dir_fd=there, follow_symlinks=False),
+                                    os.stat(bname, dir_fd=folder, follow_symlinks=False)):
+                    return
+                raise
+            self._settle(folder)
+
+    def mkdir(self, path: bytes, item: Item | None = None) -> None:
+        with store_io(self.name, "make", path), _closing(self._make_dirs(_parts(self.name, path))) as fd:
+            if item is not None:
+                self._attrs(fd, os.fstat(fd), item)
+            self._settle(fd)
+
+    def set_attrs(self, path: bytes, item: Item) -> None:
+        with store_io(self.name, "set the attributes of", path), _closing(self._open(path, _PLACE)) as fd:
+            self._attrs(b"/proc/self/fd/%d" % fd, os.fstat(fd), item)
+
+    def delete(self, path: bytes) -> None:
+        try:
+            with self._parent(path, "remove", make=False) as (folder, bname):
+                try:
+                    os.unlink(bname, dir_fd=folder)
+                except IsADirectoryError:
+                    os.rmdir(bname, dir_fd=folder)
+                self._settle(folder)
+        except StoreError as exc:
+            if exc.errno not in _NOT_THERE:
+                raise
+
+    def move(self, old: bytes, new: bytes) -> None:
+        with self._parent(old, "move", make=False) as (there, bname), \
+                self._parent(new, "move", make=True) as (folder, target):
+            with contextlib.suppress(FileNotFoundError):
+                os.stat(target, dir_fd=folder, follow_symlinks=False)
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new)
+            os.rename(bname, target, src_dir_fd=there, dst_dir_fd=folder)
+            self._settle(folder)
+            self._settle(there)
+
+    # durability
+
+    @contextlib.contextmanager
+    def batch(self) -> Iterator[None]:
+        """One syncfs at the end. Of the thread that calls it."""
+        self._local.batched = True
+        try:
+            yield
+        finally:
+            self._local.batched = False
+        with store_io(self.name, "sync", b""):
+            syncfs(self._fd)
+
+    def _batched(self) -> bool:
+        return getattr(self._local, "batched", False)
+
+    def _settle(self, folder: int) -> None:
+        if not self._batched():
+            os.fsync(folder)
+
+    # descriptors
+
+    def _open(self, path: bytes, flags: int) -> int:
+        _parts(self.name, path)
+        return open_beneath(self._fd, path or b".", flags)
+
+    def _open_file(self, path: bytes) -> BinaryIO:
+        fd = self._open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise OSError(errno.EINVAL, "not a regular file", path)
+        return open(fd, "rb", buffering=0)
+
+    @contextlib.contextmanager
+    def _parent(self, path: bytes, op: str, make: bool) -> Iterator[tuple[int, bytes]]:
+        """The directory of a path, for operations on its last part; all errors inside are the store's."""
+        with store_io(self.name, op, path):
+            parts = _parts(self.name, path)
+            if not parts:
+                raise OSError(errno.EBUSY, "that is the root of the store", path)
+            fd = self._make_dirs(parts[:-1]) if make else open_beneath(self._fd, b"/".join(parts[:-1]) or b".", _DIR)
+            with _closing(fd):
+                yield fd, parts[-1]
+
+    def _make_dirs(self, parts: Sequence[bytes]) -> int:
+        """A descriptor of the directory, made with those above it where they are missing."""
+        with contextlib.suppress(FileNotFoundError):
+            return open_beneath(self._fd, b"/".join(parts) or b".", _DIR)
+        above = self._make_dirs(parts[:-1])
+        with _closing(above):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(parts[-1], 0o755, dir_fd=above)
+                self._settle(above)
+            return os.open(parts[-1], _DIR, dir_fd=above)
+
+    def _attrs(self, place: int | bytes, st: os.stat_result, item: Item) -> None:
+        xattrs = None if item.xattrs is None else list(item.xattrs)
+        set_attrs(place, st, MetaRow(ROOT_GFID, item.kind | item.mode, item.uid, item.gid, item.mtime, st.st_atime_ns,
+                                     xattrs), self._caps)
+
+
+@contextlib.contextmanager
+def _closing(fd: int) -> Iterator[int]:
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _parts(store: str, path: bytes) -> list[bytes]:
+    try:
+        return parts_of(path)
+    except ValueError:
+        raise StoreError(f"store {store}: {shown(path)} is not a path in a store", Category.PERMANENT,
+                         errno.EINVAL) from None
+
+
+def _umask() -> int:
+    """Without changing it, as other threads make files."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        return next(int(line.split()[1], 8) for line in file if line.startswith("Umask:"))
+
+
+def _copy(source: BinaryIO, into: BinaryIO | None, digest: hashlib._Hash) -> tuple[int, str]:
+    """Everything from source to into, if that is given; how many bytes, and the digest."""
+    size = 0
+    while block := source.read(BLOCK):
+        digest.update(block)
+        size += len(block)
+        while into is not None and block:
+            block = block[into.write(block):]
+    return size, digest.hexdigest()
+
+
+def _item(path: bytes, fd: int, whole: bool) -> Item:
+    st = os.fstat(fd)
+    kind = stat.S_IFMT(st.st_mode)
+    target = os.readlink(b"", dir_fd=fd) if kind == stat.S_IFLNK else None
+    xattrs: tuple[tuple[bytes, bytes], ...] | None = None
+    if whole and kind in (stat.S_IFREG, stat.S_IFDIR):
+        place = b"/proc/self/fd/%d" % fd
+        try:
+            names = [os.fsencode(name) for name in os.listxattr(place)]
+        except OSError as exc:
+            if exc.errno != errno.EOPNOTSUPP:
+                raise
+            names = []
+        xattrs = tuple((name, os.getxattr(place, name)) for name in sorted(names) if not name.startswith(_OWN_XATTRS))
+    return Item(path, kind, st.st_size, st.st_mtime_ns, st.st_ctime_ns, stat.S_IMODE(st.st_mode), st.st_uid, st.st_gid,
+                target, xattrs)
