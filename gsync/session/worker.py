@@ -553,7 +553,8 @@ class Worker:
             self.db.set_fact("doubt_whole", 1)
         else:
             self.db.keep_doubt()
-        self.db.set_fact("doubt_time", resolved)
+        # A batch that had to resolve nothing must not make older doubt look settled.
+        self.db.set_fact("doubt_time", max(resolved, int(self.db.fact("doubt_time") or 0)))
         self.db.set_fact("doubt_gaps", gaps if earlier is None else min(int(earlier), gaps))
         self.db.flush()
 

@@ -120,6 +120,19 @@ def test_02_gap_aba_of_an_enumerated_child(w: World) -> None:
     done(w)
 
 
+def test_doubt_outlives_a_batch_that_has_nothing_to_resolve(w: World) -> None:
+    """The walk's doubt, and a batch that only asks the agent what it left [7, 20]. Found by a random history."""
+    w.mk("m/a", "1")
+    w.cycle()
+    w.recorder_dies()
+    w.worker_dies()
+    w.cycle()
+    w.rm("m/a")
+    w.cycle()
+    done(w)
+    assert not (w.slave / "a").exists()
+
+
 def test_03_inotify_blind_window(w: World) -> None:
     synced(w)
     w.mkdir("m/c")
