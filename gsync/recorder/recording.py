@@ -152,11 +152,13 @@ class Recording:
     def _scan_first(self) -> None:
         """Fill the index. Every change is recorded from the moment that a detector which sees all is there, else
         from the end of the scan."""
+        scan = FirstScan(self._tree, self._index, self._detector, self._tick, self._clock, self._racy.add)
+        scan.clear()
         since = self._clock()
         layout.set_covered_from(self._folder, since)
         if self._detector.sees_all:
             self._report(watching_since=since)
-        FirstScan(self._tree, self._index, self._detector, self._tick, self._clock, self._racy.add).run()
+        scan.run()
         if not self._detector.sees_all or self._gap:
             since = self._clock()
             layout.set_covered_from(self._folder, since)

@@ -3,7 +3,7 @@
 Directories are visited by identity, each after its watch is set; pages of names go to the index by the thousand.
 What is still to be visited lies in a temporary table: memory does not grow with the tree.
 
-    FirstScan   fills the index, says nothing
+    FirstScan   fills the index, says nothing; a directory's ctime is noted once all its names are
     GapScan     says exactly what differs from the index: creations, changes, renames, removals
     FreshScan   says everything below a directory that came from where nobody watched
 """
@@ -81,7 +81,7 @@ class _Scan:
             return
         try:
             self._detector.watch(gfid, handle, fd)
-            self._met(gfid)
+            self._met(gfid, fd)
             known = self._known(gfid)
             if known is None:
                 self._read_big(gfid, fd)
@@ -94,6 +94,7 @@ class _Scan:
                 self._after_page(len(page))
             for entry in known.values():
                 self._missing(entry)
+            self._listed(gfid)
         except PermissionError as exc:
             self._unreadable(gfid, exc)
         finally:
@@ -155,23 +156,33 @@ class _Scan:
             self._index.put(self._put)
             for entry in self._put:
                 if entry.ctime == UNKNOWN_CTIME:
-                    self._racy(entry.gfid)
+                    self._unsettled(entry)
             self._put.clear()
         if self._push:
             self._db.executemany("INSERT INTO todo (gfid, handle) VALUES (?,?)", self._push)
             self._push.clear()
 
-    def _descend(self, seen: Seen) -> None:
+    def _unsettled(self, entry: Entry) -> None:
+        """An entry without a ctime was written."""
+        self._racy(entry.gfid)
+
+    def _descend(self, seen: Seen) -> bool:
+        """Visit it later, if it is a directory of this file system; whether it is."""
         if stat.S_ISDIR(seen.st.st_mode) and not is_mount_handle(seen.handle):
             self._push.append((seen.gfid, seen.handle))
+            return True
+        return False
 
     def _unreadable(self, gfid: Gfid, exc: OSError) -> None:
         parts = self._index.path_of(gfid) or []
         _log.warning("directory cannot be read, what is in it is not recorded", path=shown(b"/".join(parts)),
                      error=exc.strerror)
 
-    def _met(self, gfid: Gfid) -> None:
+    def _met(self, gfid: Gfid, fd: int) -> None:
         """The directory is there and readable."""
+
+    def _listed(self, gfid: Gfid) -> None:
+        """All its names were found."""
 
     def _found(self, pargfid: Gfid, bname: bytes, seen: Seen, known: Entry | None) -> None:
         """An inode is at a name; known: what the index has there."""
@@ -185,11 +196,15 @@ class _Scan:
 class FirstScan(_Scan):
     """Makes the index what the tree is. The pages are committed one by one: the caller has no transaction open."""
 
+    def clear(self) -> None:
+        """Forget a first scan that was interrupted: before anybody is told that what the index has is kept current."""
+        self._db.execute("DELETE FROM entries")
+
     def run(self) -> None:
         self._uncommitted = 0
+        self._of_listed: list[tuple[Gfid, int, int]] = []
         self._db.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT}")
         self._db.execute("BEGIN IMMEDIATE")
-        self._db.execute("DELETE FROM entries")  # of a first scan that was interrupted
         self._run([(ROOT_GFID, self._tree.inodes.handles.root)])
         self._db.execute("COMMIT")
         self._db.execute("PRAGMA wal_autocheckpoint=1000")
@@ -209,8 +224,28 @@ class FirstScan(_Scan):
             super()._after_page(names)
 
     def _found(self, pargfid: Gfid, bname: bytes, seen: Seen, known: Entry | None) -> None:
-        self._put.append(entry_at(pargfid, bname, seen, self._clean_before))
-        self._descend(seen)
+        entry = entry_at(pargfid, bname, seen, self._clean_before)
+        self._put.append(entry._replace(ctime=UNKNOWN_CTIME) if self._descend(seen) else entry)
+
+    def _unsettled(self, entry: Entry) -> None:
+        if not stat.S_ISDIR(entry.kind):
+            self._racy(entry.gfid)
+
+    def _met(self, gfid: Gfid, fd: int) -> None:
+        st = os.fstat(fd)
+        self._at_first = stamp(st, self._clock() - GRANULARITY), st.st_size
+
+    def _listed(self, gfid: Gfid) -> None:
+        """From now on a worker need not read this directory itself."""
+        self._of_listed.append((gfid, *self._at_first))
+        if self._at_first[0] == UNKNOWN_CTIME:
+            self._racy(gfid)
+
+    def _write(self) -> None:
+        super()._write()
+        for gfid, ctime, size in self._of_listed:
+            self._index.set_ctime(gfid, ctime, size)
+        self._of_listed.clear()
 
 
 class GapScan(_Scan):
@@ -246,7 +281,7 @@ class GapScan(_Scan):
             self._slice.meta(ROOT_GFID)
         self._index.set_fact("root_ctime", stamp(st, clean_before))
 
-    def _met(self, gfid: Gfid) -> None:
+    def _met(self, gfid: Gfid, fd: int = -1) -> None:
         self._db.execute("INSERT OR IGNORE INTO met VALUES (?)", (gfid,))
 
     def _was_met(self, gfid: Gfid) -> bool:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 
 from gsync.fsid import Inodes, is_mount_handle, open_beneath
 from gsync.model import ROOT_GFID, STATE_DIR, Attrs, Gfid, Name, check_bname
-from gsync.namespace import Entry, Namespace
+from gsync.namespace import UNKNOWN_CTIME, Entry, Namespace
 from gsync.volume.tree import GONE, Filter, Resolved, Tree, Verdict
 
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -122,10 +122,15 @@ class PosixTree(Tree):
                 and not (self._filter and self._filter.excludes(dirpath + entry.bname, False)))
 
     def read_indexed(self, gfid: Gfid) -> IndexReader | None:
-        """A reader of the directory by the index; None before that is complete, where it may lack what the recorder was
-        not allowed to see, and without the directory."""
-        if not self.by_handle or self._index.fact("complete") != 1:
+        """A reader of the directory by the index; None before all its names are there (until the index is complete, a
+        directory has a ctime in it then), where it may lack what the recorder was not allowed to see, and without the
+        directory."""
+        if not self.by_handle:
             return None
+        if self._index.fact("complete") != 1:
+            entry = self._index.entry_of(gfid)
+            if entry is None or entry.ctime == UNKNOWN_CTIME:
+                return None
         opened = self._open_dir(gfid, to_list=True)
         return None if isinstance(opened, Resolved) else IndexReader(self, self._index, gfid, *opened)
 

@@ -16,6 +16,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 import xattr
@@ -87,14 +88,9 @@ class DirReader:
 
     def page(self, limit: int) -> list[Resolved]:
         """The next entries, at most `limit`; fewer at the end."""
-        out: list[Resolved] = []
-        while len(out) < limit:
-            try:
-                entry = next(self._entries)
-            except StopIteration:
-                break
-            out.append(self._tree.look(self._fd, self._path, (self.gfid, os.fsencode(entry.name))))
-        return out
+        page = list(islice(self._entries, limit))
+        page.sort(key=os.DirEntry.inode)  # the order in which a disk likes to be asked, and in which the recorder asks
+        return [self._tree.look(self._fd, self._path, (self.gfid, os.fsencode(entry.name))) for entry in page]
 
     def close(self) -> None:
         self._entries.close()  # type: ignore[attr-defined]

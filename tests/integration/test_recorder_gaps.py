@@ -19,6 +19,8 @@ from gsync.model import NS, ROOT_GFID
 from gsync.namespace import Namespace
 from gsync.recorder import recording, scan
 from gsync.recorder.detector import ChangeHint, Detector, Knows, LostWatch, NameHint, Overflow
+from gsync.recorder.recorder import Recorder
+from gsync.volume.posix import PosixTree
 from tests.recorder_changes import a_directory, hostile_names, one_file
 from tests.recording import FACTORIES, Injecting, World
 
@@ -230,6 +232,50 @@ def test_with_fanotify_every_change_counts_from_the_start_of_the_first_scan(
 
     world.start(step=meanwhile)
     world.cut()
+    world.close()
+
+
+@pytest.mark.root
+def test_a_directory_is_offered_by_the_index_once_all_its_names_are_in_it(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker may crawl during the first scan; one that broke off leaves nothing that could be taken for current."""
+    monkeypatch.setattr(scan, "_COMMIT", 1)
+    world = World(tmp_path, FACTORIES["fanotify"])
+    for i in range(6):
+        (world.tree / f"{i}").mkdir()
+        for j in range(i + 1):
+            (world.tree / f"{i}" / f"{j}").write_bytes(b"")
+    offered: set[bytes] = set()
+
+    def look(step: str) -> None:
+        if step != "scan":
+            return
+        tree = PosixTree(os.open(world.tree, os.O_RDONLY), world.volume.tag, world.brick.namespace)
+        for found in tree.resolve([(ROOT_GFID, b"%d" % i) for i in range(6)]):
+            reader = tree.read_indexed(found.gfid)
+            if reader is not None:
+                assert len(reader.page(10)) == int(found.name[1]) + 1
+                reader.close()
+                offered.add(found.name[1])
+        tree.close()
+        if len(offered) == 3:
+            raise Killed
+
+    time.sleep(2 * scan.GRANULARITY / NS)  # a directory that changed just now has no ctime in the index
+    with pytest.raises(Killed):
+        world.start(step=look)
+    world.stop()
+    publish, told = Recorder._publish, []
+
+    def check(recorder: Recorder, **changes: object) -> None:
+        if changes.get("watching_since") and not told:
+            told.append(Namespace(world.brick.namespace, readonly=True).count()[0])
+        publish(recorder, **changes)
+
+    monkeypatch.setattr(Recorder, "_publish", check)
+    world.start()
+    assert told == [0]
+    assert world.cut() == []
     world.close()
 
 

@@ -50,8 +50,8 @@ class InlineClient(SlaveClient):
         """Nothing lies between."""
 
     def commit(self, stime: int | None, entry_stime: int | None, epoch: int, clear: bool,
-               mark: str | None = None) -> CommitAnswer:
-        answer = super().commit(stime, entry_stime, epoch, clear, mark)
+               mark: str | None = None, walked: bool = False) -> CommitAnswer:
+        answer = super().commit(stime, entry_stime, epoch, clear, mark, walked)
         self._world.check_commit(stime)
         return answer
 
