@@ -154,6 +154,7 @@ class Batch:
     def _names(self) -> None:
         self.progress.phase = "crawling"
         db = self.db
+        db.cover()
         while True:
             self.check_stop()
             self._take_results(wait=False)
@@ -410,6 +411,7 @@ class Batch:
                 if directory.new:
                     self._building.setdefault(directory.gfid, Building())
                 continue
+            self.db.uncover(directory.gfid)
             if opened.verdict is Verdict.UNKNOWN and directory.gfid not in self._waited:
                 self._waited.add(directory.gfid)
                 self._catch_up()

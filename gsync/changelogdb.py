@@ -29,6 +29,7 @@ class State(IntEnum):
     READY = 6      # the inode is complete: to be filled with the next group
     DONE = 7
     FAILED = 8     # given up in this batch: in the ledger
+    COVERED = 9    # an enumeration of its directory looks at it
 
 
 class Data(IntEnum):
@@ -169,6 +170,17 @@ class ChangelogDB:
         self._begin()
         self._db.executemany("UPDATE names SET state=? WHERE id=?", rows)
 
+    def cover(self) -> None:
+        """Names in directories that are still to be enumerated, on both sides, are looked at once, with those."""
+        self._begin()
+        self._db.execute("UPDATE names SET state=? WHERE state=? AND pargfid IN (SELECT gfid FROM dirs WHERE state=?)",
+                         (State.COVERED, State.DIRTY, _TODO))
+
+    def uncover(self, gfid: Gfid) -> None:
+        """The directory is not enumerated after all."""
+        self._begin()
+        self._db.execute("UPDATE names SET state=? WHERE pargfid=? AND state=?", (State.DIRTY, gfid, State.COVERED))
+
     def set_absent(self, rows: Iterable[tuple[int, int]]) -> None:
         """(since, rowid) pairs: absent at the master when looked at."""
         self._begin()
@@ -237,8 +249,8 @@ class ChangelogDB:
 
     def pending(self) -> dict[str, int]:
         """What status shows of the batch at hand."""
-        entry = self._db.execute("SELECT count(*) FROM names WHERE state NOT IN (?,?)",
-                                 (State.DONE, State.FAILED)).fetchone()[0]
+        entry = self._db.execute("SELECT count(*) FROM names WHERE state NOT IN (?,?,?)",
+                                 (State.DONE, State.FAILED, State.COVERED)).fetchone()[0]
         data, meta = self._db.execute("SELECT coalesce(sum(data>0),0), coalesce(sum(meta),0) FROM gfids").fetchone()
         return {"entry": int(entry), "data": int(data), "meta": int(meta)}
 

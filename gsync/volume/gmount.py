@@ -3,7 +3,7 @@
 It lies in a mount namespace of the client process alone: nobody else sees it, it stays attached as long as that
 process lives, and nothing is left of it afterwards, however this process ends. No cache stands between the worker and
 the bricks (what a changelog points at must not be looked up in the past): the client's caching translators are passed
-through and the kernel keeps neither names nor attributes.
+through and the kernel keeps no names, and attributes only for as long as it takes to ask for them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from collections.abc import Callable
 from gsync.errors import Faulty, Transient
 
 _CACHES = ("md-cache", "io-cache", "quick-read", "open-behind", "readdir-ahead", "read-ahead", "nl-cache")
+_ATTRIBUTES = 0.05  # s: what a lookup brought along need not be asked for again by the stat that follows
+_READERS = 4        # threads of the client that take requests
 _GRACE = 5.0   # s that a client has to end
 _LOOK = 0.02
 
@@ -26,7 +28,8 @@ def mount_argv(volume: str, host: str, place: str, log: str) -> list[str]:
     passed = [f"--xlator-option={volume}-{cache}.pass-through=true" for cache in _CACHES]
     return ["unshare", "--mount", "--propagation", "private", "--", "setpriv", "--pdeathsig", "TERM", "--",
             "glusterfs", "--no-daemon", f"--volfile-server={host}", f"--volfile-id={volume}", "--acl",
-            "--aux-gfid-mount", "--client-pid=-1", "--entry-timeout=0", "--attribute-timeout=0",
+            "--aux-gfid-mount", "--client-pid=-1", f"--reader-thread-count={_READERS}",
+            "--entry-timeout=0", f"--attribute-timeout={_ATTRIBUTES}",
             "--negative-timeout=0", f"--log-file={log}", *passed, place]
 
 

@@ -13,7 +13,8 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from gsync.errors import Transient
 from gsync.fsid import open_beneath
@@ -26,6 +27,7 @@ _AWAY = (errno.ENOTCONN, errno.ECONNABORTED, errno.ESHUTDOWN, errno.ETIMEDOUT, e
 _OURS_AND_THEIRS = (STATE_DIR, b".glusterfs", b".trashcan", b".gfid", b".meta")  # at the root
 _HANDLE = re.compile(rb"(?:\.\./){2}[0-9a-f]{2}/[0-9a-f]{2}/([0-9a-f-]{36})/(.+)", re.DOTALL)
 _PAGE = 5000
+_LOOKERS = 4
 _TRIES = 5          # of finding a directory that is being renamed
 _DEEPEST = 100_000
 
@@ -42,8 +44,12 @@ class GlusterTree(Tree):
                  acls: bool = True) -> None:
         super().__init__(root_fd, filters, xattrs, acls)
         self._handles = os.path.join(brick, b".glusterfs")
+        self._by_gfid = os.open(b".gfid", _PLACE | os.O_DIRECTORY, dir_fd=root_fd)
+        self._pool = ThreadPoolExecutor(_LOOKERS, "lookup")  # a lookup mostly waits for the bricks
 
     def close(self) -> None:
+        self._pool.shutdown()
+        os.close(self._by_gfid)
         os.close(self._root_fd)
 
     def is_away(self, err: int) -> bool:
@@ -84,6 +90,11 @@ class GlusterTree(Tree):
             if fd >= 0:
                 os.close(fd)
 
+    def look_all(self, dirfd: int, dirpath: bytes, names: Sequence[Name]) -> list[Resolved]:
+        if len(names) < _LOOKERS:
+            return super().look_all(dirfd, dirpath, names)
+        return list(self._pool.map(lambda name: self.look(dirfd, dirpath, name), names))
+
     @staticmethod
     def _gfid(place: bytes) -> Gfid:
         return gfid_parse(os.getxattr(place, "glusterfs.gfid.string").decode("ascii"))
@@ -105,7 +116,7 @@ class GlusterTree(Tree):
         """None: it moved meanwhile."""
         if gfid == ROOT_GFID:
             return os.open(b".", _DIR, dir_fd=self._root_fd), b""
-        fd = os.open(_aux(gfid), _PLACE | os.O_DIRECTORY, dir_fd=self._root_fd)
+        fd = os.open(_aux(gfid), _PLACE | os.O_DIRECTORY, dir_fd=self._by_gfid)
         keep = False
         try:
             parts = self._dir_path(gfid)
@@ -134,10 +145,11 @@ class GlusterTree(Tree):
     # opening by identity
 
     def _open(self, gfid: Gfid, flags: int) -> int:
-        path = b"." if gfid == ROOT_GFID else _aux(gfid)
         if not flags & os.O_PATH:
             flags |= os.O_NOATIME
-        return os.open(path, flags, dir_fd=self._root_fd)
+        if gfid == ROOT_GFID:
+            return os.open(b".", flags, dir_fd=self._root_fd)
+        return os.open(_aux(gfid), flags, dir_fd=self._by_gfid)
 
     def hint(self, gfid: Gfid) -> None:
         pass  # a gfid is all that is needed
@@ -169,7 +181,7 @@ class GlusterTree(Tree):
 
     def _paths_by_mount(self, gfid: Gfid) -> list[Name]:
         """Names of an inode of any kind, as far as the volume tells its paths."""
-        aux = b"/proc/self/fd/%d/%s" % (self._root_fd, _aux(gfid))
+        aux = b"/proc/self/fd/%d/%s" % (self._by_gfid, _aux(gfid))
         found = []
         path = os.getxattr(aux, "glusterfs.gfid2path").rstrip(b"\0")
         for each in (path, *([] if path.count(b":") == 0 else path.split(b":"))):
@@ -246,7 +258,7 @@ class GlusterTree(Tree):
 
 
 def _aux(gfid: Gfid) -> bytes:
-    return b".gfid/" + gfid_str(gfid).encode()
+    return gfid_str(gfid).encode()
 
 
 def _has_gfid(handle: bytes) -> bool:

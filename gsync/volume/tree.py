@@ -90,7 +90,7 @@ class DirReader:
         """The next entries, at most `limit`; fewer at the end."""
         page = list(islice(self._entries, limit))
         page.sort(key=os.DirEntry.inode)  # the order in which a disk likes to be asked, and in which the recorder asks
-        return [self._tree.look(self._fd, self._path, (self.gfid, os.fsencode(entry.name))) for entry in page]
+        return self._tree.look_all(self._fd, self._path, [(self.gfid, os.fsencode(entry.name)) for entry in page])
 
     def close(self) -> None:
         self._entries.close()  # type: ignore[attr-defined]
@@ -122,6 +122,10 @@ class Tree(ABC):
     @abstractmethod
     def look(self, dirfd: int, dirpath: bytes, name: Name) -> Resolved:
         """What is at name, dirfd being its parent's descriptor and dirpath the parent's path from the root."""
+
+    def look_all(self, dirfd: int, dirpath: bytes, names: Sequence[Name]) -> list[Resolved]:
+        """The same for many names of one directory."""
+        return [self.look(dirfd, dirpath, name) for name in names]
 
     @abstractmethod
     def _open_dir(self, gfid: Gfid, to_list: bool) -> tuple[int, bytes] | Resolved:
@@ -177,8 +181,8 @@ class Tree(ABC):
                 continue
             fd, path = opened
             try:
-                for i in places:
-                    out[i] = self.look(fd, path, names[i])
+                for i, found in zip(places, self.look_all(fd, path, [names[i] for i in places]), strict=True):
+                    out[i] = found
             finally:
                 os.close(fd)
         return [r for r in out if r is not None]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
+import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,7 +31,7 @@ class GsyncNode(Place):
         self.home.mkdir()
         (self.home / "gsync.conf").write_text(
             f"[gsync]\nuse-meta-volume = true\nmeta-volume-mnt = {META_MNT}\nssh-config = {ssh_config}\n"
-            "log-level = DEBUG\nreplica-failover-interval = 1\nslave-timeout = 10\n")
+            "log-level = INFO\nreplica-failover-interval = 1\nslave-timeout = 10\n")
         self._monitor: subprocess.Popen[bytes] | None = None
 
     def argv(self, *args: object) -> list[str]:
@@ -57,7 +59,7 @@ class GlusterSite:
     """`master` is a mount of the volume, `slave` the plain tree; both as everyone reaches them."""
 
     def __init__(self, folder: Path, site: Cluster, ssh_config: Path, settings: Sequence[str] = ()) -> None:
-        self.cluster, self.master = site, site.master
+        self.cluster, self.master, self.folder = site, site.master, folder
         self.slave = folder / "copy"
         self.slave.mkdir()
         self.nodes = [GsyncNode(folder / f"gsync-{node.name}", node, ssh_config) for node in site.nodes]
@@ -93,9 +95,40 @@ class GlusterSite:
         assert not found, f"{what}\n" + "\n".join(map(str, found[:20])) + "".join(node.log() for node in self.nodes)
 
     def _reached(self) -> bool:
-        import json
-
         return bool(json.loads(self.first.gsync("checkpoint", "s", "status", "--json").stdout)["reached"])
+
+    def stop(self) -> None:
+        self.first.gsync("stop", "s")
+        self.wait("all workers have ended", lambda: not any(node.pids("worker") for node in self.nodes))
+
+    def go_on(self) -> None:
+        self.first.gsync("start", "s", "--no-wait")
+
+    def no_failures(self) -> bool:
+        said = self.first.gsync("failures", "s", "list").stdout
+        assert said == "s: no failures\n", said
+        return True
+
+    def set_back(self, seconds: int) -> None:
+        """The slave believes that its stimes are so much older; the session is stopped."""
+        with contextlib.closing(sqlite3.connect(self.slave / ".gsync" / "index.db", timeout=30)) as db, db:
+            db.execute("UPDATE facts SET value=value-? WHERE (key GLOB 'stime*' OR key GLOB 'entry_stime*') "
+                       "AND value NOTNULL", (seconds * 10**9,))
+
+    def watch_from(self, node: GsyncNode, master: Path) -> None:
+        """From now on what is asked is asked on this node, and the master is seen by this mount."""
+        self.first, self.master = node, master
+
+    def clients(self, number: int) -> list[int]:
+        """The processes that are a mount of the worker of this brick."""
+        mark = f"/brick_{number}/mount".encode()
+        found = []
+        for entry in os.listdir("/proc"):
+            with contextlib.suppress(OSError):
+                command = Path("/proc", entry, "cmdline").read_bytes() if entry.isdigit() else b""
+                if command.startswith(b"glusterfs\0") and mark in command and bytes(self.folder) in command:
+                    found.append(int(entry))
+        return found
 
     def close(self) -> None:
         for node in self.nodes:

@@ -60,10 +60,6 @@ def change_older(root: Path, tag: str) -> None:
     (top / "a").rmdir()
 
 
-def crawls(site: GlusterSite) -> list[str]:
-    return [brick["crawl"] for brick in site.report() if brick["state"] == "Active"]
-
-
 def all_crawls(site: GlusterSite) -> None:
     changes(site.master, "hybrid")
     site.start()
@@ -71,12 +67,12 @@ def all_crawls(site: GlusterSite) -> None:
     changes(site.master, "live")
     change_older(site.master, "hybrid")
     site.settle("live")
-    site.first.gsync("stop", "s")
+    site.stop()
     changes(site.master, "history")
     change_older(site.master, "live")
-    site.first.gsync("start", "s", "--no-wait")
+    site.go_on()
     site.settle("history")
-    assert site.first.gsync("failures", "s", "list").stdout == "s: no failures\n"
+    assert site.no_failures()
 
 
 @pytest.mark.parametrize("shape", ["replica 2", "distribute 2 x replica 2", "disperse 3", "arbiter"])

@@ -1,0 +1,116 @@
+"""Bricks, nodes, daemons and mounts that go away while a GlusterFS volume is replicated: it recovers alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.gluster.site import GlusterSite, gluster_site
+from tests.gluster.test_master import change_older, changes
+
+pytestmark = [pytest.mark.gluster, pytest.mark.root]
+
+
+def active(site: GlusterSite) -> int:
+    """The number of the brick whose worker is active (there is one subvolume), once there is one."""
+    found: list[int] = []
+
+    def one() -> bool:
+        found[:] = [n for n, brick in enumerate(site.report()) if brick["state"] == "Active"]
+        return len(found) == 1
+
+    site.wait("one worker is active", one)
+    return found[0]
+
+
+def test_brick_node_daemon_and_mount_go_away(tmp_path: Path) -> None:
+    with gluster_site(tmp_path, "replica 2") as site:
+        changes(site.master, "first")
+        site.start()
+        site.settle("at first")
+
+        # the mount of the active worker
+        number = active(site)
+        clients = site.clients(number)
+        assert clients
+        for pid in clients:
+            os.kill(pid, signal.SIGKILL)
+        changes(site.master, "mount")
+        site.settle("after the mount was killed")
+
+        # the brick of the active worker
+        number = active(site)
+        node, brick = site.cluster.bricks()[number]
+        site.cluster.kill_brick(node, brick)
+        changes(site.master, "brick")
+        change_older(site.master, "first")
+        site.wait("the worker of the dead brick says why it does nothing",
+                  lambda: "does not run" in site.report()[number]["reason"])
+        site.wait("the other one has taken over", lambda: site.report()[1 - number]["state"] == "Active")
+        site.settle("without the brick")
+        site.cluster.start_bricks()
+        site.wait("healed", site.cluster.healed)
+        site.wait("all are well", lambda: {brick["state"] for brick in site.report()} == {"Active", "Passive"})
+
+        # now that one
+        node, brick = site.cluster.bricks()[1 - number]
+        site.cluster.kill_brick(node, brick)
+        changes(site.master, "other")
+        change_older(site.master, "mount")
+        site.wait("the first one has taken over again", lambda: site.report()[number]["state"] == "Active")
+        site.settle("without the other brick")
+        site.cluster.start_bricks()
+        site.wait("healed", site.cluster.healed)
+
+        # glusterd
+        for each in site.cluster.nodes:
+            pid = int(each.path("/run/glusterd.pid").read_text())
+            each.run("kill", "-9", pid)
+        changes(site.master, "glusterd")
+        for each in site.cluster.nodes:
+            each.run("glusterd")
+        site.settle("after glusterd was started again")
+
+        # a worker, in the middle of it
+        changes(site.master, "worker")
+        for gsync in site.nodes:
+            gsync.kill("worker")
+        site.settle("after the workers were killed")
+        assert site.no_failures()
+
+
+def test_a_node_is_cut_off(tmp_path: Path) -> None:
+    with gluster_site(tmp_path, "arbiter") as site:
+        changes(site.master, "first")
+        site.start()
+        site.settle("at first")
+        number = active(site)
+        node = site.cluster.bricks()[number][0]
+        other = next(each for each in site.nodes if each.host is not node)
+        master = other.host.mount("mvol", "/mnt/other", "acl")
+        site.cluster.hosts.cut(node.name)
+        site.watch_from(other, master)
+        changes(master, "cut")
+        change_older(master, "first")
+        site.settle("without the node")
+        site.cluster.hosts.heal(node.name)
+        changes(master, "healed")
+        site.settle("with the node again")
+        site.wait("all are well", lambda: sorted(brick["state"] for brick in site.report()) ==
+                  ["Active", "Passive", "Passive"])
+
+
+def test_nothing_is_left_of_a_worker_that_is_killed(tmp_path: Path) -> None:
+    with gluster_site(tmp_path, "one brick") as site:
+        site.start()
+        site.settle("at first")
+        clients = site.clients(0)
+        assert clients
+        site.close()
+        site.wait("its mount has ended", lambda: not site.clients(0))
+        assert "/mount " not in subprocess.run(["cat", "/proc/self/mountinfo"], capture_output=True, text=True,
+                                               check=True).stdout
