@@ -58,7 +58,11 @@ def open_store(url: str, name: str = "", options: Mapping[str, Any] | None = Non
     match = _SCHEME.fullmatch(url)
     if match and match[1] == "file" and match[2].startswith("/"):
         return DirStore(os.fsencode(match[2]), name, url)
-    raise UsageError(f"store {url!r}: not a URL of a store: /path, file:///path")
+    if match and match[1] == "tar" and match[2].startswith("/"):
+        from gsync.transfer.stores.vault import VaultStore
+
+        return VaultStore(os.fsencode(match[2]), name, url, options)
+    raise UsageError(f"store {url!r}: not a URL of a store: /path, file:///path, tar:///path (a vault)")
 
 
 class Stores:
@@ -76,6 +80,10 @@ class Stores:
     def add(self, name: str, url: str, options: Mapping[str, Any] | None = None, read_only: bool = False) -> None:
         """Register a store, after opening it; UsageError if the name is taken."""
         check_name("store", name)
+        if url.startswith("tar:///"):
+            from gsync.transfer.stores.vault import make_vault
+
+            make_vault(url.removeprefix("tar://"))
         store = open_store(url, name, options)
         store.probe()
         store.close()

@@ -9,8 +9,10 @@ Not here: which stores there are (registry), what they are made of (stores/).
 from __future__ import annotations
 
 import errno
+import hashlib
 import stat
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -68,6 +70,42 @@ def store_io(store: str, op: str, path: bytes) -> Iterator[None]:
 def parts_of(path: bytes) -> list[bytes]:
     """The parts of a path in a store; ValueError for what is none (absolute, empty parts, dots)."""
     return [check_bname(part) for part in path.split(b"/")] if path else []
+
+
+class Digest(Protocol):
+    """A checksum being made."""
+
+    def update(self, data: bytes, /) -> None:
+        """Add bytes."""
+
+    def hexdigest(self) -> str:
+        """What they amount to so far."""
+
+
+class _Zlib:
+    """adler32 and crc32, in the manner of hashlib."""
+
+    def __init__(self, step: Callable[[bytes, int], int], value: int) -> None:
+        self._step, self._value = step, value
+
+    def update(self, data: bytes, /) -> None:
+        self._value = self._step(data, self._value)
+
+    def hexdigest(self) -> str:
+        return f"{self._value & 0xFFFFFFFF:08x}"
+
+
+def new_digest(algorithm: str) -> Digest:
+    """Of hashlib's algorithms with one length, or adler32 or crc32; OSError EINVAL for any other."""
+    if algorithm in ("adler32", "crc32"):
+        return _Zlib(zlib.adler32, 1) if algorithm == "adler32" else _Zlib(zlib.crc32, 0)
+    try:
+        digest = hashlib.new(algorithm)
+    except ValueError:
+        digest = None
+    if digest is None or not digest.digest_size:
+        raise OSError(errno.EINVAL, f"no such checksum: {algorithm}")
+    return digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +186,8 @@ class Store(Protocol):
         """One rename. PERMANENT (EEXIST) if something is at the new name."""
 
     def checksum(self, path: bytes, algorithm: str = "sha256") -> str:
-        """Of the bytes that the store holds, read anew; hex. CORRUPT if they cannot be what was put."""
+        """Of the bytes that the store holds, read anew; hex. algorithm: as new_digest takes it. CORRUPT if they cannot
+        be what was put."""
 
     def content(self, path: bytes) -> Content | None:
         """What the store noted of a file when it was put; None where it keeps no such notes: ask for the checksum."""

@@ -22,7 +22,7 @@ from gsync.fsid import open_beneath, syncfs
 from gsync.model import NS, ROOT_GFID, shown
 from gsync.slave.attrs import set_attrs
 from gsync.slave.protocol import Caps, MetaRow
-from gsync.transfer.store import BLOCK, Category, Content, Item, StoreError, parts_of, store_io
+from gsync.transfer.store import BLOCK, Category, Content, Digest, Item, StoreError, new_digest, parts_of, store_io
 
 PART = b".gsync-part."
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -99,7 +99,7 @@ class DirStore:
 
     def checksum(self, path: bytes, algorithm: str = "sha256") -> str:
         with store_io(self.name, "read", path), self._open_file(path) as file:
-            return _copy(file, None, hashlib.new(algorithm))[1]
+            return _copy(file, None, new_digest(algorithm))[1]
 
     def content(self, path: bytes) -> Content | None:
         return None
@@ -332,7 +332,7 @@ def _umask() -> int:
         return next(int(line.split()[1], 8) for line in file if line.startswith("Umask:"))
 
 
-def _copy(source: BinaryIO, into: BinaryIO | None, digest: hashlib._Hash) -> tuple[int, str]:
+def _copy(source: BinaryIO, into: BinaryIO | None, digest: Digest) -> tuple[int, str]:
     """Everything from source to into, if that is given; how many bytes, and the digest."""
     size = 0
     while block := source.read(BLOCK):

@@ -1,0 +1,708 @@
+"""A vault: append-only tar files and an index file for each, as tape-like storage likes them.
+
+    <vault>/gsync-vault.json    says that this is one
+            00000001.tar        members, with all attributes in pax headers: any tar reads them
+            00000001.tar.idx    a JSON line for each (path, offset, size, SHA-256, attributes), and one that closes it
+            catalog.db          what the indexes say together, for looking things up; made anew if it is gone
+
+An index without members (deletions, moves, attributes) has no tar. What the vault holds is what its indexes say when
+they are read in their order. Promise: a member counts once its tar is on disk, then its index, and the index was read
+back and is what was written; all that comes before has a temporary name. A member is read with its index row alone, and
+what does not have its SHA-256 is CORRUPT, never given out as if it were whole.
+With commands set (for hsi, htar and the like) tars are kept by these alone, and indexes by them too.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import os
+import re
+import secrets
+import sqlite3
+import stat
+import tarfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, BinaryIO
+
+from gsync.durable import fsync_dir, replace_file
+from gsync.errors import UsageError
+from gsync.model import NS, shown
+from gsync.transfer.store import BLOCK, Category, Content, Item, StoreError, new_digest, parts_of, store_io
+from gsync.transfer.stores.tape import Tape
+
+FORMAT = 1
+MARKER = "gsync-vault.json"
+OPTIONS = ("tar-size", *Tape.OPTIONS)
+_INDEX = re.compile(r"([0-9]{8})\.tar\.idx")
+_MOST = 20_000           # entries of one tar: what a batch keeps in memory
+_TAR_SIZE = 4 << 30      # bytes after which a batch begins another tar
+_TAR_BLOCK = 512
+_SIZE_DIGITS = 20
+_PAGE = 1000
+
+
+def make_vault(root: str) -> None:
+    """Make an empty directory a vault; fine if it is one. UsageError if it is not there, or not empty."""
+    try:
+        names = os.listdir(root)
+    except OSError as exc:
+        raise UsageError(f"vault {root}: {exc.strerror}; make the directory first") from None
+    if MARKER in names:
+        return
+    if [name for name in names if name != "lost+found"]:
+        raise UsageError(f"vault {root}: the directory is neither empty nor a vault")
+    replace_file(os.fsencode(os.path.join(root, MARKER)), json.dumps({"format": FORMAT}).encode() + b"\n")
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """An entry and where it is: in which tar, and from where on its bytes are (-1: it has none)."""
+
+    item: Item
+    tar: str = ""
+    offset: int = -1
+    sha256: str = ""
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What is being put together: a tar under a temporary name, and the lines of its index."""
+
+    file: io.BufferedRandom | None = None
+    path: str = ""
+    records: list[dict[str, Any]] = field(default_factory=list)
+    entries: dict[bytes, _Entry | None] = field(default_factory=dict)
+    new: set[bytes] = field(default_factory=set)  # paths at which nothing may have been
+
+
+class VaultStore:
+    """The vault in the directory `root`. STORE_DOWN if it is not there, UsageError if it is none. Any thread may call;
+    a batch is its thread's own."""
+
+    kind = "tar"
+
+    def __init__(self, root: bytes, name: str = "", url: str = "", options: Mapping[str, Any] | None = None) -> None:
+        self.name = name or shown(root)
+        self.url = url or "tar://" + os.fsdecode(root)
+        self._root = os.fsdecode(root)
+        self._tape = Tape(self.name, self._root, options or {})
+        self._tar_size = _size_of(self.name, (options or {}).get("tar-size"), _TAR_SIZE)
+        self._lock = threading.RLock()
+        self._local = threading.local()
+        self.probe()
+        try:
+            self._catalog = _Catalog(os.path.join(self._root, "catalog.db"))
+        except (sqlite3.Error, OSError) as exc:
+            raise StoreError(f"store {self.name}: its catalog: {exc}", Category.STORE_DOWN) from exc
+        self._refresh()
+
+    def close(self) -> None:
+        """What is not committed is dropped."""
+        self._drop(self._batch)
+        self._local.batch = None
+        self._catalog.close()
+        self._tape.close()
+
+    def probe(self) -> None:
+        try:
+            with open(os.path.join(self._root, MARKER), encoding="ascii") as file:
+                values = json.load(file)
+        except FileNotFoundError:
+            raise StoreError(f"store {self.name}: {self._root} is no vault (not mounted?); gsync store add makes one "
+                             "of an empty directory", Category.STORE_DOWN, errno.ENOENT) from None
+        except (OSError, ValueError) as exc:
+            raise StoreError(f"store {self.name}: {self._root}/{MARKER}: {exc}", Category.STORE_DOWN) from exc
+        if values.get("format") != FORMAT:
+            raise StoreError(f"store {self.name}: a vault of format {values.get('format')}, which this gsync does not "
+                             "know", Category.PERMANENT)
+        self._tape.probe()
+
+    # looking
+
+    def stat(self, path: bytes) -> Item | None:
+        entry = self._entry(path)
+        return entry.item if entry else None
+
+    def list(self, path: bytes) -> Iterator[Item]:
+        self._flush()
+        self._directory(path)
+        after = b""
+        while True:
+            with self._lock:
+                page = self._catalog.children(path, after)
+            yield from (entry.item for entry in page)
+            if len(page) < _PAGE:
+                return
+            after = page[-1].item.path
+
+    def content(self, path: bytes) -> Content | None:
+        entry = self._entry(path)
+        return Content(entry.item.size, entry.sha256) if entry is not None and entry.sha256 else None
+
+    def durable(self, path: bytes) -> bool:
+        entry = self._entry(path)
+        if entry is None or path in self._pending():
+            return False
+        if not entry.tar:
+            return True  # it is in an index alone, and that was read back
+        with self._lock:
+            size = self._catalog.size_of_tar(entry.tar)
+        return self._tape.holds(entry.tar, size) and os.path.exists(os.path.join(self._root, entry.tar + ".idx"))
+
+    def checksum(self, path: bytes, algorithm: str = "sha256") -> str:
+        entry = self._file(path)
+        with store_io(self.name, "read", path):
+            wanted = None if algorithm == "sha256" else new_digest(algorithm)
+        for block in self._blocks(entry):
+            if wanted is not None:
+                wanted.update(block)
+        return entry.sha256 if wanted is None else wanted.hexdigest()
+
+    def get(self, path: bytes, into: BinaryIO) -> Content:
+        entry = self._file(path)
+        for block in self._blocks(entry):
+            into.write(block)
+        return Content(entry.item.size, entry.sha256)
+
+    def _blocks(self, entry: _Entry) -> Iterator[bytes]:
+        """The member's bytes; CORRUPT at the end, or where it ends too early, if they are not what was put."""
+        path = entry.item.path
+        if path in self._pending() or (entry.tar and entry.tar == self._batch_tar()):
+            self._flush()
+            entry = self._file(path)
+        left, digest = entry.item.size, hashlib.sha256()
+        with store_io(self.name, "read", path), self._tape.open(entry.tar, entry.offset, left) as file:
+            while left:
+                block = file.read(min(BLOCK, left))
+                if not block:
+                    raise StoreError(f"store {self.name}: {shown(path)}: {entry.tar} ends before it does",
+                                     Category.CORRUPT)
+                left -= len(block)
+                digest.update(block)
+                yield block
+        if digest.hexdigest() != entry.sha256:
+            raise StoreError(f"store {self.name}: {shown(path)} is corrupt: in {entry.tar} at {entry.offset} its "
+                             f"SHA-256 is {digest.hexdigest()}, not {entry.sha256}", Category.CORRUPT)
+
+    def free(self) -> int | None:
+        with store_io(self.name, "look at", b""):
+            found = os.statvfs(self._root)
+            return found.f_bavail * found.f_frsize
+
+    # putting in
+
+    def put(self, path: bytes, source: BinaryIO, item: Item | None = None, replace: bool = False) -> Content:
+        with self.batch():
+            there = self._entry(path)
+            if not path or (there is not None and (not replace or not there.item.is_file)):
+                raise self._error("put", path, errno.EEXIST)
+            self._make_parents(path)
+            given = item or Item(path, stat.S_IFREG, uid=os.geteuid(), gid=os.getegid())
+            content, offset = self._append(path, source, given)
+            self._note(_Entry(_whole(given, path, content.size), self._batch_tar(), offset, content.sha256),
+                       new=there is None)
+            self._roll()
+            return content
+
+    def symlink(self, path: bytes, item: Item) -> None:
+        assert item.target is not None
+        with self.batch():
+            there = self._entry(path)
+            if there is not None and (there.item.kind, there.item.target) == (stat.S_IFLNK, item.target):
+                return
+            if there is not None or not path:
+                raise self._error("make", path, errno.EEXIST)
+            self._make_parents(path)
+            info = self._info(path, item, tarfile.SYMTYPE)
+            info.linkname = os.fsdecode(item.target)
+            self._write_header(info)
+            self._note(_Entry(replace(item, path=path, kind=stat.S_IFLNK, size=len(item.target),
+                                      xattrs=item.xattrs or ()), self._batch_tar()), new=True)
+            self._roll()
+
+    def link(self, path: bytes, first: bytes) -> None:
+        with self.batch():
+            of, there = self._file(first), self._entry(path)
+            if there is not None:
+                if (there.tar, there.offset) == (of.tar, of.offset):
+                    return
+                raise self._error("link", path, errno.EEXIST)
+            self._make_parents(path)
+            info = self._info(path, of.item, tarfile.LNKTYPE)
+            info.linkname = os.fsdecode(first)
+            self._write_header(info)
+            self._note(replace(of, item=replace(of.item, path=path, target=of.item.target or first)), new=True)
+            self._roll()
+
+    def mkdir(self, path: bytes, item: Item | None = None) -> None:
+        with self.batch():
+            there = self._entry(path)
+            if there is not None and not there.item.is_dir:
+                raise self._error("make", path, errno.EEXIST)
+            if there is not None and item is None:
+                return
+            if path:
+                self._make_parents(path)
+            self._make_dir(path, item, new=there is None)
+            self._roll()
+
+    def set_attrs(self, path: bytes, item: Item) -> None:
+        with self.batch():
+            there = self._entry(path)
+            if there is None:
+                raise self._error("set the attributes of", path, errno.ENOENT)
+            old = there.item
+            self._note(replace(there, item=replace(
+                old, mode=item.mode, uid=item.uid, gid=item.gid, mtime=item.mtime, ctime=item.ctime or old.ctime,
+                xattrs=old.xattrs if item.xattrs is None else item.xattrs)))
+
+    def delete(self, path: bytes) -> None:
+        if not path:
+            raise self._error("remove", path, errno.EBUSY)
+        with self.batch():
+            there = self._entry(path)
+            if there is None:
+                return
+            if there.item.is_dir:
+                self._flush()
+                with self._lock:
+                    if self._catalog.children(path, b"", 1):
+                        raise self._error("remove", path, errno.ENOTEMPTY)
+            batch = self._begun()
+            batch.records.append({"gone": _text(path)})
+            batch.entries[path] = None
+
+    def move(self, old: bytes, new: bytes) -> None:
+        with self.batch():
+            self._flush()
+            there = self._entry(old)
+            if there is None or not old:
+                raise self._error("move", old, errno.ENOENT)
+            if self._entry(new) is not None:
+                raise self._error("move", new, errno.EEXIST)
+            if new.startswith(old + b"/"):
+                raise self._error("move", new, errno.EINVAL)
+            self._make_parents(new)
+            self._begun().records.append({"move": _text(old), "to": _text(new)})
+            self._flush()
+
+    # batches
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """One tar and one index when it ends (more where it grows large)."""
+        if getattr(self._local, "inside", False):
+            yield
+            return
+        self._local.inside = True
+        try:
+            yield
+            self._commit()
+        finally:
+            self._local.inside = False
+            self._drop(self._batch)
+            self._local.batch = None
+
+    @property
+    def _batch(self) -> _Batch | None:
+        return getattr(self._local, "batch", None)
+
+    def _begun(self) -> _Batch:
+        if self._batch is None:
+            self._local.batch = _Batch()
+        assert self._batch is not None
+        return self._batch
+
+    def _pending(self) -> Mapping[bytes, _Entry | None]:
+        return self._batch.entries if self._batch else {}
+
+    def _batch_tar(self) -> str:
+        return os.path.basename(self._batch.path) if self._batch else ""
+
+    def _drop(self, batch: _Batch | None) -> None:
+        if batch is not None and batch.file is not None:
+            batch.file.close()
+            with suppress(FileNotFoundError):
+                os.unlink(batch.path)
+            batch.file = None
+
+    def _flush(self) -> None:
+        """Commit what the batch of this thread holds, so that the catalog knows it."""
+        if self._batch is not None:
+            self._commit()
+
+    def _roll(self) -> None:
+        """Begin another tar where this one is large enough."""
+        batch = self._begun()
+        if len(batch.records) >= _MOST or (batch.file is not None and batch.file.tell() >= self._tar_size):
+            self._commit()
+
+    def _commit(self) -> None:
+        batch, self._local.batch = self._batch, None
+        if batch is None or not batch.records:
+            self._drop(batch)
+            return
+        try:
+            with store_io(self.name, "make durable", b""), self._lock, self._only_one():
+                self._refresh()
+                for path in batch.new:
+                    if self._catalog.entry(path) is not None:  # another process was faster
+                        raise self._error("put", path, errno.EEXIST)
+                self._publish(batch)
+                self._remove_dead()
+        finally:
+            self._drop(batch)
+
+    def _publish(self, batch: _Batch) -> None:
+        """Caller holds the vault's lock. Tar, then index, each durable before it has its name; then read back."""
+        name = f"{self._next_number():08d}.tar"
+        size = 0
+        if batch.file is not None:
+            batch.file.write(bytes(2 * _TAR_BLOCK))
+            batch.file.flush()
+            os.fsync(batch.file.fileno())
+            size = batch.file.tell()
+            self._tape.keep(batch.path, name, size)
+        lines = [json.dumps({"vault": FORMAT, "tar": name if size else None, "size": size})]
+        lines += [json.dumps(_named(record, os.path.basename(batch.path), name)) for record in batch.records]
+        body = "\n".join(lines).encode("ascii") + b"\n"
+        body += json.dumps({"end": len(batch.records), "sha256": hashlib.sha256(body).hexdigest()}).encode() + b"\n"
+        index = os.path.join(self._root, name + ".idx")
+        self._tape.keep_index(body, name + ".idx")
+        replace_file(os.fsencode(index), body)
+        fsync_dir(os.fsencode(self._root))
+        with open(index, "rb") as file:
+            with suppress(OSError):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            if file.read() != body:
+                raise StoreError(f"store {self.name}: {index} is not what was written", Category.CORRUPT)
+        self._catalog.apply(self._read_index(name + ".idx"))
+
+    def _next_number(self) -> int:
+        """Behind the last index. A tar that has this number already was never indexed, and is written over."""
+        found = (_INDEX.fullmatch(name) for name in os.listdir(self._root))
+        return max((int(match[1]) for match in found if match), default=0) + 1
+
+    @contextmanager
+    def _only_one(self) -> Iterator[None]:
+        """Among all processes: what leaves temporary names behind now is dead."""
+        fd = os.open(os.path.join(self._root, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+    def _remove_dead(self) -> None:
+        """Tars of which no member is left."""
+        for name in self._catalog.dead_tars():
+            self._tape.delete(name)
+            self._catalog.forget_tar(name)
+
+    # what the indexes say
+
+    def _refresh(self) -> None:
+        """Read the indexes that are not in the catalog yet."""
+        with self._lock, store_io(self.name, "read its indexes", b""):
+            names = sorted(name for name in os.listdir(self._root) if _INDEX.fullmatch(name))
+            known = self._catalog.indexes()
+            gone = known - set(names)
+            if gone:
+                raise StoreError(f"store {self.name}: index {min(gone)} is gone; bring it back from a copy of the "
+                                 "vault", Category.CORRUPT)
+            fresh = [name for name in names if name not in known]
+            if fresh and known and fresh[0] < max(known):  # one that was away came back
+                self._catalog.clear()
+                fresh = names
+            for name in fresh:
+                self._catalog.apply(self._read_index(name))
+
+    def _read_index(self, name: str) -> _Index:
+        """CORRUPT if it is not closed, or not what it was closed with."""
+        with open(os.path.join(self._root, name), "rb") as file:
+            body = file.read()
+        try:
+            head, _, tail = body[:-1].rpartition(b"\n")
+            end = json.loads(tail)
+            rows = [json.loads(line) for line in head.split(b"\n")]
+            if end["sha256"] != hashlib.sha256(head + b"\n").hexdigest() or end["end"] != len(rows) - 1:
+                raise ValueError("it does not have its SHA-256")
+            return _Index(name, rows[0]["tar"], int(rows[0]["size"]), rows[1:])
+        except (ValueError, KeyError, TypeError, IndexError) as exc:
+            raise StoreError(f"store {self.name}: index {name} is damaged: {exc}; bring it back from a copy of the "
+                             "vault", Category.CORRUPT) from exc
+
+    # entries
+
+    def _error(self, what: str, path: bytes, number: int) -> StoreError:
+        return StoreError(f"store {self.name}: {what} {shown(path) or '/'}: {os.strerror(number)}",
+                          Category.PERMANENT, number)
+
+    def _entry(self, path: bytes) -> _Entry | None:
+        try:
+            parts_of(path)
+        except ValueError:
+            raise StoreError(f"store {self.name}: {shown(path)} is not a path in a store", Category.PERMANENT,
+                             errno.EINVAL) from None
+        pending = self._pending()
+        if path in pending:
+            return pending[path]
+        with self._lock:
+            found = self._catalog.entry(path)
+        return found or (_Entry(Item(b"", stat.S_IFDIR, mode=0o755, xattrs=())) if not path else None)
+
+    def _file(self, path: bytes) -> _Entry:
+        entry = self._entry(path)
+        if entry is None:
+            raise self._error("read", path, errno.ENOENT)
+        if not entry.item.is_file:
+            raise self._error("read", path, errno.EINVAL)
+        return entry
+
+    def _directory(self, path: bytes) -> None:
+        entry = self._entry(path)
+        if entry is None or not entry.item.is_dir:
+            raise self._error("list", path, errno.ENOTDIR if entry else errno.ENOENT)
+
+    def _make_parents(self, path: bytes) -> None:
+        parts = path.split(b"/")
+        for n in range(1, len(parts)):
+            above = b"/".join(parts[:n])
+            there = self._entry(above)
+            if there is None:
+                self._make_dir(above, None, new=True)
+            elif not there.item.is_dir:
+                raise self._error("make", above, errno.ENOTDIR)
+
+    def _make_dir(self, path: bytes, item: Item | None, new: bool) -> None:
+        given = item or Item(path, stat.S_IFDIR, mode=0o755, uid=os.geteuid(), gid=os.getegid())
+        if path:
+            self._write_header(self._info(path, given, tarfile.DIRTYPE))
+        # Directories that two processes make at once are no conflict.
+        self._note(_Entry(replace(_whole(given, path, 0), kind=stat.S_IFDIR), self._batch_tar() if path else ""))
+
+    def _note(self, entry: _Entry, new: bool = False) -> None:
+        batch = self._begun()
+        batch.entries[entry.item.path] = entry
+        batch.records.append(_record(entry))
+        if new:
+            batch.new.add(entry.item.path)
+
+    # the tar
+
+    def _tar(self) -> io.BufferedRandom:
+        batch = self._begun()
+        if batch.file is None:
+            self._tape.sweep()
+            batch.path = os.path.join(self._root, f".part.{os.getpid()}.{secrets.token_hex(4)}")
+            fd = os.open(batch.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            fcntl.flock(fd, fcntl.LOCK_SH)  # for as long as it is written: see sweep
+            batch.file = io.BufferedRandom(io.FileIO(fd, "r+b"), BLOCK)
+        return batch.file
+
+    def _info(self, path: bytes, item: Item, kind: bytes) -> tarfile.TarInfo:
+        info = tarfile.TarInfo(os.fsdecode(path))
+        info.type, info.mode, info.uid, info.gid = kind, item.mode, item.uid, item.gid
+        info.mtime = item.mtime // NS
+        sign, (sec, nsec) = ("-" if item.mtime < 0 else ""), divmod(abs(item.mtime), NS)
+        info.pax_headers = {"mtime": f"{sign}{sec}.{nsec:09d}", **{
+            "SCHILY.xattr." + os.fsdecode(name): os.fsdecode(value) for name, value in item.xattrs or ()}}
+        return info
+
+    def _write_header(self, info: tarfile.TarInfo) -> None:
+        with store_io(self.name, "put", os.fsencode(info.name)):
+            self._tar().write(_header(info))
+
+    def _append(self, path: bytes, source: BinaryIO, item: Item) -> tuple[Content, int]:
+        """The member's header and data; the header again once its size is known. What the source breaks is cut off."""
+        info = self._info(path, item, tarfile.REGTYPE)
+        headers = {**info.pax_headers, "size": "0" * _SIZE_DIGITS}  # of one length, whatever the size becomes
+        info.pax_headers = headers
+        with store_io(self.name, "put", path):
+            tar = self._tar()
+            begin = tar.tell()
+        try:
+            with store_io(self.name, "put", path):
+                tar.write(_header(info))
+                offset = tar.tell()
+            digest, size = hashlib.sha256(), 0
+            while block := source.read(BLOCK):
+                with store_io(self.name, "put", path):
+                    tar.write(block)
+                digest.update(block)
+                size += len(block)
+            with store_io(self.name, "put", path):
+                tar.write(bytes(-size % _TAR_BLOCK))
+                end = tar.tell()
+                info.size = size
+                headers["size"] = f"{size:0{_SIZE_DIGITS}d}"
+                tar.seek(begin)
+                tar.write(_header(info))
+                tar.seek(end)
+        except BaseException:
+            with suppress(OSError):
+                tar.seek(begin)
+                tar.truncate()
+            raise
+        return Content(size, digest.hexdigest()), offset
+
+
+def _header(info: tarfile.TarInfo) -> bytes:
+    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+
+
+def _whole(item: Item, path: bytes, size: int) -> Item:
+    return replace(item, path=path, kind=stat.S_IFREG, size=size, target=None, xattrs=item.xattrs or ())
+
+
+def _size_of(name: str, text: Any, default: int) -> int:
+    if text is None:
+        return default
+    match = re.fullmatch(r"([0-9]+)([KMGT]?)", str(text))
+    if not match:
+        raise UsageError(f"store {name}: tar-size {text!r}: a number of bytes, as 500M or 4G")
+    return max(int(match[1]) << 10 * " KMGT".index(match[2] or " "), 1)
+
+
+# an index
+
+
+@dataclass(frozen=True, slots=True)
+class _Index:
+    name: str
+    tar: str | None
+    size: int
+    records: Sequence[Mapping[str, Any]]
+
+
+def _text(path: bytes) -> str:
+    return path.decode("latin-1")
+
+
+def _record(entry: _Entry) -> dict[str, Any]:
+    item = entry.item
+    record: dict[str, Any] = {
+        "path": _text(item.path), "kind": item.kind, "size": item.size, "mtime": item.mtime, "ctime": item.ctime,
+        "mode": item.mode, "uid": item.uid, "gid": item.gid}
+    if item.xattrs:
+        record["xattrs"] = [[_text(name), _text(value)] for name, value in item.xattrs]
+    if item.target is not None:
+        record["target"] = _text(item.target)
+    if entry.tar:
+        record |= {"tar": entry.tar, "offset": entry.offset, "sha256": entry.sha256}
+    return record
+
+
+def _named(record: dict[str, Any], temporary: str, name: str) -> dict[str, Any]:
+    """The record with the name that its tar gets."""
+    return {**record, "tar": name} if record.get("tar") == temporary and temporary else record
+
+
+def _entry_of(record: Mapping[str, Any]) -> _Entry:
+    target = record.get("target")
+    item = Item(record["path"].encode("latin-1"), record["kind"], record["size"], record["mtime"], record["ctime"],
+                record["mode"], record["uid"], record["gid"], None if target is None else target.encode("latin-1"),
+                tuple((n.encode("latin-1"), v.encode("latin-1")) for n, v in record.get("xattrs", ())))
+    return _Entry(item, record.get("tar", ""), record.get("offset", -1), record.get("sha256", ""))
+
+
+class _Catalog:
+    """What the indexes say together, in a SQLite file that may be thrown away."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        try:
+            self._open()
+        except sqlite3.DatabaseError:
+            for end in ("", "-wal", "-shm"):
+                with suppress(FileNotFoundError):
+                    os.unlink(path + end)
+            self._open()
+
+    def _open(self) -> None:
+        self._db = sqlite3.connect(self._path, timeout=60, isolation_level=None, check_same_thread=False)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=NORMAL")  # what a power cut takes back is read from the indexes again
+        self._db.executescript(
+            "CREATE TABLE IF NOT EXISTS entries (path BLOB PRIMARY KEY, parent BLOB NOT NULL, tar TEXT NOT NULL, "
+            "record TEXT NOT NULL) WITHOUT ROWID;"
+            "CREATE INDEX IF NOT EXISTS children ON entries (parent, path);"
+            "CREATE INDEX IF NOT EXISTS members ON entries (tar);"
+            "CREATE TABLE IF NOT EXISTS indexes (name TEXT PRIMARY KEY) WITHOUT ROWID;"
+            "CREATE TABLE IF NOT EXISTS tars (name TEXT PRIMARY KEY, size INTEGER NOT NULL) WITHOUT ROWID;")
+
+    def close(self) -> None:
+        self._db.close()
+
+    def indexes(self) -> set[str]:
+        return {row[0] for row in self._db.execute("SELECT name FROM indexes")}
+
+    def clear(self) -> None:
+        for table in ("entries", "indexes", "tars"):
+            self._db.execute(f"DELETE FROM {table}")
+
+    def entry(self, path: bytes) -> _Entry | None:
+        row = self._db.execute("SELECT path, record FROM entries WHERE path=?", (path,)).fetchone()
+        return _from_row(row) if row else None
+
+    def children(self, parent: bytes, after: bytes, limit: int = _PAGE) -> list[_Entry]:
+        rows = self._db.execute("SELECT path, record FROM entries WHERE parent=? AND path>? ORDER BY path LIMIT ?",
+                                (parent, after, limit))
+        return [_from_row(row) for row in rows]
+
+    def size_of_tar(self, name: str) -> int:
+        row = self._db.execute("SELECT size FROM tars WHERE name=?", (name,)).fetchone()
+        return int(row[0]) if row else -1
+
+    def dead_tars(self) -> list[str]:
+        return [row[0] for row in self._db.execute(
+            "SELECT name FROM tars WHERE NOT EXISTS (SELECT 1 FROM entries WHERE tar=tars.name)")]
+
+    def forget_tar(self, name: str) -> None:
+        self._db.execute("DELETE FROM tars WHERE name=?", (name,))
+
+    def apply(self, index: _Index) -> None:
+        db = self._db
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            if db.execute("INSERT OR IGNORE INTO indexes VALUES (?)", (index.name,)).rowcount:
+                if index.tar:
+                    db.execute("INSERT OR REPLACE INTO tars VALUES (?,?)", (index.tar, index.size))
+                for record in index.records:
+                    self._apply(record)
+            db.execute("COMMIT")
+        except BaseException:
+            db.execute("ROLLBACK")
+            raise
+
+    def _apply(self, record: Mapping[str, Any]) -> None:
+        if "gone" in record:
+            self._db.execute("DELETE FROM entries WHERE path=?", (record["gone"].encode("latin-1"),))
+        elif "move" in record:
+            old, new = record["move"].encode("latin-1"), record["to"].encode("latin-1")
+            below = self._db.execute("SELECT path FROM entries WHERE path=? OR (path>? AND path<?)",
+                                     (old, old + b"/", old + b"0")).fetchall()
+            for (path,) in below:
+                moved = new + path[len(old):]
+                self._db.execute("UPDATE entries SET path=?, parent=? WHERE path=?", (moved, _parent(moved), path))
+        else:
+            path = record["path"].encode("latin-1")
+            self._db.execute("INSERT OR REPLACE INTO entries VALUES (?,?,?,?)",
+                             (path, _parent(path), record.get("tar", ""), json.dumps(record)))
+
+
+def _from_row(row: tuple[bytes, str]) -> _Entry:
+    entry = _entry_of(json.loads(row[1]))
+    return replace(entry, item=replace(entry.item, path=row[0]))
+
+
+def _parent(path: bytes) -> bytes | None:
+    """b"" for what is at the top; something that is nobody's parent for the root itself."""
+    return path.rpartition(b"/")[0] if path else b"/"
