@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import sqlite3
 import time
@@ -24,6 +25,7 @@ from gsync.durable import make_dirs, replace_file
 from gsync.log import get_logger
 from gsync.model import NS, shown
 from gsync.namespace import check_version
+from gsync.process import is_alive, start_time
 
 _log = get_logger(__name__)
 
@@ -204,7 +206,7 @@ class Transfers:
     """The database in the state folder `home`."""
 
     def __init__(self, home: str) -> None:
-        self._home = home
+        self.home = home
         self.spool = os.path.join(home, "spool")
         make_dirs(os.fsencode(home))
         self._db = _connect(os.path.join(home, FILE))
@@ -226,6 +228,10 @@ class Transfers:
             raise
         self._db.execute("COMMIT")
 
+    def read(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        """Rows, without waiting for who writes."""
+        return self._db.execute(sql, values).fetchall()
+
     # putting in
 
     def submit(self, request: NewRequest) -> str:
@@ -235,16 +241,44 @@ class Transfers:
                 self._insert(request)
         except sqlite3.OperationalError as exc:
             _log.warning("the database cannot be written, the request goes to the spool", request=request.id, error=exc)
-            make_dirs(os.fsencode(self.spool))
-            replace_file(os.fsencode(os.path.join(self.spool, f"{request.id}.json")), _to_json(request))
+            self._write_spool(request, f"{request.id}.json")
         return request.id
+
+    def begin(self, request: NewRequest, worker: str, lease: float) -> None:
+        """Submit, with the first operation taken by this worker for `lease` seconds; sqlite3.OperationalError if the
+        database cannot be written, and then nothing is."""
+        with self.atomic() as db:
+            self._insert(request)
+            first = db.execute("SELECT id FROM operations WHERE request=? AND position=0", (request.id,)).fetchone()[0]
+            rows = db.execute("SELECT id FROM transfers WHERE operation=?", (first,)).fetchall()
+            self.advance([row[0] for row in rows], State.NEW, State.ACQUIRED, worker=worker,
+                         lease=time.time_ns() + int(lease * NS))
+
+    def keep_in_spool(self, request: NewRequest) -> None:
+        """Note a request that this process is at, as it is now, without the database: `sweep` takes it in if the
+        process dies before it calls `submit_kept`."""
+        self._write_spool(request, _busy_name(request.id))
+
+    def submit_kept(self, request: NewRequest) -> None:
+        """Submit what was kept in the spool so far."""
+        self.submit(request)
+        self.forget_kept(request.id)
+
+    def forget_kept(self, request: str) -> None:
+        """What was kept in the spool has come to nothing."""
+        with suppress(FileNotFoundError):
+            os.unlink(os.path.join(self.spool, _busy_name(request)))
+
+    def _write_spool(self, request: NewRequest, name: str) -> None:
+        make_dirs(os.fsencode(self.spool))
+        replace_file(os.fsencode(os.path.join(self.spool, name)), _to_json(request))
 
     def sweep(self) -> int:
         """Take in what lies in the spool; how many requests. What cannot be read is put aside as *.bad, and holds up
         nothing else."""
         taken = 0
         for name in sorted(os.listdir(self.spool)) if os.path.isdir(self.spool) else []:
-            if not name.endswith(".json"):
+            if not name.endswith(".json") and not _is_orphaned(name):
                 continue
             path = os.path.join(self.spool, name)
             try:
@@ -291,6 +325,11 @@ class Transfers:
                 ((request.id, ident, operation.kind, request.owner, request.priority, t.source, t.source_path, t.store,
                   t.path, t.size, t.checksum, state, now, now, "NEW" if t.catalog else "NOT_REQUIRED", t.catalog)
                  for t in operation.transfers))
+
+    def set_arguments(self, operation: int, arguments: Mapping[str, Any]) -> None:
+        """What is known of an operation that is at work; durable when this returns."""
+        with self.atomic() as db:
+            db.execute("UPDATE operations SET arguments=? WHERE id=?", (json.dumps(dict(arguments)), operation))
 
     # changing state
 
@@ -494,14 +533,15 @@ class Transfers:
             return len(found)
 
     def prune(self, older_than: float) -> int:
-        """Forget requests that are DONE or KILLED for so many seconds; how many. What failed or is still to be
-        published stays until somebody has looked at it."""
+        """Forget requests that are DONE or KILLED for so many seconds; how many. What failed, is still to be published,
+        or is all that is known of a replica (a killed send) stays until somebody has looked at it."""
         before = time.time_ns() - int(older_than * NS)
         with self.atomic() as db:
             old = [row[0] for row in db.execute(
                 "SELECT id FROM requests r WHERE changed<? AND state IN ('DONE', 'KILLED') AND NOT EXISTS ("
                 "SELECT 1 FROM transfers t WHERE t.request=r.id AND (t.state NOT IN ('DONE', 'KILLED') "
-                "OR (t.state='DONE' AND t.publication IN ('NEW', 'ACQUIRED', 'RETRY'))))", (before,))]
+                "OR (t.state='DONE' AND (t.publication IN ('NEW', 'ACQUIRED', 'RETRY') "
+                "OR (r.kind='send' AND r.state='KILLED')))))", (before,))]
             for ident in old:
                 for table, column in (("transfers", "request"), ("operations", "request"), ("requests", "id")):
                     db.execute(f"DELETE FROM {table} WHERE {column}=?", (ident,))
@@ -536,9 +576,13 @@ class Transfers:
         return rows[0] if rows else None
 
     def page(self, *, request: str | None = None, owner: str | None = None, link: tuple[str, str] | None = None,
-             state: State | None = None, after: int = 0, limit: int = PAGE) -> list[Transfer]:
+             operation: int | None = None, state: State | None = None, after: int = 0, limit: int = PAGE
+             ) -> list[Transfer]:
         """A page by id; the next one begins after the last id of this one."""
         wheres, values = _selection(request, owner, link, ())
+        if operation is not None:
+            wheres.append("operation=?")
+            values.append(operation)
         if state is not None:
             wheres.append("state=?")
             values.append(state.value)
@@ -590,6 +634,17 @@ def _connect(path: str) -> sqlite3.Connection:
             db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         db.execute("COMMIT")
     return db
+
+
+def _busy_name(request: str) -> str:
+    """Names the process that is at it."""
+    return f"{request}.{os.getpid()}-{start_time(os.getpid())}.busy"
+
+
+def _is_orphaned(name: str) -> bool:
+    """Whether it is a file of keep_in_spool, of a process that is gone."""
+    match = re.fullmatch(r"[0-9a-f]+\.([0-9]+)-([0-9]+)\.busy", name)
+    return match is not None and not is_alive(int(match[1]), int(match[2]))
 
 
 def _to_json(request: NewRequest) -> bytes:

@@ -18,7 +18,7 @@ from typing import Any
 from gsync.errors import UsageError
 from gsync.model import NS, shown
 from gsync.transfer.database import Transfers
-from gsync.transfer.store import Category, Store, StoreError
+from gsync.transfer.store import Category, Store, StoreError, parts_of
 from gsync.transfer.stores.dir import DirStore
 from gsync.volume.home import check_name
 
@@ -107,10 +107,9 @@ class Stores:
             db.execute("DELETE FROM bans WHERE store=?", (name,))
 
     def all(self) -> list[Known]:
-        with self._transfers.atomic() as db:
-            rows = db.execute("SELECT name, url, options, read_only, b.store IS NOT NULL, until, coalesce(reason, '') "
-                              "FROM stores s LEFT JOIN bans b ON b.store=s.name AND (until IS NULL OR until>?) "
-                              "ORDER BY name", (time.time_ns(),)).fetchall()
+        rows = self._transfers.read(
+            "SELECT name, url, options, read_only, b.store IS NOT NULL, until, coalesce(reason, '') FROM stores s "
+            "LEFT JOIN bans b ON b.store=s.name AND (until IS NULL OR until>?) ORDER BY name", (time.time_ns(),))
         return [Known(row[0], row[1], json.loads(row[2]), bool(row[3]), bool(row[4]), row[5], row[6]) for row in rows]
 
     def known(self, name: str) -> Known:
@@ -151,6 +150,23 @@ class Stores:
         return Place(LOCAL, os.fsencode(os.path.join(os.path.realpath(os.path.dirname(path)),
                                                      os.path.basename(path)))[1:])
 
+    def folder(self, text: str) -> Place:
+        """The folder in which files are to be put: NAME[:path] of a registered store, else the URL of a store, whose
+        root it is then (so that a disk that is not mounted is not taken for an empty one). UsageError."""
+        name, colon, path = text.partition(":")
+        if "/" not in name and any(known.name == name for known in self.all()):
+            folder = os.fsencode(path).strip(b"/")
+            try:
+                parts_of(folder)
+            except ValueError as exc:
+                raise UsageError(f"{text!r}: {exc}") from None
+            return Place(name, folder)
+        if _SCHEME.fullmatch(text) or _HOST_PATH.fullmatch(text):
+            return Place(text, b"")
+        if ("/" in text and not colon) or text.startswith(("/", "./", "../")):
+            return Place(os.path.abspath(text), b"")
+        raise UsageError(f"{text!r}: there is no store {name!r}; gsync store list shows those that are there")
+
     # health
 
     def ban(self, store: str, reason: str, seconds: float | None = None) -> None:
@@ -173,9 +189,8 @@ class Stores:
         self._forget(store)
 
     def banned(self, store: str) -> bool:
-        with self._transfers.atomic() as db:
-            return db.execute("SELECT 1 FROM bans WHERE store=? AND (until IS NULL OR until>?)",
-                              (store, time.time_ns())).fetchone() is not None
+        return bool(self._transfers.read("SELECT 1 FROM bans WHERE store=? AND (until IS NULL OR until>?)",
+                                         (store, time.time_ns())))
 
     def _forget(self, store: str) -> None:
         """Open it anew the next time."""

@@ -1,0 +1,309 @@
+"""Catalogs: where files that have arrived are made known, and what is known of them is taken back.
+
+Promise: the same entry, applied any number of times, is in the catalog once; an entry that was withdrawn does not come
+back. `apply` has every entry of its block in the catalog, or raises (and then some may be).
+Not here: when a block is due and what happens after an error (publish, send).
+
+A catalog is written as one word, for `--register` and in a request's record:
+
+    default                 the file catalog.db in gsync's state folder
+    sqlite:/PATH            an SQLite file, table `replicas`
+    jsonl:/PATH             a file with one JSON object per line, appended
+    command:PROGRAM ARG...  a program that reads the entries, one JSON object per line, from stdin; no shell
+    http://... https://...  POST of {"entries": [...]}; the user and password of ~/.netrc, if it knows the host
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import hashlib
+import json
+import os
+import shlex
+import sqlite3
+import subprocess
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Protocol
+
+from gsync.durable import fsync_dir, make_dirs
+from gsync.errors import GsyncError, UsageError
+from gsync.namespace import check_version
+from gsync.session.status import rfc3339
+from gsync.transfer.store import Category, StoreError
+
+TIMEOUT = 60.0      # seconds for a command, and for each step of an HTTP request
+_SCHEMA_VERSION = 1
+# What a command says with its exit code (sysexits.h).
+_EXITS = {os.EX_USAGE: Category.PERMANENT, os.EX_DATAERR: Category.PERMANENT, os.EX_NOPERM: Category.PERMANENT,
+          os.EX_UNAVAILABLE: Category.STORE_DOWN, os.EX_TEMPFAIL: Category.STORE_DOWN}
+# Answers of an HTTP server that take nothing for now (RFC 9110, RFC 6585, RFC 8470).
+_NOT_NOW = {408, 423, 425, 429, 502, 503, 504}
+
+
+class CatalogError(StoreError):
+    """A catalog did not take a block; STORE_DOWN: it takes nothing for now."""
+
+
+class Action(Enum):
+    REGISTER = "register"
+    WITHDRAW = "withdraw"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One replica of a file: what a catalog knows of it. `id` is the registration's identity, for ever."""
+
+    id: str
+    name: bytes         # what its users call the file
+    store: str          # the name of the store that holds it
+    url: str            # where that store is
+    path: bytes         # where in the store
+    size: int           # bytes
+    checksum: str       # "sha256:<hex>"
+    owner: str
+    request: str
+    time: int           # ns: when it arrived
+    action: Action = Action.REGISTER
+
+    def as_json(self) -> dict[str, Any]:
+        """What commands, HTTP servers and JSON lines see. Names that are not UTF-8 come with their bytes."""
+        return {"action": self.action.value, "id": self.id, "name": _text(self.name), "store": self.store,
+                "url": self.url, "path": _text(self.path), "size": self.size, "checksum": self.checksum,
+                "owner": self.owner, "request": self.request, "time": rfc3339(self.time)}
+
+
+class Catalog(Protocol):
+    """Where entries go."""
+
+    text: str           # the word that `open_catalog` makes it of again
+
+    def apply(self, entries: Sequence[Entry], again: bool = False) -> None:
+        """Register or withdraw; CatalogError. `again`: a block with some of them may have come through before."""
+
+
+class SqliteCatalog:
+    """The table `replicas` of an SQLite file. A withdrawn entry leaves its row, so that it stays withdrawn."""
+
+    def __init__(self, path: str, text: str | None = None) -> None:
+        self.text = text or f"sqlite:{path}"
+        self._path = path
+
+    def apply(self, entries: Sequence[Entry], again: bool = False) -> None:
+        try:
+            make_dirs(os.path.dirname(os.fsencode(self._path)))
+            with closing(sqlite3.connect(self._path, timeout=TIMEOUT)) as db:
+                _make_table(db, self._path)
+                with db:
+                    db.execute("BEGIN IMMEDIATE")
+                    db.executemany("INSERT OR IGNORE INTO replicas VALUES (?,?,?,?,?,?,?,?,?,?,NULL)", (
+                        (e.id, e.name, e.store, e.url, e.path, e.size, e.checksum, e.owner, e.request, e.time)
+                        for e in entries))
+                    db.executemany("UPDATE replicas SET withdrawn=? WHERE id=?", (
+                        (e.time, e.id) for e in entries if e.action is Action.WITHDRAW))
+        except sqlite3.OperationalError as exc:  # locked, full, not writable
+            raise CatalogError(f"catalog {self.text}: {exc}", Category.STORE_DOWN) from exc
+        except (sqlite3.Error, GsyncError) as exc:
+            raise CatalogError(f"catalog {self.text}: {exc}", Category.PERMANENT) from exc
+        except OSError as exc:
+            raise CatalogError(f"catalog {self.text}: {exc.strerror}", Category.STORE_DOWN) from exc
+
+    def where(self, name: bytes) -> list[tuple[str, bytes]]:
+        """Which stores hold a file, and at which path: oldest first."""
+        with closing(sqlite3.connect(self._path, timeout=TIMEOUT)) as db:
+            _make_table(db, self._path)
+            return db.execute("SELECT store, path FROM replicas WHERE name=? AND withdrawn IS NULL"
+                              " ORDER BY registered", (name,)).fetchall()
+
+
+def _make_table(db: sqlite3.Connection, path: str) -> None:
+    if check_version(db, path, _SCHEMA_VERSION) != _SCHEMA_VERSION:
+        db.execute("PRAGMA journal_mode=WAL")
+        with db:
+            db.execute("CREATE TABLE IF NOT EXISTS replicas (id TEXT PRIMARY KEY, name BLOB, store TEXT, url TEXT,"
+                       " path BLOB, size INTEGER, checksum TEXT, owner TEXT, request TEXT, registered INTEGER,"
+                       " withdrawn INTEGER)")
+            db.execute("CREATE INDEX IF NOT EXISTS replicas_by_name ON replicas (name)")
+            db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+
+
+class JsonLinesCatalog:
+    """A file with one JSON object per line. A line is there whole or not at all; one writer at a time."""
+
+    def __init__(self, path: str) -> None:
+        self.text = f"jsonl:{path}"
+        self._path = path
+
+    def apply(self, entries: Sequence[Entry], again: bool = False) -> None:
+        try:
+            new = not os.path.exists(self._path)
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            with open(fd, "r+b", buffering=0) as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                end = _drop_torn_line(fd)
+                there = self._there({(e.action.value, e.id) for e in entries}) if again else set()
+                lines = b"".join(_line(e) for e in entries if (e.action.value, e.id) not in there)
+                try:
+                    _write_all(fd, lines)
+                    os.fsync(fd)
+                except OSError:
+                    os.ftruncate(fd, end)
+                    raise
+            if new:
+                fsync_dir(os.path.dirname(os.fsencode(self._path)))
+        except OSError as exc:
+            raise CatalogError(f"catalog {self.text}: {exc.strerror}", Category.STORE_DOWN) from exc
+
+    def _there(self, wanted: set[tuple[str, str]]) -> set[tuple[str, str]]:
+        found = set()
+        with open(self._path, "rb") as file:
+            for line in file:
+                try:
+                    value = json.loads(line)
+                    key = (str(value["action"]), str(value["id"]))
+                except (ValueError, KeyError, TypeError):
+                    continue  # somebody else's line
+                if key in wanted:
+                    found.add(key)
+        return found
+
+
+def _drop_torn_line(fd: int) -> int:
+    """Cut off what a writer that was killed left behind the last newline; where the file ends now."""
+    end = os.fstat(fd).st_size
+    at = end
+    while at > 0:
+        start = max(at - 65536, 0)
+        block = os.pread(fd, at - start, start)
+        newline = block.rfind(b"\n")
+        if newline >= 0:
+            at = start + newline + 1
+            break
+        at = start
+    if at != end:
+        os.ftruncate(fd, at)
+    return at
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view):]
+
+
+class CommandCatalog:
+    """A program of the admin's. Exit code 0: all entries are taken; 64, 65, 77 (sysexits.h): refused for ever; 69,
+    75: it takes nothing for now; any other one: these entries did not get in this time."""
+
+    def __init__(self, argv: Sequence[str], timeout: float = TIMEOUT) -> None:
+        self.text = f"command:{shlex.join(argv)}"
+        self._argv = list(argv)
+        self._timeout = timeout
+
+    def apply(self, entries: Sequence[Entry], again: bool = False) -> None:
+        try:
+            done = subprocess.run(self._argv, input=b"".join(map(_line, entries)), stdout=subprocess.DEVNULL,
+                                  stderr=subprocess.PIPE, timeout=self._timeout, check=False)
+        except subprocess.TimeoutExpired:
+            raise CatalogError(f"catalog {self.text}: no end after {self._timeout:g} s", Category.STORE_DOWN) from None
+        except OSError as exc:
+            raise CatalogError(f"catalog {self.text}: {exc.strerror}", Category.STORE_DOWN) from exc
+        if done.returncode:
+            last = done.stderr.decode("utf-8", "backslashreplace").strip().rpartition("\n")[2][:300]
+            raise CatalogError(f"catalog {self.text}: ended with {done.returncode}" + (f": {last}" if last else ""),
+                               _EXITS.get(done.returncode, Category.TRANSIENT))
+
+
+class HttpCatalog:
+    """POST of {"entries": [...]} to a URL. 2xx: all are taken. 4xx: refused for ever, but for those that mean "not
+    now". Idempotency-Key is the same for the same block. No redirect is followed: it would turn a POST into a GET.
+    """
+
+    def __init__(self, url: str, timeout: float = TIMEOUT) -> None:
+        self.text = url
+        self._timeout = timeout
+
+    def apply(self, entries: Sequence[Entry], again: bool = False) -> None:
+        import urllib3  # not for every start of a command
+
+        key = hashlib.sha256("\n".join(f"{e.action.value} {e.id}" for e in entries).encode("ascii")).hexdigest()
+        headers = {"Content-Type": "application/json", "Idempotency-Key": key, **_authorization(self.text)}
+        body = json.dumps({"entries": [e.as_json() for e in entries]}).encode("ascii")
+        try:
+            with urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(self._timeout)) as pool:
+                answer = pool.request("POST", self.text, body=body, headers=headers, redirect=False,
+                                      preload_content=False)
+                why = answer.read(300).decode("utf-8", "backslashreplace").strip().partition("\n")[0]
+                answer.release_conn()
+        except (urllib3.exceptions.HTTPError, OSError) as exc:
+            raise CatalogError(f"catalog {self.text}: {exc}", Category.STORE_DOWN) from exc
+        if not 200 <= answer.status < 300:
+            category = (Category.STORE_DOWN if answer.status in _NOT_NOW else
+                        Category.PERMANENT if answer.status < 500 else Category.TRANSIENT)
+            raise CatalogError(f"catalog {self.text}: HTTP {answer.status} {answer.reason or ''}: {why}".rstrip(": "),
+                               category)
+
+
+def _authorization(url: str) -> dict[str, str]:
+    import netrc
+
+    import urllib3
+
+    try:
+        known = netrc.netrc().authenticators(urllib3.util.parse_url(url).host or "")
+    except (OSError, netrc.NetrcParseError):
+        return {}
+    if known is None:
+        return {}
+    return urllib3.make_headers(basic_auth=f"{known[0]}:{known[2]}")
+
+
+def parse_catalog(text: str) -> str:
+    """The word for a catalog as it is recorded: with absolute paths. UsageError if it names none."""
+    kind, colon, rest = text.partition(":")
+    if text == "default":
+        return text
+    if kind in ("sqlite", "jsonl") and rest:
+        return f"{kind}:{os.path.abspath(rest)}"
+    if kind == "command" and colon:
+        try:
+            argv = shlex.split(rest)
+        except ValueError as exc:
+            raise UsageError(f"catalog {text}: {exc}") from None
+        if argv:
+            return f"command:{shlex.join(argv)}"
+    if kind in ("http", "https") and rest.startswith("//") and rest.strip("/"):
+        if "@" in rest[2:].partition("/")[0]:
+            raise UsageError(f"catalog {kind}://…: write user and password into ~/.netrc, not into the address, which "
+                             "is kept and shown")
+        return text
+    raise UsageError(f"catalog {text}: none of default, sqlite:/PATH, jsonl:/PATH, command:PROGRAM ARG…, http(s)://…")
+
+
+def open_catalog(text: str, home: str) -> Catalog:
+    """The catalog that a word names; `home`: gsync's state folder. UsageError."""
+    text = parse_catalog(text)
+    kind, _, rest = text.partition(":")
+    if text == "default":
+        return SqliteCatalog(os.path.join(home, "catalog.db"), text)
+    if kind == "sqlite":
+        return SqliteCatalog(rest)
+    if kind == "jsonl":
+        return JsonLinesCatalog(rest)
+    if kind == "command":
+        return CommandCatalog(shlex.split(rest))
+    return HttpCatalog(text)
+
+
+def _line(entry: Entry) -> bytes:
+    return json.dumps(entry.as_json()).encode("ascii") + b"\n"
+
+
+def _text(name: bytes) -> str | dict[str, str]:
+    try:
+        return name.decode("utf-8")
+    except UnicodeDecodeError:
+        return {"path": name.decode("utf-8", "replace"), "path_b64": base64.b64encode(name).decode("ascii")}

@@ -1,0 +1,334 @@
+"""The public Python client of gsync's transfers; imported as `gsync.transfer`.
+
+    from gsync.transfer import Client
+
+    with Client() as gsync:
+        sent = gsync.send("result.dat", to=["tape:2024"], failover=["scratch"], register="default")
+        print(sent.at, sent.pending, sent.failed)
+
+It works on the state folder's database; no daemon has to run for `send`, and `gsync queue run` does what is pending.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from types import TracebackType
+
+from gsync.errors import UsageError
+from gsync.log import get_logger
+from gsync.model import NS, shown
+from gsync.transfer.catalog import open_catalog, parse_catalog
+from gsync.transfer.database import (
+    ENDED,
+    NewOperation,
+    NewRequest,
+    NewTransfer,
+    Request,
+    State,
+    Transfer,
+    Transfers,
+    new_id,
+)
+from gsync.transfer.registry import Place, Stores
+from gsync.transfer.retry import RetryPolicy
+from gsync.transfer.send import FAILOVER_FOLDER, Attempt, NoPlace, Plan, Sending, measure, request_of, sending
+from gsync.transfer.store import Category, StoreError
+from gsync.volume.home import default_path
+
+_log = get_logger(__name__)
+
+LEASE = 60.0    # seconds after which the queue looks what became of a send whose process is gone
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What became of a send when it returned.
+
+    request: its id, as `gsync queue show` takes it. at: where the file is, whole and durable; None: it is not known to
+    be anywhere but here. is_temporary: at a failover store, from where it goes on. pending: what is still to be done,
+    in words; the queue does it. failed: what did not work on the way.
+    """
+
+    request: str
+    file: str
+    at: Place | None
+    is_temporary: bool
+    pending: tuple[str, ...]
+    failed: tuple[Attempt, ...]
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A request as it is now. pending: what is still to be done; reasons: why what failed or waits does."""
+
+    request: Request
+    counts: dict[State, int]
+    reasons: tuple[str, ...]
+
+    @property
+    def ended(self) -> bool:
+        return self.request.state in ENDED
+
+
+class Client:
+    """gsync's transfers, of the state folder `home` (default: $GSYNC_HOME, /var/lib/gsync, or the user's own).
+
+    stores: the registry of named stores (add, all, check, ban, allow). One thread. Every method raises
+    `gsync.errors.GsyncError`: UsageError for wrong arguments, StoreError for a store.
+    """
+
+    def __init__(self, home: str | None = None, policy: RetryPolicy | None = None) -> None:
+        self.home = os.path.abspath(home or default_path(os.environ))
+        self._transfers = Transfers(self.home)
+        self.stores = Stores(self._transfers)
+        self._policy = policy or RetryPolicy()
+        self._worker = f"{os.uname().nodename}:{os.getpid()}:{new_id()}"
+
+    def close(self) -> None:
+        self.stores.close()
+        self._transfers.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    # send
+
+    def plan(self, file: str | bytes, to: Sequence[str], failover: Sequence[str] = (), register: str | None = None,
+             name: str | None = None, owner: str | None = None) -> Plan:
+        """What `send` would do. Reads the file once; writes nothing."""
+        if not to:
+            raise UsageError("send: to which store?")
+        given = os.fsencode(file)
+        bname = os.fsencode(name) if name is not None else os.path.basename(given)
+        if not bname or b"/" in bname or bname in (b".", b".."):
+            raise UsageError(f"send {shown(given)}: {shown(bname)!r} is no name for a file")
+        source = os.path.realpath(given)
+        content = measure(given)
+        request = new_id()
+        wanted = [_below(self.stores.folder(text), bname) for text in to]
+        spare = [_below(_below(self.stores.folder(text), FAILOVER_FOLDER), request.encode(), bname)
+                 for text in failover]
+        stores = [place.store for place in (*wanted, *spare)]
+        if len(set(stores)) < len(stores):
+            raise UsageError(f"send {shown(given)}: each store may be named once")
+        return Plan(request, owner or user(), source[1:], wanted[0].path, tuple(wanted), tuple(spare), content,
+                    parse_catalog(register) if register is not None else None, time.time_ns())
+
+    def send(self, file: str | bytes, to: Sequence[str], failover: Sequence[str] = (), register: str | None = None,
+             name: str | None = None, owner: str | None = None, label: str = "", priority: int = 0) -> Sent:
+        """Bring a file to the first store of `to` that takes it, else to the first of `failover`.
+
+        to, failover: NAME[:FOLDER] of a registered store, or a store's URL. register: a catalog (as for `gsync send
+        --register`). name: what the file is to be called there; default: its own name. It does not wait for stores or
+        catalogs that are down: that becomes pending, and `gsync queue run` does it. Raises only if nothing could be
+        begun: UsageError, or OSError if neither the database nor the spool can be written; then nothing was moved.
+        """
+        return self.carry_out(self.plan(file, to, failover, register, name, owner), label, priority)
+
+    def carry_out(self, plan: Plan, label: str = "", priority: int = 0) -> Sent:
+        """Send by a plan."""
+        request = request_of(plan, label, priority)
+        try:
+            self._transfers.begin(request, self._worker, LEASE)
+        except sqlite3.OperationalError as exc:
+            _log.warning("the database cannot be written, a send is noted in the spool", request=request.id, error=exc)
+            return self._send_by_spool(plan, label, priority)
+        with _renewing(self.home, self._worker):
+            return self._send_by_database(plan)
+
+    def _send_by_database(self, plan: Plan) -> Sent:
+        transfers = self._transfers
+        work = sending(transfers, self.stores, plan.request)
+        failed: list[Attempt] = []
+        try:
+            self._do_operations(work, failed)
+            pending = self._pending(work.plan)
+        except sqlite3.OperationalError as exc:
+            # What was begun is noted, so the queue finds what became of it.
+            _log.warning("the database cannot be written, the queue goes on later", request=plan.request, error=exc)
+            pending = _words(work.plan, [op.kind for op in request_of(plan).operations])
+        return self._sent(work.plan, pending, failed)
+
+    def _do_operations(self, work: Sending, failed: list[Attempt]) -> None:
+        transfers, plan = self._transfers, work.plan
+        for operation in transfers.operations(plan.request):
+            (transfer,) = transfers.page(request=plan.request, operation=operation.id)
+            if operation.position and not transfers.advance([transfer.id], State.NEW, State.ACQUIRED,
+                                                            worker=self._worker, lease=_until()):
+                break  # killed, or the queue has it already
+            if operation.kind == "replicate" and work.plan.is_temporary:
+                transfers.advance([transfer.id], State.ACQUIRED, State.NEW, worker=None, lease=0)
+                break  # the wanted stores were asked a moment ago
+            if not transfers.advance([transfer.id], State.ACQUIRED, State.SUBMITTED, by=self._worker):
+                transfers.advance([transfer.id], State.KILL, State.KILLED, by=self._worker)
+                break
+            error = None
+            try:
+                work.do(operation.kind)
+            except StoreError as exc:
+                error = exc
+            failed += work.failed
+            self._leave_alone(work.failed)
+            if error is not None:
+                self._settle(transfer, error, work.plan)
+                if not isinstance(error, NoPlace):
+                    failed.append(Attempt(Place(transfer.store, transfer.path), str(error), error.category))
+                break
+            transfers.advance([transfer.id], (State.SUBMITTED, State.KILL), State.DONE, by=self._worker)
+
+    def _settle(self, transfer: Transfer, error: StoreError, plan: Plan) -> None:
+        """As the queue would; but a file that is nowhere is not sent later, when nobody expects it any more."""
+        verdict = self._policy.judge(error.category, transfer.tries + 1, time.time_ns())
+        state = State.RETRY
+        if verdict.again is None or (transfer.kind == "place" and not plan.begun):
+            state = State.FAILED
+        moved = self._transfers.advance([transfer.id], State.SUBMITTED, state, by=self._worker, reason=str(error),
+                                        category=error.category.value, tries=transfer.tries + verdict.charged,
+                                        not_before=verdict.again or 0, worker=None, lease=0)
+        if not moved:
+            self._transfers.advance([transfer.id], State.KILL, State.KILLED, by=self._worker)
+
+    def _leave_alone(self, failed: Sequence[Attempt]) -> None:
+        """Stores that are down are not asked again for a while, by anybody."""
+        for attempt in failed:
+            if attempt.category is Category.STORE_DOWN and not self.stores.banned(attempt.place.store):
+                self.stores.ban(attempt.place.store, attempt.error, self._policy.ban)
+
+    def _send_by_spool(self, plan: Plan, label: str, priority: int) -> Sent:
+        """Without the database: what is known stands in the spool, and the queue goes over all of it again later."""
+        def note(plan: Plan) -> None:
+            self._transfers.keep_in_spool(request_of(plan, label, priority))
+
+        note(plan)
+        work = Sending(plan, self.stores, lambda text: open_catalog(text, self.home), note)
+        failed: list[Attempt] = []
+        for operation in request_of(plan).operations:
+            if operation.kind == "replicate" and work.plan.is_temporary:
+                break
+            try:
+                work.do(operation.kind)
+            except StoreError as exc:
+                failed += work.failed or [Attempt(plan.wanted[0], str(exc), exc.category)]
+                break
+            failed += work.failed
+        if work.plan.at is None and not work.plan.begun:
+            self._transfers.forget_kept(plan.request)
+            return self._sent(work.plan, [], failed)
+        self._transfers.submit_kept(request_of(work.plan, label, priority))
+        return self._sent(work.plan, _words(work.plan, [op.kind for op in request_of(plan).operations]), failed)
+
+    def _sent(self, plan: Plan, pending: Sequence[str], failed: Sequence[Attempt]) -> Sent:
+        return Sent(plan.request, "/" + os.fsdecode(plan.source), plan.at, plan.is_temporary, tuple(pending),
+                    tuple(failed), plan.content.size, plan.content.sha256)
+
+    def _pending(self, plan: Plan) -> list[str]:
+        over = (State.DONE, State.KILLED, State.FAILED)
+        return _words(plan, [op.kind for op in self._transfers.operations(plan.request) if op.state not in over])
+
+    # the queue
+
+    def submit(self, source: str, destination: str, register: str | None = None, owner: str | None = None,
+               label: str = "", priority: int = 0) -> str:
+        """Leave the copy of one file to the queue; the id of the request.
+
+        source, destination: NAME:PATH of a registered store, /PATH of this host, or HOST:/PATH. register: publish it in
+        this catalog when it has arrived.
+        """
+        here, there = self.stores.place(source), self.stores.place(destination)
+        catalog = parse_catalog(register) if register is not None else None
+        transfer = NewTransfer(here.store, here.path, there.store, there.path, catalog=catalog)
+        return self._transfers.submit(NewRequest("queue", owner or user(), [NewOperation("copy", [transfer])],
+                                                 label, priority))
+
+    def status(self, request: str) -> Status:
+        """How far a request is; by its id, or the beginning of it."""
+        found = self._transfers.request(request)
+        if found is None:
+            raise UsageError(f"request {request}: there is none; gsync queue list shows them")
+        rows = self._transfers.read("SELECT DISTINCT reason FROM transfers WHERE request=? AND reason<>'' LIMIT 10",
+                                    (found.id,))
+        return Status(found, self._transfers.counts(found.id), tuple(row[0] for row in rows))
+
+    def requests(self, owner: str | None = None, limit: int = 1000) -> list[Request]:
+        """The requests, of one owner or of all, oldest first."""
+        where, values = ("owner=?", [owner]) if owner is not None else ("1", [])
+        return list(self._transfers.requests(where=where, values=values, limit=limit))
+
+    def wait(self, request: str, timeout: float | None = None, interval: float = 0.2) -> Status:
+        """Until the request has ended (DONE, FAILED or KILLED), or for `timeout` seconds; how far it is then. Somebody
+        has to do the work: `gsync queue run`."""
+        until = None if timeout is None else time.monotonic() + timeout
+        while not (status := self.status(request)).ended and (until is None or time.monotonic() < until):
+            time.sleep(interval)
+        return status
+
+    def kill(self, request: str) -> int:
+        """Give up what has not ended; how many transfers."""
+        return self._transfers.kill(request=self.status(request).request.id)
+
+    def retry(self, request: str) -> int:
+        """Try again what failed, was killed, or waits for its next try; how many transfers."""
+        return self._transfers.retry(request=self.status(request).request.id)
+
+
+def user() -> str:
+    """Whose requests are made by this process, unless it says otherwise."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
+
+
+def _below(folder: Place, *names: bytes) -> Place:
+    return Place(folder.store, b"/".join(filter(None, (folder.path, *names))))
+
+
+def _until() -> int:
+    return time.time_ns() + int(LEASE * NS)
+
+
+def _words(plan: Plan, operations: Sequence[str]) -> list[str]:
+    """What is still to be done, for people."""
+    spare = [place for place in plan.begun if place != plan.at]
+    words = {"place": f"bring it to {' or '.join(map(str, plan.places))}",
+             "replicate": f"replicate it to {' or '.join(map(str, plan.wanted))}",
+             "register": f"register it in {plan.catalog}",
+             "tidy": "remove the replica at " + ", ".join(map(str, [plan.at] if plan.is_temporary else spare))}
+    if plan.at is not None and not plan.is_temporary:
+        operations = [op for op in operations if op not in ("place", "replicate") and (op != "tidy" or spare)]
+    return [words[operation] for operation in operations if operation != "place" or plan.at is None]
+
+
+@contextmanager
+def _renewing(home: str, worker: str) -> Iterator[None]:
+    """The worker's leases run on while this does."""
+    stop = threading.Event()
+
+    def renew() -> None:
+        transfers = Transfers(home)
+        try:
+            while not stop.wait(LEASE / 3):
+                with suppress(sqlite3.OperationalError):
+                    transfers.renew(worker, LEASE)
+        finally:
+            transfers.close()
+
+    thread = threading.Thread(target=renew, name="renew")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

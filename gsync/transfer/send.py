@@ -1,0 +1,331 @@
+"""send: bring a file to the first store that takes it, else to a failover store from where it goes on by itself.
+
+A send is a request of up to four operations, recorded in one transaction before a byte is moved:
+
+    place       to the first of the wanted stores that takes the file, else to the first failover store that does
+    replicate   from the failover store to the first of the wanted stores that takes it
+    register    make the replica known in the catalog
+    tidy        remove every other replica that this request made; refused while it is the only whole one
+
+What is known of a send (its plan, which places it began to fill, where the file is) are the arguments of its first
+operation, brought up to date before each upload. Every step looks at what is there first, so it may be killed
+anywhere and done again, and nothing is ever at a store that no request knows of. Nothing sleeps: what cannot be done
+now is tried again by the queue.
+Not here: states, leases, pauses between tries (database, retry, worker), what a store or a catalog is.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gsync.errors import UsageError
+from gsync.log import get_logger
+from gsync.model import shown
+from gsync.transfer.catalog import Action, Catalog, CatalogError, Entry, open_catalog
+from gsync.transfer.database import NewOperation, NewRequest, NewTransfer, Transfer, Transfers
+from gsync.transfer.mover import content_of, copy, verify
+from gsync.transfer.registry import LOCAL, Place, Stores
+from gsync.transfer.store import Category, Content, Store, StoreError
+
+_log = get_logger(__name__)
+
+OPERATIONS = ("place", "replicate", "register", "tidy")
+FAILOVER_FOLDER = b"gsync-failover"  # at a failover store: <folder>/<request>/<name>, a place that nobody else has
+# The name is the trouble, so another store of the same kind is no way out, and waiting is none either.
+_OF_THE_NAME = {errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EILSEQ}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a send is to reach, and what is known of it. places: wanted first, then failover."""
+
+    request: str
+    owner: str
+    source: bytes                   # path on this host, without the leading slash
+    name: bytes                     # what the file is called in the catalog
+    wanted: tuple[Place, ...]
+    failover: tuple[Place, ...]
+    content: Content
+    catalog: str | None
+    created: int                    # ns
+    begun: tuple[Place, ...] = ()   # places that this request began to fill, and where nothing was before
+    at: Place | None = None         # where the file is, whole
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        return self.wanted + self.failover
+
+    @property
+    def is_temporary(self) -> bool:
+        """It is at a failover store."""
+        return self.at is not None and self.at not in self.wanted
+
+    def as_json(self) -> dict[str, Any]:
+        return {"request": self.request, "owner": self.owner, "source": _text(self.source), "name": _text(self.name),
+                "wanted": _places(self.wanted), "failover": _places(self.failover), "size": self.content.size,
+                "sha256": self.content.sha256, "catalog": self.catalog, "created": self.created,
+                "begun": _places(self.begun), "at": _places([self.at])[0] if self.at else None}
+
+    @classmethod
+    def of_json(cls, value: Mapping[str, Any]) -> Plan:
+        def places(rows: Sequence[Sequence[str]]) -> tuple[Place, ...]:
+            return tuple(Place(store, os.fsencode(path)) for store, path in rows)
+
+        return cls(value["request"], value["owner"], os.fsencode(value["source"]), os.fsencode(value["name"]),
+                   places(value["wanted"]), places(value["failover"]), Content(value["size"], value["sha256"]),
+                   value["catalog"], value["created"], places(value["begun"]),
+                   places([value["at"]])[0] if value["at"] else None)
+
+
+def _text(path: bytes) -> str:
+    return os.fsdecode(path)
+
+
+def _places(places: Sequence[Place]) -> list[list[str]]:
+    return [[place.store, _text(place.path)] for place in places]
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A place that did not take the file, and why."""
+
+    place: Place
+    error: str
+    category: Category
+    errno: int | None = None
+
+
+class NoPlace(StoreError):
+    """None of the places took the file; `failed` says why for each."""
+
+    def __init__(self, plan: Plan, failed: Sequence[Attempt]) -> None:
+        rest = [a.category for a in failed if a.category is not Category.PERMANENT]
+        super().__init__(f"send {_path(plan)}: no store took it: " + "; ".join(a.error for a in failed),
+                         rest[0] if rest else Category.PERMANENT)
+        self.failed = tuple(failed)
+
+
+def measure(path: bytes) -> Content:
+    """Size and SHA-256 of a file; UsageError if it is none, cannot be read, or changes meanwhile."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(fd, "rb", buffering=0) as file:
+            before = os.fstat(fd)
+            if not stat.S_ISREG(before.st_mode):
+                raise UsageError(f"send {shown(path)}: is not a regular file")
+            content = content_of(file)
+            after = os.fstat(fd)
+    except OSError as exc:
+        raise UsageError(f"send {shown(path)}: {exc.strerror}") from None
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or content.size != after.st_size:
+        raise UsageError(f"send {shown(path)}: it changes while it is read; send it when it is complete")
+    return content
+
+
+def request_of(plan: Plan, label: str = "", priority: int = 0) -> NewRequest:
+    """All that the send may come to need, as one request."""
+    moved = (plan.content.size, plan.content.sha256)
+    first = plan.wanted[0]
+    operations = [NewOperation("place", [NewTransfer(LOCAL, plan.source, first.store, first.path, *moved)],
+                               plan.as_json())]
+    if plan.failover:
+        spare = plan.failover[0]
+        operations.append(NewOperation("replicate", [
+            NewTransfer(spare.store, spare.path, first.store, first.path, *moved)]))
+    if plan.catalog is not None:
+        operations.append(NewOperation("register", [
+            NewTransfer(first.store, first.path, plan.catalog, plan.name, *moved)]))
+    if len(plan.places) > 1:
+        last = plan.places[-1]
+        operations.append(NewOperation("tidy", [NewTransfer(first.store, first.path, last.store, last.path, *moved)]))
+    return NewRequest("send", plan.owner, operations, label or shown(os.path.basename(plan.name)), priority,
+                      plan.request)
+
+
+class Sending:
+    """One send at work: its operations, by their names. Each may be done again, and raises StoreError.
+
+    note: called with what is known whenever that changes, before an upload begins above all; has to make it durable.
+    """
+
+    def __init__(self, plan: Plan, stores: Stores, catalog: Callable[[str], Catalog],
+                 note: Callable[[Plan], None]) -> None:
+        self.plan = plan
+        self._stores = stores
+        self._store = stores.get
+        self._catalog = catalog
+        self._note = note
+        self.failed: list[Attempt] = []     # by the last `place` or `replicate`
+
+    def do(self, operation: str) -> None:
+        """One of OPERATIONS."""
+        {"place": self.place, "replicate": self.replicate, "register": self.register, "tidy": self.tidy}[operation]()
+
+    def place(self) -> None:
+        """NoPlace says of every place why not. What an earlier try has placed is found, also without the source."""
+        plan = self.plan
+        self.failed = []
+        if plan.at is not None and self._is_whole(plan.at):
+            return
+        if self._store(LOCAL).stat(plan.source) is None:
+            self._find()
+        elif not self._fill_one(LOCAL, plan.source, plan.wanted) and (
+                all(a.errno in _OF_THE_NAME for a in self.failed)  # would be the trouble later too
+                or not self._fill_one(LOCAL, plan.source, plan.failover)):
+            raise NoPlace(plan, self.failed)
+        self._register_for_now()
+
+    def replicate(self) -> None:
+        """Nothing to do for a file that is at a wanted place already."""
+        self.failed = []
+        if not self.plan.is_temporary:
+            return
+        self._register_for_now()
+        at = self._at()
+        self._store(at.store).probe()  # that it is down is no fault of the wanted ones
+        if not self._fill_one(at.store, at.path, self.plan.wanted):
+            raise NoPlace(self.plan, self.failed)
+
+    def register(self) -> None:
+        if self.plan.catalog is not None:
+            self._tell(Action.REGISTER, self._at())
+
+    def tidy(self) -> None:
+        """A place that was begun and does not hold this very file is somebody else's by now, and left alone."""
+        at = self._at()
+        for place in self.plan.begun:
+            if place == at:
+                continue
+            store = self._store(place.store)
+            there = store.stat(place.path)
+            ours = there is not None and (place in self.plan.failover or self._is_whole(place))
+            if there is not None and ours:
+                self._guard(place, at)
+            if self.plan.catalog is not None and place in self.plan.failover:
+                self._tell(Action.WITHDRAW, place)
+            if there is not None and ours:
+                store.delete(place.path)
+                _log.info("removed a replica", request=self.plan.request, place=place, kept=at)
+            if place in self.plan.failover:
+                self._remove_folders(store, place.path)
+
+    # one place
+
+    def _fill_one(self, source: str, path: bytes, places: Sequence[Place]) -> bool:
+        """The file is at the first of the places that takes it; False: none did, `failed` says why."""
+        for place in places:
+            try:
+                self._fill(self._store(source), path, place)
+            except StoreError as exc:
+                if exc.category is Category.CORRUPT and source == LOCAL \
+                        and self._store(LOCAL).checksum(path) != self.plan.content.sha256:
+                    raise StoreError(f"send {_path(self.plan)}: it has changed since it was given to be sent; send it "
+                                     "again when it is complete", Category.PERMANENT) from exc
+                self.failed.append(Attempt(place, str(exc), exc.category, exc.errno))
+                _log.warning("a store did not take the file", request=self.plan.request, place=place, error=exc)
+                continue
+            self._know(at=place)
+            return True
+        return False
+
+    def _fill(self, source: Store, path: bytes, place: Place) -> None:
+        if self._stores.banned(place.store):
+            raise StoreError(f"store {place.store} is left alone for now; gsync store list says why",
+                             Category.STORE_DOWN)
+        store = self._stores.writable(place.store)
+        store.probe()
+        if store.stat(place.path) is None and place not in self.plan.begun:
+            self._know(begun=(*self.plan.begun, place))
+        content = self.plan.content
+        try:
+            copy(source, path, store, place.path, content.sha256)
+            verify(store, place.path, content)
+        except StoreError:
+            with suppress(StoreError):
+                if self._is_whole(place):  # it arrived, and the answer did not
+                    return
+            raise
+
+    def _find(self) -> None:
+        """The source is gone: it may have been placed before."""
+        for place in self.plan.places:
+            try:
+                if self._is_whole(place):
+                    self._know(at=place)
+                    return
+            except StoreError as exc:
+                self.failed.append(Attempt(place, str(exc), exc.category, exc.errno))
+        error = f"{_path(self.plan)} is gone, and at none of the stores that could be asked"
+        if not self.failed:
+            raise StoreError(f"send: {error}", Category.PERMANENT)
+        raise NoPlace(self.plan, self.failed)
+
+    def _is_whole(self, place: Place) -> bool:
+        """Whether this very file is there, by what the store reads now."""
+        store = self._store(place.store)
+        item = store.stat(place.path)
+        return (item is not None and item.is_file and item.size == self.plan.content.size
+                and store.checksum(place.path) == self.plan.content.sha256)
+
+    def _guard(self, place: Place, at: Place) -> None:
+        """Refuse to remove the replica at `place` unless the one at `at` is whole."""
+        if not self._is_whole(at):
+            raise StoreError(f"send: the replica at {place} is not removed: it is the only one, since the one at {at} "
+                             "is missing or not whole", Category.PERMANENT)
+
+    def _at(self) -> Place:
+        if self.plan.at is None:
+            raise StoreError(f"send {self.plan.request}: it is not known where the file is", Category.PERMANENT)
+        return self.plan.at
+
+    def _know(self, **changes: Any) -> None:
+        self.plan = replace(self.plan, **changes)
+        self._note(self.plan)
+
+    @staticmethod
+    def _remove_folders(store: Store, path: bytes) -> None:
+        """Those of the failover place that are empty now."""
+        with suppress(StoreError):
+            while (path := path.rpartition(b"/")[0]) and FAILOVER_FOLDER in path:
+                store.delete(path)
+
+    # the catalog
+
+    def _register_for_now(self) -> None:
+        """So that the file is found while it waits at a failover store; if that does not work, it will be when it has
+        reached its place."""
+        if self.plan.catalog is not None and self.plan.is_temporary:
+            try:
+                self._tell(Action.REGISTER, self._at())
+            except CatalogError as exc:
+                _log.warning("the temporary replica is not registered", request=self.plan.request, error=exc)
+
+    def _tell(self, action: Action, place: Place) -> None:
+        plan = self.plan
+        assert plan.catalog is not None
+        entry = Entry(f"{plan.request}-{plan.places.index(place)}", plan.name, place.store,
+                      self._store(place.store).url, place.path, plan.content.size, f"sha256:{plan.content.sha256}",
+                      plan.owner, plan.request, plan.created, action)
+        self._catalog(plan.catalog).apply([entry], again=True)
+
+
+def _path(plan: Plan) -> str:
+    return "/" + shown(plan.source)
+
+
+def sending(transfers: Transfers, stores: Stores, request: str) -> Sending:
+    """A send that is in the database, as it is known there, and noted there as it goes on."""
+    first = transfers.operations(request)[0]
+    return Sending(Plan.of_json(first.arguments), stores, lambda text: open_catalog(text, transfers.home),
+                   lambda plan: transfers.set_arguments(first.id, plan.as_json()))
+
+
+def carry_out(transfers: Transfers, stores: Stores, transfer: Transfer) -> None:
+    """The queue's handler of place, replicate, register and tidy; StoreError."""
+    sending(transfers, stores, transfer.request).do(transfer.kind)
