@@ -297,4 +297,4 @@ class Injecting:
 
     def read(self) -> list[Hint]:
         extra, self.extra = self.extra, []
-        return self._inner.read() + extra
+        return [*self._inner.read(), *extra]

@@ -5,7 +5,7 @@ A hint says where to look, never what is there: kernel events merge, come late a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol, TypeAlias
 
 from gsync.fsid import Inodes
@@ -78,8 +78,8 @@ class Detector(Protocol):
     def unwatch(self, gfid: Gfid) -> None:
         """The directory left the tree."""
 
-    def read(self) -> list[Hint]:
-        """Everything that was queued when it was called, in order; [] if nothing was."""
+    def read(self) -> Iterator[Hint]:
+        """Everything that was queued when it began, in order. To be read to its end before anything else is asked."""
 
     def close(self) -> None: ...
 

@@ -13,6 +13,7 @@ import fcntl
 import os
 import struct
 import termios
+from collections.abc import Iterator
 
 from gsync.fsid import Inodes
 from gsync.model import Gfid, Name
@@ -68,17 +69,17 @@ class Fanotify:
     def close(self) -> None:
         os.close(self._fd)
 
-    def read(self) -> list[Hint]:
+    def read(self) -> Iterator[Hint]:
         queued = array.array("i", [0])
         fcntl.ioctl(self._fd, termios.FIONREAD, queued)
         left = queued[0] // _EVENT.size
-        hints: list[Hint] = []
         while left > 0:
+            hints: list[Hint] = []
             try:
                 left -= self._parse(os.read(self._fd, _READ), hints)
             except BlockingIOError:
                 break
-        return hints
+            yield from hints
 
     def _parse(self, buf: bytes, hints: list[Hint]) -> int:
         """Add the hints of the events in buf; returns how many events there were."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+from collections.abc import Iterator
 
 from inotify_simple import INotify, flags
 
@@ -79,7 +80,7 @@ class Inotify:
     def close(self) -> None:
         self._inotify.close()
 
-    def read(self) -> list[Hint]:
+    def read(self) -> Iterator[Hint]:
         events = list(self._inotify.read(timeout=0))
         if events and events[-1].mask & _MOVED_FROM and select.select([self._inotify], [], [], _PAIR_WAIT)[0]:
             events += self._inotify.read(timeout=0)
@@ -113,4 +114,4 @@ class Inotify:
                     hints.append(ChangeHint(None, name, bool(mask & _WRITTEN)))
             elif mask & _ATTRIB:
                 hints.append(ChangeHint(gfid, None, False))
-        return hints
+        yield from hints

@@ -27,6 +27,7 @@ from gsync.fsid import is_mount_handle
 from gsync.log import get_logger
 from gsync.model import NS, ROOT_GFID, Gfid, Name
 from gsync.namespace import UNKNOWN_CTIME, Entry, Namespace
+from gsync.recorder.backlog import Backlog
 from gsync.recorder.detector import (
     ChangeHint,
     DetectorFactory,
@@ -46,7 +47,8 @@ from gsync.volume.home import Volume
 _log = get_logger(__name__)
 
 PROCESS_AT = 2000         # hints that are not left until the end of the slice
-MOST_HINTS = 1_000_000    # hints kept during a scan; beyond, it is an overflow
+MOST_IN_MEMORY = 10_000   # hints; those that come after them wait on disk
+MOST_HINTS = 5_000_000    # hints on disk; beyond, it is an overflow
 ROUNDS = 8                # reads for a rename that explains why a name is empty
 PATIENCE = 50             # looks, 10 ms apart, for a directory whose rename must be hinted
 PROGRESS_EVERY = 0.5      # s
@@ -85,6 +87,7 @@ class Recording:
         self._changes: dict[Gfid, int] = {}
         self._story: list[NameHint | RenameHint | ChangeHint] = []  # in order, from a detector that does not see all
         self._told: set[Hint] = set()
+        self._backlog = Backlog(os.fsencode(self._brick.folder))    # what came after all these
         self._stuck: dict[Name, int] = {}                  # names in directories that are not where the index says
         self._empty: dict[Name, Entry] = {}                # index entries at whose name nothing was found
         self._displaced: dict[Gfid, Entry] = {}            # inodes that lost a name in the index just now
@@ -107,6 +110,7 @@ class Recording:
             # What a crash left in the live file belongs to an index that was never committed: it is found again.
             with suppress(FileNotFoundError):
                 os.unlink(layout.live_path(self._folder))
+            opened.callback(self._backlog.close)
             self._index = Namespace(self._brick.namespace)
             opened.callback(self._index.close)
             self._tree = Tree(root_fd, volume.tag, self._index, ignored)
@@ -152,7 +156,7 @@ class Recording:
     def _scan_first(self) -> None:
         """Fill the index. Every change is recorded from the moment that a detector which sees all is there, else
         from the end of the scan."""
-        scan = FirstScan(self._tree, self._index, self._detector, self._tick, self._clock, self._racy.add)
+        scan = FirstScan(self._tree, self._index, self._detector, self._tick, self._clock, self._note_racy)
         scan.clear()
         since = self._clock()
         layout.set_covered_from(self._folder, since)
@@ -167,7 +171,7 @@ class Recording:
         self._index.set_fact("watching_since", since)
         self._index.set_fact("last_ts", self._writer.last_ts)
         self._index.set_fact("root_ctime", UNKNOWN_CTIME)
-        self._racy.add(ROOT_GFID)
+        self._note_racy(ROOT_GFID)
         self._commit()
         self._first_scan = False
         self._report(watching_since=since)
@@ -177,7 +181,7 @@ class Recording:
         """Say what differs from the index."""
         self._gap = ""
         self._names_scanned = 0
-        GapScan(self._tree, self._index, self._slice, self._detector, self._tick, self._clock, self._racy.add).run()
+        GapScan(self._tree, self._index, self._slice, self._detector, self._tick, self._clock, self._note_racy).run()
         self._measure()
 
     def _measure(self) -> None:
@@ -234,19 +238,30 @@ class Recording:
         return True
 
     def _drain(self) -> bool:
-        drained_at = self._clock()
-        hints = self._detector.read()
-        for hint in hints:
-            self._take(hint)
-        self._drained_at = drained_at
-        if self._hints_kept() > MOST_HINTS:
+        """Take in what the detector has, as far as memory allows. Whether there is anything new to look at."""
+        drained_at, new = self._clock(), False
+        for hint in self._detector.read():
+            new = True
+            if isinstance(hint, Overflow | LostWatch | RootGone) or (
+                    not self._backlog and self._in_memory() < MOST_IN_MEMORY):
+                self._take(hint)
+            else:
+                self._backlog.put(hint)
+        while self._backlog and self._in_memory() < MOST_IN_MEMORY:
+            new = True
+            for hint in self._backlog.take():
+                self._take(hint)
+        if not self._backlog:
+            self._drained_at = drained_at  # else changes that still wait may be older
+        elif len(self._backlog) > MOST_HINTS:
+            self._backlog.clear()
             self._names.clear()
             self._renamed_from.clear()
             self._changes.clear()
             self._story.clear()
             self._told.clear()
             self._gap = "too many changes at once"
-        return bool(hints)
+        return new
 
     def _take(self, hint: Hint) -> None:
         if isinstance(hint, Overflow):
@@ -277,8 +292,11 @@ class Recording:
             flags = (_APPEARED if hint.appeared else 0) | (_IS_DIR if hint.is_dir else 0)
             self._names[hint.name] = self._names.get(hint.name, 0) | flags
 
-    def _hints_kept(self) -> int:
+    def _in_memory(self) -> int:
         return len(self._names) + len(self._changes) + len(self._story)
+
+    def _hints_kept(self) -> int:
+        return self._in_memory() + len(self._backlog)
 
     def _knows(self, gfid: Gfid) -> bool | None:
         """Whether the inode belongs to the tree, as far as was seen. During the first scan any may."""
@@ -295,11 +313,11 @@ class Recording:
     # looking
 
     def _process(self) -> None:
-        """Look at everything that was hinted; say what is true; update the index."""
+        """Look at every hint in memory; say what is true; update the index."""
         self._urgent = False
         self._clean_before = self._drained_at - GRANULARITY
-        if not (self._hints_kept() or self._stuck or self._gap or self._lost):
-            self._tracking = self._detector.sees_all
+        if not (self._in_memory() or self._stuck or self._gap or self._lost):
+            self._tracking = self._tracking or (self._detector.sees_all and not self._backlog)
             return
         self._begin()
         self._said.clear()
@@ -333,7 +351,7 @@ class Recording:
         self._note_changes()
         self._drop_displaced()
         self._check_lost()
-        self._tracking = self._detector.sees_all
+        self._tracking = self._tracking or (self._detector.sees_all and not self._backlog)
 
     def _replay(self, before: dict[Name, Gfid]) -> None:
         """Follow renames in the index, in the order of the events: what moved within the tree is known at its new
@@ -440,7 +458,7 @@ class Recording:
             self._slice.changed(seen)
             if is_dir and not is_mount_handle(seen.handle):
                 FreshScan(self._tree, self._index, self._slice, self._detector, self._tick, self._clock,
-                          self._racy.add, self._tracked, self._displace).run(seen.gfid, seen.handle)
+                          self._note_racy, self._tracked, self._displace).run(seen.gfid, seen.handle)
 
     # the index
 
@@ -455,7 +473,7 @@ class Recording:
     def _put(self, entry: Entry) -> None:
         self._index.put([entry])
         if entry.ctime == UNKNOWN_CTIME:
-            self._racy.add(entry.gfid)
+            self._note_racy(entry.gfid)
 
     def _drop(self, entry: Entry) -> None:
         """The entry's name is not its inode's any more; what lies below a directory stays for now."""
@@ -509,6 +527,10 @@ class Recording:
         else:
             self._index.set_ctime(gfid, ctime, st.st_size if st else 0)
         if ctime == UNKNOWN_CTIME:
+            self._note_racy(gfid)
+
+    def _note_racy(self, gfid: Gfid) -> None:
+        if len(self._racy) < MOST_RACY:
             self._racy.add(gfid)
 
     def _settle(self) -> None:
@@ -537,8 +559,9 @@ class Recording:
         up_to = self._clock()
         self._step("drain")
         self._drain()
+        last = self._backlog.taken + len(self._backlog)  # of the hints that waited then
         for _ in range(PATIENCE):
-            self._process()
+            self._process_up_to(last)
             if not self._stuck and not self._gap:
                 break
             if self._stuck:
@@ -570,6 +593,16 @@ class Recording:
             self._report(unbroken_since=up_to)
         self._report(state=RECORDING, complete_up_to=up_to, last_changelog=self._last_changelog)
         return True
+
+    def _process_up_to(self, last: int) -> None:
+        """Look at what is in memory, and then at what waits on disk up to its hint of this number."""
+        while True:
+            taken = self._backlog.taken
+            self._process()
+            if taken >= last or self._gap:
+                return
+            self._report()
+            self._drain()
 
     def until_next_ts(self) -> float:
         """Seconds until a changelog may be written: one per second, whatever the clock does."""

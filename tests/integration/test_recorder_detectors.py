@@ -66,7 +66,7 @@ class Watched:
         return names
 
     def read(self) -> list[Hint]:
-        return self.detector.read()
+        return list(self.detector.read())
 
 
 def watched_by(name: str, folder: Path) -> Iterator[Watched]:

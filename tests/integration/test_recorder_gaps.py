@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from gsync.changelog.records import Data, Entry, Fop, Meta
 from gsync.fsid import Inodes
 from gsync.model import NS, ROOT_GFID
 from gsync.namespace import Namespace
-from gsync.recorder import recording, scan
+from gsync.recorder import backlog, recording, scan
 from gsync.recorder.detector import ChangeHint, Detector, Knows, LostWatch, NameHint, Overflow
 from gsync.recorder.recorder import Recorder
 from gsync.volume.posix import PosixTree
@@ -291,10 +292,10 @@ def test_an_overflow_is_a_gap_that_is_closed_at_once(world: World, when: str) ->
     if when == "before":
         changes(world)
         world.recording.poll()  # type: ignore[union-attr]
-    world.injecting._inner.read()  # type: ignore[attr-defined]
+    list(world.injecting._inner.read())  # type: ignore[attr-defined]
     if when == "after":
         changes(world)
-        world.injecting._inner.read()  # type: ignore[attr-defined]  # what the kernel dropped
+        list(world.injecting._inner.read())  # type: ignore[attr-defined]  # what the kernel dropped
     world.injecting.extra = [Overflow()]  # type: ignore[attr-defined]
     world.cut()
     assert world.recorder.status.gaps == gaps + 1
@@ -303,6 +304,7 @@ def test_an_overflow_is_a_gap_that_is_closed_at_once(world: World, when: str) ->
 
 
 def test_too_many_hints_are_an_overflow(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "MOST_IN_MEMORY", 5)
     monkeypatch.setattr(recording, "MOST_HINTS", 10)
     world.start()
     world.cut()
@@ -310,6 +312,34 @@ def test_too_many_hints_are_an_overflow(world: World, monkeypatch: pytest.Monkey
         (world.tree / f"{n}").write_bytes(b"x")
     world.cut()
     assert world.recorder is not None and world.recorder.status.gaps == 2
+
+
+def test_hints_that_come_too_fast_wait_on_disk(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In order, in few pieces of memory; every slice holds all that was before its end."""
+    monkeypatch.setattr(recording, "MOST_IN_MEMORY", 20)
+    monkeypatch.setattr(backlog, "BLOCK", 10)
+    for n in range(300):
+        (world.tree / f"a{n}").write_bytes(b"x")
+    world.start()
+    world.cut()
+    assert world.recording is not None
+    most = 0
+    look = world.recording._look
+
+    def measured(*args: Any) -> None:
+        nonlocal most
+        most = max(most, len(args[0]))
+        look(*args)
+
+    monkeypatch.setattr(world.recording, "_look", measured)
+    for n in range(300):
+        (world.tree / f"a{n}").rename(world.tree / f"b{n}")
+    records = world.cut()
+    assert 10 <= most <= 60  # two names each, and a block more than wanted
+    assert world.recorder is not None and world.recorder.status.gaps == 1
+    renames = [record for record in records if isinstance(record, Entry) and record.fop is Fop.RENAME]
+    assert {record.names[1][1] for record in renames} == {b"b%d" % n for n in range(300)}
+    assert not [record for record in records if isinstance(record, Data)]
 
 
 def test_a_lost_watch_is_a_gap_unless_the_directory_is_gone(world: World) -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from gsync.fsid import Inodes
+from gsync.recorder import backlog, recording
 from gsync.recorder.detector import Detector, Hint, Knows, Overflow
 from tests.recording import FACTORIES, World
 
@@ -213,8 +214,12 @@ def run(factory: str, histories: int, steps: int = 30) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("factory", [pytest.param("fanotify", marks=pytest.mark.root), "inotify", "inotify by path"])
-def test_histories(factory: str) -> None:
-    run(factory, 60)
+@pytest.mark.parametrize("in_memory", [recording.MOST_IN_MEMORY, 2])
+def test_histories(factory: str, in_memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 2, nearly all hints wait on disk."""
+    monkeypatch.setattr(recording, "MOST_IN_MEMORY", in_memory)
+    monkeypatch.setattr(backlog, "BLOCK", 2 if in_memory == 2 else backlog.BLOCK)
+    run(factory, 40)
 
 
 @pytest.mark.soak
