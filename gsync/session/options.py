@@ -9,19 +9,18 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass as plain_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
-
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic.dataclasses import dataclass
-from pydantic.fields import FieldInfo
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from gsync import ini
 from gsync.errors import UsageError
 from gsync.sync.timetable import Timetable, parse_rate
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw]?)", re.IGNORECASE)
 _SECONDS = {"w": 604800, "d": 86400, "h": 3600, "m": 60, "s": 1}
@@ -35,6 +34,7 @@ class Kind(StrEnum):
     DURATION = "duration"
     PATTERNS = "patterns"
     RATES = "rates"
+    CAPITALS = "capitals"
 
 
 class Scope(StrEnum):
@@ -44,14 +44,18 @@ class Scope(StrEnum):
     NODE = "node"
 
 
-@plain_dataclass(frozen=True)
+@dataclass(frozen=True)
 class About:
-    """What an option is beside its type, default and check. restarts: worker, recorder, monitor, or nothing."""
+    """What an option is beside its type and default. restarts: worker, recorder, monitor, or nothing. check: returns
+    the value, or ValueError says what is wrong with it."""
 
     help: str
     restarts: tuple[str, ...] = ("worker",)
     scope: Scope = Scope.SESSION
     kind: Kind = Kind.TEXT
+    least: float | None = None
+    most: float | None = None
+    check: Callable[[Any], Any] | None = None
     unsafe: str = ""        # the value that must be confirmed when set, and why
     gluster: str = ""       # another name that GlusterFS has for it
 
@@ -208,35 +212,38 @@ def _check_ionice(value: str) -> str:
     return value
 
 
-_Duration = BeforeValidator(parse_duration)
-_Size = BeforeValidator(parse_size)
+def _capitals(value: object) -> object:
+    return value.upper() if isinstance(value, str) else value
+
+
 _NODE = Scope.NODE
 _LEVELS = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+@dataclass(frozen=True)
 class Options:
     """What can be set. Frozen: a change makes a new one and restarts what depends on it."""
 
     # how data travels
     sync_method: Annotated[Literal["auto", "rsync", "tarssh"], About(
         "How file data travels: rsync sends differences, tarssh whole files, auto chooses for each file.")] = "auto"
-    sync_jobs: Annotated[int, Field(ge=1, le=16), About("Streams that carry file data side by side.")] = 2
-    bandwidth_limit: Annotated[str, BeforeValidator(parse_bandwidth), About(
+    sync_jobs: Annotated[int, About("Streams that carry file data side by side.", least=1, most=16)] = 2
+    bandwidth_limit: Annotated[str, About(
         "Bytes per second that file data may use, e.g. 500K or 10M; 0: no limit. Or by the time of the week, entries "
         "separated by ;, of which the last one that fits holds: '0; Mon-Fri 08:00-18:00 10M; Sat,Sun 50M' (local "
         "time).", kind=Kind.RATES)] = "0"
     compression: Annotated[bool, About("Compress what goes over ssh.")] = False
-    rsync_options: Annotated[str, AfterValidator(_check_rsync_options), About(
-        "Further options for rsync where it moves the data, e.g. --compress-choice=zstd --checksum-choice=xxh3.")] = ""
-    rsync_command: Annotated[str, AfterValidator(_check_program), About("The rsync of this host.")] = "rsync"
+    rsync_options: Annotated[str, About(
+        "Further options for rsync where it moves the data, e.g. --compress-choice=zstd --checksum-choice=xxh3.",
+        check=_check_rsync_options)] = ""
+    rsync_command: Annotated[str, About("The rsync of this host.", check=_check_program)] = "rsync"
     log_rsync_performance: Annotated[bool, About("Log what rsync says of each of its transfers.")] = False
 
     # what is replicated
-    exclude: Annotated[tuple[str, ...], BeforeValidator(_lines), AfterValidator(_check_patterns), About(
+    exclude: Annotated[tuple[str, ...], About(
         "Patterns as in .gitignore, one per line, relative to the root of the master; what they match stays out. Those "
         "of a session stand in place of the node's.",
-        kind=Kind.PATTERNS)] = ()
+        kind=Kind.PATTERNS, check=_check_patterns)] = ()
     sync_xattrs: Annotated[bool, About("Replicate extended attributes. If not, those of the slave are left alone.")] \
         = True
     sync_acls: Annotated[bool, About("Replicate POSIX ACLs. If not, those of the slave are left alone.")] = True
@@ -244,50 +251,56 @@ class Options:
         "Never remove the last name of a file or directory at the slave; renames and replacements are replicated. What "
         "stayed goes once the option is reset and a crawl of the whole tree finds it.",
         unsafe="what is deleted on the master then stays at the slave, which is no exact copy any more")] = False
-    delete_retention: Annotated[int, _Duration, Field(ge=0), About(
-        "How long deleted files stay in the slave's .gsync/trash, e.g. 7d; 0: they do not.", kind=Kind.DURATION)] = 0
-    max_delete: Annotated[int, Field(ge=0), About(
-        "Hold deletes when one batch would remove more entries than this, until `gsync hold approve`; 0: never.")] = 0
+    delete_retention: Annotated[int, About(
+        "How long deleted files stay in the slave's .gsync/trash, e.g. 7d; 0: they do not.", kind=Kind.DURATION,
+        least=0)] = 0
+    max_delete: Annotated[int, About(
+        "Hold deletes when one batch would remove more entries than this, until `gsync hold approve`; 0: never.",
+        least=0)] = 0
     adopt: Annotated[bool, About(
         "Take over what the slave holds already, by comparing, when it is no gsync slave yet.")] = False
-    max_sync_retries: Annotated[int, Field(ge=0, le=100), About(
+    max_sync_retries: Annotated[int, About(
         "How often a file that could not be sent is tried again at once, before it goes to the failures, which are "
-        "tried again later.", gluster="max-rsync-retries")] = 2
+        "tried again later.", gluster="max-rsync-retries", least=0, most=100)] = 2
 
     # when
-    changelog_batch_size: Annotated[int, _Size, Field(ge=1), About(
-        "Bytes of changelogs that make one batch.", kind=Kind.SIZE)] = 727040
-    change_interval: Annotated[float, _Duration, Field(ge=0, le=3600), About(
+    changelog_batch_size: Annotated[int, About(
+        "Bytes of changelogs that make one batch.", kind=Kind.SIZE, least=1)] = 727040
+    change_interval: Annotated[float, About(
         "Shortest time between two batches that follow the master live: changes to a file within it are sent once. "
-        "0: at once.", kind=Kind.DURATION)] = 0
+        "0: at once.", kind=Kind.DURATION, least=0, most=3600)] = 0
 
     # the way to the slave
-    slave_timeout: Annotated[int, _Duration, Field(ge=5, le=86400), About(
+    slave_timeout: Annotated[int, About(
         "Silence after which the connection to the slave counts as lost, on both ends.", kind=Kind.DURATION,
-        gluster="secondary-timeout")] = 120
-    connection_timeout: Annotated[int, _Duration, Field(ge=1, le=3600), About(
-        "How long making the connection to the slave's host may take.", kind=Kind.DURATION)] = 60
-    ssh_port: Annotated[int, Field(ge=0, le=65535), About(
-        "Port of the slave's ssh server; 0: as the slave's address or ssh's own settings say.")] = 0
-    ssh_command: Annotated[str, AfterValidator(_check_program), About("The ssh of this host.")] = "ssh"
-    ssh_options: Annotated[str, AfterValidator(_check_ssh_options), About(
-        "Further options for ssh: -oNAME=VALUE, -i FILE, -c CIPHERS, -m MACS, -J HOST, -b ADDRESS.")] = ""
+        gluster="secondary-timeout", least=5, most=86400)] = 120
+    connection_timeout: Annotated[int, About(
+        "How long making the connection to the slave's host may take.", kind=Kind.DURATION, least=1, most=3600)] = 60
+    ssh_port: Annotated[int, About(
+        "Port of the slave's ssh server; 0: as the slave's address or ssh's own settings say.",
+        least=0, most=65535)] = 0
+    ssh_command: Annotated[str, About("The ssh of this host.", check=_check_program)] = "ssh"
+    ssh_options: Annotated[str, About(
+        "Further options for ssh: -oNAME=VALUE, -i FILE, -c CIPHERS, -m MACS, -J HOST, -b ADDRESS.",
+        check=_check_ssh_options)] = ""
     ssh_config: Annotated[str, About("File that ssh reads instead of ~/.ssh/config.")] = ""
 
     # the processes
-    log_level: Annotated[_LEVELS, BeforeValidator(lambda v: v.upper() if isinstance(v, str) else v), About(
+    log_level: Annotated[_LEVELS, About(
         "What goes to the session's log, and from the node's file to the recorders' and the monitor's.",
-        restarts=("worker", "recorder", "monitor"))] = "INFO"
-    nice: Annotated[int, Field(ge=0, le=19), About("How much the worker leaves the processor to others.")] = 0
-    ionice: Annotated[str, AfterValidator(_check_ionice), About(
-        "The worker's priority at the disk: idle, best-effort or best-effort:0 (first) to best-effort:7 (last).")] = ""
-    worker_timeout: Annotated[int, _Duration, Field(ge=10, le=86400), About(
+        restarts=("worker", "recorder", "monitor"), kind=Kind.CAPITALS)] = "INFO"
+    nice: Annotated[int, About("How much the worker leaves the processor to others.", least=0, most=19)] = 0
+    ionice: Annotated[str, About(
+        "The worker's priority at the disk: idle, best-effort or best-effort:0 (first) to best-effort:7 (last).",
+        check=_check_ionice)] = ""
+    worker_timeout: Annotated[int, About(
         "Silence of a worker or recorder after which the monitor ends it and starts another one.",
-        kind=Kind.DURATION)] = 300
+        kind=Kind.DURATION, least=10, most=86400)] = 300
 
     # of the node
-    replica_failover_interval: Annotated[float, _Duration, Field(ge=0.1, le=3600), About(
-        "How often a passive worker looks whether the active one is gone.", kind=Kind.DURATION)] = 1
+    replica_failover_interval: Annotated[float, About(
+        "How often a passive worker looks whether the active one is gone.", kind=Kind.DURATION,
+        least=0.1, most=3600)] = 1
     use_meta_volume: Annotated[bool, About(
         "Keep the sessions on a folder that several nodes share, so that one takes over when another fails.",
         scope=_NODE, restarts=("monitor",))] = False
@@ -295,26 +308,29 @@ class Options:
         "Where the shared folder is mounted.", scope=_NODE, restarts=("monitor",))] = "/run/gluster/shared_storage"
     change_detector: Annotated[Literal["auto", "fanotify", "inotify"], About(
         "How recorders notice changes; auto takes the first that works.", scope=_NODE, restarts=("recorder",))] = "auto"
-    rollover_time: Annotated[float, _Duration, Field(ge=0.1, le=3600), About(
+    rollover_time: Annotated[float, About(
         "Longest time until a recorder writes a changelog; on a quiet tree it does not wait for it.", scope=_NODE,
-        restarts=("recorder",), kind=Kind.DURATION)] = 1
-    changelog_retention: Annotated[int, _Duration, Field(ge=60), About(
+        restarts=("recorder",), kind=Kind.DURATION, least=0.1, most=3600)] = 1
+    changelog_retention: Annotated[int, About(
         "How long changelogs are kept. What a session still needs is kept longer.", scope=_NODE,
-        restarts=("recorder",), kind=Kind.DURATION)] = 7 * 86400
-    changelog_retention_size: Annotated[int, _Size, Field(ge=0), About(
+        restarts=("recorder",), kind=Kind.DURATION, least=60)] = 7 * 86400
+    changelog_retention_size: Annotated[int, About(
         "Bytes of changelogs that are kept of a volume. What a session still needs is kept.", scope=_NODE,
-        restarts=("recorder",), kind=Kind.SIZE)] = 1 << 30
-    changelog_archive_size: Annotated[int, _Size, Field(ge=0), About(
+        restarts=("recorder",), kind=Kind.SIZE, least=0)] = 1 << 30
+    changelog_archive_size: Annotated[int, About(
         "Bytes of old changelogs that a volume's archive keeps, in a tar file a month; 0: none.", scope=_NODE,
-        restarts=("recorder",), kind=Kind.SIZE)] = 256 << 20
+        restarts=("recorder",), kind=Kind.SIZE, least=0)] = 256 << 20
 
     @classmethod
     def of(cls, values: Mapping[str, Any], where: str) -> Options:
         """The options with these values; `where` (a file, the command line) goes into the UsageError."""
-        try:
-            return cls(**{field_name(key): value for key, value in values.items()})
-        except ValidationError as exc:
-            raise UsageError(f"{where}: {_first_complaint(exc)}") from exc
+        checked: dict[str, Any] = {}
+        for key, value in values.items():
+            row = table().get(option_name(key))
+            if row is None:
+                raise UsageError(f"{where}: {option_name(key)}: {unknown(option_name(key))}")
+            checked[row.field] = value if row.is_free and type(value) is row.type else _checked(row, value, where)
+        return cls(**checked)
 
 
 def field_name(name: str) -> str:
@@ -357,15 +373,22 @@ NOT_HERE = {
     ) for name in names}
 
 
-@plain_dataclass(frozen=True)
+@dataclass(frozen=True)
 class Row:
     """One row of the table."""
 
     name: str
     field: str
+    type: Any
     about: About
     default: Any
     takes: str      # what can be set, for people
+
+    @property
+    def is_free(self) -> bool:
+        """Whether every value of the type will do."""
+        about = self.about
+        return about.kind is Kind.TEXT and about.least is None and about.most is None and about.check is None
 
     def text(self, value: Any) -> str:
         """The value as a file has it."""
@@ -386,19 +409,16 @@ def table() -> dict[str, Row]:
     rows = {}
     hints = get_type_hints(Options, include_extras=True)
     for field in dataclasses.fields(Options):
-        annotation, *extra = get_args(hints[field.name])
-        about = next(each for each in extra if isinstance(each, About))
-        checks = [check for each in extra if isinstance(each, FieldInfo) for check in each.metadata]
+        annotation, about = get_args(hints[field.name])
         name = option_name(field.name)
-        rows[name] = Row(name, field.name, about, field.default, _takes(annotation, about, checks))
+        rows[name] = Row(name, field.name, annotation, about, field.default, _takes(annotation, about))
     return rows
 
 
-def _takes(annotation: Any, about: About, checks: Sequence[Any]) -> str:
+def _takes(annotation: Any, about: About) -> str:
     if get_origin(annotation) is Literal:
         return " | ".join(get_args(annotation))
-    least, most = (next((getattr(check, word) for check in checks if hasattr(check, word)), None)
-                   for word in ("ge", "le"))
+    least, most = about.least, about.most
 
     def text(number: float) -> str:
         return duration_text(number) if about.kind is Kind.DURATION else str(number)
@@ -434,10 +454,35 @@ def unknown(name: str) -> str:
     return "there is no such option" + (f"; {near[0]}?" if near else "; `gsync config help` lists them")
 
 
-def _first_complaint(exc: ValidationError) -> str:
-    error = exc.errors(include_url=False)[0]
-    name = option_name(str(error["loc"][0])) if error["loc"] else "?"
-    if error["type"] == "unexpected_keyword_argument":
-        return f"{name}: {unknown(name)}"
-    message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return f"{name}: {error['input']!r}: {message}"
+# The library that checks values is imported when there is one to check: most runs have none, and it takes longer to
+# import than all the rest of the start.
+
+_READ = {Kind.SIZE: parse_size, Kind.DURATION: parse_duration, Kind.PATTERNS: _lines, Kind.RATES: parse_bandwidth,
+         Kind.CAPITALS: _capitals}
+
+
+@cache
+def _adapter(name: str) -> TypeAdapter[Any]:
+    """What checks the values of this option: read as people write it, then the type, the bounds, the check."""
+    from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter
+
+    row = table()[name]
+    about = row.about
+    steps: list[Any] = [BeforeValidator(_READ[about.kind])] if about.kind in _READ else []
+    if about.least is not None or about.most is not None:
+        steps.append(Field(ge=about.least, le=about.most))
+    if about.check is not None:
+        steps.append(AfterValidator(about.check))
+    annotated: Any = Annotated[row.type, *steps] if steps else row.type
+    return TypeAdapter(annotated, config=ConfigDict(allow_inf_nan=False))
+
+
+def _checked(row: Row, value: object, where: str) -> Any:
+    from pydantic import ValidationError
+
+    try:
+        return _adapter(row.name).validate_python(value)
+    except ValidationError as exc:
+        error = exc.errors(include_url=False)[0]
+        message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        raise UsageError(f"{where}: {row.name}: {error['input']!r}: {message}") from exc
