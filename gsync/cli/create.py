@@ -20,7 +20,7 @@ def create(
     master: Annotated[str, typer.Argument(
         metavar="MASTER", help="A directory, or a volume's name.", autocompletion=completion.volumes)],
     slave: Annotated[str, typer.Argument(
-        metavar="SLAVE", help="/path, [user@]host:/path or ssh://[user@]host[:port]/path")],
+        metavar="SLAVE", help="/path, [user@]host:/path, [user@]host::VOLUME of GlusterFS, or ssh://[user@]host[:port]/path")],
     name: Annotated[str | None, typer.Option(
         "--name", metavar="NAME", help="What to call the session; by default made of MASTER and SLAVE.")] = None,
     settings: Annotated[list[str] | None, typer.Option(

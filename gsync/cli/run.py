@@ -25,7 +25,7 @@ def run(
     master: Annotated[str, typer.Argument(
         metavar="MASTER", help="A directory, or a volume's name.", autocompletion=completion.volumes)],
     slave: Annotated[str, typer.Argument(
-        metavar="SLAVE", help="/path, [user@]host:/path or ssh://[user@]host[:port]/path")],
+        metavar="SLAVE", help="/path, [user@]host:/path, [user@]host::VOLUME of GlusterFS, or ssh://[user@]host[:port]/path")],
     once: Annotated[bool, typer.Option(
         "--once", help="End when everything that exists now is at the slave and durable.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print events, one JSON object per line.")] = False,

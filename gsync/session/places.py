@@ -60,13 +60,15 @@ def slave_at(text: str) -> Slave:
 
 def slave_text(slave: Slave) -> str:
     """The slave as a session keeps it: the same for every way of writing it, and no byte lost."""
+    if slave.is_volume:
+        return str(slave)
     prefix = str(dataclasses.replace(slave, path=b"/"))[:-1]
     return prefix + os.fsdecode(slave.path)
 
 
 def check_apart(volume: Volume, slave: Slave, home: Home) -> None:
     """UsageError if one tree lies in the other, or the state folder in the slave. Looks at this host only."""
-    if slave.host is not None:
+    if slave.host is not None or slave.is_volume:
         return
     path = os.fsdecode(slave.path)
     if _is_within(path, volume.path):

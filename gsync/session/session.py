@@ -54,7 +54,7 @@ def default_session_name(master: str, slave: str) -> str:
     """The name of the session of this master (a volume's name) and slave: readable, stable, unique."""
     where = parse_slave(slave)
     return readable_name(re.sub(r"-[0-9a-f]{8}$", "", master), "to", where.host or "",
-                         os.fsdecode(os.path.basename(where.path)), unique=f"{master}\0{slave}")
+                         os.fsdecode(os.path.basename(where.path)).lstrip(":"), unique=f"{master}\0{slave}")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ Standard library only, Python 3.9.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import platform
 import select
@@ -26,9 +25,8 @@ import gsync
 from gsync import rpc
 from gsync.errors import SLAVE_WIDE, SlaveError, Transient, UsageError
 from gsync.model import Gfid, Name
-from gsync.slave.apply import Apply
-from gsync.slave.fence import receivers_gone
-from gsync.slave.identity import Taken, keep_apart, look, probe, take
+from gsync.slave.directory import Directory
+from gsync.slave.ground import Asked, Ground, Works, is_volume, volume_of
 from gsync.slave.limbo import Step
 from gsync.slave.protocol import (
     ERROR,
@@ -42,12 +40,8 @@ from gsync.slave.protocol import (
     RemoveRow,
     gfid_of_json,
     name_of_json,
-    stream_of,
     text_of,
 )
-from gsync.slave.recover import recover
-from gsync.slave.survey import survey
-from gsync.slave.tree import SlaveTree
 
 _LIMIT = 10_000            # most rows in one answer
 _FIRST_TIMEOUT = 120.0     # seconds for the hello to come
@@ -139,26 +133,19 @@ class _Stdout:
 
 
 class Agent:
-    """One slave tree and the methods on it. step: told of everything that a crash may follow; beat: called with the
+    """One slave and the methods on it. step: told of everything that a crash may follow; beat: called with the
     pause (seconds) between signs of life that the worker asks for."""
 
     def __init__(self, root: bytes, step: Step = lambda name: None, beat: Callable[[float], None] = lambda seconds: None
                  ) -> None:
-        self._root = root
-        self._step = step
+        self._ground = ground_of(root, step)
         self._beat = beat
-        self._taken: Taken | None = None
-        self._tree: SlaveTree | None = None
-        self._apply: Apply | None = None
         self.timeout = _FIRST_TIMEOUT
         self.ends = False
         self._swept = True
 
     def close(self) -> None:
-        if self._tree is not None:
-            self._tree.close()
-        if self._taken is not None:
-            self._taken.close()
+        self._ground.close()
 
     def answer(self, request: Any) -> dict[str, Any]:
         """Do what is asked; the frame to send back."""
@@ -166,7 +153,7 @@ class Agent:
             method = METHODS.get(request["method"])
             if method is None:
                 raise SlaveError(f"no such method: {request['method']!r}")
-            if self._apply is None and method not in (Agent.hello, Agent.look, Agent.survey):
+            if self._ground.works is None and method not in (Agent.hello, Agent.look, Agent.survey):
                 raise SlaveError("the first request must be hello")
             self.check()
             return {"id": request["id"], "result": method(self, request["params"])}
@@ -174,9 +161,8 @@ class Agent:
             return {"id": request.get("id"), "error": self._error(exc)}
 
     def check(self) -> None:
-        """Fenced once a younger connection has taken the tree over [invariant 9]."""
-        if self._taken is not None:
-            self._taken.own.check()
+        """Fenced once a younger connection has taken the slave over [invariant 9]."""
+        self._ground.check()
 
     def _error(self, exc: Exception) -> dict[str, Any]:
         """How an exception travels. After those that leave the index in doubt the agent ends."""
@@ -186,7 +172,7 @@ class Agent:
             kind = "refused"
         elif isinstance(exc, Fenced):
             kind = "fenced"
-            self.ends = self._taken is None or not self._taken.own.valid
+            self.ends = not self._ground.valid
         elif isinstance(exc, Transient):
             kind = "busy" if isinstance(exc, Busy) else "transient"
         elif isinstance(exc, OSError):
@@ -203,68 +189,47 @@ class Agent:
         return {"type": kind, "message": message, "errno": number}
 
     @property
-    def _works(self) -> Apply:
-        assert self._apply is not None
-        return self._apply
+    def _works(self) -> Works:
+        assert self._ground.works is not None
+        return self._ground.works
 
     def tidy(self, goes_on: Callable[[], bool]) -> bool:
         """Delete what commits have let go, while goes_on; whether there may be more."""
-        if self._tree is not None and not self._swept:
-            self._swept = self._tree.sweep(goes_on)
+        if not self._swept:
+            self._swept = self._ground.sweep(goes_on)
         return not self._swept
 
     # methods
 
     def look(self, params: Params) -> bool:
-        """Before hello, and without changing anything: whether the tree is this volume's slave already."""
-        keep_apart(self._root, *params.get("master", ("", ())))
-        return look(self._root, str(params["volume"]), bool(params["adopt"]), bool(params["make"]))
+        """Before hello, and without changing anything: whether the slave is this volume's already."""
+        return self._ground.look(str(params["volume"]), bool(params["adopt"]), bool(params["make"]),
+                                 params.get("master", ("", ())))
 
     def survey(self, params: Params) -> dict[str, Any]:
-        """Before hello, and without changing anything: what the directory would be like as this volume's slave."""
-        keep_apart(self._root, *params.get("master", ("", ())))
-        return survey(self._root, str(params["volume"]), bool(params["adopt"])).to_json()
+        """Before hello, and without changing anything: what it would be like as this volume's slave."""
+        return self._ground.survey(str(params["volume"]), bool(params["adopt"]),
+                                   params.get("master", ("", ()))).to_json()
 
     def hello(self, params: Params) -> dict[str, Any]:
-        if self._taken is not None:
+        if self._ground.taken:
             raise SlaveError("hello comes once")
         if params["protocol"] != rpc.PROTOCOL:
             raise SlaveError(f"the agent speaks protocol {rpc.PROTOCOL}, the worker {params['protocol']}: use the same "
                              f"gsync at both ends")
         if params.get("beat") is not None:
             self._beat(max(0.01, float(params["beat"])))
-        keep_apart(self._root, *params.get("master", ("", ())))
-        epoch = int(params["epoch"])
-        self._taken = take(self._root, str(params["volume"]), str(params["volume_name"]), bool(params["adopt"]),
-                           bool(params.get("make")), session=str(params["session"]), epoch=epoch,
-                           ticket=str(params.get("ticket", "")))
-        tree = self._tree = SlaveTree(self._root)
-        index = tree.index
-        index.stream = stream_of(str(params.get("ticket") or "0" * 8))
-        index.check_epoch(epoch)
-        receivers_gone(lambda: tree.lock_receivers(alone=True), tree.receivers_fd, self._taken.own)
-        unclean = index.fact("clean") == 0
-        caps = tree.caps = probe(tree.state_fd, tree.handles.real)
-        if "xattrs" in params.get("leave", ()):  # what the slave has of these is not the worker's
-            tree.caps = tree.caps._replace(xattr=False, trusted=False)
-        if "acls" in params.get("leave", ()):
-            tree.caps = tree.caps._replace(acl=False)
-        apply = Apply(tree, bool(params["adopt"]), int(params["delete_retention"]), self._step)
-        recover(tree, apply.limbo, apply.step)
-        boot_id = _boot_id()
-        with index.transaction():
-            for key, value in (("caps", json.dumps(tree.caps._asdict())), ("clean", 0), ("boot_id", boot_id),
-                               ("session", str(params["session"])), (index.key("epoch"), epoch)):
-                index.set_fact(key, value)
-        tree.unlock_receivers()
-        self._apply = apply
+        boot_id, epoch = _boot_id(), int(params["epoch"])
+        found = self._ground.open(Asked(
+            str(params["volume"]), str(params["volume_name"]), str(params["session"]), epoch,
+            str(params.get("ticket", "")), bool(params["adopt"]), bool(params.get("make")),
+            int(params["delete_retention"]), frozenset(params.get("leave", ())), params.get("master", ("", ())),
+            boot_id))
         self._swept = False
         self.timeout = float(params["timeout"])
-        free = os.statvfs(tree.root_fd)
-        stime, entry_stime, mark = index.standing()
-        return Hello(rpc.PROTOCOL, gsync.__version__, os.getpid(), boot_id,
-                     stime, entry_stime, epoch, unclean, self._taken.empty, free.f_bavail * free.f_frsize, caps,
-                     platform.python_version(), os.geteuid(), mark).to_json()
+        return Hello(rpc.PROTOCOL, gsync.__version__, os.getpid(), boot_id, found.stime, found.entry_stime, epoch,
+                     found.unclean, found.empty, found.free, found.caps, platform.python_version(), os.geteuid(),
+                     found.mark).to_json()
 
     def fill(self, params: Params) -> dict[str, Any]:
         rows, places, problems = _decoded(FillRow.from_json, params["rows"])
@@ -338,21 +303,25 @@ class Agent:
 
     def forget_stime(self, params: Params) -> dict[str, Any]:
         """The next worker compares the whole tree, since nothing is said to be in step any more."""
-        index = self._works.index
-        index.db.execute("PRAGMA synchronous=FULL")
-        with index.transaction():
-            index.forget_stimes()
+        self._ground.forget_stime()
         return {}
 
     def ping(self, params: Params) -> dict[str, Any]:
         return {}
 
     def bye(self, params: Params) -> dict[str, Any]:
-        index = self._works.index
-        with index.transaction():
-            index.set_fact("clean", 1)
+        self._ground.goodbye()
         self.ends = True
         return {}
+
+
+def ground_of(root: bytes, step: Step) -> Ground:
+    """The ground that a ROOT names."""
+    if is_volume(root):
+        from gsync.slave.gluster.ground import VolumeGround  # few hosts have a volume
+
+        return VolumeGround(volume_of(root), step)
+    return Directory(root, step)
 
 
 METHODS: dict[str, Callable[[Agent, Params], Any]] = {

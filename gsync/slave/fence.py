@@ -25,7 +25,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -43,8 +43,9 @@ _PAUSE = 0.01
 class Pass:
     """The right of one connection to work in the tree."""
 
-    def __init__(self, passes_fd: int, name: str, epoch: int) -> None:
+    def __init__(self, passes_fd: int, name: str, epoch: int, displaced: Collection[str] = ()) -> None:
         self.epoch = epoch
+        self._displaced = displaced
         self._passes_fd = passes_fd
         self._name = name
 
@@ -55,6 +56,10 @@ class Pass:
         except FileNotFoundError:
             return False
         return True
+
+    def displaced(self, name: str) -> bool:
+        """Whether this was the name of a pass that had to give way to it."""
+        return name in self._displaced
 
     def check(self) -> None:
         """Fenced once a younger connection has said hello."""
@@ -117,7 +122,7 @@ def announce(state_fd: int, epoch: int, ticket: str) -> Pass:
                 with suppress(FileNotFoundError):
                     os.unlink(other, dir_fd=passes_fd)
         os.fsync(passes_fd)
-        return Pass(passes_fd, name, epoch)
+        return Pass(passes_fd, name, epoch, frozenset(passes) - {name})
     except BaseException:
         os.close(passes_fd)
         raise
@@ -147,6 +152,23 @@ def _try(fd: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def take_alone(lock_fd: int) -> None:
+    """Keep receivers and rsync servers off; BlockingIOError while there are any."""
+    fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def unlock(lock_fd: int) -> None:
+    fcntl.flock(lock_fd, fcntl.LOCK_UN)
+
+
+def is_locked(lock_fd: int) -> bool:
+    """Whether anybody holds the lock; takes none."""
+    inode = os.fstat(lock_fd).st_ino
+    with open("/proc/locks", encoding="ascii") as file:
+        return any("FLOCK" in line and line.split()[5].rpartition(":")[2] == str(inode)
+                   for line in file if "->" not in line)
 
 
 def take_shared(lock_fd: int) -> None:

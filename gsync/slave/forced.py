@@ -20,6 +20,7 @@ import gsync
 from gsync import rpc
 from gsync.fsid import open_beneath
 from gsync.slave import rsync_server
+from gsync.slave.ground import is_volume
 
 REFUSED = 77  # exit status, known to gsync/transport/ssh.py
 _ENVIRONMENT = "SSH_ORIGINAL_COMMAND"
@@ -36,18 +37,26 @@ def main(folder: bytes) -> int:
         words = _words()
         if words == ["probe"]:
             return _probe(folder)
+        if is_volume(folder) and words in (["agent"], ["receive"]):
+            return _for_volume(folder, words[0])
         if words == ["agent"]:
             return _agent(_enter(folder, may_be_missing=True))
         if words == ["receive"]:
             from gsync.slave import receive
 
             return receive.main(_enter(folder))
-        if words[0] == "rsync" and len(words) > 3:
+        if words[0] == "rsync" and not is_volume(folder) and len(words) > 3:
             return rsync_server.main([os.fsdecode(_enter(folder)), *words[1:]], strict=True)
         raise _Refused("not allowed with this key")
     except _Refused as exc:
         print(f"gsync: refused: {exc}", file=sys.stderr)
         return REFUSED
+
+
+def _for_volume(volume: bytes, word: str) -> int:
+    from gsync.slave import agent, receive
+
+    return agent.run(volume) if word == "agent" else receive.main(volume)
 
 
 def _words() -> list[str]:

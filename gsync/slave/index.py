@@ -20,7 +20,8 @@ from typing import NamedTuple
 from gsync.errors import SlaveError, UsageError
 from gsync.model import Gfid, Name
 from gsync.namespace import Entry, Namespace
-from gsync.slave.protocol import RESERVED, Fenced
+from gsync.slave.protocol import RESERVED
+from gsync.slave.streams import Streams
 
 LIMBO_NEW: Gfid = RESERVED + b"limbo/new\0"
 LIMBO_OLD: Gfid = RESERVED + b"limbo/old\0"
@@ -62,66 +63,23 @@ class Waiting(NamedTuple):
     was: bytes
 
 
-class SlaveIndex(Namespace):
+class SlaveIndex(Streams, Namespace):
     """The index in the file `path`. SlaveError if a newer gsync has written it."""
 
     version = 1
+    fact, set_fact = Namespace.fact, Namespace.set_fact
 
     def __init__(self, path: str) -> None:
         try:
             super().__init__(path)
         except UsageError as exc:
             raise SlaveError(f"the slave's index {exc}") from exc
-        self.stream = ""   # of the connection, see protocol.stream_of
         self.db.executescript(_SCHEMA)
         self.db.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT}")
-
-    def check_epoch(self, epoch: int) -> None:
-        """Fenced if a worker with a younger epoch has been here."""
-        known = self.fact(self.key("epoch"))
-        if isinstance(known, int) and epoch < known:
-            raise Fenced(f"a worker with a younger epoch ({known}, this one has {epoch}) has taken the slave over")
-
-    # the facts of a stream: stime, entry_stime, mark, epoch
-
-    def key(self, fact: str) -> str:
-        """Under which a fact of the connection's stream is kept."""
-        return f"{fact}:{self.stream}" if self.stream else fact
-
-    @property
-    def _all(self) -> str:
-        """The suffix of what holds for all streams together."""
-        return self.stream.partition("of")[2]
-
-    def standing(self) -> tuple[int | None, int | None, str | None]:
-        """stime, entry_stime and mark; of a stream that has none yet, those of the last walk through all of the master.
-        """
-        for suffix in ((f":{self.stream}", f":all{self._all}") if self.stream else ("",)):
-            stime, entry_stime, mark = (self.fact(fact + suffix) for fact in ("stime", "entry_stime", "mark"))
-            if isinstance(stime, int):
-                return (stime, entry_stime if isinstance(entry_stime, int) else None,
-                        mark if isinstance(mark, str) else None)
-        return None, None, None
-
-    def set_standing(self, stime: int, entry_stime: int | None, mark: str | None, walked: bool) -> None:
-        for suffix in ((f":{self.stream}", *([f":all{self._all}"] if walked else [])) if self.stream else ("",)):
-            for fact, value in (("stime", stime), ("mark", mark), ("entry_stime", entry_stime)):
-                if value is not None or fact == "mark":
-                    self.set_fact(fact + suffix, value)
 
     def forget_stimes(self) -> None:
         """Of all streams."""
         self.db.execute("UPDATE facts SET value=NULL WHERE key GLOB 'stime*' OR key GLOB 'entry_stime*'")
-
-    def everyones_stime(self) -> int | None:
-        """Up to which all streams are at the slave; None if one never was."""
-        if not self.stream:
-            stime = self.fact("stime")
-            return stime if isinstance(stime, int) else None
-        walked = self.fact(f"stime:all{self._all}")
-        stimes = [self.fact(f"stime:{n}of{self._all}") or walked for n in range(int(self._all))]
-        known = [stime for stime in stimes if isinstance(stime, int)]
-        return min(known) if len(known) == len(stimes) else None
 
     # reading
 

@@ -22,11 +22,12 @@ from collections.abc import Callable
 from typing import BinaryIO
 
 from gsync import rpc
-from gsync.errors import SlaveError
+from gsync.errors import SlaveError, Transient
 from gsync.model import ROOT_GFID, Gfid, check_bname, shown
 from gsync.namespace import UNKNOWN_CTIME, Entry
 from gsync.slave import stream
 from gsync.slave.fence import AGENT_LOCK, show
+from gsync.slave.ground import is_volume, volume_of
 from gsync.slave.protocol import RESERVED, Fenced, MetaRow
 from gsync.slave.stream import BadStream, Header
 from gsync.slave.tree import SlaveTree
@@ -63,7 +64,7 @@ class Orphaned(Exception):
     """The agent that this receiver belongs to is gone."""
 
 
-class _Input:
+class Input:
     """What has arrived and is not used up yet: one buffer, filled by big reads."""
 
     def __init__(self, fd: int) -> None:
@@ -151,19 +152,13 @@ class _Dir:
 
 
 class Receiver:
-    """Serves one sender: stream on source, answers on out."""
+    """Serves one sender: stream on source, answers on out. What a file is made in is the subclass's business."""
 
-    def __init__(self, tree: SlaveTree, source: _Input, out: BinaryIO) -> None:
-        self._tree = tree
+    def __init__(self, source: Input, out: BinaryIO) -> None:
         self._in = source
         self._out = out
-        self._handle_of = tree.handles.of_fd
-        self._may_chown = tree.caps.chown
-        self._limbo = _Dir(tree.new_fd)
-        self._dirs: dict[Gfid, _Dir] = {}
-        self._rows: list[Entry] = []
-        self._row_items: list[int] = []
         self._failed: list[tuple[int, int, str]] = []
+        self._unread = False
         os.umask(0)  # the mode given to open(2) is the file's, then
         with contextlib.suppress(OSError):
             fcntl.fcntl(source.fd, _F_SETPIPE_SZ, _PIECE)
@@ -173,7 +168,7 @@ class Receiver:
         hello = stream.decode_hello(self._line())
         if hello.protocol != stream.PROTOCOL:
             raise BadStream(f"the sender speaks version {hello.protocol}, this receiver {stream.PROTOCOL}")
-        own = show(self._tree.state_fd, hello.epoch, hello.ticket)
+        check = self._show(hello.epoch, hello.ticket)
         self._answer({"ready": stream.PROTOCOL})
         size_of_header = stream.HEADER.size
         item = 0
@@ -183,8 +178,10 @@ class Receiver:
                 self._item(item, head)
                 item += 1
             elif head.kind == stream.END:
-                own.check()
-                self._end_of_box(head.size)
+                check()
+                self._end_of_box()
+                self._answer({"box": head.size, "failed": self._failed})
+                self._failed = []
                 item = 0
             else:
                 raise BadStream(f"item of unknown kind {head.kind}")
@@ -200,6 +197,10 @@ class Receiver:
     def _answer(self, message: object) -> None:
         self._out.write(rpc.encode(message))
         self._out.flush()
+
+    def _show(self, epoch: int, ticket: str) -> Callable[[], None]:
+        """Fenced if the connection has no pass (any more); a function that looks again."""
+        raise NotImplementedError
 
     # one item
 
@@ -220,13 +221,54 @@ class Receiver:
             elif head.place == stream.DIRECT:
                 self._direct(number, head, data)
             else:
-                os.close(self._new(self._limbo, head.gfid.hex().encode(), head, data))
+                self._to_limbo(head, data)
         except OSError as exc:
             self._failed.append((number, exc.errno or errno.EIO, exc.strerror or str(exc)))
         except (ValueError, OverflowError) as exc:
             self._failed.append((number, errno.EINVAL, str(exc)))
         if self._unread:
             self._drain_extents()
+
+    def _in_place(self, head: Header, data: memoryview) -> None:
+        raise NotImplementedError
+
+    def _direct(self, number: int, head: Header, data: memoryview) -> None:
+        raise NotImplementedError
+
+    def _to_limbo(self, head: Header, data: memoryview) -> None:
+        raise NotImplementedError
+
+    def _end_of_box(self) -> None:
+        """Before the box is answered for."""
+        raise NotImplementedError
+
+    def _drain_extents(self) -> None:
+        while True:
+            length = stream.EXTENT.unpack(self._in.take(stream.EXTENT.size))[1]
+            if not length:
+                break
+            self._in.drain(length)
+        self._in.take(1)
+
+
+class TreeReceiver(Receiver):
+    """Puts files into a directory tree."""
+
+    def __init__(self, tree: SlaveTree, source: Input, out: BinaryIO) -> None:
+        super().__init__(source, out)
+        self._tree = tree
+        self._handle_of = tree.handles.of_fd
+        self._may_chown = tree.caps.chown
+        self._limbo = _Dir(tree.new_fd)
+        self._dirs: dict[Gfid, _Dir] = {}
+        self._rows: list[Entry] = []
+        self._row_items: list[int] = []
+
+    def _show(self, epoch: int, ticket: str) -> Callable[[], None]:
+        return show(self._tree.state_fd, epoch, ticket).check
+
+    def _to_limbo(self, head: Header, data: memoryview) -> None:
+        os.close(self._new(self._limbo, head.gfid.hex().encode(), head, data))
 
     def _direct(self, number: int, head: Header, data: memoryview) -> None:
         bname = check_bname(bytes(data[:head.bname_size]))
@@ -332,18 +374,10 @@ class Receiver:
             os.ftruncate(fd, size)
         return torn
 
-    def _drain_extents(self) -> None:
-        while True:
-            length = stream.EXTENT.unpack(self._in.take(stream.EXTENT.size))[1]
-            if not length:
-                break
-            self._in.drain(length)
-        self._in.take(1)
-
     # the end of a box
 
-    def _end_of_box(self, box: int) -> None:
-        """Put the names of this box's DIRECT items into the index and answer."""
+    def _end_of_box(self) -> None:
+        """Put the names of this box's DIRECT items into the index."""
         index = self._tree.index
         try:
             if self._rows:
@@ -356,8 +390,7 @@ class Receiver:
             self._failed += [(number, errno.EIO, f"index of the slave: {exc}") for number in self._row_items]
         self._tree.turn()
         self._close_dirs()
-        self._answer({"box": box, "failed": self._failed})
-        self._rows, self._row_items, self._failed = [], [], []
+        self._rows, self._row_items = [], []
 
     def _withdraw(self, number: int, entry: Entry) -> None:
         """The slave has this inode by another name: the sender has to ask where it belongs."""
@@ -372,12 +405,12 @@ def _write(fd: int, data: memoryview) -> None:
         done += os.write(fd, data[done:])
 
 
-class _Watch:
+class Watch:
     """Ends this process once the agent that was at work when it began has gone: the connection may be dead without
     our stdin having noticed, and the next agent waits for us."""
 
-    def __init__(self, tree: SlaveTree) -> None:
-        self._fd = os.open(AGENT_LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=tree.state_fd)
+    def __init__(self, locks_fd: int) -> None:
+        self._fd = os.open(AGENT_LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=locks_fd)
         self._agent = os.pread(self._fd, 4096, 0)
         signal.signal(signal.SIGALRM, self._look)
         signal.setitimer(signal.ITIMER_REAL, _LOOK_EVERY, _LOOK_EVERY)
@@ -396,18 +429,25 @@ def main(root: bytes) -> int:
     out = sys.stdout.buffer
     error: dict[str, object]
     try:
-        source = _Input(sys.stdin.fileno())
+        source = Input(sys.stdin.fileno())
         if not source.ensure(1):  # nothing is touched before the sender speaks: by then the agent has taken the tree
+            return 0
+        if is_volume(root):
+            from gsync.slave.gluster import receive as gluster
+
+            gluster.receive(volume_of(root), source, out, Watch)
             return 0
         tree = SlaveTree(root)
         tree.lock_receivers(alone=False)  # until the end of this process
-        _Watch(tree)
-        Receiver(tree, source, out).serve()
+        Watch(tree.state_fd)
+        TreeReceiver(tree, source, out).serve()
         return 0
     except Fenced as exc:
         error = {"type": "fenced", "message": str(exc)}
     except SlaveError as exc:
         error = {"type": "refused", "message": str(exc)}
+    except Transient as exc:
+        error = {"type": "transient", "message": str(exc)}
     except BlockingIOError:
         error = {"type": "transient", "message": "an agent is just starting there"}
     except OSError as exc:

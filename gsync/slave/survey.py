@@ -108,18 +108,11 @@ def _busy(root_fd: int) -> str:
         finally:
             os.close(state_fd)
         try:
-            if _is_locked(lock_fd):
+            if fence.is_locked(lock_fd):
                 return str(fence.holder(lock_fd).get("session", "?"))
         finally:
             os.close(lock_fd)
     return ""
-
-
-def _is_locked(lock_fd: int) -> bool:
-    inode = os.fstat(lock_fd).st_ino
-    with open("/proc/locks", encoding="ascii") as file:
-        return any("FLOCK" in line and line.split()[5].rpartition(":")[2] == str(inode)
-                   for line in file if "->" not in line)
 
 
 def _file_system(fd: int) -> str:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from gsync.errors import SlaveError
 from gsync.slave.client import SlaveClient
 from gsync.sync.engine import Engine, Flow, Report, Source
 from gsync.sync.postbox import Request
@@ -66,6 +67,10 @@ class AutoEngine:
 def engine_maker(method: str, link: Link, client: SlaveClient, source: Source, epoch: int,
                  rsync: RsyncSettings | None = None) -> Callable[[Flow], Engine]:
     """What a Syncer makes its engines with. method: rsync, tarssh or auto. With rsync no 'D' requests may be given."""
+    if method == "rsync" and link.slave.is_volume:
+        raise SlaveError(f"slave {link.slave}: sync-method rsync does not go to a GlusterFS volume, where it was seen "
+                         f"to leave files empty and say nothing: use auto or tarssh")
+
     def make_rsync(flow: Flow) -> Engine:
         return RsyncEngine(link, client, source, epoch, flow, rsync)
 
@@ -74,7 +79,8 @@ def engine_maker(method: str, link: Link, client: SlaveClient, source: Source, e
 
     def make_auto(flow: Flow) -> Engine:
         # Between two directories of one host a delta saves nothing: rsync itself would send files whole.
-        pays = link.slave.host is not None and link.has_rsync() and (rsync or RsyncSettings()).there()
+        pays = (link.slave.host is not None and not link.slave.is_volume and link.has_rsync()
+                and (rsync or RsyncSettings()).there())
         return AutoEngine(make_stream(flow), (lambda: make_rsync(flow)) if pays else None, source)
 
     return {"rsync": make_rsync, "tarssh": make_stream, "auto": make_auto}[method]

@@ -53,7 +53,7 @@ sys.exit(main())
 def zipapp() -> bytes:
     """The bytes of the zipapp; the same for the same modules."""
     files = [_PACKAGE / f"{name}.py" for name in _MODULES]
-    files += [path for path in sorted((_PACKAGE / "slave").glob("*.py")) if path.stem not in _NOT_IN_AGENT]
+    files += [path for path in sorted((_PACKAGE / "slave").rglob("*.py")) if path.stem not in _NOT_IN_AGENT]
     out = io.BytesIO()
     sizes: list[tuple[str, int]] = []
     digest = blake2b(digest_size=8)

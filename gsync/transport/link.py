@@ -25,7 +25,8 @@ _SAID_KEPT = 4096
 
 @dataclass(frozen=True)
 class Slave:
-    """Where the copy is: a directory on this host (host is None) or on another one, reached with ssh."""
+    """Where the copy is: a directory on this host (host is None) or on another one, reached with ssh; or a GlusterFS
+    volume that such a host serves, whose path is `::VOLUME`."""
 
     path: bytes
     host: str | None = None
@@ -37,45 +38,71 @@ class Slave:
         """The host as ssh takes it, without the port."""
         return f"{self.user}@{self.host}" if self.user else str(self.host)
 
+    @property
+    def is_volume(self) -> bool:
+        """Whether it is a GlusterFS volume."""
+        return self.path.startswith(b"::")
+
     def __str__(self) -> str:
         path = shown(self.path)
         if self.host is None:
             return path
         host = f"[{self.host}]" if ":" in self.host else self.host
         user = f"{self.user}@" if self.user else ""
+        if self.is_volume:
+            return f"{user}{host}{path}" if self.port is None else f"ssh://{user}{host}:{self.port}{path}"
         return f"{user}{host}:{path}" if self.port is None else f"ssh://{user}{host}:{self.port}{path}"
 
 
 _URL = re.compile(r"ssh://(?:(?P<user>[^@/]+)@)?(?:\[(?P<host6>[0-9A-Fa-f:.%]+)\]|(?P<host>[^:/\[\]]+))"
-                  r"(?::(?P<port>[0-9]+))?(?P<path>/.*)", re.S)
+                  r"(?::(?P<port>[0-9]+))?(?P<path>/.*|::.*)", re.S)
 _HOST_PATH = re.compile(r"(?:(?P<user>[^@/:]+)@)?(?:\[(?P<host6>[0-9A-Fa-f:.%]+)\]|(?P<host>[^:/\[\]]+)):(?P<path>.*)",
                         re.S)
 
 
 def parse_slave(text: str) -> Slave:
-    """The slave that a command line names: /path, [user@]host:/path or ssh://[user@]host[:port]/path."""
+    """The slave that a command line names: /path, [user@]host:/path or ssh://[user@]host[:port]/path; a GlusterFS
+    volume with `::VOLUME` in place of the path, `localhost::VOLUME` being one that this host serves."""
     if text.startswith("ssh://"):
         found = _URL.fullmatch(text)
         if not found:
-            raise UsageError(f"slave {text!r}: not of the form ssh://[user@]host[:port]/path")
+            raise UsageError(f"slave {text!r}: not of the form ssh://[user@]host[:port]/path, or with ::VOLUME in "
+                             f"place of /path")
     elif text.startswith("/"):
         return Slave(os.fsencode(os.path.normpath(text)))
+    elif text.startswith("::"):
+        return Slave(_volume(text, text[2:]))
     else:
         found = _HOST_PATH.fullmatch(text)
         if not found:
-            raise UsageError(f"slave {text!r}: neither /path nor [user@]host:/path nor ssh://[user@]host[:port]/path")
+            raise UsageError(f"slave {text!r}: neither /path nor [user@]host:/path nor [user@]host::VOLUME nor "
+                             f"ssh://[user@]host[:port]/path")
     host = found["host6"] or found["host"]
     path = found["path"]
-    if path.startswith(":"):
-        raise UsageError(f"slave {text!r}: GlusterFS slaves are not built yet")
-    if not path.startswith("/"):
+    is_volume = path.startswith(":")
+    if is_volume:
+        path = "::" + os.fsdecode(_volume(text, path.lstrip(":")))[2:]
+        if host == "localhost" and not found["user"] and not found.groupdict().get("port"):
+            return Slave(os.fsencode(path))
+    elif not path.startswith("/"):
         raise UsageError(f"slave {text!r}: the path must begin with /")
     if host.startswith("-") or (found["user"] or "").startswith("-"):
         raise UsageError(f"slave {text!r}: a host or user cannot begin with -")
     port = found.groupdict().get("port")
     if port is not None and not 0 < int(port) < 65536:
         raise UsageError(f"slave {text!r}: {port} is not a port")
-    return Slave(os.fsencode(os.path.normpath(path)), host, found["user"], int(port) if port else None)
+    place = os.fsencode(path if is_volume else os.path.normpath(path))
+    return Slave(place, host, found["user"], int(port) if port else None)
+
+
+_VOLUME = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def _volume(text: str, name: str) -> bytes:
+    """What stands in place of a path for this volume."""
+    if not _VOLUME.fullmatch(name):
+        raise UsageError(f"slave {text!r}: {name!r} is not the name of a GlusterFS volume")
+    return f"::{name}".encode()
 
 
 class Channel:

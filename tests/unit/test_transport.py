@@ -29,20 +29,24 @@ from gsync.transport.ssh import Host, SshOptions, cipher_list, remote_command, s
     ("ssh://host/data", Slave(b"/data", "host")),
     ("ssh://me@host:2222/da ta", Slave(b"/da ta", "host", "me", 2222)),
     ("ssh://[::1]:22/data", Slave(b"/data", "::1", None, 22)),
+    ("host::VOL_1", Slave(b"::VOL_1", "host")), ("me@host::VOL-1", Slave(b"::VOL-1", "host", "me")),
+    ("::VOL", Slave(b"::VOL")), ("localhost::VOL", Slave(b"::VOL")), ("[::1]::VOL", Slave(b"::VOL", "::1")),
+    ("ssh://me@host:2222::VOL", Slave(b"::VOL", "host", "me", 2222)), ("ssh://host::VOL", Slave(b"::VOL", "host")),
 ])
 def test_slaves(text: str, slave: Slave) -> None:
     assert parse_slave(text) == slave
 
 
 @pytest.mark.parametrize("text", ["/srv/copy", "host:/data", "me@host:/da ta", "ssh://me@host:2222/data",
-                                  "ssh://[::1]:22/data", "[fe80::1]:/data"])
+                                  "ssh://[::1]:22/data", "[fe80::1]:/data", "me@host::VOL", "::VOL",
+                                  "ssh://host:22::VOL"])
 def test_a_slave_is_shown_as_it_is_written(text: str) -> None:
     assert str(parse_slave(text)) == text
 
 
 @pytest.mark.parametrize(("text", "complaint"), [
     ("", "neither"), ("copy", "neither"), ("./copy", "neither"), ("host:", "must begin with /"),
-    ("host:data", "must begin with /"), ("host::VOLUME", "not built yet"), ("me@host::VOLUME", "not built yet"),
+    ("host:data", "must begin with /"), ("host::", "not the name"), ("me@host::VOL/UME", "not the name"),
     ("-oProxyCommand=x:/data", "begin with -"), ("-l@host:/data", "begin with -"), ("ssh://host", "not of the form"),
     ("ssh://host:0/data", "not a port"), ("ssh://host:70000/data", "not a port"), ("ssh://:22/data", "not of the form"),
     (":/data", "neither"),

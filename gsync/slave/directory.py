@@ -1,0 +1,98 @@
+"""The slave that is a directory: takes it, with its lock, index and limbo, and brings it into order (see ground).
+
+Standard library only, Python 3.9.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+
+from gsync.slave.apply import Apply
+from gsync.slave.fence import receivers_gone
+from gsync.slave.ground import Asked, Found, Whereabouts
+from gsync.slave.identity import Taken, keep_apart, look, probe, take
+from gsync.slave.limbo import Step
+from gsync.slave.protocol import stream_of
+from gsync.slave.recover import recover
+from gsync.slave.survey import Survey, survey
+from gsync.slave.tree import SlaveTree
+
+
+class Directory:
+    """A Ground. step: told of everything that a crash may follow."""
+
+    def __init__(self, root: bytes, step: Step = lambda name: None) -> None:
+        self._root = root
+        self._step = step
+        self._taken: Taken | None = None
+        self._tree: SlaveTree | None = None
+        self.works: Apply | None = None
+
+    @property
+    def taken(self) -> bool:
+        return self._taken is not None
+
+    @property
+    def valid(self) -> bool:
+        return self._taken is not None and self._taken.own.valid
+
+    def look(self, volume: str, adopt: bool, make: bool, master: Whereabouts) -> bool:
+        keep_apart(self._root, *master)
+        return look(self._root, volume, adopt, make)
+
+    def survey(self, volume: str, adopt: bool, master: Whereabouts) -> Survey:
+        keep_apart(self._root, *master)
+        return survey(self._root, volume, adopt)
+
+    def open(self, asked: Asked) -> Found:
+        keep_apart(self._root, *asked.master)
+        self._taken = take(self._root, asked.volume, asked.volume_name, asked.adopt, asked.make,
+                           session=asked.session, epoch=asked.epoch, ticket=asked.ticket)
+        tree = self._tree = SlaveTree(self._root)
+        index = tree.index
+        index.stream = stream_of(asked.ticket or "0" * 8)
+        index.check_epoch(asked.epoch)
+        receivers_gone(lambda: tree.lock_receivers(alone=True), tree.receivers_fd, self._taken.own)
+        unclean = index.fact("clean") == 0
+        caps = tree.caps = probe(tree.state_fd, tree.handles.real)
+        if "xattrs" in asked.leave:  # what the slave has of these is not the worker's
+            tree.caps = tree.caps._replace(xattr=False, trusted=False)
+        if "acls" in asked.leave:
+            tree.caps = tree.caps._replace(acl=False)
+        works = Apply(tree, asked.adopt, asked.delete_retention, self._step)
+        recover(tree, works.limbo, works.step)
+        with index.transaction():
+            for key, value in (("caps", json.dumps(tree.caps._asdict())), ("clean", 0), ("boot_id", asked.boot_id),
+                               ("session", asked.session), (index.key("epoch"), asked.epoch)):
+                index.set_fact(key, value)
+        tree.unlock_receivers()
+        self.works = works
+        free = os.statvfs(tree.root_fd)
+        return Found(*index.standing(), unclean, self._taken.empty, free.f_bavail * free.f_frsize, caps)
+
+    def check(self) -> None:
+        if self._taken is not None:
+            self._taken.own.check()
+
+    def sweep(self, goes_on: Callable[[], bool]) -> bool:
+        return self._tree is None or self._tree.sweep(goes_on)
+
+    def forget_stime(self) -> None:
+        assert self.works is not None
+        index = self.works.index
+        index.db.execute("PRAGMA synchronous=FULL")
+        with index.transaction():
+            index.forget_stimes()
+
+    def goodbye(self) -> None:
+        assert self.works is not None
+        with self.works.index.transaction():
+            self.works.index.set_fact("clean", 1)
+
+    def close(self) -> None:
+        if self._tree is not None:
+            self._tree.close()
+        if self._taken is not None:
+            self._taken.close()

@@ -1,0 +1,359 @@
+"""The slave that is a GlusterFS volume: takes it, and brings it into order (see gsync/slave/ground.py).
+
+One connection at a time works in the volume, whichever of its hosts it comes by [invariant 9]. Its pass is a file in
+.gsync/passes of the volume; a younger hello removes it. On one host the locks of gsync/slave/fence.py hold as for a
+directory, in /run/gsync: who is displaced is killed. On another host nobody can be killed: there everyone looks at his
+pass before a change unless he has looked within the last half second, and the younger hello waits for longer than that.
+So what an older connection can still do is the one call that is on its way to the bricks just then; it changes a name
+that the older one had noted as touched before, which the younger one looks at again.
+Standard library only, Python 3.9.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+import stat
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import gsync
+from gsync import rpc
+from gsync.errors import SlaveError
+from gsync.model import NS, ROOT_GFID, STATE_DIR, Gfid
+from gsync.slave import fence
+from gsync.slave.gluster import apply as names
+from gsync.slave.gluster import state, syncpoints, volfile
+from gsync.slave.gluster.apply import Step, VolumeApply
+from gsync.slave.gluster.backend import open_volume
+from gsync.slave.gluster.volume import Space, Volume
+from gsync.slave.ground import Asked, Found, Whereabouts
+from gsync.slave.protocol import RESERVED, Caps, Fenced, stream_of
+from gsync.slave.survey import Survey
+
+PASSES: Gfid = RESERVED + b"passes\0\0\0\0"
+_IDENTITY: Gfid = RESERVED + b"identity\0\0"
+_PROBE: Gfid = RESERVED + b"probe\0\0\0\0\0"
+_FORMAT = 1
+_RUN = b"/run/gsync"
+_LOOK_EVERY = 0.5  # seconds for which a look at the pass counts
+_GRACE = 1.5       # seconds that a younger connection leaves the processes of an older one on another host
+_LOW = 64 << 20    # bytes below which a volume counts as full
+
+# The folders of .gsync, each after the one that it is in.
+_FOLDERS: list[tuple[Gfid, bytes, Gfid]] = [
+    (ROOT_GFID, STATE_DIR, names.STATE), (names.STATE, b"limbo", names.LIMBO),
+    (names.LIMBO, b"new", names.LIMBO_NEW), (names.LIMBO, b"old", names.LIMBO_OLD),
+    (names.LIMBO, b"del", names.LIMBO_DEL), (names.STATE, b"trash", names.TRASH),
+    (names.STATE, b"passes", PASSES), (names.STATE, b"state", state.FOLDER),
+    (names.STATE, b"sync", syncpoints.FOLDER)]
+
+
+def run_folder(volume_id: str) -> int:
+    """A descriptor of this host's folder with the locks of a volume; only root may enter it."""
+    path = os.path.join(_RUN, b"volume-" + volume_id.encode())
+    for folder, mode in ((_RUN, 0o755), (path, 0o700), (os.path.join(path, b"passes"), 0o700)):
+        with suppress(FileExistsError):
+            os.mkdir(folder, mode)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    st = os.fstat(fd)
+    if st.st_uid != os.geteuid() or st.st_mode & 0o022:
+        os.close(fd)
+        raise SlaveError(f"{os.fsdecode(path)} is not root's alone: somebody else has made it; remove it")
+    return fd
+
+
+class Pass:
+    """The right of one connection to work in the volume, at this host and in the volume."""
+
+    def __init__(self, volume: Volume, local: fence.Pass, name: bytes) -> None:
+        self._volume, self._local, self._name = volume, local, name
+        self._stream = stream_of(os.fsdecode(name).partition("-")[2])
+        self._looked = time.monotonic()
+
+    @property
+    def valid(self) -> bool:
+        return self._local.valid and self._volume.at(PASSES, self._name) is not None
+
+    def check(self) -> None:
+        """Fenced once a younger connection has said hello."""
+        self._local.check()
+        self._looked = time.monotonic()
+        if self._volume.at(PASSES, self._name) is None:
+            raise fence.fenced(self._local.epoch, passes(self._volume, self._stream))
+
+    def look(self) -> None:
+        """Before each change: `check`, unless that was just now."""
+        if time.monotonic() - self._looked > _LOOK_EVERY:
+            self.check()
+
+    def close(self) -> None:
+        self._local.close()
+
+
+def pass_name(epoch: int, ticket: str) -> bytes:
+    return f"{epoch:020d}-{ticket}".encode()
+
+
+def passes(volume: Volume, stream: str) -> dict[str, int]:
+    """The passes there are of a stream, with their epochs."""
+    found = {}
+    for bname, _ in volume.names(PASSES):
+        name = os.fsdecode(bname)
+        epoch, _, ticket = name.partition("-")
+        with suppress(ValueError):
+            if epoch.isdigit() and stream_of(ticket) == stream:
+                found[name] = int(epoch)
+    return found
+
+
+def show(volume: Volume, local: fence.Pass, epoch: int, ticket: str) -> Pass:
+    """The pass of the connection that a receiver belongs to; Fenced if it is not valid (any more)."""
+    own = Pass(volume, local, pass_name(epoch, ticket))
+    own.check()
+    return own
+
+
+class VolumeGround:
+    """A Ground. step: told of everything that a crash may follow."""
+
+    def __init__(self, name: str, step: Step = lambda name: None) -> None:
+        self._name = name
+        self._step = step
+        self._site: volfile.Site | None = None
+        self._reached: Volume | None = None
+        self._state: state.State | None = None
+        self._lock_fds: list[int] = []
+        self._pass: Pass | None = None
+        self.works: VolumeApply | None = None
+
+    @property
+    def taken(self) -> bool:
+        return self._pass is not None
+
+    @property
+    def valid(self) -> bool:
+        return self._pass is not None and self._pass.valid
+
+    @property
+    def _volume(self) -> Volume:
+        """The volume, reached when it is first needed."""
+        if self._reached is None:
+            self._site = volfile.find(self._name)
+            self._reached = open_volume(self._site)
+        return self._reached
+
+    # before it is taken
+
+    def _inspect(self, volume: str, adopt: bool) -> tuple[dict[str, Any] | None, bool]:
+        """The identity that is written in it, if any, and whether it is empty; SlaveError if it cannot be this
+        volume's slave."""
+        known = self._identity()
+        if known is not None and known.get("volume") != volume:
+            raise SlaveError(f"it is the slave of another volume, {known.get('volume_name')} ({known.get('volume')})")
+        empty = all(bname == STATE_DIR for bname, _ in self._volume.names(ROOT_GFID))
+        if known is None and not empty and not adopt:
+            raise SlaveError("it is not empty and no gsync slave: give an empty volume, or --adopt to take over a "
+                             "volume that GlusterFS replicated to (files whose gfids are not the master's are "
+                             "replaced)")
+        return known, empty
+
+    def _identity(self) -> dict[str, Any] | None:
+        there = self._volume.at(ROOT_GFID, STATE_DIR)
+        if there is None or self._volume.node(_IDENTITY) is None:
+            if there is not None and there.gfid != names.STATE:
+                raise SlaveError(f"{os.fsdecode(STATE_DIR)} in it is not of gsync's making: remove it")
+            return None
+        file = self._volume.open(_IDENTITY)
+        try:
+            known = json.loads(file.pread(1 << 16, 0))
+            form = int(known["format"])
+        except (ValueError, KeyError, TypeError) as exc:
+            raise SlaveError(f"{os.fsdecode(STATE_DIR)}/identity is damaged: {exc}") from exc
+        finally:
+            file.close()
+        if form > _FORMAT:
+            raise SlaveError(f"its state has format {form}, written by a newer gsync: use that one")
+        return dict(known)
+
+    def look(self, volume: str, adopt: bool, make: bool, master: Whereabouts) -> bool:
+        return self._inspect(volume, adopt)[0] is not None
+
+    def survey(self, volume: str, adopt: bool, master: Whereabouts) -> Survey:
+        reached = self._volume
+        kind, problems = "refused", []
+        try:
+            known, empty = self._inspect(volume, adopt)
+            kind = "ours" if known is not None else "empty" if empty else "foreign"
+        except SlaveError as exc:
+            problems.append(str(exc))
+        space = reached.space()
+        if full := _full(self._name, space):
+            problems.append(full)
+        return Survey(rpc.PROTOCOL, gsync.__version__, platform.python_version(), os.geteuid(), time.time_ns(), kind,
+                      problems, self._busy(), space.free, space.inodes, "glusterfs", [])
+
+    def _busy(self) -> str:
+        """Which session works there now by way of this host, "" if none does."""
+        path = os.path.join(_RUN, b"volume-" + self._volume.id.encode(), fence.AGENT_LOCK)
+        with suppress(OSError):
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                if fence.is_locked(fd):
+                    return str(fence.holder(fd).get("session", "?"))
+            finally:
+                os.close(fd)
+        return ""
+
+    # taking it
+
+    def open(self, asked: Asked) -> Found:
+        volume = self._volume
+        known, empty = self._inspect(asked.volume, asked.adopt)
+        if full := _full(self._name, volume.space()):
+            raise SlaveError(full)
+        for pargfid, bname, gfid in _FOLDERS:
+            if volume.node(gfid) is None:
+                with suppress(FileExistsError):  # of another host that starts just now
+                    volume.make(pargfid, bname, gfid, stat.S_IFDIR | 0o700)
+        ticket = asked.ticket or secrets.token_hex(8)
+        self._pass = self._take(volume, asked.session, asked.epoch, ticket)
+        if known is None:
+            self._write_identity(asked.volume, asked.volume_name)
+        kept = self._state = state.State(volume, os.fsdecode(pass_name(asked.epoch, ticket)), stream_of(ticket))
+        kept.check_epoch(asked.epoch)
+        unclean = kept.fact("clean") == 0
+        works = VolumeApply(volume, kept, asked.adopt, asked.delete_retention, self._step, self._pass.look, asked.leave)
+        kept.facts.update({kept.key("epoch"): asked.epoch, "clean": 0, "session": asked.session})
+        kept.begin()
+        works.recover()
+        kept.begin()
+        kept.drop_others()
+        caps = _probe(volume)
+        fence.unlock(self._lock_fds[1])
+        self.works = works
+        return Found(*kept.standing(), unclean, empty, volume.space().free, caps)
+
+    def _take(self, volume: Volume, session: str, epoch: int, ticket: str) -> Pass:
+        """End what an older connection runs at this host, then take the others their passes."""
+        folder = run_folder(volume.id)
+        stream = stream_of(ticket)
+        try:
+            lock_fd, receivers_fd = (fence.open_lock(folder, name) for name in (fence.AGENT_LOCK, fence.RECEIVERS_LOCK))
+            self._lock_fds = [lock_fd, receivers_fd]
+            fence.wait_for_others(lock_fd, session, stream)
+            local = fence.announce(folder, epoch, ticket)
+        finally:
+            os.close(folder)
+        fence.lock_agent(lock_fd, local, session, stream)
+        own = Pass(volume, local, pass_name(epoch, ticket))
+        others = passes(volume, stream)
+        self._refuse_older(epoch, others)
+        gfid = RESERVED + secrets.token_bytes(16 - len(RESERVED))
+        with suppress(FileExistsError):
+            volume.make(PASSES, pass_name(epoch, ticket), gfid, stat.S_IFREG | 0o600)
+        others = passes(volume, stream)
+        try:
+            self._refuse_older(epoch, others)
+        except Fenced:
+            volume.unlink(PASSES, pass_name(epoch, ticket))
+            raise
+        volume.sync()  # ours before theirs go: the highest epoch is never forgotten
+        others.pop(os.fsdecode(pass_name(epoch, ticket)), None)
+        for name in others:
+            with suppress(FileNotFoundError):
+                volume.unlink(PASSES, os.fsencode(name))
+        fence.receivers_gone(lambda: fence.take_alone(receivers_fd), receivers_fd, local)
+        if others and not _all_local(local, others):
+            time.sleep(_GRACE)
+        own.check()
+        return own
+
+    @staticmethod
+    def _refuse_older(epoch: int, others: dict[str, int]) -> None:
+        if any(other > epoch for other in others.values()):
+            raise fence.fenced(epoch, others)
+
+    def _write_identity(self, volume: str, volume_name: str) -> None:
+        reached = self._volume
+        if reached.node(_IDENTITY) is None:
+            reached.make(names.STATE, b"identity", _IDENTITY, stat.S_IFREG | 0o600)
+        identity = {"format": _FORMAT, "volume": volume, "volume_name": volume_name, "created": int(time.time())}
+        file = reached.open(_IDENTITY, write=True)
+        try:
+            file.pwrite(json.dumps(identity).encode() + b"\n", 0)
+            file.sync()
+        finally:
+            file.close()
+
+    # while it is taken
+
+    def check(self) -> None:
+        if self._pass is not None:
+            self._pass.check()
+
+    def sweep(self, goes_on: Callable[[], bool]) -> bool:
+        return self.works is None or self.works.sweep(goes_on)
+
+    def forget_stime(self) -> None:
+        assert self._state is not None
+        self._state.forget_stimes()
+        self._state.write(durable=True)
+
+    def goodbye(self) -> None:
+        assert self._state is not None
+        self._state.set_fact("clean", 1)
+        self._state.write()
+
+    def close(self) -> None:
+        if self._state is not None:
+            self._state.close()
+        if self._reached is not None:
+            self._reached.close()
+        if self._pass is not None:
+            self._pass.close()
+        for fd in self._lock_fds:
+            os.close(fd)
+
+
+def _all_local(local: fence.Pass, others: dict[str, int]) -> bool:
+    """Whether the connections that were displaced were this host's: then nobody of theirs lives any more."""
+    return all(local.displaced(name) for name in others)
+
+
+def _full(name: str, space: Space) -> str:
+    if space.free >= _LOW and space.inodes != 0:
+        return ""
+    return f"the GlusterFS volume {name} is full ({space.free} bytes free): make room, or add bricks"
+
+
+def _probe(volume: Volume) -> Caps:
+    """What the bricks can hold: found out by trying."""
+    gfid = _PROBE
+    with suppress(FileNotFoundError):
+        volume.unlink(names.STATE, b"probe")
+    volume.make(names.STATE, b"probe", gfid, stat.S_IFREG | 0o600)
+    try:
+        def works(attempt: Callable[[], object]) -> bool:
+            try:
+                return attempt() is not False
+            except OSError:
+                return False
+
+        def keeps_ns() -> bool:
+            volume.set_attrs(gfid, None, None, (NS + 987654321, NS + 123456789))
+            node = volume.node(gfid)
+            return node is not None and node.mtime == NS + 987654321
+
+        acl = bytes.fromhex("02000000" "01000600ffffffff" "0200060001000000" "04000400ffffffff" "10000600ffffffff"
+                            "20000400ffffffff")
+        return Caps(xattr=works(lambda: volume.set_xattr(gfid, b"user.gsync", b"1")),
+                    trusted=volume.privileged_xattrs,
+                    acl=works(lambda: volume.set_xattr(gfid, b"system.posix_acl_access", acl)),
+                    utime_ns=works(keeps_ns))
+    finally:
+        volume.unlink(names.STATE, b"probe")

@@ -1,0 +1,190 @@
+"""What glusterd says of a volume, and the client graph that the agent uses: the volume's own without the translators
+that keep or delay anything, so that what is written is at the bricks and what is read is theirs.
+
+Format of a volfile: GlusterFS, doc/developer-guide (`volume NAME`, `type`, `option KEY VALUE`, `subvolumes A B`,
+`end-volume`; the last volume is the top). Standard library only, Python 3.9.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+from gsync.errors import SlaveError, Transient
+
+_CLI_TIMEOUT = 60  # seconds
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# They cache or reorder, or only count.
+_LEFT_OUT = ("performance/", "debug/io-stats", "meta")
+
+
+class Brick(NamedTuple):
+    host: str
+    path: str
+
+
+class Translator(NamedTuple):
+    name: str
+    type: str
+    options: dict[str, str]
+    subvolumes: list[str]
+
+
+class Site(NamedTuple):
+    """A volume that can be used: its id (UUID), its client graph, its bricks, and the options that were set."""
+
+    name: str
+    id: str
+    graph: list[Translator]
+    bricks: list[Brick]
+    options: dict[str, str]
+
+    @property
+    def sharded(self) -> bool:
+        """Whether long files lie in pieces. To client -1 GlusterFS shows (and lets it write) the pieces, not the
+        files, so what it writes there is an empty file to everybody else."""
+        return any(t.type == "features/shard" for t in self.graph)
+
+    @property
+    def text(self) -> str:
+        """The volfile of the lean graph, with access by gfid on top."""
+        return written(lean(self.graph, self.name))
+
+    @property
+    def subvolumes(self) -> int:
+        """Among how many the files are distributed."""
+        return max((len(t.subvolumes) for t in self.graph if t.type == "cluster/distribute"), default=1)
+
+    @property
+    def read_only(self) -> bool:
+        """Whether GlusterFS lets nobody but client -1 write."""
+        return self.options.get("features.read-only") in ("on", "enable", "true", "yes", "1")
+
+    def local_bricks(self) -> list[str] | None:
+        """The folders of all bricks, if all of them are on this host and are this volume's; else None."""
+        paths = []
+        for brick in self.bricks:
+            if not _is_local(brick.host) or not _is_brick(brick.path, self.id):
+                return None
+            paths.append(brick.path)
+        return paths
+
+
+def program(name: str) -> str | None:
+    """Where a program of GlusterFS is, or None."""
+    return shutil.which(name, path=os.environ.get("PATH", "") + ":" + _PATH)
+
+
+def find(volume: str) -> Site:
+    """Ask the glusterd of this host. SlaveError if the volume cannot be used, Transient if that may pass."""
+    if not _NAME.fullmatch(volume):
+        raise SlaveError(f"{volume!r} is not the name of a GlusterFS volume")
+    if os.geteuid() != 0:
+        raise SlaveError("a GlusterFS volume as slave needs root on its host: log in there as root")
+    cli = program("gluster")
+    if cli is None:
+        raise SlaveError("GlusterFS is not installed there: no gluster command; name a host of the volume's pool")
+    info = ET.fromstring(_run([cli, "--mode=script", "--xml", "volume", "info", volume]))
+    if info.findtext("opRet") != "0":
+        why = (info.findtext("opErrstr") or "gluster gives no reason").strip()
+        if "does not exist" in why:
+            raise SlaveError(f"there is no GlusterFS volume {volume} there: see gluster volume list")
+        raise Transient(f"gluster volume info {volume}: {why}")
+    found = info.find("volInfo/volumes/volume")
+    if found is None:
+        raise SlaveError(f"there is no GlusterFS volume {volume} there: see gluster volume list")
+    state = found.findtext("statusStr")
+    if state != "Started":
+        raise SlaveError(f"the GlusterFS volume {volume} is not started ({state}): gluster volume start {volume}")
+    graph = parsed(_run([cli, "--mode=script", "system::", "getspec", volume]).decode("utf-8", "surrogateescape"))
+    if not graph:
+        raise Transient(f"glusterd gives no volfile of {volume}: gluster system:: getspec {volume}")
+    bricks = [Brick(t.options.get("remote-host", ""), t.options.get("remote-subvolume", ""))
+              for t in graph if t.type == "protocol/client"]
+    options = {str(o.findtext("name")): str(o.findtext("value")) for o in found.iterfind("options/option")}
+    site = Site(volume, str(found.findtext("id")), graph, bricks, options)
+    if site.sharded and site.read_only:
+        raise SlaveError(f"the GlusterFS volume {volume} is sharded and read-only, and GlusterFS lets nobody write "
+                         f"files to such a one: gluster volume set {volume} features.read-only off")
+    return site
+
+
+def _run(argv: Sequence[str]) -> bytes:
+    try:
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=_CLI_TIMEOUT, check=False)
+    except subprocess.TimeoutExpired:
+        raise Transient(f"glusterd does not answer there: {' '.join(argv[1:])}") from None
+    if done.returncode and not done.stdout.strip().startswith(b"<?xml"):
+        said = (done.stderr + done.stdout).decode("utf-8", "replace").strip().replace("\n", "; ")
+        raise Transient(f"glusterd does not answer there: {said or ' '.join(argv[1:])}")
+    return done.stdout
+
+
+def parsed(text: str) -> list[Translator]:
+    """The translators of a volfile, lowest first."""
+    graph: list[Translator] = []
+    for line in text.splitlines():
+        words = line.split(None, 2)
+        if not words:
+            continue
+        if words[0] == "volume":
+            graph.append(Translator(words[1], "", {}, []))
+        elif graph and words[0] == "type":
+            graph[-1] = graph[-1]._replace(type=words[1])
+        elif graph and words[0] == "option":
+            graph[-1].options[words[1]] = words[2] if len(words) > 2 else ""
+        elif graph and words[0] == "subvolumes":
+            graph[-1].subvolumes.extend(line.split()[1:])
+    return graph
+
+
+def lean(graph: Sequence[Translator], volume: str) -> list[Translator]:
+    """The graph without what keeps or delays; what spreads, copies, codes and shards stays."""
+    instead: dict[str, str] = {}
+    kept: list[Translator] = []
+    for translator in graph:
+        below = [instead.get(name, name) for name in translator.subvolumes]
+        if translator.type.startswith(_LEFT_OUT) and len(below) == 1:
+            instead[translator.name] = below[0]
+        else:
+            kept.append(translator._replace(subvolumes=below))
+    return [*kept, Translator(f"{volume}-gfid-access", "features/gfid-access", {}, [kept[-1].name])]
+
+
+def written(graph: Sequence[Translator]) -> str:
+    """The volfile of a graph."""
+    lines = []
+    for name, kind, options, subvolumes in graph:
+        lines += [f"volume {name}", f"    type {kind}"]
+        lines += [f"    option {key} {value}" for key, value in options.items()]
+        lines += [f"    subvolumes {' '.join(subvolumes)}"] if subvolumes else []
+        lines += ["end-volume", ""]
+    return "\n".join(lines)
+
+
+def _is_local(host: str) -> bool:
+    """Whether this host has that address."""
+    with suppress(OSError):
+        for family, kind, proto, _, address in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM):
+            with socket.socket(family, kind, proto) as probe:
+                probe.bind(address)
+            return True
+    return False
+
+
+def _is_brick(path: str, volume_id: str) -> bool:
+    """Whether that folder of this host is a brick of the volume."""
+    try:
+        return os.getxattr(path, "trusted.glusterfs.volume-id").hex() == volume_id.replace("-", "")
+    except OSError:
+        return False
+
+

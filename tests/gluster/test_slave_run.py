@@ -1,0 +1,141 @@
+"""A plain tree as master, a GlusterFS volume as slave, over ssh: hybrid, history and live, and what breaks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.gluster.cluster import Node
+from tests.gluster.slavehost import SlaveHost, slave_host
+from tests.gluster.test_master import change_older, changes
+from tests.hosts import sshd_on, wait_until
+from tests.place import Place
+from tests.trees import compare
+
+pytestmark = [pytest.mark.gluster, pytest.mark.root]
+
+
+class FarPlace(Place):
+    """A master on another host than the volume's."""
+
+    def __init__(self, folder: Path, host: SlaveHost, volume: str, shape: str, ssh_config: Path) -> None:
+        folder.mkdir()
+        self.host, self.volume = host, volume
+        self.mount = host.volume(volume, shape)
+        super().__init__(folder, slave_arg=f"s::{volume}", args=("--ssh-config", ssh_config))
+
+    def argv(self, *args: object) -> list[str]:
+        return self.host.far.argv(*super().argv(*args))
+
+    def differences(self) -> list[str]:
+        return compare(self.master, self.mount)
+
+    def equal(self) -> bool:
+        try:
+            return not self.differences()
+        except OSError:  # it changes while it is compared
+            return False
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlaveHost]:
+    with slave_host(tmp_path_factory.mktemp("slave")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def ssh_config(host: SlaveHost) -> Iterator[Path]:
+    with sshd_on(host.node, host.folder / "sshd") as config:
+        yield config
+
+
+@pytest.mark.parametrize("shape", ["one", "dist", "rep", "disp", "shard"])
+def test_every_crawl(host: SlaveHost, ssh_config: Path, tmp_path: Path, shape: str) -> None:
+    place = FarPlace(tmp_path / "p", host, f"all-{shape}", shape, ssh_config)
+    changes(place.master, "hybrid")
+    place.once()
+    assert place.differences() == []
+    changes(place.master, "history")
+    change_older(place.master, "hybrid")
+    place.once()
+    assert place.differences() == []
+    with place.follow():
+        changes(place.master, "live")
+        change_older(place.master, "history")
+        wait_until("the volume is equal", place.equal)
+    run = place.once()
+    assert place.sent(run)[0] == 0
+    assert place.differences() == []
+
+
+def test_killed_in_the_middle_it_goes_on(host: SlaveHost, ssh_config: Path, tmp_path: Path) -> None:
+    place = FarPlace(tmp_path / "p", host, "killed", "dist", ssh_config)
+    for d in range(20):
+        (place.master / f"d{d}").mkdir()
+        for f in range(40):
+            (place.master / f"d{d}" / f"f{f}").write_bytes(os.urandom(2000))
+    with place.follow():
+        for moves in range(4):
+            before = host.lock_holder("killed")
+            host.kill(before)
+            os.rename(place.master / f"d{moves}", place.master / f"moved{moves}")
+            (place.master / f"moved{moves}" / "f1").write_bytes(b"new")
+            wait_until("another agent works", lambda before=before: host.lock_holder("killed") != before)
+        wait_until("the volume is equal", place.equal)
+    assert place.differences() == []
+
+
+def test_a_brick_that_dies_is_healed(host: SlaveHost, ssh_config: Path, tmp_path: Path) -> None:
+    place = FarPlace(tmp_path / "p", host, "healed", "rep", ssh_config)
+    changes(place.master, "a")
+    place.once()
+    bricks = [host.node.bricks / f"healed-{n}" for n in (0, 1)]
+    with place.follow():
+        pid = brick_pid(host.node, bricks[0])
+        host.kill(pid)
+        changes(place.master, "b")
+        change_older(place.master, "a")
+        wait_until("the volume is equal with one brick", place.equal)
+        host.node.gluster("volume", "start", "healed", "force")
+        wait_until("it is healed", lambda: host.node.gluster("volume", "heal", "healed", "info").count(
+            "Number of entries: 0") == 2)
+        host.kill(brick_pid(host.node, bricks[1]))
+        wait_until("the healed brick alone has it all", place.equal)
+        host.node.gluster("volume", "start", "healed", "force")
+    assert place.differences() == []
+
+
+def brick_pid(node: Node, brick: Path) -> int:
+    name = str(brick).strip("/").replace("/", "-")
+    file, = node.path("/run/gluster/vols").glob(f"*/*{name}.pid")
+    return int(file.read_text())
+
+
+def test_what_cannot_be_a_slave_is_said_in_one_line(host: SlaveHost, ssh_config: Path, tmp_path: Path) -> None:
+    place = FarPlace(tmp_path / "p", host, "stopped", "one", ssh_config)
+    host.node.run("umount", "/mnt/stopped")
+    host.node.gluster("volume", "stop", "stopped")
+
+    def said(slave: str, *more: object) -> str:
+        done = subprocess.run(place.argv("run", place.master, slave, "--once", "--ssh-config", ssh_config, *more),
+                              env=place.env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        assert done.returncode == 4
+        return done.stderr.strip().splitlines()[-1]
+
+    assert "the GlusterFS volume stopped is not started (Stopped): gluster volume start stopped" in said("s::stopped")
+    assert "there is no GlusterFS volume never there: see gluster volume list" in said("s::never")
+    host.volume("foreign")
+    host.node.path("/mnt/foreign/file").touch()
+    assert "it is not empty and no gsync slave: give an empty volume" in said("s::foreign")
+    host.volume("norsync")
+    assert "sync-method rsync does not go to a GlusterFS volume" in said("s::norsync", "--sync-method", "rsync")
+    created = subprocess.run(place.argv("create", place.master, "s::neither", "-o", f"ssh-config={ssh_config}"),
+                             env=place.env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert created.returncode == 4
+    assert "there is no GlusterFS volume neither there" in created.stdout + created.stderr
+    place.gsync("create", place.master, "s::norsync", "--name", "named", "-o", f"ssh-config={ssh_config}")
+    assert "s::norsync" in place.gsync("status").stdout

@@ -1,0 +1,357 @@
+"""What the agent does in a GlusterFS volume, by both of its ways to it: one contract."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gsync.errors import Faulty, GsyncError, SlaveError
+from gsync.model import ROOT_GFID
+from gsync.slave.client import SlaveClient
+from gsync.slave.protocol import MetaRow
+from gsync.sync.postbox import Request
+from tests.engines import Files
+from tests.gluster.slavehost import VOLUME_ID, HostLink, Side, SlaveHost, slave_host
+from tests.hosts import wait_until
+from tests.trees import acl
+
+pytestmark = [pytest.mark.gluster, pytest.mark.root]
+
+WAYS = [("one", "gfapi"), ("dist", "gfapi"), ("rep", "gfapi"), ("disp", "gfapi"), ("shard", "gfapi"), ("dist", "mount")]
+NAMES = ["plain", "ümläut", "new\nline", "cr\r", "-dash", "per%20cent", "x" * 255, os.fsdecode(b"\xff\xfe"), " space "]
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlaveHost]:
+    with slave_host(tmp_path_factory.mktemp("slave")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module", params=WAYS, ids=["-".join(way) for way in WAYS])
+def shared(request: pytest.FixtureRequest, host: SlaveHost) -> Iterator[Side]:
+    shape, way = request.param
+    name = f"{shape}-{way}"
+    host.volume(name, shape)
+    side = Side(host, name, way, Files(host.folder / f"master-{name}"))
+    yield side
+    side.close()
+    side.source.close()
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def side(shared: Side) -> Side:
+    """The volume, connected; whatever a test left in doubt is committed."""
+    shared.commit()
+    return shared
+
+
+@pytest.fixture
+def top(side: Side) -> tuple[bytes, bytes]:
+    """A directory of this test: its name and gfid."""
+    name = b"t%d" % next(_numbers)
+    return name, side.folder(name)
+
+
+def test_a_new_file_has_the_masters_gfid_and_content(side: Side, top: tuple[bytes, bytes]) -> None:
+    gfid = side.file(b"a", b"content", top[1])
+    assert side.path(top[0], b"a").read_bytes() == b"content"
+    assert side.listed(top[1]) == {b"a": gfid}
+    assert side.client.known([gfid, bytes(15) + b"\x77"]) == [True, False]
+    assert os.getxattr(side.path(top[0], b"a"), "glusterfs.gfid.string").decode().replace("-", "") == gfid.hex()
+
+
+def test_a_new_directory_is_seen_with_all_that_is_in_it(side: Side, top: tuple[bytes, bytes]) -> None:
+    folder = side.new_gfid()
+    row = side.row(b"d", folder, top[1], stat.S_IFDIR | 0o750, uid=7, gid=8, xattrs=[(b"user.x", b"1")])
+    assert side.fill(row) == ["made"]
+    gfid = side.source.add(b"in-%d" % next(_numbers), b"inside")
+    assert side.fill(side.row(b"f", gfid, folder)) == ["direct"]
+    assert [r.errno for r in side.move(Request(gfid, "D", folder, b"f", 6))] == [0]
+    assert not side.path(top[0], b"d").exists()
+    assert side.fill(row) == ["ok"]
+    assert side.path(top[0], b"d", b"f").read_bytes() == b"inside"
+    st = side.path(top[0], b"d").stat()
+    assert (st.st_mode, st.st_uid, st.st_gid, st.st_mtime_ns) == (stat.S_IFDIR | 0o750, 7, 8, 10**18)
+    assert os.getxattr(side.path(top[0], b"d"), "user.x") == b"1"
+
+
+def test_attributes_times_xattrs_and_acls(side: Side, top: tuple[bytes, bytes]) -> None:
+    gfid = side.file(b"a", b"x", top[1])
+    path = side.path(top[0], b"a")
+    trusted = [(b"trusted.mine", b"\0\xff")]
+    assert side.hello.caps.trusted
+    wanted = [(b"user.one", b"1"), (b"user.empty", b""), *trusted,
+              (b"system.posix_acl_access", acl({1234: 6}, owner=7, other=5))]
+    row = MetaRow(gfid, stat.S_IFREG | 0o6775, 1234, 4321, 10**18 + 123456789, 10**18 + 987654321, wanted)
+    assert side.client.meta([row]) == [0]
+    st = path.stat()
+    assert (stat.S_IMODE(st.st_mode), st.st_uid, st.st_gid) == (0o6775, 1234, 4321)
+    assert (st.st_mtime_ns, st.st_atime_ns) == (10**18 + 123456789, 10**18 + 987654321)
+    assert [(name, os.getxattr(path, name)) for name, _ in wanted] == wanted
+    assert side.client.meta([row._replace(xattrs=[], mode=stat.S_IFREG | 0o600)]) == [0]
+    assert not [n for n in os.listxattr(path) if n.startswith(("user.", "trusted.mine", "system."))]
+    assert side.client.meta([row._replace(xattrs=None, mtime=10**18)]) == [0]
+    side.shows(lambda: path.stat().st_mtime_ns == 10**18)
+    assert side.client.meta([row._replace(gfid=side.new_gfid())]) == [-1]
+    folder = side.folder(b"d", top[1])
+    assert side.client.meta([row._replace(gfid=folder, mode=stat.S_IFDIR | 0o3771, xattrs=[
+        (b"system.posix_acl_default", acl({4321: 5}))])]) == [0]
+    assert os.getxattr(side.path(top[0], b"d"), "system.posix_acl_default") == acl({4321: 5})
+    assert stat.S_IMODE(side.path(top[0], b"d").stat().st_mode) == 0o3771
+
+
+def test_an_xattr_that_the_bricks_cannot_hold_fails_alone(side: Side, top: tuple[bytes, bytes]) -> None:
+    gfid = side.file(b"a", b"x", top[1])
+    other = side.file(b"b", b"x", top[1])
+    rows = [MetaRow(g, stat.S_IFREG | 0o600, 0, 0, 5, 5, x) for g, x in (
+        (gfid, [(b"user.big", b"x" * 60000)]), (other, [(b"user.ok", b"1")]))]
+    assert side.client.meta(rows) == [errno.E2BIG, 0]
+
+
+def test_symlinks_fifos_sockets_and_devices(side: Side, top: tuple[bytes, bytes]) -> None:
+    kinds = {b"symlink": (stat.S_IFLNK | 0o777, 0, b"t/" * 1000), b"fifo": (stat.S_IFIFO | 0o640, 0, None),
+             b"socket": (stat.S_IFSOCK | 0o600, 0, None), b"device": (stat.S_IFCHR | 0o666, os.makedev(1, 3), None)}
+    assert side.fill(*[side.row(name, side.new_gfid(), top[1], mode, uid=5, gid=6, rdev=rdev, target=target)
+                       for name, (mode, rdev, target) in kinds.items()]) == ["ok"] * 4
+    for name, (mode, rdev, target) in kinds.items():
+        st = side.path(top[0], name).lstat()
+        assert (st.st_mode, st.st_rdev, st.st_uid, st.st_gid, st.st_mtime_ns) == (mode, rdev, 5, 6, 10**18)
+        if target:
+            assert os.fsencode(os.readlink(side.path(top[0], name))) == target
+
+
+def test_names_of_every_kind(side: Side, top: tuple[bytes, bytes]) -> None:
+    gfids = {os.fsencode(name): side.file(os.fsencode(name), name.encode("utf-8", "replace"), top[1]) for name in NAMES}
+    assert side.listed(top[1]) == gfids
+    assert sorted(os.listdir(side.path(top[0]))) == sorted(NAMES)
+
+
+def test_hard_links_come_and_go(side: Side, top: tuple[bytes, bytes]) -> None:
+    gfid = side.file(b"a", b"x", top[1])
+    other = side.folder(b"d", top[1])
+    assert side.fill(side.row(b"b", gfid, top[1], nlink=3), side.row(b"c", gfid, other, nlink=3)) == ["ok", "ok"]
+    assert side.path(top[0], b"d", b"c").stat().st_nlink == 3
+    assert side.remove((top[1], b"a"), (top[1], b"b")) == []
+    assert side.path(top[0], b"d", b"c").read_bytes() == b"x"
+    assert side.remove((other, b"c")) == [gfid]
+    assert side.client.known([gfid]) == [True]
+    side.commit()
+    assert side.client.known([gfid]) == [False]
+
+
+def test_a_renamed_file_is_linked_then_unlinked(side: Side, top: tuple[bytes, bytes]) -> None:
+    gfid = side.file(b"a", b"x", top[1])
+    assert side.fill(side.row(b"b", gfid, top[1])) == ["ok"]
+    assert side.remove((top[1], b"a")) == []
+    assert side.listed(top[1]) == {b"b": gfid}
+
+
+def test_a_renamed_directory_moves_with_its_content(side: Side, top: tuple[bytes, bytes]) -> None:
+    folder, elsewhere = side.folder(b"d", top[1]), side.folder(b"e", top[1])
+    side.file(b"f", b"x", folder)
+    assert side.fill(side.row(b"moved", folder, elsewhere, stat.S_IFDIR | 0o755)) == ["ok"]
+    assert side.vacated == [(top[1], b"d")]
+    assert side.path(top[0], b"e", b"moved", b"f").read_bytes() == b"x"
+    assert not side.path(top[0], b"d").exists()
+
+
+def test_filling_again_changes_nothing(side: Side, top: tuple[bytes, bytes]) -> None:
+    gfid, folder = side.file(b"a", b"x", top[1]), side.folder(b"d", top[1])
+    for _ in range(2):
+        assert side.fill(side.row(b"a", gfid, top[1]), side.row(b"d", folder, top[1], stat.S_IFDIR | 0o755)) == [
+            "ok", "ok"]
+        assert (side.vacated, side.displaced) == ([], [])
+        assert side.remove((top[1], b"never"), (side.new_gfid(), b"never")) == []
+
+
+def test_a_name_that_another_inode_has_is_replaced(side: Side, top: tuple[bytes, bytes]) -> None:
+    old = side.file(b"a", b"old", top[1])
+    new = side.source.add(b"new-%d" % next(_numbers), b"new")
+    row = side.row(b"a", new, top[1])
+    assert side.fill(row) == ["new"]
+    assert side.path(top[0], b"a").read_bytes() == b"old"
+    side.move(Request(new, "N", top[1], b"a", 3))
+    assert side.path(top[0], b"a").read_bytes() == b"old"
+    assert side.fill(row) == ["ok"]
+    assert side.displaced == [old]
+    assert side.path(top[0], b"a").read_bytes() == b"new"
+
+
+def test_a_rename_onto_a_file_replaces_it_though_it_has_other_names(side: Side, top: tuple[bytes, bytes]) -> None:
+    first, second = side.file(b"a", b"1", top[1]), side.file(b"b", b"2", top[1])
+    assert side.fill(side.row(b"b2", second, top[1], nlink=2)) == ["ok"]
+    assert side.fill(side.row(b"b", first, top[1])) == ["ok"]
+    assert side.displaced == []
+    assert side.listed(top[1]) == {b"a": first, b"b": first, b"b2": second}
+
+
+def test_a_full_directory_gives_way_to_a_file_and_a_file_to_a_directory(side: Side, top: tuple[bytes, bytes]) -> None:
+    folder, file = side.folder(b"d", top[1]), side.file(b"f", b"x", top[1])
+    side.file(b"in it", b"y", folder)
+    assert side.fill(side.row(b"d", file, top[1])) == ["ok"]
+    assert side.displaced == [folder]
+    other = side.folder(b"e", top[1])
+    assert side.fill(side.row(b"f", other, top[1], stat.S_IFDIR | 0o755)) == ["ok"]
+    assert side.listed(top[1]) == {b"d": file, b"f": other}
+    side.commit()
+    wait_until("the old directory is deleted", lambda: side.client.known([folder]) == [False])
+
+
+def test_a_directory_replaces_a_full_one(side: Side, top: tuple[bytes, bytes]) -> None:
+    old, new = side.folder(b"d", top[1]), side.folder(b"e", top[1])
+    side.file(b"x", b"x", old)
+    assert side.fill(side.row(b"d", new, top[1], stat.S_IFDIR | 0o755)) == ["ok"]
+    assert side.listed(top[1]) == {b"d": new}
+    assert side.displaced == [old]
+    assert side.fill(side.row(b"back", old, top[1], stat.S_IFDIR | 0o755)) == ["ok"]  # out of limbo, with its content
+    assert set(side.listed(old)) == {b"x"}
+
+
+def test_two_directories_exchange_their_names(side: Side, top: tuple[bytes, bytes]) -> None:
+    a, b = side.folder(b"a", top[1]), side.folder(b"b", top[1])
+    rows = [side.row(b"a", b, top[1], stat.S_IFDIR | 0o755), side.row(b"b", a, top[1], stat.S_IFDIR | 0o755)]
+    side.fill(*rows)
+    assert side.fill(*rows) == ["ok", "ok"]
+    assert side.listed(top[1]) == {b"a": b, b"b": a}
+
+
+def test_a_symlink_is_replaced_by_a_directory_of_its_name(side: Side, top: tuple[bytes, bytes]) -> None:
+    link = side.new_gfid()
+    assert side.fill(side.row(b"s", link, top[1], stat.S_IFLNK | 0o777, target=b"x")) == ["ok"]
+    folder = side.folder(b"s", top[1])
+    assert side.listed(top[1]) == {b"s": folder}
+    assert side.fill(side.row(b"s2", link, top[1], stat.S_IFLNK | 0o777, target=b"x")) == ["ok"]
+    assert os.readlink(side.path(top[0], b"s2")) == "x"
+
+
+def test_parents_that_are_missing_and_circles_are_told(side: Side, top: tuple[bytes, bytes]) -> None:
+    assert side.fill(side.row(b"x", side.new_gfid(), side.new_gfid())) == ["parent"]
+    a = side.folder(b"a", top[1])
+    b = side.folder(b"b", a)
+    assert side.fill(side.row(b"in b", a, b, stat.S_IFDIR | 0o755)) == ["cycle"]
+    side.remove((top[1], b"a"))
+    assert side.fill(side.row(b"x", side.new_gfid(), b)) == ["parent"]
+
+
+def test_one_gfid_never_becomes_two_inodes(side: Side, top: tuple[bytes, bytes]) -> None:
+    """GlusterFS itself makes a second one where the name belongs on another brick."""
+    gfid = side.file(b"a", b"x", top[1])
+    folder = side.new_gfid()
+    assert side.fill(side.row(b"d", folder, top[1], stat.S_IFDIR | 0o755)) == ["made"]
+    for n in range(8):
+        result, = side.move(Request(gfid, "D", folder, b"n%d" % n, 1))
+        assert result.errno == errno.EEXIST
+    assert side.fill(side.row(b"d", folder, top[1], stat.S_IFDIR | 0o755)) == ["ok"]
+    assert side.listed(folder) == {}
+    assert side.path(top[0], b"a").stat().st_nlink == 1
+
+
+def test_what_a_later_stime_may_want_stays_in_limbo(side: Side, top: tuple[bytes, bytes]) -> None:
+    gfid = side.file(b"a", b"x", top[1])
+    assert side.remove((top[1], b"a"), since=1 << 61) == [gfid]
+    side.commit(1 << 60)
+    assert side.client.known([gfid]) == [True]
+    assert side.fill(side.row(b"b", gfid, top[1])) == ["ok"]
+    assert side.path(top[0], b"b").read_bytes() == b"x"
+
+
+def test_long_files_with_holes_arrive_and_change_in_place(side: Side, top: tuple[bytes, bytes]) -> None:
+    data = bytearray(os.urandom(1 << 20) + bytes(9 << 20) + os.urandom(3 << 20))
+    gfid = side.file(b"long", bytes(data), top[1])
+    path = side.path(top[0], b"long")
+    assert path.read_bytes() == data
+    for changed in (bytes(data[:5 << 20]) + os.urandom(1 << 20), b"short", b"", os.urandom(6 << 20)):
+        source = Path(os.fsdecode(side.source._paths[gfid]))
+        with source.open("r+b") as file:
+            file.write(changed)
+            file.truncate(len(changed))
+        assert [r.errno for r in side.move(Request(gfid, "P", b"", b"", len(changed)))] == [0]
+        side.shows(lambda changed=changed: path.read_bytes() == changed)
+        assert side.client.digest([gfid])[0] is not None
+        assert side.client.digest([gfid])[0][0] == len(changed)  # type: ignore[index]
+
+
+def test_state_of_gsync_is_hidden_from_the_mirror(side: Side, top: tuple[bytes, bytes]) -> None:
+    assert b".gsync" not in side.listed(ROOT_GFID)
+    assert stat.S_IMODE(side.path(b".gsync").stat().st_mode) == 0o700
+
+
+def test_an_agent_that_was_killed_is_followed_by_one_that_knows(side: Side, top: tuple[bytes, bytes]) -> None:
+    gfid = side.file(b"a", b"x", top[1])
+    attached, unattached = side.folder(b"old", top[1]), side.new_gfid()
+    side.file(b"in old", b"y", attached)
+    assert side.fill(side.row(b"new", unattached, top[1], stat.S_IFDIR | 0o755)) == ["made"]
+    assert side.fill(side.row(b"guest", attached, unattached, stat.S_IFDIR | 0o755)) == ["ok"]
+    assert side.remove((top[1], b"a")) == [gfid]
+    side.host.kill(side.host.lock_holder(side.volume))
+    with pytest.raises(GsyncError):
+        side.client.call("ping")
+    side.close()
+    hello = side.connect()
+    assert hello.unclean
+    touched = {name for page in side.client.leftover_names() for name in page}
+    assert {(top[1], b"a"), (top[1], b"old"), (unattached, b"guest")} <= touched
+    assert {gfid for page in side.client.leftover_gfids() for gfid in page} >= {gfid, attached}
+    assert side.client.known([unattached]) == [False] or side.fill(
+        side.row(b"x", side.new_gfid(), unattached)) == ["parent"]
+    assert side.fill(side.row(b"a", gfid, top[1]), side.row(b"old", attached, top[1], stat.S_IFDIR | 0o755)) == [
+        "ok", "ok"]
+    assert set(side.listed(attached)) == {b"in old"}
+    side.commit(77)
+    assert [name for page in side.client.leftover_names() for name in page] == []
+    side.close()
+    assert side.connect().stime == 77
+    assert not side.hello.unclean
+
+
+def test_a_younger_connection_ends_an_older_one(side: Side, top: tuple[bytes, bytes]) -> None:
+    old = side.client, side.engine
+    side.connect()
+    with pytest.raises(GsyncError):
+        old[0].call("ping")
+    old[1].close()
+    old[0].close()
+    side.file(b"a", b"x", top[1])
+    epoch = side.epoch - 1
+    client = SlaveClient(HostLink(side.host, side.volume, side.way))
+    with pytest.raises(Faulty, match="epoch"):
+        client.hello(VOLUME_ID, "test", "test", epoch)
+    client.close()
+    side.file(b"b", b"x", top[1])
+
+
+def test_a_read_only_volume_is_written(side: Side, top: tuple[bytes, bytes]) -> None:
+    node = side.host.node
+    node.gluster("volume", "set", side.volume, "features.read-only", "on")
+    try:
+        if side.volume.startswith("shard"):
+            client = SlaveClient(HostLink(side.host, side.volume, side.way))
+            with pytest.raises(SlaveError, match=r"sharded and read-only.*features\.read-only off"):
+                client.hello(VOLUME_ID, "test", "test", side.epoch)
+            client.close()
+            return
+        def refused() -> bool:
+            try:
+                side.path(top[0], b"by a user").touch()
+            except OSError as exc:
+                return exc.errno == errno.EROFS
+            return False
+
+        wait_until("it is read-only for others", refused)
+        if side.way == "mount":
+            side.close()
+            side.connect()  # its mount has to know
+        gfid = side.file(b"a", b"x", top[1])
+        assert side.client.meta([MetaRow(gfid, stat.S_IFREG | 0o600, 1, 2, 3, 4, [(b"user.x", b"y")])]) == [0]
+        assert side.path(top[0], b"a").read_bytes() == b"x"
+    finally:
+        node.gluster("volume", "set", side.volume, "features.read-only", "off")
