@@ -101,8 +101,7 @@ def test_a_brick_that_dies_is_healed(host: SlaveHost, ssh_config: Path, tmp_path
         change_older(place.master, "a")
         wait_until("the volume is equal with one brick", place.equal)
         host.node.gluster("volume", "start", "healed", "force")
-        wait_until("it is healed", lambda: host.node.gluster("volume", "heal", "healed", "info").count(
-            "Number of entries: 0") == 2)
+        wait_until("it is healed", lambda: healed(host.node, "healed", 2))
         host.kill(brick_pid(host.node, bricks[1]))
         wait_until("the healed brick alone has it all", place.equal)
         host.node.gluster("volume", "start", "healed", "force")
@@ -113,6 +112,12 @@ def brick_pid(node: Node, brick: Path) -> int:
     name = str(brick).strip("/").replace("/", "-")
     file, = node.path("/run/gluster/vols").glob(f"*/*{name}.pid")
     return int(file.read_text())
+
+
+def healed(node: Node, volume: str, bricks: int) -> bool:
+    said = subprocess.run(node.argv("gluster", "--mode=script", "volume", "heal", volume, "info"),
+                          stdin=subprocess.DEVNULL, capture_output=True, check=False).stdout  # with names in it
+    return said.count(b"Number of entries: 0") == bricks
 
 
 def test_what_cannot_be_a_slave_is_said_in_one_line(host: SlaveHost, ssh_config: Path, tmp_path: Path) -> None:
@@ -137,5 +142,6 @@ def test_what_cannot_be_a_slave_is_said_in_one_line(host: SlaveHost, ssh_config:
                              env=place.env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     assert created.returncode == 4
     assert "there is no GlusterFS volume neither there" in created.stdout + created.stderr
-    place.gsync("create", place.master, "s::norsync", "--name", "named", "-o", f"ssh-config={ssh_config}")
-    assert "s::norsync" in place.gsync("status").stdout
+    host.volume("named")
+    place.gsync("create", place.master, "s::named", "--name", "named", "-o", f"ssh-config={ssh_config}")
+    assert "s::named" in place.gsync("status").stdout

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gsync.errors import Faulty, GsyncError, SlaveError
+from gsync.errors import Faulty, GsyncError, SlaveError, Transient
 from gsync.model import ROOT_GFID
 from gsync.slave.client import SlaveClient
 from gsync.slave.protocol import MetaRow
@@ -355,3 +355,19 @@ def test_a_read_only_volume_is_written(side: Side, top: tuple[bytes, bytes]) -> 
         assert side.path(top[0], b"a").read_bytes() == b"x"
     finally:
         node.gluster("volume", "set", side.volume, "features.read-only", "off")
+
+
+def test_a_mount_that_dies_is_no_loss(host: SlaveHost) -> None:
+    host.volume("dying")
+    side = Side(host, "dying", "mount", Files(host.folder / "master-dying"))
+    side.file(b"a", b"x")
+    agent = host.lock_holder("dying")
+    host.kill(int(host.node.run("pgrep", "-P", agent, "glusterfs")))
+    with pytest.raises(Transient, match="the mount of the volume is lost"):
+        side.client.known([bytes(15) + b"\x05"])
+    side.close()
+    assert side.connect().unclean
+    side.file(b"b", b"y")
+    assert set(side.listed(ROOT_GFID)) == {b"a", b"b"}
+    side.close()
+    side.source.close()
