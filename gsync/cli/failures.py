@@ -80,8 +80,8 @@ def failures(
                 raise UsageError("failures drop: give the gfid that `failures list` shows, and --reason TEXT")
             try:
                 count = sum(ledger.drop(gfid_parse(rest[0])) for ledger in ledgers)
-            except ValueError as exc:
-                raise UsageError(f"failures drop: {exc}") from None
+            except ValueError:
+                raise UsageError(f"failures drop: {rest[0]!r} is no gfid; `gsync failures list` shows them") from None
             if not count:
                 raise UsageError(f"failures drop: nothing is noted of {rest[0]}")
             log.setup(path=session.log)

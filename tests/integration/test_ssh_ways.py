@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -148,5 +147,4 @@ def test_python_is_the_one_that_runs_the_agent(sshd: Sshd) -> None:
     link = SshLink(parse_slave("gsync-test:/"), SshOptions(str(sshd.client_config)))
     assert subprocess.run([link.python, "-c", "import sys; sys.exit(sys.version_info < (3, 9))"], check=False
                           ).returncode == 0
-    assert sys.version_info >= (3, 9)
     link.close()

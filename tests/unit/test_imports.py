@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,11 +121,29 @@ def test_agent_modules_need_only_the_standard_library_and_each_other() -> None:
     assert wrong_agent_imports(read_modules(ROOT)) == []
 
 
+def newer_than_python_3_9(folder: Path, paths: list[Path]) -> str:
+    """What vermin says of syntax and of names of the standard library that came after 3.9; "" if there is nothing."""
+    argv = [sys.executable, "-c", "from vermin import main; main()", "--no-tips", "--no-config-file", "--target=3.9-",
+            "--violations"]
+    done = subprocess.run([*argv, *map(str, paths)], cwd=folder, capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr if done.returncode else ""
+
+
 def test_agent_modules_are_written_in_python_3_9() -> None:
-    for path in sorted((ROOT / "gsync").rglob("*.py")):
-        module = ".".join(path.relative_to(ROOT / "gsync").with_suffix("").parts)
-        if in_agent(module):
-            ast.parse(path.read_bytes(), str(path), feature_version=(3, 9))
+    paths = [path for path in sorted((ROOT / "gsync").rglob("*.py"))
+             if in_agent(".".join(path.relative_to(ROOT / "gsync").with_suffix("").parts))]
+    assert len(paths) > 20
+    assert newer_than_python_3_9(ROOT, paths) == ""
+
+
+@pytest.mark.parametrize("source", [
+    "match 1:\n    case 1:\n        pass", "zip([], [], strict=True)", "(1).bit_count()",
+    "from itertools import pairwise",
+    "import dataclasses\n\n\n@dataclasses.dataclass(slots=True)\nclass A:\n    a: int",
+])
+def test_what_is_newer_is_found(source: str, tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text(source + "\n")
+    assert "Minimum required versions: 3.10" in newer_than_python_3_9(tmp_path, [tmp_path / "a.py"])
 
 
 @pytest.mark.parametrize(
