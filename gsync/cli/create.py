@@ -28,6 +28,9 @@ def create(
         help="A setting of the session, see gsync config help. Can be repeated.")] = None,
     adopt: Annotated[bool, typer.Option(
         "--adopt", help="Take over a copy that other means made, comparing instead of sending again.")] = False,
+    from_gsyncd: Annotated[bool, typer.Option(
+        "--from-gsyncd", help="Go on where GlusterFS's own geo-replication of this volume to this slave volume stopped."
+    )] = False,
     accept_host_key: Annotated[str | None, typer.Option(
         metavar="SHA256:…", help="Accept the slave's host key if this is its fingerprint.")] = None,
     push_agent: Annotated[bool, typer.Option(
@@ -44,10 +47,12 @@ def create(
 
     Everything that speaks against it is said at once, and then nothing is made. Nothing is changed at the slave.
     """
+    import os
     from dataclasses import replace
 
     from gsync.cli.output import path_shown, print_json
     from gsync.cli.run import accept_key
+    from gsync.durable import replace_file
     from gsync.errors import UsageError
     from gsync.session import places
     from gsync.session.preflight import Level, preflight
@@ -68,6 +73,7 @@ def create(
     session = sessions.find_or_new(volume.name, slave_text, name, texts)
     if accept_host_key is not None:
         accept_key(target, session.options, accept_host_key)
+    before = _gsyncd(volume, target, sessions.home) if from_gsyncd else None
     findings = preflight(session, volume, home)
     if force:
         findings = [replace(f, level=Level.WARNING) if f.forcible else f for f in findings]
@@ -80,6 +86,8 @@ def create(
         if is_new or (session.on_meta_volume and volume.gluster is None):
             keep_volume(home, volume)
         sessions.save(session, texts)
+        if before is not None:
+            replace_file(os.fsencode(session.gsyncd), before.encode("ascii") + b"\n")
     if json:
         print_json({"session": session.name, "created": not refusing,
                     "findings": [{"level": f.level.value, "text": f.text} for f in findings]})
@@ -89,6 +97,33 @@ def create(
             print(f"session {session.name} is created: {path_shown(volume.path)} to {path_shown(session.slave)}\n"
                   f"next: gsync start {session.name}")
     return _refused(refusing, json=json) if refusing else 0
+
+
+def _gsyncd(volume: Volume, slave: Slave, home: Home) -> str:
+    """What GlusterFS's own geo-replication has noted of this volume; the id by which it knows the slave."""
+    import sys
+
+    from gsync.errors import UsageError
+    from gsync.session.status import rfc3339
+    from gsync.volume.gstime import standings
+
+    if volume.gluster is None or not slave.path.startswith(b"::"):
+        raise UsageError("--from-gsyncd: that goes from a GlusterFS volume to the GlusterFS volume that it was "
+                         "replicated to; for a plain tree use --adopt")
+    found = {brick.path: standings(brick.path, volume.uuid) for brick in volume.bricks_here()}
+    slaves = {each.slave for all_of in found.values() for each in all_of}
+    if not slaves:
+        raise UsageError(f"--from-gsyncd: nothing is noted on the bricks of {volume.gluster.name} here: was it ever "
+                         "replicated by GlusterFS?")
+    for path, all_of in found.items():
+        for each in all_of:
+            entries = f", names up to {rfc3339(each.entry_stime)}" if each.entry_stime else ""
+            print(f"info: {path}: slave {each.slave} holds everything up to {rfc3339(each.stime)}{entries}",
+                  file=sys.stderr)
+    if len(slaves) > 1:
+        raise UsageError(f"--from-gsyncd: the volume had several slaves: {', '.join(sorted(slaves))}; delete those "
+                         "that are no more with gluster volume geo-replication ... delete reset-sync-time")
+    return slaves.pop()
 
 
 def _set_options(volume: Volume, home: Home, *, yes: bool) -> Volume:

@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +44,7 @@ from gsync.sync.timetable import Timetable
 from gsync.transport.link import Link, parse_slave
 from gsync.transport.local import LocalLink
 from gsync.transport.ssh import SshLink
+from gsync.volume import gstime
 from gsync.volume.gbrick import BrickHistory
 from gsync.volume.gmount import AuxMount
 from gsync.volume.gtree import GlusterTree
@@ -139,6 +141,7 @@ class Parts:
         self.brick = volume.brick(number)
         self.recorder = port_of(volume, number, stop)
         self._mount: AuxMount | None = None
+        self._gsyncd = session.gsyncd_slave()
         if volume.gluster is not None:
             self._mount = AuxMount(volume.gluster.name, volume.gluster.host, os.path.join(session.own, "mount"))
         self.filters = Filter(self.options.exclude) if self.options.exclude else None
@@ -156,6 +159,13 @@ class Parts:
     def history(self) -> History:
         folder = os.fsencode(self.brick.changelogs)
         return BrickHistory(folder, self.recorder.record) if isinstance(self.recorder, BrickPort) else History(folder)
+
+    def begin_at(self) -> int | None:
+        """Up to when GlusterFS's own geo-replication brought this brick's changes to the slave, if it did."""
+        if self._gsyncd is None:
+            return None
+        found = gstime.standings(self.brick.root, self.volume.uuid)
+        return next((each.stime for each in found if each.slave == self._gsyncd and each.stime), None)
 
     def open_tree(self) -> Tree:
         self.source.tree = tree = self._open_tree()
@@ -224,8 +234,11 @@ class Parts:
     def keep_stime(self, stime: int) -> None:
         """Tell the recorder which changelogs this session still needs; a hint, so not fsynced."""
         self.others.committed(stime)
-        if self.volume.gluster is not None:
-            return  # which keeps its changelogs
+        if self.volume.gluster is not None:  # which keeps its changelogs
+            if self._gsyncd is not None:
+                with suppress(OSError):  # of no use to gsync itself
+                    gstime.note(self.brick.root, self.volume.uuid, self._gsyncd, stime)
+            return
         path = os.path.join(self.volume.needed, self.session.name)
         try:
             with open(path + ".new", "w", encoding="ascii") as file:
@@ -320,7 +333,7 @@ def run(session: Session, volume: Volume, home: Home, once: int | None, by_files
         checkpoint = Checkpoint(session.checkpoint, session.checkpoint_reached)
         worker = Worker(
             connect=parts.connect, open_tree=parts.open_tree, history=parts.history,
-            shares=bool(parts.stream), stands_down=session.part is not None,
+            begin_at=parts.begin_at, shares=bool(parts.stream), stands_down=session.part is not None,
             recorder=parts.recorder, waiter=waker, db=db, ledger=others.ledger, lease=others.lease,
             patterns=json.dumps(parts.options.exclude), batch_size=parts.options.changelog_batch_size,
             max_delete=parts.options.max_delete, once=once, ignore_deletes=parts.options.ignore_deletes,

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from hashlib import blake2b
 from typing import Any
+from uuid import UUID
 
 from gsync.durable import fsync_dir, make_dirs, replace_file
 from gsync.errors import UsageError
@@ -183,6 +184,17 @@ class Session:
     @property
     def epoch(self) -> str:
         return os.path.join(self.together, "epoch")
+
+    @property
+    def gsyncd(self) -> str:
+        """Holds, for a session that took over from GlusterFS's own, by which id that knows the slave."""
+        return os.path.join(self.shared, "gsyncd")
+
+    def gsyncd_slave(self) -> str | None:
+        """That id; None for a session that began by itself. A file that is damaged says nothing."""
+        with suppress(OSError, ValueError), open(self.gsyncd, encoding="ascii") as file:
+            return str(UUID(file.read().strip()))
+        return None
 
     @property
     def statuses(self) -> str:

@@ -119,15 +119,15 @@ class Worker:
     `connect` makes a Connection for an epoch; `stand_by` is called again and again while another worker is the active
     one; `open_tree` opens the master, checking that it is the tree that the volume means; `orders` tells, at any moment
     and on any thread, what to do; `publish` is called often and shows the state; `stime_kept` hears of every commit
-    (for the retention of changelogs). `shares`: the workers of other subvolumes bring their parts of the master to the
-    same slave, one at a time: so the connection is given up whenever there is nothing to do. `stands_down`: while its
-    recorder is Faulty the lease is left to others. `once`: end when all that existed at this time (ns) is durable at
-    the slave.
+    (for the retention of changelogs). `begin_at`: the stime (ns) of a slave that knows of none itself. `shares`: the
+    workers of other subvolumes bring their parts of the master to the same slave, one at a time: so the connection is
+    given up whenever there is nothing to do. `stands_down`: while its recorder is Faulty the lease is left to others.
+    `once`: end when all that existed at this time (ns) is durable at the slave.
     """
 
     def __init__(self, *, connect: Callable[[int], Connection], open_tree: Callable[[], Tree], history: History,
                  recorder: RecorderPort, waiter: Waiter, db: ChangelogDB, ledger: Ledger, lease: Lease,
-                 shares: bool = False, stands_down: bool = False,
+                 begin_at: Callable[[], int | None] = lambda: None, shares: bool = False, stands_down: bool = False,
                  patterns: str = "", batch_size: int = 727040, max_delete: int = 0, once: int | None = None,
                  ignore_deletes: bool = False, data_retries: int = DATA_RETRIES, change_interval: float = 0.0,
                  orders: Callable[[], Order] = lambda: Order.RUN,
@@ -143,6 +143,7 @@ class Worker:
         self._max_delete, self._once = max_delete, once
         self._ignore_deletes, self._data_retries = ignore_deletes, data_retries
         self._change_interval = change_interval
+        self._begin_at = begin_at
         self._shares, self._stands_down = shares, stands_down
         self._next_live = 0.0         # when the next batch of live changes may begin, monotonic
         self._orders, self._publish, self._stime_kept = orders, publish, stime_kept
@@ -301,7 +302,7 @@ class Worker:
             _log.warning("the slave cannot hold these, they will be failures", kinds=", ".join(self.loss.names))
         self._leftovers = hello.unclean or not self._shares or self._last_commit == 0
         self._limbo = 1
-        stime = hello.stime
+        stime = hello.stime if hello.stime is not None else self._begin_at()
         self.state.stime = stime
         self._applied_upto = stime or 0
         marked = Mark.parse(hello.mark)

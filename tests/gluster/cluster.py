@@ -95,7 +95,8 @@ class Cluster:
             wait_until("all peers are connected", lambda: all(
                 node.gluster("pool", "list").count("Connected") == len(names) for node in self.nodes))
             self.make(MASTER, self.shape, options=_OPTIONS | (options or {}))
-            self.make(META, Shape(("replica", "2"), (1, 2)))
+            # With two nodes both sides of a partition could write to it; three have a majority.
+            self.make(META, Shape(("replica", str(len(names))), tuple(range(1, len(names) + 1))))
             self._make(self["s1"], SLAVE, SHAPES[slave].words, [self["s1"].bricks / f"{SLAVE}-{n}" for n, _ in
                                                                  enumerate(SHAPES[slave].nodes)], {})
             for node in self.nodes:
@@ -169,7 +170,10 @@ class Cluster:
     def healed(self, volume: str = MASTER) -> bool:
         """Whether no brick has anything to heal."""
         owner = self["s1"] if volume == SLAVE else self.nodes[0]
-        info = ET.fromstring(owner.gluster("--xml", "volume", "heal", volume, "info"))
+        try:
+            info = ET.fromstring(owner.gluster("--xml", "volume", "heal", volume, "info"))
+        except ET.ParseError:  # it says nothing while bricks come and go
+            return False
         return all(brick.findtext("numberOfEntries") == "0" for brick in info.iter("brick"))
 
     def close(self) -> None:

@@ -29,7 +29,7 @@ def active(site: GlusterSite) -> int:
 
 def test_brick_node_daemon_and_mount_go_away(tmp_path: Path) -> None:
     with gluster_site(tmp_path, "replica 2") as site:
-        changes(site.master, "first")
+        changes(site.master, "first", inherited=False)
         site.start()
         site.settle("at first")
 
@@ -39,14 +39,14 @@ def test_brick_node_daemon_and_mount_go_away(tmp_path: Path) -> None:
         assert clients
         for pid in clients:
             os.kill(pid, signal.SIGKILL)
-        changes(site.master, "mount")
+        changes(site.master, "mount", inherited=False)
         site.settle("after the mount was killed")
 
         # the brick of the active worker
         number = active(site)
         node, brick = site.cluster.bricks()[number]
         site.cluster.kill_brick(node, brick)
-        changes(site.master, "brick")
+        changes(site.master, "brick", inherited=False)
         change_older(site.master, "first")
         site.wait("the worker of the dead brick says why it does nothing",
                   lambda: "does not run" in site.report()[number]["reason"])
@@ -59,7 +59,7 @@ def test_brick_node_daemon_and_mount_go_away(tmp_path: Path) -> None:
         # now that one
         node, brick = site.cluster.bricks()[1 - number]
         site.cluster.kill_brick(node, brick)
-        changes(site.master, "other")
+        changes(site.master, "other", inherited=False)
         change_older(site.master, "mount")
         site.wait("the first one has taken over again", lambda: site.report()[number]["state"] == "Active")
         site.settle("without the other brick")
@@ -70,13 +70,13 @@ def test_brick_node_daemon_and_mount_go_away(tmp_path: Path) -> None:
         for each in site.cluster.nodes:
             pid = int(each.path("/run/glusterd.pid").read_text())
             each.run("kill", "-9", pid)
-        changes(site.master, "glusterd")
+        changes(site.master, "glusterd", inherited=False)
         for each in site.cluster.nodes:
             each.run("glusterd")
         site.settle("after glusterd was started again")
 
         # a worker, in the middle of it
-        changes(site.master, "worker")
+        changes(site.master, "worker", inherited=False)
         for gsync in site.nodes:
             gsync.kill("worker")
         site.settle("after the workers were killed")
@@ -85,7 +85,7 @@ def test_brick_node_daemon_and_mount_go_away(tmp_path: Path) -> None:
 
 def test_a_node_is_cut_off(tmp_path: Path) -> None:
     with gluster_site(tmp_path, "arbiter") as site:
-        changes(site.master, "first")
+        changes(site.master, "first", inherited=False)
         site.start()
         site.settle("at first")
         number = active(site)
@@ -94,11 +94,11 @@ def test_a_node_is_cut_off(tmp_path: Path) -> None:
         master = other.host.mount("mvol", "/mnt/other", "acl")
         site.cluster.hosts.cut(node.name)
         site.watch_from(other, master)
-        changes(master, "cut")
+        changes(master, "cut", inherited=False)
         change_older(master, "first")
         site.settle("without the node")
         site.cluster.hosts.heal(node.name)
-        changes(master, "healed")
+        changes(master, "healed", inherited=False)
         site.settle("with the node again")
         site.wait("all are well", lambda: sorted(brick["state"] for brick in site.report()) ==
                   ["Active", "Passive", "Passive"])

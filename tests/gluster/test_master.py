@@ -15,8 +15,9 @@ pytestmark = [pytest.mark.gluster, pytest.mark.root]
 NAMES = ["plain", "ümläut", "new\nline", "cr\r", "-dash", "per%20cent", "x" * 255, os.fsdecode(b"\xff\xfe"), " space "]
 
 
-def changes(root: Path, tag: str) -> None:
-    """Something of every kind, below root/<tag>; what an earlier tag made is changed, moved and removed too."""
+def changes(root: Path, tag: str, inherited: bool = True) -> None:
+    """Something of every kind, below root/<tag>. inherited: a default ACL too. On a brick that is healed after it was
+    set, the file system applies it to what is older: then the bricks differ, and so do the mounts."""
     top = root / tag
     top.mkdir()
     for name in NAMES:
@@ -32,7 +33,8 @@ def changes(root: Path, tag: str) -> None:
     os.chmod(top / "empty", 0o4711)
     os.setxattr(top / "plain", "user.tag", tag.encode())
     os.setxattr(top / "empty", "system.posix_acl_access", acl({1234: 6}))
-    os.setxattr(deep, "system.posix_acl_default", acl({4321: 5}))
+    if inherited:
+        os.setxattr(deep, "system.posix_acl_default", acl({4321: 5}))
     os.utime(top / "empty", ns=(10**18, 10**18 + 123456789))
     os.rename(top / "plain", top / "renamed")
     os.rename(top / "a" / "b", top / "moved")

@@ -1,0 +1,63 @@
+"""What `gluster --xml volume info` says, and what is made of it."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from gsync.errors import UsageError
+from gsync.volume.gluster import GlusterInfo, parse_info
+from gsync.volume.home import Home
+
+ID = "221a4c6d-c5a5-4c24-991a-19163e218c6a"
+
+
+def info(bricks: int, *, replica: int = 1, arbiter: int = 0, disperse: int = 0, options: str = "") -> GlusterInfo:
+    listed = "".join(
+        f"<brick uuid='u'>m{n}:/b{n}<name>m{n}:/b{n}</name><hostUuid>node{n}</hostUuid>"
+        f"<isArbiter>{int(bool(arbiter) and n % replica == replica - 1)}</isArbiter></brick>" for n in range(bricks))
+    return parse_info(ET.fromstring(
+        f"<volume><name>v</name><id>{ID}</id><statusStr>Started</statusStr><typeStr>T</typeStr>"
+        f"<replicaCount>{replica}</replicaCount><arbiterCount>{arbiter}</arbiterCount>"
+        f"<disperseCount>{disperse}</disperseCount><bricks>{listed}</bricks><options>{options}</options></volume>"))
+
+
+@pytest.mark.parametrize(("found", "subvolumes", "redundant"), [
+    (info(1), [0], False),
+    (info(3), [0, 1, 2], False),
+    (info(2, replica=2), [0, 0], True),
+    (info(4, replica=2), [0, 0, 1, 1], True),
+    (info(3, replica=3, arbiter=1), [0, 0, 0], True),
+    (info(6, disperse=3), [0, 0, 0, 1, 1, 1], True),
+])
+def test_which_bricks_form_a_set(found: GlusterInfo, subvolumes: list[int], redundant: bool) -> None:
+    assert [brick.subvolume for brick in found.bricks] == subvolumes
+    assert found.subvolumes == len(set(subvolumes)) and found.redundant is redundant
+    assert GlusterInfo.from_json(found.to_json()) == found
+
+
+def test_the_arbiter_and_the_places_are_known() -> None:
+    found = info(3, replica=3, arbiter=1)
+    assert [brick.arbiter for brick in found.bricks] == [False, False, True]
+    assert [str(brick) for brick in found.bricks] == ["m0:/b0", "m1:/b1", "m2:/b2"]
+
+
+def test_options_that_are_needed() -> None:
+    option = "<option><name>{}</name><value>{}</value></option>".format
+    assert info(1).lacks() == {"changelog.changelog": "on", "geo-replication.indexing": "on"}
+    some = info(1, options=option("changelog.changelog", "enable") + option("geo-replication.indexing", "off")
+                + option("changelog.rollover-time", "4") + option("nfs.disable", "on"))
+    assert some.lacks() == {"geo-replication.indexing": "on"}
+    assert some.rollover == 4 and info(1).rollover == 15
+    assert "nfs.disable" not in some.options
+
+
+def test_a_volume_is_kept_with_what_is_known_of_it(tmp_path: Path) -> None:
+    home = Home(str(tmp_path / "home"))
+    kept = home.keep(home.new_gluster("v", info(2, replica=2)))
+    assert home.get("v") == kept and kept.uuid == ID and kept.kind == "gluster"
+    assert kept.brick(1).changelogs == "/b1/.glusterfs/changelogs"
+    with pytest.raises(UsageError, match="is volume v already"):
+        home.new_gluster("w", info(2, replica=2))
