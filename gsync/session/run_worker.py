@@ -172,8 +172,8 @@ class Parts:
         return tree
 
     def _open_tree(self) -> Tree:
-        if self._mount is not None:
-            return GlusterTree(self._mount.open(), os.fsencode(self.brick.root), self.filters,
+        if self._mount is not None and self.volume.gluster is not None:
+            return GlusterTree(self._mount.open(), self.volume.gluster, os.fsencode(self.brick.root), self.filters,
                                xattrs=self.options.sync_xattrs, acls=self.options.sync_acls)
         return PosixTree(self.volume.open_root(), self.volume.tag, self.brick.namespace, self.filters,
                          [self.home.path], xattrs=self.options.sync_xattrs, acls=self.options.sync_acls)

@@ -41,13 +41,15 @@ class BrickAt:
 @dataclass(frozen=True)
 class GlusterInfo:
     """A volume as `gluster volume info` tells it. kind: Replicate, Distributed-Disperse, …; host: whose glusterd is
-    asked and mounts are made from; redundant: whether a brick may be away while its set goes on without it."""
+    asked and mounts are made from; redundant: whether a brick may be away while its set goes on without it; fragments:
+    of a dispersed volume, how many bricks of a set are needed, else 1."""
 
     name: str
     volume_id: str
     kind: str
     started: bool
     redundant: bool
+    fragments: int
     bricks: tuple[BrickAt, ...]
     options: Mapping[str, str]
     host: str = "localhost"
@@ -61,6 +63,17 @@ class GlusterInfo:
         """Seconds after which a brick closes a changelog."""
         return float(self.options.get("changelog.rollover-time", ROLLOVER))
 
+    def away(self, connected: Sequence[bool]) -> list[BrickAt]:
+        """The bricks without a connection, if too few are left of any set to read what is on it."""
+        if len(connected) != len(self.bricks):
+            return []  # the volume has just been changed
+        missing = []
+        for number in range(self.subvolumes):
+            mine = [brick for brick in self.bricks if brick.subvolume == number]
+            if sum(connected[brick.number] and not brick.arbiter for brick in mine) < self.fragments:
+                missing += [brick for brick in mine if not connected[brick.number]]
+        return missing
+
     def lacks(self) -> dict[str, str]:
         """The options that have to be set, with the values they need."""
         return {name: value for name, value in NEEDED.items()
@@ -68,13 +81,14 @@ class GlusterInfo:
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "id": self.volume_id, "kind": self.kind, "redundant": self.redundant,
-                "host": self.host, "options": dict(self.options),
+                "fragments": self.fragments, "host": self.host, "options": dict(self.options),
                 "bricks": [[b.number, b.node, b.host, b.path, b.subvolume, b.arbiter] for b in self.bricks]}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> GlusterInfo:
         """KeyError, TypeError, ValueError for what to_json did not make."""
         return cls(str(values["name"]), str(values["id"]), str(values["kind"]), True, bool(values["redundant"]),
+                   int(values["fragments"]),
                    tuple(BrickAt(int(n), str(node), str(host), str(path), int(sub), bool(arbiter))
                          for n, node, host, path, sub, arbiter in values["bricks"]),
                    {str(k): str(v) for k, v in values["options"].items()}, str(values["host"]))
@@ -104,7 +118,8 @@ def parse_info(volume: ET.Element, host: str = "localhost") -> GlusterInfo:
     options = {name: str(o.findtext("value")) for o in volume.iter("option")
                if (name := str(o.findtext("name"))).startswith(_CONCERN)}
     return GlusterInfo(str(volume.findtext("name")), str(volume.findtext("id")), str(volume.findtext("typeStr")),
-                       volume.findtext("statusStr") == "Started", size > 1, tuple(bricks), options, host)
+                       volume.findtext("statusStr") == "Started", size > 1,
+                       fragments - number("redundancyCount") if fragments else 1, tuple(bricks), options, host)
 
 
 def set_options(info: GlusterInfo, options: Mapping[str, str]) -> None:

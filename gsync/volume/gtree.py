@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from gsync.errors import Transient
 from gsync.fsid import open_beneath
 from gsync.model import ROOT_GFID, STATE_DIR, Attrs, Gfid, Name, gfid_parse, gfid_str
+from gsync.volume.gluster import GlusterInfo
 from gsync.volume.tree import GONE, Filter, Resolved, Tree, Verdict
 
 _PLACE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -40,9 +41,10 @@ def is_internal(name: Name) -> bool:
 class GlusterTree(Tree):
     """The volume at root_fd, an aux-gfid mount, which it takes over. brick: the root of the worker's brick."""
 
-    def __init__(self, root_fd: int, brick: bytes, filters: Filter | None = None, xattrs: bool = True,
-                 acls: bool = True) -> None:
+    def __init__(self, root_fd: int, info: GlusterInfo, brick: bytes, filters: Filter | None = None,
+                 xattrs: bool = True, acls: bool = True) -> None:
         super().__init__(root_fd, filters, xattrs, acls)
+        self._info = info
         self._handles = os.path.join(brick, b".glusterfs")
         self._by_gfid = os.open(b".gfid", _PLACE | os.O_DIRECTORY, dir_fd=root_fd)
         self._pool = ThreadPoolExecutor(_LOOKERS, "lookup")  # a lookup mostly waits for the bricks
@@ -54,6 +56,26 @@ class GlusterTree(Tree):
 
     def is_away(self, err: int) -> bool:
         return err in _AWAY
+
+    def check_whole(self) -> None:
+        away = self._info.away(self._connected())
+        if away:
+            raise Transient(f"master: a part of the volume cannot be reached: {', '.join(map(str, away))}")
+
+    def _connected(self) -> list[bool]:
+        """For each brick whether the mount has a connection to it: what GlusterFS's meta translator shows of the
+        mount's protocol/client translators, which are in the order of the bricks."""
+        graph = f"/proc/self/fd/{self._root_fd}/.meta/graphs/active"
+        try:
+            clients = sorted((int(match[1]), name) for name in os.listdir(graph)
+                             if (match := re.fullmatch(r".*-client-(\d+)", name)))
+            found = []
+            for _, name in clients:
+                with open(f"{graph}/{name}/private", encoding="utf-8", errors="replace") as file:
+                    found.append("connected = 1" in file.read())
+            return found
+        except OSError as exc:
+            raise Transient(f"master: the volume cannot be reached through its mount: {exc.strerror}") from exc
 
     def _check(self, exc: OSError) -> None:
         if exc.errno in _AWAY:
@@ -105,6 +127,7 @@ class GlusterTree(Tree):
                 found = self._try_open_dir(gfid, to_list)
                 if found is not None:
                     return found
+            self.check_whole()  # what lies on a brick that is away may look like that
             return self._no(Verdict.ERROR, errno.EBUSY)
         except OSError as exc:
             self._check(exc)

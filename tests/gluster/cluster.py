@@ -57,7 +57,7 @@ class Node(Host):
     def gluster(self, *words: object) -> str:
         """What the command line of GlusterFS prints; AssertionError with what it says if it fails."""
         done = subprocess.run(self.argv("gluster", "--mode=script", *words), stdin=subprocess.DEVNULL,
-                              capture_output=True, text=True, check=False)
+                              capture_output=True, text=True, errors="replace", check=False)
         assert done.returncode == 0, f"gluster {' '.join(map(str, words))}: {done.stderr or done.stdout}"
         return done.stdout
 
@@ -85,7 +85,7 @@ class Cluster:
                 assert isinstance(host, Node)
                 host.bricks = self.disk / host.name / "bricks"
                 host.run("mount", "-t", "tmpfs", "tmpfs", "/run")
-                host.run("glusterd")
+                host.run("glusterd", "--pid-file=/run/glusterd.pid")
             self.nodes = [self[name] for name in names]
             for host in (*self.nodes, self["s1"]):
                 self._answers(host, "pool", "list")

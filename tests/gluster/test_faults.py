@@ -72,7 +72,7 @@ def test_brick_node_daemon_and_mount_go_away(tmp_path: Path) -> None:
             each.run("kill", "-9", pid)
         changes(site.master, "glusterd", inherited=False)
         for each in site.cluster.nodes:
-            each.run("glusterd")
+            each.run("glusterd", "--pid-file=/run/glusterd.pid")
         site.settle("after glusterd was started again")
 
         # a worker, in the middle of it
@@ -114,3 +114,34 @@ def test_nothing_is_left_of_a_worker_that_is_killed(tmp_path: Path) -> None:
         site.wait("its mount has ended", lambda: not site.clients(0))
         assert "/mount " not in subprocess.run(["cat", "/proc/self/mountinfo"], capture_output=True, text=True,
                                                check=True).stdout
+
+
+def test_a_part_of_the_volume_that_is_away_is_not_taken_for_deleted(tmp_path: Path) -> None:
+    with gluster_site(tmp_path, "distribute 2") as site:
+        (site.master / "dir").mkdir()
+        for n in range(40):
+            (site.master / "dir" / f"file{n}").write_text(str(n))
+        site.start()
+        site.settle("at first")
+        names = sorted(os.listdir(site.slave / "dir"))
+        node, brick = site.cluster.bricks()[1]
+        site.cluster.kill_brick(node, brick)
+        reached = 0
+        for n in range(40):
+            try:
+                (site.master / "dir" / f"file{n}").write_text("changed")
+                reached += 1
+            except OSError:
+                pass
+        assert 0 < reached < 40
+        site.wait("the other part goes on", lambda: sum(
+            (site.slave / "dir" / name).read_text() == "changed" for name in names) == reached)
+        assert sorted(os.listdir(site.slave / "dir")) == names
+        site.stop()
+        site.set_back(seconds=30 * 86400)        # so that the whole volume is to be walked
+        site.go_on()
+        site.wait("it says why it is not", lambda: "a part of the volume cannot be reached" in str(site.report()))
+        assert sorted(os.listdir(site.slave / "dir")) == names
+        site.cluster.start_bricks()
+        site.settle("with the other part again")
+        assert site.no_failures()

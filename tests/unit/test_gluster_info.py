@@ -21,7 +21,7 @@ def info(bricks: int, *, replica: int = 1, arbiter: int = 0, disperse: int = 0, 
     return parse_info(ET.fromstring(
         f"<volume><name>v</name><id>{ID}</id><statusStr>Started</statusStr><typeStr>T</typeStr>"
         f"<replicaCount>{replica}</replicaCount><arbiterCount>{arbiter}</arbiterCount>"
-        f"<disperseCount>{disperse}</disperseCount><bricks>{listed}</bricks><options>{options}</options></volume>"))
+        f"<disperseCount>{disperse}</disperseCount><redundancyCount>{int(bool(disperse))}</redundancyCount><bricks>{listed}</bricks><options>{options}</options></volume>"))
 
 
 @pytest.mark.parametrize(("found", "subvolumes", "redundant"), [
@@ -42,6 +42,20 @@ def test_the_arbiter_and_the_places_are_known() -> None:
     found = info(3, replica=3, arbiter=1)
     assert [brick.arbiter for brick in found.bricks] == [False, False, True]
     assert [str(brick) for brick in found.bricks] == ["m0:/b0", "m1:/b1", "m2:/b2"]
+
+
+@pytest.mark.parametrize(("found", "gone", "away"), [
+    (info(2), [1], [1]),
+    (info(4, replica=2), [0, 3], []),
+    (info(4, replica=2), [0, 2, 3], [2, 3]),
+    (info(3, replica=3, arbiter=1), [0, 1], [0, 1]),       # an arbiter has no contents
+    (info(3, disperse=3), [2], []),
+    (info(3, disperse=3), [1, 2], [1, 2]),
+])
+def test_what_cannot_be_read_without_the_bricks_that_are_gone(found: GlusterInfo, gone: list[int], away: list[int]
+                                                               ) -> None:
+    connected = [brick.number not in gone for brick in found.bricks]
+    assert [brick.number for brick in found.away(connected)] == away
 
 
 def test_options_that_are_needed() -> None:
