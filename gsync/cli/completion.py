@@ -54,6 +54,23 @@ def config_words(verbs: Sequence[str]) -> Callable[[typer.Context, str], list[st
     return complete
 
 
+def stores(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Names of registered stores."""
+    return _fitting(_stores(ctx), incomplete)
+
+
+def store_words(ctx: typer.Context, incomplete: str) -> list[str]:
+    """For STORE[,STORE…]: names of registered stores behind the last comma."""
+    before, comma, last = incomplete.rpartition(",")
+    given = before.split(",")
+    return [before + comma + name for name in _fitting(_stores(ctx), last, without=given)]
+
+
+def catalogs(incomplete: str) -> list[str]:
+    """How a catalog may begin."""
+    return _fitting(["default", "sqlite:", "jsonl:", "command:", "https://"], incomplete)
+
+
 def settings(incomplete: str) -> list[str]:
     """For -o OPTION=VALUE."""
     from gsync.session.options import Scope, table
@@ -82,6 +99,19 @@ def _home(ctx: typer.Context) -> str:
     from gsync.volume.home import default_path
 
     return os.path.abspath(ctx.params.get("state") or default_path(os.environ))
+
+
+def _stores(ctx: typer.Context) -> list[str]:
+    """Read without making anything."""
+    import os
+    import sqlite3
+    from contextlib import closing
+    from urllib.parse import quote
+
+    path = os.path.join(_home(ctx), "transfers.db")
+    with suppress(sqlite3.Error), closing(sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True)) as db:
+        return [row[0] for row in db.execute("SELECT name FROM stores ORDER BY name")]
+    return []
 
 
 def _names(home: str, kind: str) -> list[str]:

@@ -26,8 +26,10 @@ from gsync.cli import (
     logs,
     monitor,
     parts,
+    publish,
     recorder,
     run,
+    send,
     session,
     status,
     volume,
@@ -51,6 +53,8 @@ app.command("failures")(failures.failures)
 app.command("hold")(hold.hold)
 app.add_typer(volume.app, name="volume")
 app.add_typer(recorder.app, name="recorder")
+app.command("send")(send.send)
+app.add_typer(publish.app, name="publish")
 app.command("monitor")(monitor.monitor)
 app.command("worker", hidden=True)(parts.worker)
 app.command("agent", hidden=True, context_settings={"ignore_unknown_options": True})(parts.agent)

@@ -88,14 +88,14 @@ class Client:
 
     def __init__(self, home: str | None = None, policy: RetryPolicy | None = None) -> None:
         self.home = os.path.abspath(home or default_path(os.environ))
-        self._transfers = Transfers(self.home)
-        self.stores = Stores(self._transfers)
+        self.transfers = Transfers(self.home)
+        self.stores = Stores(self.transfers)
         self._policy = policy or RetryPolicy()
         self._worker = f"{os.uname().nodename}:{os.getpid()}:{new_id()}"
 
     def close(self) -> None:
         self.stores.close()
-        self._transfers.close()
+        self.transfers.close()
 
     def __enter__(self) -> Client:
         return self
@@ -141,7 +141,7 @@ class Client:
         """Send by a plan."""
         request = request_of(plan, label, priority)
         try:
-            self._transfers.begin(request, self._worker, LEASE)
+            self.transfers.begin(request, self._worker, LEASE)
         except sqlite3.OperationalError as exc:
             _log.warning("the database cannot be written, a send is noted in the spool", request=request.id, error=exc)
             return self._send_by_spool(plan, label, priority)
@@ -149,7 +149,7 @@ class Client:
             return self._send_by_database(plan)
 
     def _send_by_database(self, plan: Plan) -> Sent:
-        transfers = self._transfers
+        transfers = self.transfers
         work = sending(transfers, self.stores, plan.request)
         failed: list[Attempt] = []
         try:
@@ -162,7 +162,7 @@ class Client:
         return self._sent(work.plan, pending, failed)
 
     def _do_operations(self, work: Sending, failed: list[Attempt]) -> None:
-        transfers, plan = self._transfers, work.plan
+        transfers, plan = self.transfers, work.plan
         for operation in transfers.operations(plan.request):
             (transfer,) = transfers.page(request=plan.request, operation=operation.id)
             if operation.position and not transfers.advance([transfer.id], State.NEW, State.ACQUIRED,
@@ -194,11 +194,11 @@ class Client:
         state = State.RETRY
         if verdict.again is None or (transfer.kind == "place" and not plan.begun):
             state = State.FAILED
-        moved = self._transfers.advance([transfer.id], State.SUBMITTED, state, by=self._worker, reason=str(error),
+        moved = self.transfers.advance([transfer.id], State.SUBMITTED, state, by=self._worker, reason=str(error),
                                         category=error.category.value, tries=transfer.tries + verdict.charged,
                                         not_before=verdict.again or 0, worker=None, lease=0)
         if not moved:
-            self._transfers.advance([transfer.id], State.KILL, State.KILLED, by=self._worker)
+            self.transfers.advance([transfer.id], State.KILL, State.KILLED, by=self._worker)
 
     def _leave_alone(self, failed: Sequence[Attempt]) -> None:
         """Stores that are down are not asked again for a while, by anybody."""
@@ -209,7 +209,7 @@ class Client:
     def _send_by_spool(self, plan: Plan, label: str, priority: int) -> Sent:
         """Without the database: what is known stands in the spool, and the queue goes over all of it again later."""
         def note(plan: Plan) -> None:
-            self._transfers.keep_in_spool(request_of(plan, label, priority))
+            self.transfers.keep_in_spool(request_of(plan, label, priority))
 
         note(plan)
         work = Sending(plan, self.stores, lambda text: open_catalog(text, self.home), note)
@@ -224,9 +224,9 @@ class Client:
                 break
             failed += work.failed
         if work.plan.at is None and not work.plan.begun:
-            self._transfers.forget_kept(plan.request)
+            self.transfers.forget_kept(plan.request)
             return self._sent(work.plan, [], failed)
-        self._transfers.submit_kept(request_of(work.plan, label, priority))
+        self.transfers.submit_kept(request_of(work.plan, label, priority))
         return self._sent(work.plan, _words(work.plan, [op.kind for op in request_of(plan).operations]), failed)
 
     def _sent(self, plan: Plan, pending: Sequence[str], failed: Sequence[Attempt]) -> Sent:
@@ -235,7 +235,7 @@ class Client:
 
     def _pending(self, plan: Plan) -> list[str]:
         over = (State.DONE, State.KILLED, State.FAILED)
-        return _words(plan, [op.kind for op in self._transfers.operations(plan.request) if op.state not in over])
+        return _words(plan, [op.kind for op in self.transfers.operations(plan.request) if op.state not in over])
 
     # the queue
 
@@ -249,22 +249,22 @@ class Client:
         here, there = self.stores.place(source), self.stores.place(destination)
         catalog = parse_catalog(register) if register is not None else None
         transfer = NewTransfer(here.store, here.path, there.store, there.path, catalog=catalog)
-        return self._transfers.submit(NewRequest("queue", owner or user(), [NewOperation("copy", [transfer])],
+        return self.transfers.submit(NewRequest("queue", owner or user(), [NewOperation("copy", [transfer])],
                                                  label, priority))
 
     def status(self, request: str) -> Status:
         """How far a request is; by its id, or the beginning of it."""
-        found = self._transfers.request(request)
+        found = self.transfers.request(request)
         if found is None:
             raise UsageError(f"request {request}: there is none; gsync queue list shows them")
-        rows = self._transfers.read("SELECT DISTINCT reason FROM transfers WHERE request=? AND reason<>'' LIMIT 10",
+        rows = self.transfers.read("SELECT DISTINCT reason FROM transfers WHERE request=? AND reason<>'' LIMIT 10",
                                     (found.id,))
-        return Status(found, self._transfers.counts(found.id), tuple(row[0] for row in rows))
+        return Status(found, self.transfers.counts(found.id), tuple(row[0] for row in rows))
 
     def requests(self, owner: str | None = None, limit: int = 1000) -> list[Request]:
         """The requests, of one owner or of all, oldest first."""
         where, values = ("owner=?", [owner]) if owner is not None else ("1", [])
-        return list(self._transfers.requests(where=where, values=values, limit=limit))
+        return list(self.transfers.requests(where=where, values=values, limit=limit))
 
     def wait(self, request: str, timeout: float | None = None, interval: float = 0.2) -> Status:
         """Until the request has ended (DONE, FAILED or KILLED), or for `timeout` seconds; how far it is then. Somebody
@@ -276,11 +276,11 @@ class Client:
 
     def kill(self, request: str) -> int:
         """Give up what has not ended; how many transfers."""
-        return self._transfers.kill(request=self.status(request).request.id)
+        return self.transfers.kill(request=self.status(request).request.id)
 
     def retry(self, request: str) -> int:
         """Try again what failed, was killed, or waits for its next try; how many transfers."""
-        return self._transfers.retry(request=self.status(request).request.id)
+        return self.transfers.retry(request=self.status(request).request.id)
 
 
 def user() -> str:

@@ -228,7 +228,7 @@ class Sending:
                     raise StoreError(f"send {_path(self.plan)}: it has changed since it was given to be sent; send it "
                                      "again when it is complete", Category.PERMANENT) from exc
                 self.failed.append(Attempt(place, str(exc), exc.category, exc.errno))
-                _log.warning("a store did not take the file", request=self.plan.request, place=place, error=exc)
+                _log.info("a store did not take the file", request=self.plan.request, place=place, error=exc)
                 continue
             self._know(at=place)
             return True
@@ -304,7 +304,7 @@ class Sending:
             try:
                 self._tell(Action.REGISTER, self._at())
             except CatalogError as exc:
-                _log.warning("the temporary replica is not registered", request=self.plan.request, error=exc)
+                _log.info("the temporary replica is not registered", request=self.plan.request, error=exc)
 
     def _tell(self, action: Action, place: Place) -> None:
         plan = self.plan

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gsync.session.session import SessionHome
+from gsync.transfer import Client
 from gsync.volume.home import Home
 from tests.cli import Cli
 
@@ -35,6 +36,9 @@ def shell(cli: Cli, tree: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
     for name in ("alpha", "beta"):
         sessions.save(sessions.find_or_new("photos", f"h:/{name}", name))
     os.mkdir(os.path.join(cli.home.path, "sessions", "unfinished"))
+    with Client(cli.home.path) as client:
+        for name in ("east", "west"):
+            client.stores.add(name, str(tree))
     monkeypatch.setenv("GSYNC_SYSTEM_CONF", "/nonexistent")
     return Shell(cli, monkeypatch)
 
@@ -66,6 +70,11 @@ def shell(cli: Cli, tree: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
         (["config", "set", "sync-method", ""], {"auto", "rsync", "tarssh"}),
         (["config", "get", "sync-method", ""], set()),
         (["create", "photos", "h:/x", "-o", "sync-me"], {"sync-method="}),
+        (["send", "f", "--to", ""], {"east", "west"}),
+        (["send", "f", "--to", "east,"], {"east,west"}),
+        (["send", "f", "--failover", "w"], {"west"}),
+        (["send", "f", "--register", "d"], {"default"}),
+        (["publish", "o"], {"once"}),
     ],
 )
 def test_offers(shell: Shell, words: list[str], offered: set[str]) -> None:

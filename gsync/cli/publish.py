@@ -1,0 +1,120 @@
+"""`gsync publish`: transfers that have arrived are registered in their catalogs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gsync.cli.options import JsonOption, StateOption
+
+if TYPE_CHECKING:
+    from gsync.transfer.publish import Publication, Publisher
+
+app = typer.Typer(no_args_is_help=True, help="Register what has arrived in its catalog, in blocks.")
+
+MinFilesOption = Annotated[int, typer.Option(
+    "--min-files", metavar="N", min=1, help="Publish of a request from so many files on.")]
+MaxAgeOption = Annotated[float, typer.Option(
+    "--max-age", metavar="SECONDS", min=0, help="Or from when one has waited for so long. All once it has ended.")]
+
+
+@app.command("run")
+def run(min_files: MinFilesOption = 100, max_age: MaxAgeOption = 18_800.0,
+        every: Annotated[float, typer.Option("--every", metavar="SECONDS", min=0.1,
+                                             help="Between two looks.")] = 10.0,
+        state: StateOption = None) -> None:
+    """Publish what is due, until stopped. Any number of them may run."""
+    import signal
+    import threading
+
+    from gsync import log
+
+    log.setup()
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with _publisher(state, min_files, max_age) as publisher:
+        publisher.run(stop, every)
+
+
+@app.command("once")
+def once(min_files: MinFilesOption = 100, max_age: MaxAgeOption = 18_800.0,
+         force: Annotated[bool, typer.Option("--force", help="All that has arrived, due or not.")] = False,
+         json: JsonOption = False, state: StateOption = None) -> int:
+    """Publish what is due now. Ends with 1 if a catalog did not take something."""
+    from gsync.transfer.publish import Publication
+
+    with _publisher(state, min_files, max_age) as publisher:
+        done = publisher.once(force)
+        _print_counts(done, json)
+    return 1 if done.get(Publication.FAILED) or done.get(Publication.RETRY) else 0
+
+
+@app.command("status")
+def status(json: JsonOption = False, state: StateOption = None) -> None:
+    """Show how far the publications of each catalog are."""
+    from gsync.cli.output import print_json, print_table
+
+    with _publisher(state) as publisher:
+        found = publisher.status()
+    if json:
+        print_json(found)
+    elif not found:
+        print("nothing is marked for publication")
+    else:
+        print_table(["CATALOG", "COMING", "NEW", "ACQUIRED", "DONE", "RETRY", "FAILED", "NOT REQUIRED", "WHY"],
+                    [[f["catalog"], *(str(f[key]) for key in (
+                        "coming", "NEW", "ACQUIRED", "DONE", "RETRY", "FAILED", "NOT_REQUIRED")), f["reason"]]
+                     for f in found])
+
+
+@app.command("retry")
+def retry(ids: Annotated[list[str] | None, typer.Argument(
+        metavar="REQUEST", help="Only those of these requests.")] = None,
+        json: JsonOption = False, state: StateOption = None) -> None:
+    """Have publications that failed tried again."""
+    from gsync.cli.output import print_json
+    from gsync.errors import UsageError
+
+    with _publisher(state) as publisher:
+        count = publisher.retry(ids or [])
+    if ids and not count:
+        raise UsageError("publish retry: nothing of these requests has failed; gsync publish status shows what has")
+    if json:
+        print_json({"retried": count})
+    else:
+        print(f"{count} publications are tried again by the next gsync publish run or once")
+
+
+@contextmanager
+def _publisher(state: str | None, min_files: int = 100, max_age: float = 18_800.0) -> Iterator[Publisher]:
+    from gsync.transfer.catalog import open_catalog
+    from gsync.transfer.database import Transfers
+    from gsync.transfer.publish import Publisher, Thresholds
+    from gsync.transfer.registry import Stores
+    from gsync.volume.home import Home
+
+    transfers = Transfers(Home(state).path)
+    stores = Stores(transfers)
+    try:
+        yield Publisher(transfers, stores, lambda text: open_catalog(text, transfers.home),
+                        Thresholds(min_files, max_age))
+    finally:
+        stores.close()
+        transfers.close()
+
+
+def _print_counts(done: dict[Publication, int], json: bool) -> None:
+    from gsync.cli.output import print_json
+    from gsync.transfer.publish import Publication
+
+    states = (Publication.DONE, Publication.RETRY, Publication.FAILED)
+    if json:
+        print_json({state.value: done.get(state, 0) for state in states})
+    elif not done:
+        print("nothing is due")
+    else:
+        print(", ".join(f"{done[state]} {state.value}" for state in states if done.get(state)))

@@ -1,0 +1,128 @@
+"""`gsync send`: files to the first store that takes them, else to a failover store from where they go on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gsync.cli import completion
+from gsync.cli.options import JsonOption, StateOption
+
+if TYPE_CHECKING:
+    from gsync.transfer.client import Client, Sent
+    from gsync.transfer.registry import Place
+    from gsync.transfer.send import Plan
+
+
+def send(
+    files: Annotated[list[str], typer.Argument(metavar="FILE", help="The files.")],
+    to: Annotated[list[str], typer.Option(
+        "--to", metavar="STORE[:FOLDER][,STORE…]", autocompletion=completion.store_words,
+        help="Where they are wanted: the first store that takes a file gets it.")],
+    failover: Annotated[list[str] | None, typer.Option(
+        "--failover", metavar="STORE[:FOLDER][,STORE…]", autocompletion=completion.store_words,
+        help="Where they go while no wanted store takes them; `gsync queue run` brings them on and tidies up.")] = None,
+    register: Annotated[str | None, typer.Option(
+        "--register", metavar="CATALOG", autocompletion=completion.catalogs,
+        help="Make them known there: default, sqlite:/PATH, jsonl:/PATH, command:PROGRAM ARG…, http(s)://…")] = None,
+    name: Annotated[str | None, typer.Option(
+        "--name", help="What the (one) file is to be called there; default: its own name.")] = None,
+    owner: Annotated[str | None, typer.Option("--owner", help="Whose it is; default: the user.")] = None,
+    label: Annotated[str, typer.Option("--label", help="A word for `gsync queue list`.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Ask the stores and say what would be done.")] = False,
+    json: JsonOption = False,
+    state: StateOption = None,
+) -> int:
+    """Send files to the first store that takes them.
+
+    A STORE is a name of `gsync store list`, a directory, or the URL of a store. An existing file is not replaced.
+    Nothing is waited for: while the wanted stores are down the file is kept at a failover store, and while the catalog
+    is down its registration is pending; `gsync queue run` does what is pending, `gsync queue show ID` tells how far it
+    is.
+
+    Ends with 0 if every file is where it is wanted, 1 if something is pending, 4 if no store took a file.
+    """
+    from gsync.cli.output import print_json
+    from gsync.errors import UsageError
+    from gsync.transfer.client import Client
+
+    if name is not None and len(files) != 1:
+        raise UsageError("send --name is for one file")
+    code = 0
+    with Client(state) as client:
+        for file in files:
+            plan = client.plan(file, _words(to), _words(failover), register, name, owner)
+            if dry_run:
+                found = _looked_at(client, plan)
+                print_json(found) if json else _print_plan(found)
+                continue
+            sent = client.carry_out(plan, label)
+            print_json(_described(sent)) if json else _print(sent)
+            code = max(code, 4 if sent.at is None else 1 if sent.pending else 0)
+    return code
+
+
+def _words(given: list[str] | None) -> list[str]:
+    return [word for words in given or [] for word in words.split(",") if word]
+
+
+def _place(place: Place | None) -> dict[str, str] | None:
+    import os
+
+    return None if place is None else {"store": place.store, "path": os.fsdecode(place.path)}
+
+
+def _described(sent: Sent) -> dict[str, Any]:
+    return {"request": sent.request, "file": sent.file, "at": _place(sent.at), "temporary": sent.is_temporary,
+            "size": sent.size, "sha256": sent.sha256, "pending": list(sent.pending),
+            "failed": [{**(_place(a.place) or {}), "error": a.error, "category": a.category.value}
+                       for a in sent.failed]}
+
+
+def _print(sent: Sent) -> None:
+    from gsync.cli.output import path_shown, print_error, size_text
+
+    if sent.at is None:
+        print_error(f"send {path_shown(sent.file)}: no store took it ({sent.request})")
+    else:
+        where = f"{sent.at}{', for now' if sent.is_temporary else ''}"
+        print(f"{path_shown(sent.file)}: at {where} ({size_text(sent.size)}, {sent.request})")
+    for attempt in sent.failed:
+        print(f"  failed: {attempt.error}")
+    for pending in sent.pending:
+        print(f"  pending: {pending}")
+
+
+def _looked_at(client: Client, plan: Plan) -> dict[str, Any]:
+    """What the places of a plan say now."""
+    import os
+
+    from gsync.errors import GsyncError
+
+    def state(place: Place) -> str:
+        try:
+            if client.stores.banned(place.store):
+                return "left alone for now"
+            store = client.stores.writable(place.store)
+            store.probe()
+            return "ready" if store.stat(place.path) is None else "something is there already"
+        except GsyncError as exc:
+            return str(exc)
+
+    return {"file": "/" + os.fsdecode(plan.source), "size": plan.content.size, "sha256": plan.content.sha256,
+            "to": [{**(_place(place) or {}), "state": state(place)} for place in plan.wanted],
+            "failover": [{**(_place(place) or {}), "state": state(place)} for place in plan.failover],
+            "register": plan.catalog}
+
+
+def _print_plan(found: dict[str, Any]) -> None:
+    from gsync.cli.output import path_shown, size_text
+
+    print(f"{path_shown(found['file'])} ({size_text(found['size'])}) would go to the first that takes it:")
+    for kind in ("to", "failover"):
+        for place in found[kind]:
+            print(f"  {place['store']}:{path_shown(place['path'])}{', for now' if kind == 'failover' else ''}:"
+                  f" {place['state']}")
+    if found["register"]:
+        print(f"and be registered in {found['register']}")

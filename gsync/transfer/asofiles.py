@@ -1,0 +1,129 @@
+"""AsyncStageOut's reporter files: what has ended, as its users' scripts read it from an outbox.
+
+`<outbox>/<user>/Reporter-<time>.json` with the lists LFNs, transferStatus ("done" or "failed") and failure_reason, of
+one length, and timestamp and username. Format and names: CRAB's AsyncStageOut, its monitor's outbox.
+
+Promise: a file is there whole or not at all, and is never replaced; every transfer is in exactly one file, in spite of
+kills at any point. A file is prepared under a hidden name and then renamed: once the hidden one is gone it was
+delivered, even if its reader has taken it away already.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+from urllib.parse import quote
+
+from gsync.durable import fsync_dir, make_dirs, replace_file
+from gsync.errors import UsageError
+from gsync.namespace import check_version
+from gsync.process import Lock
+from gsync.transfer.database import ENDED, State, Transfer, Transfers
+
+LARGEST = 1000                      # transfers in a file
+_STATE = ".gsync-reporter.db"       # in the outbox: what was reported there
+_SCHEMA_VERSION = 1
+
+
+def reporter_json(user: str, ended: list[Transfer], now: int) -> dict[str, Any]:
+    """The content of a file; `now` in ns. ASO knows two outcomes: what was killed has failed, with that reason."""
+    done = [each.state is State.DONE for each in ended]
+    return {"LFNs": [os.fsdecode(each.path) for each in ended],
+            "transferStatus": ["done" if ok else "failed" for ok in done],
+            "failure_reason": ["" if ok else each.reason or each.state.value
+                               for ok, each in zip(done, ended, strict=True)],
+            "timestamp": now / 1e9, "username": user}
+
+
+class Outbox:
+    """The folder `path`, made if it is missing. One reporter at a time: LockedError."""
+
+    def __init__(self, path: str) -> None:
+        self._path = os.path.abspath(path)
+
+    def report(self, transfers: Transfers) -> int:
+        """Write what has ended and was not reported here yet; how many files."""
+        try:
+            make_dirs(os.fsencode(self._path), 0o755)
+            with Lock(os.path.join(self._path, ".gsync-reporter.lock"), f"the reporter of {self._path}"), \
+                    self._reported() as db:
+                files = self._deliver(db)
+                self._prepare(db, transfers)
+                return files + self._deliver(db)
+        except OSError as exc:
+            raise UsageError(f"outbox {self._path}: {exc.strerror}") from exc
+
+    @contextmanager
+    def _reported(self) -> Iterator[sqlite3.Connection]:
+        path = os.path.join(self._path, _STATE)
+        with closing(sqlite3.connect(path, timeout=60, isolation_level=None)) as db:
+            if check_version(db, path, _SCHEMA_VERSION) == 0:
+                db.executescript(
+                    "BEGIN; CREATE TABLE files (id INTEGER PRIMARY KEY AUTOINCREMENT, user TEXT, name TEXT, data BLOB,"
+                    " state TEXT); CREATE TABLE reported (transfer INTEGER PRIMARY KEY, changed INTEGER);"
+                    f" PRAGMA user_version={_SCHEMA_VERSION}; COMMIT")
+            yield db
+
+    def _prepare(self, db: sqlite3.Connection, transfers: Transfers) -> None:
+        """Note what was not reported yet as files to be written."""
+        blocks: dict[str, list[Transfer]] = {}
+        for state in ENDED:
+            after = 0
+            while page := transfers.page(state=state, after=after):
+                after = page[-1].id
+                for each in page:
+                    # Its time with it: what failed, was tried again and has ended anew is a new result.
+                    known = db.execute("SELECT changed FROM reported WHERE transfer=?", (each.id,)).fetchone()
+                    if known is None or known[0] != each.changed:
+                        blocks.setdefault(each.owner, []).append(each)
+        for owner, ended in blocks.items():
+            for start in range(0, len(ended), LARGEST):
+                self._note(db, owner, ended[start:start + LARGEST])
+
+    def _note(self, db: sqlite3.Connection, owner: str, ended: list[Transfer]) -> None:
+        now = time.time_ns()
+        data = json.dumps(reporter_json(owner, ended, now)).encode("ascii")
+        with _transaction(db):
+            ident = db.execute("INSERT INTO files (user, data, state) VALUES (?,?,'NEW')", (owner, data)).lastrowid
+            # The number makes the name one that no other file has had, whatever the clock does.
+            db.execute("UPDATE files SET name=? WHERE id=?", (f"Reporter-{now // 10**9}.{ident}.json", ident))
+            db.executemany("INSERT OR REPLACE INTO reported VALUES (?,?)", ((each.id, each.changed) for each in ended))
+
+    def _deliver(self, db: sqlite3.Connection) -> int:
+        count = 0
+        for ident, user, name, data, state in db.execute(
+                "SELECT id, user, name, data, state FROM files WHERE state<>'DONE' ORDER BY id").fetchall():
+            folder = os.path.join(self._path, _folder_name(user))
+            hidden = os.path.join(folder, f".{name}")
+            make_dirs(os.fsencode(folder), 0o755)
+            if state == "NEW":
+                replace_file(os.fsencode(hidden), data, 0o644)
+                db.execute("UPDATE files SET state='WRITTEN' WHERE id=?", (ident,))
+            if os.path.exists(hidden):
+                os.rename(hidden, os.path.join(folder, name))
+                fsync_dir(os.fsencode(folder))
+            db.execute("UPDATE files SET state='DONE', data=NULL WHERE id=?", (ident,))
+            count += 1
+        return count
+
+
+def _folder_name(user: str) -> str:
+    """Of one part, whatever the user is called."""
+    name = quote(user, safe="@+ ")
+    return "%2E" + name[1:] if name.startswith(".") else name
+
+
+@contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[None]:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise
+    db.execute("COMMIT")
