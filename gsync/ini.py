@@ -1,4 +1,4 @@
-"""Settings files: INI with the one section [gsync], keys in kebab-case, each value as text.
+"""Settings files: INI with the one section [gsync] (or, for `sections`, any), keys in kebab-case, each value as text.
 
 Changing one key leaves the other lines as they are, comments included; only comments between the lines of a value
 that is changed go with it. What a key means is not known here.
@@ -10,6 +10,7 @@ import configparser
 import fcntl
 import os
 import re
+import textwrap
 from contextlib import suppress
 
 from gsync.durable import make_dirs, replace_file
@@ -26,23 +27,37 @@ def option_name(key: str) -> str:
 
 def read(path: str) -> dict[str, str]:
     """The values in the file by option name, {} if there is no file. UsageError naming file and line."""
+    found = _parsed(path, _text(path))
+    for section in found:
+        if section != SECTION:
+            raise UsageError(f"{path}: section [{section}]: the only one is [{SECTION}]")
+    return found.get(SECTION, {})
+
+
+def sections(path: str) -> dict[str, dict[str, str]]:
+    """The values in a file that must be there, by section and option name, in the file's order. UsageError likewise."""
+    if not os.path.exists(path):
+        raise UsageError(f"{path}: there is no such file")
+    return _parsed(path, _text(path), only="SECTION")
+
+
+def _parsed(path: str, text: str, only: str = SECTION) -> dict[str, dict[str, str]]:
     parser = configparser.RawConfigParser(delimiters=("=",), comment_prefixes=("#", ";"), strict=True,
                                           default_section="")
     parser.optionxform = option_name  # type: ignore[assignment,method-assign]
     try:
-        parser.read_string(_text(path), path)
+        parser.read_string(text, path)
     except configparser.MissingSectionHeaderError as exc:
-        raise UsageError(f"{path}: line {exc.lineno}: there is no [{SECTION}] above it") from None
+        raise UsageError(f"{path}: line {exc.lineno}: there is no [{only}] above it") from None
     except configparser.DuplicateOptionError as exc:
         raise UsageError(f"{path}: line {exc.lineno}: {exc.option} is set twice") from None
+    except configparser.DuplicateSectionError as exc:
+        raise UsageError(f"{path}: line {exc.lineno}: there is a [{exc.section}] already") from None
     except configparser.ParsingError as exc:
         raise UsageError(f"{path}: line {exc.errors[0][0]}: not of the form OPTION = VALUE") from None
     except configparser.Error as exc:
         raise UsageError(f"{path}: {exc}") from None
-    for section in parser.sections():
-        if section != SECTION:
-            raise UsageError(f"{path}: section [{section}]: the only one is [{SECTION}]")
-    return dict(parser.items(SECTION)) if parser.has_section(SECTION) else {}
+    return {section: dict(parser.items(section)) for section in parser.sections()}
 
 
 def change(path: str, name: str, value: str | None) -> None:
@@ -92,6 +107,11 @@ def written(name: str, value: str) -> list[str]:
     if len(parts) == 1:
         return [f"{name} = {value}".rstrip()]
     return [f"{name} =", *(f"    {part}" for part in parts)]
+
+
+def wrapped(text: str) -> list[str]:
+    """A help text in lines that fit behind a `# `."""
+    return textwrap.wrap(text, 110)
 
 
 def pattern_line(pattern: str) -> str:

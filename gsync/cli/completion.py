@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from urllib.parse import quote
 
 import typer
 
@@ -69,6 +70,19 @@ def store_words(ctx: typer.Context, incomplete: str) -> list[str]:
 def catalogs(incomplete: str) -> list[str]:
     """How a catalog may begin."""
     return _fitting(["default", "sqlite:", "jsonl:", "command:", "https://"], incomplete)
+
+
+def nights(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Nights (or other groups of units) that `gsync deliver` knows, of all data sets."""
+    import os
+    import sqlite3
+    from contextlib import closing
+
+    path = os.path.join(_home(ctx), "transfers.db")
+    with suppress(sqlite3.Error), closing(sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True)) as db:
+        rows = db.execute("SELECT DISTINCT grp FROM deliver_groups ORDER BY day DESC LIMIT 400")
+        return _fitting([os.fsdecode(row[0]) for row in rows], incomplete, list(ctx.params.get("nights") or []))
+    return []
 
 
 def settings(incomplete: str) -> list[str]:

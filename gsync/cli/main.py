@@ -20,6 +20,7 @@ from gsync.cli import (
     checkpoint,
     config,
     create,
+    deliver,
     failures,
     hold,
     keys,
@@ -55,6 +56,7 @@ app.add_typer(volume.app, name="volume")
 app.add_typer(recorder.app, name="recorder")
 app.command("send")(send.send)
 app.add_typer(publish.app, name="publish")
+app.add_typer(deliver.app, name="deliver")
 app.command("monitor")(monitor.monitor)
 app.command("worker", hidden=True)(parts.worker)
 app.command("agent", hidden=True, context_settings={"ignore_unknown_options": True})(parts.agent)

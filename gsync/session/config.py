@@ -108,16 +108,10 @@ def sample() -> str:
              "", f"[{ini.SECTION}]"]
     for row in table().values():
         about = row.about
-        lines += ["", *(f"# {line}" for line in _wrapped(about.help))]
+        lines += ["", *(f"# {line}" for line in ini.wrapped(about.help))]
         lines += [f"# ({'of the node only; ' if about.scope is Scope.NODE else ''}{row.takes})"]
         lines += [f"#{line}" for line in ini.written(row.name, row.text(row.default))]
     return "\n".join(lines) + "\n"
-
-
-def _wrapped(text: str) -> list[str]:
-    import textwrap
-
-    return textwrap.wrap(text, 110)
 
 
 if __name__ == "__main__":

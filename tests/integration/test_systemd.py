@@ -1,4 +1,4 @@
-"""Monitor and recorder as services: the units in conf/, and what they tell systemd."""
+"""Monitor, recorder and delivery as services: the units in conf/, and what they tell systemd."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import pytest
 
 from tests.place import REPOSITORY, Place
 
-UNITS = ["gsync-monitor.service", "gsync-recorder@.service"]
-EXPOSURE = {"gsync-monitor.service": 41, "gsync-recorder@.service": 24}  # tenths; a unit that is not hardened has 96
+UNITS = ["gsync-monitor.service", "gsync-recorder@.service", "gsync-deliver.service"]
+# In tenths; a unit that is not hardened has 96.
+EXPOSURE = {"gsync-monitor.service": 41, "gsync-recorder@.service": 24, "gsync-deliver.service": 41}
 
 needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
 

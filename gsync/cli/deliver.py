@@ -1,0 +1,250 @@
+"""`gsync deliver`: units of data (an exposure of a night, say) brought from where they are made, verified."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gsync.cli import completion
+from gsync.cli.options import JsonOption, StateOption
+
+if TYPE_CHECKING:
+    from gsync.transfer.dataset import Settings
+    from gsync.transfer.deliverdb import Deliveries
+    from gsync.transfer.rounds import Rounds
+
+app = typer.Typer(no_args_is_help=True, help="""Deliver units of data, verified, each in one step.
+
+A unit is a directory that a symbolic link NIGHT/EXPOSURE in a ready folder leads to. It is pulled to a staging
+folder, compared with its list of checksums, and renamed to its destination; or put aside with the reason.
+conf/deliver.ini shows all settings; `gsync deliver once -c FILE --dry-run` says what would be done.""")
+
+ConfigOption = Annotated[str, typer.Option(
+    "--config", "-c", metavar="FILE", help="The settings, like conf/deliver.ini.")]
+DryRunOption = Annotated[bool, typer.Option(
+    "--dry-run", help="Look at the source and say what would be done; change nothing.")]
+KillFileOption = Annotated[str | None, typer.Option(
+    "--kill-file", "-k", metavar="FILE",
+    help="While this file is there nothing is done, and what runs ends; default: kill-file of the settings.")]
+NoBackupOption = Annotated[bool, typer.Option("--no-backup", "-B", help="Leave the backup to the vault out.")]
+NightsArgument = Annotated[list[str] | None, typer.Argument(
+    metavar="[NIGHT]...", help="Of these nights; none: of all.", autocompletion=completion.nights)]
+
+
+@app.command()
+def run(config: ConfigOption, dry_run: DryRunOption = False, no_backup: NoBackupOption = False,
+        kill_file: KillFileOption = None, json: JsonOption = False, state: StateOption = None) -> int:
+    """Deliver what is ready, again and again, until stopped: by a signal, or by the kill file."""
+    from gsync.notify import Notifier
+
+    if dry_run:
+        return _plan(config, not no_backup, json, state)
+    with _rounds(config, state, kill_file, not no_backup, daemon=True) as rounds:
+        why = rounds.gate.why() or rounds.run(Notifier())
+    _say(json, {"event": "ended", "why": why}, why)
+    return 0
+
+
+@app.command()
+def once(config: ConfigOption, dry_run: DryRunOption = False, no_backup: NoBackupOption = False,
+         kill_file: KillFileOption = None, json: JsonOption = False, state: StateOption = None) -> int:
+    """Deliver what is ready now, do the work that is due, and end.
+
+    Ends with 1 if units are quarantined or could not be brought, with 4 if a source or vault cannot be reached.
+    """
+    if dry_run:
+        return _plan(config, not no_backup, json, state)
+    return _work("", config, kill_file, not no_backup, json, state)
+
+
+@app.command()
+def catchup(config: ConfigOption, nights: NightsArgument = None, dry_run: DryRunOption = False,
+            kill_file: KillFileOption = None, json: JsonOption = False, state: StateOption = None) -> int:
+    """Look for late files of delivered and quarantined units now, whenever it would be due.
+
+    A daemon that runs does it with its next round.
+    """
+    return _ordered("catchup", config, nights or [], dry_run, kill_file, json, state)
+
+
+@app.command()
+def backup(config: ConfigOption, nights: NightsArgument = None, dry_run: DryRunOption = False,
+           kill_file: KillFileOption = None, json: JsonOption = False, state: StateOption = None) -> int:
+    """Back delivered units up to the vault now, whenever it would be due.
+
+    A daemon that runs does it with its next round.
+    """
+    return _ordered("backup", config, nights or [], dry_run, kill_file, json, state)
+
+
+@app.command()
+def status(config: ConfigOption, nights: NightsArgument = None,
+           everything: Annotated[bool, typer.Option("--all", help="All nights, not the last ten.")] = False,
+           json: JsonOption = False, state: StateOption = None) -> int:
+    """What was delivered, what is quarantined and why, what is to come; of a NIGHT, each unit."""
+    import os
+    from datetime import UTC, datetime
+
+    from gsync.cli.output import print_json
+    from gsync.transfer import page
+    from gsync.transfer.rounds import holder
+
+    settings = _settings(config)
+    with _deliveries(state) as deliveries:
+        groups = [os.fsencode(night) for night in nights or []]
+        document = page.document(settings, deliveries, datetime.now(UTC), None if everything else page.LAST, groups)
+    document["pid"] = holder(settings)
+    if json:
+        print_json(document)
+    else:
+        _print_status(document)
+    return 0
+
+
+def _print_status(document: dict[str, Any]) -> None:
+    from gsync.cli.output import path_shown, print_table
+
+    pid = document["pid"]
+    print(f"daemon: {f'runs, pid {pid}' if pid else 'does not run'}")
+    for found in document["sets"]:
+        print(f"\n{found['name']}: {path_shown(found['source'])} -> {path_shown(found['destination'])}")
+        if found["down"]:
+            print(f"down since {found['down']['since']}: {path_shown(found['down']['reason'])}")
+        elif found["note"]:
+            print(f"waits: {path_shown(found['note'])}")
+        print(", ".join(f"{count} {state}" for state, count in found["units"].items()) or "no units yet")
+        if found["nights"]:
+            print()
+            print_table(("NIGHT", "UNITS", "DONE", "IN PROGRESS", "TO LOOK AT", "BACKED UP"), (
+                (path_shown(each["night"]), str(each["units"]), str(each["green"]), str(each["amber"]),
+                 str(each["red"]), str(each["backed_up"]) if found["vault"] else "-") for each in found["nights"]))
+        members = [unit for each in found["nights"] for unit in each.get("members", ())]
+        shown = members or found["attention"]
+        if shown:
+            print()
+            print_table(("UNIT", "STATE", "REQUEST", "REASON"), (
+                (path_shown(unit["unit"]), unit["state"], unit["request"], path_shown(unit["reason"]))
+                for unit in shown))
+
+
+def _settings(config: str) -> Settings:
+    import os
+
+    from gsync.transfer import dataset
+
+    return dataset.read(config, os.environ)
+
+
+@contextmanager
+def _rounds(config: str, state: str | None, kill_file: str | None, backups: bool, daemon: bool = False
+            ) -> Iterator[Rounds]:
+    """The rounds of a file, with its locks; SIGTERM and SIGINT are the order to end. daemon: it keeps the log file."""
+    import os
+    import signal
+
+    from gsync import log
+    from gsync.transfer.rounds import Rounds
+    from gsync.volume.home import Home
+
+    settings = _settings(config)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        if settings.logging.filename:
+            os.makedirs(os.path.dirname(settings.logging.filename), exist_ok=True)
+        log.setup(settings.logging.level, settings.logging.filename or None, owner=daemon)
+        with Rounds(settings, Home(state).path, kill_file=kill_file and os.path.abspath(kill_file),
+                    backups=backups) as rounds:
+            for number in before:
+                signal.signal(number, rounds.gate.end)
+            yield rounds
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _work(only: str, config: str, kill_file: str | None, backups: bool, json: bool, state: str | None) -> int:
+    """One round. Its exit code; interrupted by a signal: that one, since the work was not done."""
+    from gsync.transfer.deliver import Summary
+    from gsync.transfer.gate import Stopped
+
+    with _rounds(config, state, kill_file, backups) as rounds:
+        summaries: list[Summary] = []
+        try:
+            summaries = rounds.once(only)
+        except Stopped as why:
+            _say(json, {"event": "ended", "why": str(why)}, str(why))
+            return -(rounds.gate.signal or 0)
+        attention = sum(rounds.to_look_at())
+        for each, summary in zip(rounds.settings.sets, summaries, strict=True):
+            _say(json, {"event": "done", "set": each.name, **vars(summary)}, f"{each.name}: {summary}")
+    if any(summary.down for summary in summaries):
+        return 4
+    return 1 if attention else 0
+
+
+def _ordered(what: str, config: str, nights: list[str], dry_run: bool, kill_file: str | None, json: bool,
+             state: str | None) -> int:
+    import os
+
+    from gsync.transfer.rounds import holder, order
+    from gsync.volume.home import Home
+
+    settings = _settings(config)
+    groups = [os.fsencode(night) for night in nights]
+    if dry_run:
+        return _plan(config, True, json, state, "catch up" if what == "catchup" else "back up", groups)
+    count = order(settings, Home(state).path, what, groups)
+    if pid := holder(settings):
+        _say(json, {"event": "ordered", "units": count, "pid": pid},
+             f"{count} units: the daemon, pid {pid}, does it with its next round")
+        return 0
+    return _work(what, config, kill_file, True, json, state)
+
+
+def _plan(config: str, backups: bool, json: bool, state: str | None, only: str = "", groups: list[bytes] | None = None
+          ) -> int:
+    """What would be done. Nothing is written, not even a state folder."""
+    import os
+    import tempfile
+
+    from gsync.cli.output import path_shown, print_json, print_table
+    from gsync.transfer.database import FILE
+    from gsync.transfer.rounds import Rounds
+    from gsync.volume.home import Home
+
+    settings = _settings(config)
+    home = Home(state).path
+    with tempfile.TemporaryDirectory() as empty:
+        there = os.path.exists(os.path.join(home, FILE))
+        with Rounds(settings, home if there else empty, backups=backups).looking() as rounds:
+            lines = rounds.plan(only, groups or [])
+    if json:
+        print_json([dict(zip(("set", "what", "unit", "details"), line, strict=True)) for line in lines])
+    else:
+        print_table(("SET", "WHAT", "UNIT", ""), ([path_shown(cell) for cell in line] for line in lines))
+    return 4 if any(line[1] == "down" for line in lines) else 0
+
+
+@contextmanager
+def _deliveries(state: str | None) -> Iterator[Deliveries]:
+    from gsync.transfer.database import Transfers
+    from gsync.transfer.deliverdb import Deliveries
+    from gsync.volume.home import Home
+
+    transfers = Transfers(Home(state).path)
+    try:
+        yield Deliveries(transfers)
+    finally:
+        transfers.close()
+
+
+def _say(json: bool, document: dict[str, Any], text: str) -> None:
+    from gsync.cli.output import print_json
+
+    if json:
+        print_json(document)
+    else:
+        print(text.encode("utf-8", "backslashreplace").decode())

@@ -1,0 +1,375 @@
+"""deliver.ini: what is delivered from where to where, and how; one section per data set.
+
+Options of a data set may stand in [common] for all of them; those that are [common]'s, [alerts]' and [logging]'s may
+not stand in a data set. `${NAME}` is the environment's NAME, `$$` a dollar. A wrong value, an unknown option, a missing
+one is a UsageError naming file, section and option. conf/deliver.ini is printed from here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+import shlex
+from collections.abc import Mapping
+from datetime import date
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
+
+from gsync import ini
+from gsync.errors import UsageError
+from gsync.session.options import duration_text, parse_duration
+from gsync.transfer import units
+
+COMMON, ALERTS, LOGGING = "common", "alerts", "logging"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")
+_VARIABLE = re.compile(r"\$(?:\$|\{(?P<name>[^}]*)\}|(?P<bare>.?))", re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Help:
+    """What an option is, for conf/deliver.ini. example: a value that shows it, where there is no default."""
+
+    text: str
+    example: str = ""
+
+
+def _hour(value: object) -> object:
+    """An hour of the day, None for `off`; 30 and the like are how DESI's files say off."""
+    if isinstance(value, str):
+        if value.strip().lower() in ("off", "never"):
+            return None
+        if not value.strip().isdigit():
+            raise ValueError("not an hour of the day (0 to 23) or off")
+        value = int(value)
+    return None if isinstance(value, int) and value > 23 else value
+
+
+def _night(value: object) -> object:
+    if isinstance(value, str):
+        if not value.strip():
+            return None
+        day = units.night_day(value.strip())
+        if day is None:
+            raise ValueError("not a night, YYYYMMDD")
+        return day
+    return value
+
+
+def _pattern(value: str) -> str:
+    units.Pattern(value)
+    return value
+
+
+def _absolute(value: str) -> str:
+    if value and not os.path.isabs(value):
+        raise ValueError("not an absolute path")
+    return os.path.normpath(value) if value else value
+
+
+def _home(value: str) -> str:
+    return _absolute(os.path.expanduser(value))
+
+
+def _command(value: str) -> str:
+    words = shlex.split(value)  # ValueError: quotes
+    if words and os.path.isabs(words[0]) and not os.access(words[0], os.X_OK):
+        raise ValueError("no such program that can be executed")
+    return value
+
+
+def _addresses(value: str) -> str:
+    for address in value.replace(",", " ").split():
+        if not re.fullmatch(r"[^@\s<>,]+@[^@\s<>,]+", address):
+            raise ValueError(f"{address!r} is not an address of mail")
+    return value
+
+
+_Duration = BeforeValidator(parse_duration)
+_Path = AfterValidator(_absolute)
+_CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class DataSet:
+    """A section: units of one kind, from one source. Any option but the first three may stand in [common]."""
+
+    name: str
+    source: Annotated[str, Field(min_length=1), Help(
+        "The ready folder: a symbolic link NIGHT/EXPOSURE in it says that the directory it leads to is complete. A "
+        "directory of this host, HOST:/PATH, ssh://[USER@]HOST[:PORT]/PATH, or a store of `gsync store`.",
+        "data1:/data/ready")]
+    staging: Annotated[str, Field(min_length=1), _Path, Help(
+        "Where units are brought to and verified. Of this data set alone; best on the destination's file system, so "
+        "that the move is one rename of what is there.", "${DATA}/staging/raw")]
+    destination: Annotated[str, Field(min_length=1), _Path, Help(
+        "Where verified units go, each in one step.", "${DATA}/raw")]
+    unit: Annotated[str, AfterValidator(_pattern), Help(
+        "What a unit is called. {night} is YYYYMMDD, {exposure} has eight digits, any other {name} is one part of a "
+        "path, {name:REGEX} says it exactly. Units of a night (or, without one, of the first part) are backed up "
+        "together.")] = units.DEFAULT
+    checksum_file: Annotated[str, Help(
+        "The list of SHA-256 checksums in the unit, as sha256sum writes it. Empty: there is none, and nothing is "
+        "verified but sizes.")] = "checksum-{exposure}.sha256sum"
+    checksum_lock: Annotated[str, _Path, Help(
+        "A file at the source's host. While it is there checksums are being written, and nothing is taken.",
+        "/tmp/checksum-running")] = ""
+    method: Annotated[Literal["stream", "rsync"], Help(
+        "How units travel: by gsync's own stream, or by rsync (which must be on both hosts), which goes on in the "
+        "middle of a large file after a break.")] = "stream"
+    on_error: Annotated[Literal["quarantine", "deliver"], Help(
+        "What becomes of a unit that does not agree with its checksum list: it is put aside with the reason, or "
+        "delivered all the same and shown as failed.")] = "quarantine"
+    quarantine: Annotated[str, _Path, Help(
+        "Where it is put aside; empty: .gsync-quarantine in the staging folder.")] = ""
+    first_night: Annotated[date | None, BeforeValidator(_night), Help(
+        "Units of earlier nights are left alone, YYYYMMDD.", "20260101")] = None
+    catchup: Annotated[int | None, BeforeValidator(_hour), Help(
+        "Hour of the day after the night (UTC) at which late files of its units are looked for; off: never.")] = 14
+    catchup_days: Annotated[int, Field(ge=1, le=400), Help(
+        "On so many days one after the other.")] = 1
+    vault: Annotated[str, Help(
+        "The store that units are backed up to: a name of `gsync store`, or a URL such as tar:///vault. Empty: no "
+        "backup.", "tar:///vault/raw")] = ""
+    vault_path: Annotated[str, Help("Folder in the vault; empty: the data set's name.")] = ""
+    backup: Annotated[int | None, BeforeValidator(_hour), Help(
+        "Hour of the day after the night (UTC) at which its units are backed up; off: only by `gsync deliver "
+        "backup`.")] = 20
+    desi_status: Annotated[str, _Path, Help(
+        "A folder in which desi_transfer_status_YEAR.json is kept as desitransfer does, for scripts that read "
+        "it.", "${DATA}/status")] = ""
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class Common:
+    """[common]: the daemon."""
+
+    interval: Annotated[float, _Duration, Field(ge=0.1, le=86400), Help("Pause between two looks at the sources.")] = 60
+    kill_file: Annotated[str, AfterValidator(_home), Help(
+        "While this file is there the daemon does nothing and ends; seen within a second or two, also in the middle of "
+        "a transfer.")] = "~/stop_gsync_deliver"
+    timeout: Annotated[float, _Duration, Field(ge=1, le=86400), Help(
+        "Silence after which a connection or a command is given up.")] = 300
+    max_tries: Annotated[int, Field(ge=1, le=10000), Help(
+        "How often a unit is tried, with growing pauses, before what went wrong counts as an error of the unit. A "
+        "source that cannot be reached is not the unit's fault and costs no try.")] = 8
+    retry_pause: Annotated[float, _Duration, Field(ge=0.05, le=86400), Help(
+        "The first pause; each one is twice as long as the one before, up to an hour.")] = 60
+    ssh_config: Annotated[str, AfterValidator(_home), Help("File that ssh reads instead of ~/.ssh/config.")] = ""
+    rsync_command: Annotated[str, Help("The rsync of this host.")] = "rsync"
+    page: Annotated[str, _Path, Help(
+        "A folder for the status page (index.html and more, and status.json); for any web server, or to be opened as a "
+        "file. Empty: none.", "/var/www/html/deliver")] = ""
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class Alerts:
+    """[alerts]: who is told when a person has to act."""
+
+    mail_to: Annotated[str, AfterValidator(_addresses), Help("Addresses of mail.", "operator@example.org")] = ""
+    mail_from: Annotated[str, AfterValidator(_addresses), Help(
+        "Sender; empty: gsync at this host.")] = ""
+    smtp_host: Annotated[str, Help("The server that takes the mail.")] = "localhost"
+    smtp_port: Annotated[int, Field(ge=0, le=65535), Help("Its port; 0: the usual one for smtp-security.")] = 0
+    smtp_security: Annotated[Literal["none", "starttls", "tls"], Help("How the connection is protected.")] = "none"
+    smtp_user: Annotated[str, Help("Name to log in with; empty: not at all.")] = ""
+    smtp_password_file: Annotated[str, AfterValidator(_home), Help("File with the password in its first line.")] = ""
+    command: Annotated[str, AfterValidator(_command), Help(
+        "Program that gets the alert as one line of JSON on stdin. No shell: quotes as in one.",
+        "/usr/local/bin/alert --channel data")] = ""
+    down_after: Annotated[float, _Duration, Field(ge=0), Help(
+        "A source or vault that cannot be reached is told of when that has lasted so long.")] = 900
+    timeout: Annotated[float, _Duration, Field(ge=1, le=3600), Help(
+        "Time that mail server or program may take.")] = 30
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class Logging:
+    """[logging]"""
+
+    filename: Annotated[str, AfterValidator(_home), Help(
+        "Log file of the daemon (10 MiB, five older ones are kept); empty: stderr.", "/var/log/gsync/deliver.log")] = ""
+    level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"],
+                     BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value),
+                     Help("What goes to it.")] = "INFO"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A whole file."""
+
+    path: str
+    common: Common
+    alerts: Alerts
+    logging: Logging
+    sets: tuple[DataSet, ...]
+
+
+# What DESI's files have under another name, or gsync does not need.
+_ELSEWHERE = {
+    "hpss": "see vault, and `gsync store add` for hsi and htar",
+    "hpss-status": "gsync asks the vault itself",
+    "sleep": "see interval; with a unit, such as 1m",
+    "temporary": "gsync keeps what it has to remember in its state folder", "scratch": "gsync keeps what it has to "
+    "remember in its state folder",
+    "ssh": "see ssh-config, which can name everything",
+    "size": "the log file is kept to 10 MiB", "backups": "five older log files are kept",
+    "to": "see mail-to in [alerts]",
+}
+
+
+def read(path: str, environ: Mapping[str, str]) -> Settings:
+    """The settings in a file. UsageError."""
+    path = os.path.abspath(path)
+    sections = {section: {option: _filled(path, section, option, value, environ) for option, value in values.items()}
+                for section, values in ini.sections(path).items()}
+    general = sections.pop(COMMON, {})
+    own = {name: general.pop(name) for name in list(general) if name in _names(Common)}
+    for name in general:
+        if name in _FIRST or name not in _names(DataSet):
+            raise UsageError(f"{path}: [{COMMON}] {name}: " + (
+                "belongs into each data set" if name in _FIRST else _unknown(name, Common, DataSet)))
+    common = _made(Common, own, path, COMMON)
+    alerts = _made(Alerts, sections.pop(ALERTS, {}), path, ALERTS)
+    log = _made(Logging, sections.pop(LOGGING, {}), path, LOGGING)
+    if not sections:
+        raise UsageError(f"{path}: there is no data set: a section with source, staging and destination; "
+                         "conf/deliver.ini is an example")
+    sets = tuple(_data_set(path, name, general, values) for name, values in sections.items())
+    _check_apart(path, sets)
+    return Settings(path, common, alerts, log, sets)
+
+
+_FIRST = ("source", "staging", "destination")
+
+
+def _data_set(path: str, name: str, general: Mapping[str, str], values: Mapping[str, str]) -> DataSet:
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{path}: [{name}]: a data set is named by letters, digits and . _ @ + -")
+    for option in values:
+        if option in _names(Common):
+            raise UsageError(f"{path}: [{name}] {option}: belongs into [{COMMON}]")
+    found: DataSet = _made(DataSet, {**general, **values}, path, name, {"name": name})
+    pattern = units.Pattern(found.unit)
+    try:
+        units.fill(found.checksum_file, dict.fromkeys(pattern.fields, "x"))
+    except ValueError as exc:
+        raise UsageError(f"{path}: [{name}] checksum-file: {found.checksum_file!r}: {exc}") from None
+    quarantine = found.quarantine or os.path.join(found.staging, os.fsdecode(units.OURS) + "quarantine")
+    return dataclasses.replace(found, quarantine=quarantine, vault_path=found.vault_path.strip("/") or name)
+
+
+def _check_apart(path: str, sets: tuple[DataSet, ...]) -> None:
+    """Staging folders are not shared, and neither lies in, or is, a destination."""
+    seen: dict[str, str] = {}
+    for each in sets:
+        if each.staging in seen:
+            raise UsageError(f"{path}: [{each.name}] staging: {each.staging} is that of [{seen[each.staging]}] too")
+        seen[each.staging] = each.name
+        for inner, outer, what in ((each.staging, each.destination, "staging"),
+                                   (each.destination, each.staging, "destination"),
+                                   (each.quarantine, each.destination, "quarantine")):
+            if inner == outer or inner.startswith(outer.rstrip("/") + "/"):
+                other = "destination" if outer == each.destination else "staging"
+                raise UsageError(f"{path}: [{each.name}] {what}: {inner} lies in the {other}: keep them apart")
+
+
+def _filled(path: str, section: str, option: str, value: str, environ: Mapping[str, str]) -> str:
+    """The value with the environment's in the place of ${NAME}."""
+    def one(match: re.Match[str]) -> str:
+        where = f"{path}: [{section}] {option}"
+        if match[0] == "$$":
+            return "$"
+        if match["name"] is None:
+            raise UsageError(f"{where}: {value!r}: a dollar stands before {{NAME}}, or is written $$")
+        if match["name"] not in environ:
+            raise UsageError(f"{where}: the environment has no {match['name']}")
+        return environ[match["name"]]
+
+    return _VARIABLE.sub(one, value)
+
+
+def _made(kind: type[Any], values: Mapping[str, str], path: str, section: str,
+          more: Mapping[str, str] | None = None) -> Any:
+    try:
+        return kind(**{option.replace("-", "_"): value for option, value in values.items()}, **(more or {}))
+    except ValidationError as exc:
+        error = exc.errors(include_url=False)[0]
+        option = str(error["loc"][0]).replace("_", "-") if error["loc"] else "?"
+        if error["type"] == "unexpected_keyword_argument":
+            message = _unknown(option, kind)
+        elif error["type"].startswith("missing"):
+            message = "is missing"
+        else:
+            message = f"{error['input']!r}: " + error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        raise UsageError(f"{path}: [{section}] {option}: {message}") from None
+
+
+def _names(kind: type[Any]) -> list[str]:
+    return [each.name.replace("_", "-") for each in dataclasses.fields(kind) if each.name != "name"]
+
+
+def _unknown(name: str, *kinds: type[Any]) -> str:
+    if name in _ELSEWHERE:
+        return f"there is no such option: {_ELSEWHERE[name]}"
+    near = difflib.get_close_matches(name, [each for kind in kinds for each in _names(kind)], n=1, cutoff=0.7)
+    return "there is no such option" + (f"; {near[0]}?" if near else "; conf/deliver.ini has them all")
+
+
+def sample() -> str:
+    """conf/deliver.ini: every option with its help and default."""
+    about = ("What `gsync deliver` brings from where to where. An option that begins with # has the value that is "
+             "shown, or, where that is marked as an example, is not set. ${NAME} is the environment's NAME, $$ a "
+             "dollar. Options of a data set may stand in [common] for all of them, but for source, staging and "
+             "destination.")
+    lines = [f"# {line}" for line in ini.wrapped(about)]
+    for section, kind, about in (
+            ("raw", DataSet, "A data set; as many as you like, each with a name of its own."),
+            (COMMON, Common, "The daemon."), (ALERTS, Alerts, "Who is told when a person has to act."),
+            (LOGGING, Logging, "The daemon's log.")):
+        lines += ["", f"# {about}", f"[{section}]"]
+        hints = get_type_hints(kind, include_extras=True)
+        for each in dataclasses.fields(kind):
+            if each.name == "name":
+                continue
+            annotation, *extra = get_args(hints[each.name])
+            help_ = next(one for one in extra if isinstance(one, Help))
+            takes = _takes(annotation, extra)
+            lines += ["", *(f"# {line}" for line in ini.wrapped(help_.text + (f" ({takes})" if takes else "")))]
+            option = each.name.replace("_", "-")
+            default = each.default
+            if section == "raw" and option in _FIRST:
+                lines.append(f"{option} = {help_.example}")
+            elif help_.example and default in ("", None):
+                lines += ["# Example:", f"#{option} = {help_.example}"]
+            else:
+                lines.append(f"#{option} = {_text(default, extra)}".rstrip())
+    return "\n".join(lines) + "\n"
+
+
+def _takes(annotation: Any, extra: list[Any]) -> str:
+    """What can be set, where that is not plain from the help."""
+    if get_origin(annotation) is Literal:
+        return " | ".join(get_args(annotation))
+    if _Duration in extra:
+        return "a duration such as 30s, 5m, 12h or 7d"
+    if annotation is int:
+        checks = [check for each in extra if isinstance(each, FieldInfo) for check in each.metadata]
+        least, most = (next((getattr(check, word) for check in checks if hasattr(check, word)), None)
+                       for word in ("ge", "le"))
+        return f"a number, {least} to {most}"
+    return ""
+
+
+def _text(value: Any, extra: list[Any]) -> str:
+    if _Duration in extra:
+        return duration_text(value)
+    return "" if value is None else str(value)
+
+
+if __name__ == "__main__":
+    print(sample(), end="")

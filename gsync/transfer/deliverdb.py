@@ -1,0 +1,381 @@
+"""What delivery remembers of its units, in the database of transfers, and how `gsync queue` sees them.
+
+A unit is one request with one transfer (and one for the backup, where there is a vault): both sides change in one
+transaction, so that what `gsync queue kill` or `retry` says is never lost. Queue workers leave these kinds alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
+from datetime import UTC, date, datetime
+from enum import StrEnum
+from typing import Any
+
+from gsync.errors import UsageError
+from gsync.transfer.database import ENDED, TAKEN, NewOperation, NewRequest, NewTransfer, Transfers
+from gsync.transfer.database import State as QueueState
+from gsync.transfer.dataset import DataSet
+from gsync.transfer.store import Category
+from gsync.transfer.units import Unit
+
+KIND, DELIVER, BACKUP = "deliver", "deliver", "backup"
+_FOREVER = (1 << 63) - 1  # the lease of a daemon: nobody else takes its transfers over
+
+
+class State(StrEnum):
+    """Where a unit stands."""
+
+    WAITING = "waiting"          # to be brought, now or (after an error) later
+    PULLING = "pulling"
+    VERIFYING = "verifying"
+    MOVING = "moving"            # about to be renamed to `target`; `mark` is the directory
+    DELIVERED = "delivered"
+    CATCHING_UP = "catching up"  # delivered, and being exchanged for one with its late files
+    QUARANTINED = "quarantined"
+    FOUND = "found"              # it was at the destination before gsync came
+    KILLED = "killed"
+
+
+AT_WORK = (State.PULLING, State.VERIFYING, State.MOVING, State.CATCHING_UP)
+THERE = (State.DELIVERED, State.CATCHING_UP, State.FOUND)
+
+
+class Stage(StrEnum):
+    """What was done to a unit, with success or without; shown with the time of its outcome."""
+
+    PULL = "pull"
+    CHECKSUM = "checksum"
+    CATCHUP = "catchup"
+    BACKUP = "backup"
+
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS deliver_sets (
+  name TEXT PRIMARY KEY, staging TEXT NOT NULL, destination TEXT NOT NULL, looked INTEGER NOT NULL DEFAULT 0,
+  note TEXT NOT NULL DEFAULT '', down_since INTEGER NOT NULL DEFAULT 0, down_what TEXT NOT NULL DEFAULT '',
+  down_told INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS deliver_units (
+  id INTEGER PRIMARY KEY, dataset TEXT NOT NULL, path BLOB NOT NULL, grp BLOB NOT NULL, day TEXT NOT NULL,
+  state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', tries INTEGER NOT NULL DEFAULT 0,
+  not_before INTEGER NOT NULL DEFAULT 0, request TEXT NOT NULL, step INTEGER NOT NULL, backup_step INTEGER,
+  target TEXT NOT NULL DEFAULT '', mark TEXT NOT NULL DEFAULT '', files INTEGER NOT NULL DEFAULT 0,
+  bytes INTEGER NOT NULL DEFAULT 0, caught INTEGER NOT NULL DEFAULT 0, backed_up INTEGER NOT NULL DEFAULT 0,
+  ordered TEXT NOT NULL DEFAULT '', seen INTEGER NOT NULL, changed INTEGER NOT NULL,
+  told TEXT NOT NULL DEFAULT '', problems TEXT NOT NULL DEFAULT '{}', UNIQUE (dataset, path));
+CREATE INDEX IF NOT EXISTS deliver_units_state ON deliver_units (dataset, state);
+CREATE INDEX IF NOT EXISTS deliver_units_group ON deliver_units (dataset, grp, path);
+CREATE TABLE IF NOT EXISTS deliver_stages (
+  unit INTEGER NOT NULL, stage TEXT NOT NULL, ok INTEGER NOT NULL, at INTEGER NOT NULL,
+  PRIMARY KEY (unit, stage)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS deliver_groups (
+  dataset TEXT NOT NULL, grp BLOB NOT NULL, day TEXT NOT NULL, changed INTEGER NOT NULL DEFAULT 1,
+  rendered TEXT NOT NULL DEFAULT '', PRIMARY KEY (dataset, grp)) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A row: one unit. day: its night's, or the one it was first seen on (UTC). Times in ns since the epoch.
+
+    caught: on how many days late files were looked for. ordered: work that a person asked for at once: "catchup",
+    "backup". told: the reason that was alerted. problems: names by what is wrong with them (checksums.Verdict.lists).
+    """
+
+    id: int
+    dataset: str
+    path: bytes
+    grp: bytes
+    day: date
+    state: State
+    reason: str
+    tries: int
+    not_before: int
+    request: str
+    step: int
+    backup_step: int | None
+    target: str
+    mark: str
+    files: int
+    bytes: int
+    caught: int
+    backed_up: bool
+    ordered: str
+    seen: int
+    changed: int
+    told: str
+    problems: dict[str, list[str]]
+    stages: dict[Stage, tuple[bool, int]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return os.fsdecode(self.path)
+
+
+_COLUMNS = [each.name for each in fields(Delivery) if each.name != "stages"]
+_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM deliver_units "
+
+
+@dataclass(frozen=True)
+class SetRow:
+    """What is known of a data set. looked: when its source last answered; note: what it is doing, or waits for."""
+
+    name: str
+    staging: str
+    destination: str
+    looked: int
+    note: str
+    down_since: int
+    down_what: str
+    down_told: bool
+
+
+class KilledByOrder(Exception):
+    """`gsync queue kill` was here."""
+
+
+class Deliveries:
+    """The units of all data sets. One object per thread."""
+
+    def __init__(self, transfers: Transfers) -> None:
+        self.transfers = transfers
+        with transfers.atomic() as db:
+            for statement in _SCHEMA.split(";"):
+                if statement.strip():
+                    db.execute(statement)
+
+    # data sets
+
+    def enter(self, dataset: DataSet) -> None:
+        """Remember a data set; UsageError if another one had its name."""
+        with self.transfers.atomic() as db:
+            row = db.execute("SELECT staging, destination FROM deliver_sets WHERE name=?", (dataset.name,)).fetchone()
+            if row is not None and row[1] != dataset.destination and db.execute(
+                    "SELECT 1 FROM deliver_units WHERE dataset=?", (dataset.name,)).fetchone():
+                raise UsageError(f"data set {dataset.name}: the one of this name delivers to {row[1]}, not to "
+                                 f"{dataset.destination}: give it another name, or another state folder (--state)")
+            db.execute("INSERT INTO deliver_sets (name, staging, destination) VALUES (?,?,?) ON CONFLICT (name) DO "
+                       "UPDATE SET staging=excluded.staging, destination=excluded.destination",
+                       (dataset.name, dataset.staging, dataset.destination))
+
+    def set_row(self, name: str) -> SetRow | None:
+        with self.transfers.atomic() as db:
+            row = db.execute("SELECT name, staging, destination, looked, note, down_since, down_what, down_told FROM "
+                             "deliver_sets WHERE name=?", (name,)).fetchone()
+        if row is None:
+            return None
+        values: list[Any] = list(row)
+        values[7] = bool(values[7])
+        return SetRow(*values)
+
+    def change_set(self, name: str, **columns: object) -> None:
+        with self.transfers.atomic() as db:
+            db.execute(f"UPDATE deliver_sets SET {', '.join(f'{key}=?' for key in columns)} WHERE name=?",
+                       (*columns.values(), name))
+
+    # units
+
+    def add(self, dataset: DataSet, unit: Unit, state: State = State.WAITING) -> Delivery:
+        """A unit that was not known, with its request."""
+        now = time.time_ns()
+        day = unit.day or datetime.now(UTC).date()
+        steps = [NewOperation(DELIVER, [NewTransfer(dataset.source, unit.path, dataset.destination, unit.path)])]
+        if dataset.vault:
+            steps.append(NewOperation(BACKUP, [NewTransfer(
+                dataset.destination, unit.path, dataset.vault, os.fsencode(dataset.vault_path) + b"/" + unit.path)]))
+        request = NewRequest(KIND, dataset.name, steps, f"{dataset.name} {unit}".encode(
+            "utf-8", "backslashreplace").decode())
+        with self.transfers.atomic() as db:
+            self.transfers.submit(request)
+            ids = [row.id for row in self.transfers.page(request=request.id)]
+            if len(ids) != len(steps):  # it went to the spool: not without its unit
+                with suppress(FileNotFoundError):
+                    os.unlink(os.path.join(self.transfers.spool, f"{request.id}.json"))
+                raise sqlite3.OperationalError("the request could not be entered")
+            db.execute("INSERT INTO deliver_units (dataset, path, grp, day, state, request, step, backup_step, seen, "
+                       "changed) VALUES (?,?,?,?,?,?,?,?,?,?)",
+                       (dataset.name, unit.path, unit.group, day.isoformat(), State.WAITING.value, request.id, ids[0],
+                        ids[1] if dataset.vault else None, now, now))
+            row = self.get(dataset.name, unit.path)
+            assert row is not None
+            self._touch(row)
+            if state is not State.WAITING:
+                row = self.change(row, state=state)
+        return row
+
+    def get(self, dataset: str, path: bytes) -> Delivery | None:
+        return next(iter(self._rows("WHERE dataset=? AND path=?", (dataset, path))), None)
+
+    def known(self, dataset: str) -> set[bytes]:
+        with self.transfers.atomic() as db:
+            return {row[0] for row in db.execute("SELECT path FROM deliver_units WHERE dataset=?", (dataset,))}
+
+    def in_state(self, dataset: str, states: Sequence[State]) -> list[Delivery]:
+        marks = ",".join("?" * len(states))
+        return self._rows(f"WHERE dataset=? AND state IN ({marks}) ORDER BY path", (dataset, *states))
+
+    def to_look_at(self, dataset: str) -> list[Delivery]:
+        """Units that are quarantined, being tried again, or of which a stage failed."""
+        marks = ",".join("?" * len(THERE))
+        return self._rows(
+            f"WHERE dataset=? AND (state=? OR (state=? AND tries>0) OR (state IN ({marks}) AND EXISTS "
+            "(SELECT 1 FROM deliver_stages s WHERE s.unit=deliver_units.id AND NOT s.ok))) ORDER BY path",
+            (dataset, State.QUARANTINED, State.WAITING, *THERE))
+
+    def to_catch_up(self, dataset: str, times: int, latest: date) -> list[Delivery]:
+        """Units up to a night that were looked at for late files less than so many times, or that are ordered."""
+        states = (*THERE, State.QUARANTINED)
+        marks = ",".join("?" * len(states))
+        return self._rows(
+            f"WHERE dataset=? AND state IN ({marks}) AND (ordered='catchup' OR caught<? AND day<=?) ORDER BY path",
+            (dataset, *states, times, latest.isoformat()))
+
+    def to_back_up(self, dataset: str, latest: date) -> list[Delivery]:
+        """Units up to a night (or that are ordered) that the vault does not have as they are."""
+        marks = ",".join("?" * len(THERE))
+        return self._rows(
+            f"WHERE dataset=? AND state IN ({marks}) AND NOT backed_up AND (ordered='backup' OR day<=?) "
+            "ORDER BY grp, path", (dataset, *THERE, latest.isoformat()))
+
+    def of_group(self, dataset: str, grp: bytes) -> list[Delivery]:
+        return self._rows("WHERE dataset=? AND grp=? ORDER BY path", (dataset, grp))
+
+    def order(self, dataset: str, what: str, groups: Sequence[bytes]) -> int:
+        """Have units looked at for late files, or backed up, as soon as may be; how many. No groups: all."""
+        states = (*THERE, State.QUARANTINED) if what == "catchup" else THERE
+        where = f"dataset=? AND state IN ({','.join('?' * len(states))})"
+        values: list[object] = [dataset, *states]
+        if groups:
+            where += f" AND grp IN ({','.join('?' * len(groups))})"
+            values += groups
+        if what == "backup":
+            where += " AND NOT backed_up"
+        with self.transfers.atomic() as db:
+            return db.execute(f"UPDATE deliver_units SET ordered=?, not_before=0 WHERE {where}",
+                              (what, *values)).rowcount
+
+    def _rows(self, where: str, values: Sequence[object]) -> list[Delivery]:
+        deliveries = []
+        with self.transfers.atomic() as db:
+            rows = db.execute(_SELECT + where, values).fetchall()
+            for row in rows:
+                found: list[Any] = list(row)
+                stages = {Stage(stage): (bool(ok), at) for stage, ok, at in db.execute(
+                    "SELECT stage, ok, at FROM deliver_stages WHERE unit=?", (found[0],))}
+                found[4] = date.fromisoformat(found[4])
+                found[5] = State(found[5])
+                found[17] = bool(found[17])
+                found[22] = json.loads(found[22])
+                deliveries.append(Delivery(*found, stages))  # type: ignore[call-arg]
+        return deliveries
+
+    # changes
+
+    def change(self, row: Delivery, *, category: Category | None = None, **columns: Any) -> Delivery:
+        """Change a unit's columns, and what the queue shows of it. KilledByOrder: it was killed meanwhile, and is."""
+        state = State(columns.get("state", row.state))
+        killed = False
+        with self.transfers.atomic() as db:
+            if state is not row.state or "reason" in columns or "not_before" in columns:
+                killed = not self._show(row, state, columns, category)
+            if killed:
+                columns = {"state": State.KILLED, "reason": "killed by gsync queue kill"}
+            if "problems" in columns:
+                columns["problems"] = json.dumps(columns["problems"])
+            columns["changed"] = time.time_ns()
+            db.execute(f"UPDATE deliver_units SET {', '.join(f'{key}=?' for key in columns)} WHERE id=?",
+                       (*columns.values(), row.id))
+            self._touch(row)
+            (found,) = self._rows("WHERE id=?", (row.id,))
+        if killed:
+            raise KilledByOrder(str(row))
+        return found
+
+    def _show(self, row: Delivery, state: State, columns: dict[str, Any], category: Category | None) -> bool:
+        """The transfer of the queue follows the unit; False: it was killed."""
+        reason = columns.get("reason", row.reason)
+        tries, not_before = columns.get("tries", row.tries), columns.get("not_before", row.not_before)
+        ready = (QueueState.QUEUED, QueueState.NEW, QueueState.RETRY, *TAKEN)
+        if state is State.KILLED:
+            self.transfers.advance([row.step], (*ready, QueueState.KILL), QueueState.KILLED, worker=None, reason=reason)
+            return True
+        if state in (State.DELIVERED, State.FOUND, State.CATCHING_UP):
+            # What had finished has finished, whoever wanted it killed meanwhile.
+            self.transfers.advance([row.step], (*ready, QueueState.KILL), QueueState.DONE, worker=None, reason=reason,
+                                   size=columns.get("bytes", row.bytes))
+            return True
+        if state is State.WAITING:
+            goal = QueueState.RETRY if not_before else QueueState.NEW
+        elif state is State.QUARANTINED:
+            goal = QueueState.FAILED
+        else:
+            goal = QueueState.SUBMITTED if state is State.PULLING else QueueState.VERIFYING
+        held = goal in TAKEN
+        done = self.transfers.advance(
+            [row.step], ready, goal, tries=tries, not_before=not_before, reason=reason,
+            worker=f"deliver {os.getpid()}" if held else None, lease=_FOREVER if held else 0,
+            category=category.value if category else None)
+        if not done:
+            found = self.transfers.transfer(row.step)
+            if found is not None and found.state in (QueueState.KILL, QueueState.KILLED):
+                self.transfers.advance([row.step], QueueState.KILL, QueueState.KILLED, worker=None)
+                return False
+            if found is not None and found.state is QueueState.FAILED and goal is not QueueState.FAILED:
+                self.transfers.retry(request=row.request)
+        return True
+
+    def stage(self, row: Delivery, stage: Stage, ok: bool) -> None:
+        """Note the outcome of a stage. One that was so before keeps its time."""
+        with self.transfers.atomic() as db:
+            db.execute("INSERT INTO deliver_stages VALUES (?,?,?,?) ON CONFLICT (unit, stage) DO UPDATE SET "
+                       "ok=excluded.ok, at=excluded.at WHERE ok<>excluded.ok", (row.id, stage, ok, time.time_ns()))
+            self._touch(row)
+
+    def backup_shown(self, row: Delivery, state: QueueState, reason: str = "") -> None:
+        """What the queue shows of the backup."""
+        if row.backup_step is not None:
+            self.transfers.advance([row.backup_step], tuple(each for each in QueueState if each is not state), state,
+                                   reason=reason, worker=None, size=row.bytes)
+
+    def _touch(self, row: Delivery) -> None:
+        with self.transfers.atomic() as db:
+            db.execute("INSERT INTO deliver_groups (dataset, grp, day) VALUES (?,?,?) ON CONFLICT (dataset, grp) DO "
+                       "UPDATE SET changed=changed+1", (row.dataset, row.grp, row.day.isoformat()))
+
+    # what was ordered through the queue
+
+    def orders(self, dataset: str) -> tuple[list[Delivery], list[Delivery]]:
+        """Units that were killed there, and those that are to be tried again at once."""
+        killed, again = [], []
+        for row in self.in_state(dataset, (State.WAITING, State.QUARANTINED, State.KILLED)):
+            found = self.transfers.transfer(row.step)
+            if found is None:
+                continue
+            if found.state in (QueueState.KILL, QueueState.KILLED) and row.state is not State.KILLED:
+                killed.append(row)
+            elif found.state not in ENDED and (row.state is not State.WAITING or row.not_before > time.time_ns()) \
+                    and found.not_before == 0:
+                again.append(row)
+        return killed, again
+
+    # what is shown
+
+    def groups(self, dataset: str) -> list[tuple[bytes, date, int, str]]:
+        """Group, day, how often it changed, and what its page shows (see page.py); the newest first."""
+        with self.transfers.atomic() as db:
+            return [(row[0], date.fromisoformat(row[1]), row[2], row[3]) for row in db.execute(
+                "SELECT grp, day, changed, rendered FROM deliver_groups WHERE dataset=? ORDER BY day DESC, grp DESC",
+                (dataset,))]
+
+    def rendered(self, dataset: str, grp: bytes, what: str) -> None:
+        with self.transfers.atomic() as db:
+            db.execute("UPDATE deliver_groups SET rendered=? WHERE dataset=? AND grp=?", (what, dataset, grp))
+
+    def counts(self, dataset: str) -> dict[State, int]:
+        with self.transfers.atomic() as db:
+            return {State(row[0]): row[1] for row in db.execute(
+                "SELECT state, count(*) FROM deliver_units WHERE dataset=? GROUP BY state", (dataset,))}

@@ -1,0 +1,176 @@
+"""The rounds of `gsync deliver`: every data set of a file, once or again and again; one process per data set.
+
+Promise: of two that work on one data set the second is refused; the order to end, by signal or kill file, is followed
+within a second or two, and what was under way is taken up the next time; trouble of one data set is not another's.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+
+from gsync.durable import make_dirs
+from gsync.errors import UsageError
+from gsync.log import get_logger
+from gsync.notify import Notifier
+from gsync.process import Lock
+from gsync.transfer import desistatus, page
+from gsync.transfer.alert import Alarm
+from gsync.transfer.database import Transfers
+from gsync.transfer.dataset import DataSet, Settings
+from gsync.transfer.deliver import DataSetDelivery, Down, Summary
+from gsync.transfer.deliverdb import Deliveries
+from gsync.transfer.gate import Gate, Stopped
+from gsync.transfer.registry import Stores
+
+_log = get_logger(__name__)
+
+LOCK = ".gsync-deliver.lock"
+
+
+def lock_of(dataset: DataSet) -> Lock:
+    """Held by the process that works on a data set: in its staging folder, whatever state folder it uses."""
+    return Lock(os.path.join(dataset.staging, LOCK), f"gsync deliver of {dataset.name} ({dataset.staging})")
+
+
+class Rounds:
+    """Works on the data sets of a file (or those named). Use it in a `with`: that holds their locks."""
+
+    def __init__(self, settings: Settings, home: str, *, stop: threading.Event | None = None,
+                 kill_file: str | None = None, backups: bool = True,
+                 clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self.settings = settings
+        common = settings.common
+        self.gate = Gate(stop or threading.Event(), common.kill_file if kill_file is None else kill_file,
+                         common.timeout)
+        self._clock = clock
+        self._desi_written: dict[str, dict[int, int]] = {}
+        self._stack = ExitStack()
+        self._transfers = Transfers(home)
+        self._stack.callback(self._transfers.close)
+        self._deliveries = Deliveries(self._transfers)
+        stores = Stores(self._transfers)
+        self._stack.callback(stores.close)
+        self.sets = [DataSetDelivery(dataset, settings, self._deliveries, stores, Alarm(settings.alerts), self.gate,
+                                     backups=backups, clock=clock) for dataset in settings.sets]
+
+    def __enter__(self) -> Rounds:
+        try:
+            for each in self.sets:
+                try:
+                    make_dirs(os.fsencode(each.dataset.staging), 0o750)
+                    self._stack.enter_context(lock_of(each.dataset))
+                except OSError as exc:
+                    raise UsageError(f"{self.settings.path}: [{each.dataset.name}] staging: {each.dataset.staging}: "
+                                     f"{exc.strerror}") from None
+                self._stack.callback(each.close)
+                self._deliveries.enter(each.dataset)
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    @contextmanager
+    def looking(self) -> Iterator[Rounds]:
+        """For `plan` alone: without the locks."""
+        with self._stack:
+            for each in self.sets:
+                self._stack.callback(each.close)
+            yield self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def once(self, only: str = "") -> list[Summary]:
+        """One round. only: see DataSetDelivery.cycle. Stopped: it is to end."""
+        found = []
+        try:
+            for each in self.sets:
+                found.append(self._cycle(each, only))
+        finally:
+            self.publish()
+        return found
+
+    def _cycle(self, each: DataSetDelivery, only: str) -> Summary:
+        try:
+            return each.cycle(only=only)
+        except (Stopped, UsageError):
+            raise
+        except Exception as exc:  # noqa: BLE001 one data set's trouble, whatever it is, is not the others'
+            _log.error("internal error", set=each.dataset.name, error=repr(exc),
+                       where=traceback.format_exc().splitlines()[-3:-1])
+            each.close()
+            return Summary(down=f"internal error: {exc!r}")
+
+    def run(self, notifier: Notifier | None = None) -> str:
+        """Rounds until it is to end; why it ended."""
+        notifier = notifier or Notifier()
+        _log.info("started", file=self.settings.path, sets=",".join(each.dataset.name for each in self.sets))
+        notifier.ready()
+        try:
+            while True:
+                summaries = self.once()
+                notifier.alive()
+                notifier.says("; ".join(f"{each.dataset.name}: {_said(summary)}"
+                                        for each, summary in zip(self.sets, summaries, strict=True)))
+                self.gate.wait(self.settings.common.interval)
+        except Stopped as why:
+            _log.info("ended", why=why)
+            return str(why)
+        finally:
+            notifier.stopping()
+
+    def publish(self) -> None:
+        """The page and the files for others. That they cannot be written holds up nothing."""
+        try:
+            if self.settings.common.page:
+                page.write(self.settings, self._deliveries, self._clock())
+            for each in self.settings.sets:
+                if each.desi_status:
+                    desistatus.write(each, self._deliveries, self._desi_written.setdefault(each.name, {}))
+        except (OSError, sqlite3.Error) as exc:
+            _log.error("the status cannot be written", error=exc)
+
+    def to_look_at(self) -> list[int]:
+        """How many units of each data set somebody has to look at, or are being tried again."""
+        return [len(self._deliveries.to_look_at(each.dataset.name)) for each in self.sets]
+
+    def plan(self, only: str = "", groups: Sequence[bytes] = ()) -> list[tuple[str, str, str, str]]:
+        """What would be done: data set, what, unit, details. Changes nothing. only: of that kind, whenever it is due,
+        of the units of these groups (of none: of all)."""
+        found = []
+        for each in self.sets:
+            try:
+                found += [(each.dataset.name, *line) for line in (
+                    each.plan_ordered(only, groups) if only else each.plan())]
+            except Down as down:
+                found.append((each.dataset.name, "down", "", down.reason))
+        return found
+
+
+def order(settings: Settings, home: str, what: str, nights: Sequence[bytes]) -> int:
+    """Have the units of nights (of none: of all) looked at for late files, or backed up, with the next round."""
+    transfers = Transfers(home)
+    try:
+        deliveries = Deliveries(transfers)
+        count = 0
+        for dataset in settings.sets:
+            deliveries.enter(dataset)
+            count += deliveries.order(dataset.name, what, nights)
+        return count
+    finally:
+        transfers.close()
+
+
+def holder(settings: Settings) -> int | None:
+    """The pid of the process that works on one of the data sets."""
+    return next((pid for dataset in settings.sets if (pid := lock_of(dataset).holder()) is not None), None)
+
+
+def _said(summary: Summary) -> str:
+    return summary.down or summary.waiting or f"{summary.delivered} delivered, {summary.quarantined} quarantined"

@@ -1,0 +1,376 @@
+"""Where units come from: the ready folder in a store, the directories that its links lead to, and fetching from them.
+
+A link NIGHT/EXPOSURE in the ready folder says that the directory it leads to is complete. Links are followed as the
+source's host would follow them, here, through the store: the store itself follows none. Promise: nothing that could not
+be looked at counts as "not there", and what is fetched is under its name only when it is whole and on the disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+import stat
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import BinaryIO, cast
+
+from gsync.durable import make_dirs
+from gsync.errors import UsageError
+from gsync.log import get_logger
+from gsync.model import shown
+from gsync.transfer import handover
+from gsync.transfer.checksums import walk
+from gsync.transfer.gate import Gate
+from gsync.transfer.registry import Stores, open_store
+from gsync.transfer.store import Category, Item, Store, StoreError
+from gsync.transfer.units import OURS, Pattern, Unit
+from gsync.transport.link import parse_slave
+from gsync.transport.ssh import SshOptions, ssh_argv
+
+_log = get_logger(__name__)
+
+PART = OURS + b"part"         # what is being fetched, in the directory that it belongs to
+RSYNC_PART = OURS + b"rsync"  # rsync's folder for the same
+_MOST_LINKS = 40
+_SSH_URL = re.compile(r"(ssh://[^/]+)(/.*)", re.S)
+_GLUSTER_URL = re.compile(r"(gluster://[^/]+/[^/]+)(?:/(.*))?", re.S)
+_HOST_PATH = re.compile(r"((?:[^@/:]+@)?(?:\[[0-9A-Fa-f:.%]+\]|[^:/\[\]]+):)(/.*)", re.S)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file of a unit at the source. path: in the unit; real: in the store."""
+
+    path: bytes
+    real: bytes
+    size: int
+    mtime: int
+
+
+@dataclass
+class Listing:
+    """What a unit holds at the source: files and directories by their path in the unit; odd: what is neither."""
+
+    root: bytes = b""
+    files: dict[bytes, Found] = field(default_factory=dict)
+    dirs: list[bytes] = field(default_factory=list)
+    odd: list[bytes] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        return sum(file.size for file in self.files.values())
+
+
+def rooted(text: str) -> tuple[str, bytes]:
+    """The URL of the whole tree that a source is in, and the path in it. UsageError for what is no source."""
+    if text.startswith("/"):
+        return "/", os.fsencode(os.path.normpath(text)).strip(b"/")
+    for pattern in (_SSH_URL, _HOST_PATH):
+        if found := pattern.fullmatch(text):
+            return found[1] + "/", os.fsencode(os.path.normpath(found[2])).strip(b"/")
+    if found := _GLUSTER_URL.fullmatch(text):
+        return found[1], os.fsencode(os.path.normpath(found[2] or ".")).strip(b"/").removeprefix(b".")
+    raise UsageError(f"{text!r}: not a source: /path, [user@]host:/path, ssh://[user@]host[:port]/path, "
+                     "gluster://host/VOLUME/path, or NAME[:path] of gsync store list")
+
+
+class Source:
+    """A ready folder, opened. Any error but a UsageError is a StoreError; one that says STORE_DOWN is about all of it.
+
+    gate: told of every piece that arrives, and where the order to stop comes from.
+    """
+
+    def __init__(self, text: str, pattern: Pattern, stores: Stores, gate: Gate, *, ssh_config: str = "",
+                 rsync: str = "") -> None:
+        options: Mapping[str, object] = {"ssh-config": ssh_config} if ssh_config else {}
+        name, colon, path = text.partition(":")
+        if "/" not in name and not path.startswith("/") and any(known.name == name for known in stores.all()):
+            known = stores.known(name)
+            text, options = known.url.rstrip("/") + ("/" + path.strip("/") if colon else ""), known.options
+        self.url, self._folder = rooted(text)
+        self.text, self._pattern, self._gate, self._rsync = text, pattern, gate, rsync
+        self._ssh_config = str(options.get("ssh-config", ""))
+        self._store: Store = open_store(self.url, "", options)
+        self._warned: set[bytes] = set()
+        self._resolved: dict[bytes, bytes] = {}
+
+    def close(self) -> None:
+        self._store.close()
+
+    # looking
+
+    def probe(self) -> None:
+        self._store.probe()
+        if self._item(self._folder) is None:
+            raise StoreError(f"source {self.text}: there is no such folder", Category.STORE_DOWN)
+
+    def locked(self, lock: str) -> bool:
+        """Whether the file is there. Only the store's own word is believed."""
+        path = os.fsencode(lock).strip(b"/")
+        parent = self._real(os.path.dirname(path))
+        return parent is not None and self._store.stat(_joined(parent, os.path.basename(path))) is not None
+
+    def ready(self) -> list[Unit]:
+        """The units whose links are there, in the order of their names. Links that fit no unit are logged once."""
+        self._resolved.clear()
+        found = []
+        for path in self._links(b"", self._pattern.depth):
+            unit = self._pattern.match(path)
+            if unit is not None:
+                found.append(unit)
+            elif path not in self._warned:
+                self._warned.add(path)
+                _log.warning("no unit", source=self.text, link=shown(path), pattern=self._pattern.text)
+        return found
+
+    def _links(self, below: bytes, depth: int) -> Iterator[bytes]:
+        folder = self._real(_joined(self._folder, below))
+        if folder is None:
+            if not below:
+                raise StoreError(f"source {self.text}: there is no such folder", Category.STORE_DOWN)
+            return
+        items = list(self._listed(folder))
+        self._gate.check()
+        for item in items:
+            path = _joined(below, os.path.basename(item.path))
+            if depth == 1 and stat.S_ISLNK(item.kind):
+                yield path
+            elif depth > 1 and stat.S_ISLNK(item.kind):
+                target = self._item(_joined(folder, os.path.basename(item.path)))
+                if target is not None and target.is_dir:
+                    yield from self._links(path, depth - 1)
+                else:
+                    yield path  # fits no unit: told
+            elif depth > 1 and item.is_dir:
+                yield from self._links(path, depth - 1)
+
+    def _listed(self, folder: bytes) -> Iterator[Item]:
+        try:
+            yield from self._store.list(folder)
+        except StoreError as exc:
+            if exc.errno not in (errno.ENOENT, errno.ENOTDIR):
+                raise  # else it was removed since it was seen
+
+    def listing(self, unit: bytes) -> Listing | None:
+        """What the unit holds now; None: its link is gone, the source does not keep it any longer. A link that leads
+        nowhere, or a ready folder that is not there, is an error: that may be a disk that is not mounted."""
+        self._resolved.clear()
+        root = self._real(_joined(self._folder, unit))
+        item = None if root is None else self._store.stat(root)
+        if root is None or item is None:
+            if self._item(self._folder) is None:
+                raise StoreError(f"source {self.text}: there is no such folder", Category.STORE_DOWN)
+            parent = self._real(_joined(self._folder, os.path.dirname(unit)))
+            if parent is None or self._store.stat(_joined(parent, os.path.basename(unit))) is None:
+                return None
+            raise StoreError(f"source {self.text}: what the link {shown(unit)} leads to is not there",
+                             Category.TRANSIENT, errno.ENOENT)
+        if not item.is_dir:
+            raise StoreError(f"source {self.text}: {shown(unit)} does not lead to a directory", Category.PERMANENT)
+        found = Listing(root)
+        self._list_into(found, root, b"", (root,))
+        found.dirs.sort()
+        return found
+
+    def _list_into(self, found: Listing, folder: bytes, below: bytes, above: tuple[bytes, ...]) -> None:
+        items = list(self._store.list(folder))
+        self._gate.check()
+        for item in items:
+            path, real = _joined(below, os.path.basename(item.path)), item.path
+            if stat.S_ISLNK(item.kind):
+                target = self._real(item.path)
+                there = None if target is None else self._store.stat(target)
+                if target is None or there is None or target in above:
+                    found.odd.append(path)  # leads nowhere, or in a circle
+                    continue
+                item, real = there, target
+            if item.is_file:
+                found.files[path] = Found(path, real, item.size, item.mtime)
+            elif item.is_dir:
+                found.dirs.append(path)
+                self._list_into(found, real, path, (*above, real))
+            else:
+                found.odd.append(path)
+
+    def _item(self, path: bytes) -> Item | None:
+        real = self._real(path)
+        return None if real is None else self._store.stat(real)
+
+    def _real(self, path: bytes) -> bytes | None:
+        """The path without links, None: something on the way is not there."""
+        done, rest, links = b"", [part for part in path.split(b"/") if part], 0
+        while rest:
+            part = rest.pop(0)
+            if part == b".":
+                continue
+            if part == b"..":
+                done = os.path.dirname(done)
+                continue
+            here = _joined(done, part)
+            if here in self._resolved:
+                done = self._resolved[here]
+                continue
+            item = self._store.stat(here)
+            if item is None:
+                return None
+            if not stat.S_ISLNK(item.kind):
+                if item.is_dir:
+                    self._resolved[here] = here
+                done = here
+                continue
+            links += 1
+            if links > _MOST_LINKS:
+                raise StoreError(f"source {self.text}: {shown(path)}: too many links", Category.PERMANENT, errno.ELOOP)
+            target = item.target or b""
+            if target.startswith(b"/"):
+                if self.url.startswith("gluster:"):
+                    raise StoreError(f"source {self.text}: {shown(here)} is an absolute link; what it leads to in a "
+                                     "volume is not known", Category.PERMANENT)
+                done = b""
+            rest = [each for each in target.split(b"/") if each] + rest
+        return done
+
+    # fetching
+
+    def mirror(self, listing: Listing, folder: bytes, digests_wrong: frozenset[bytes] = frozenset()) -> int:
+        """Make the folder what the listing says; how many bytes came. Files that it has already, by size and time, are
+        not fetched again, but for those named as wrong. What the source does not have goes."""
+        make_dirs(folder)
+        self._clear(listing, folder, digests_wrong)
+        for name in listing.dirs:
+            with suppress(FileExistsError):
+                os.mkdir(os.path.join(folder, name), 0o700)
+        wanted = [file for file in listing.files.values() if differs(file, folder)]
+        if self._rsync and wanted:
+            self._run_rsync(listing, folder)
+            for file in listing.files.values():
+                if differs(file, folder):
+                    raise StoreError(f"source {self.text}: {shown(file.path)} is not what was listed after rsync has "
+                                     "fetched it: it changed meanwhile", Category.TRANSIENT)
+        else:
+            for file in wanted:
+                self.fetch(file, os.path.join(folder, file.path))
+        return sum(file.size for file in wanted)
+
+    def _clear(self, listing: Listing, folder: bytes, wrong: frozenset[bytes]) -> None:
+        handover.open_up(folder)
+        dirs = set(listing.dirs)
+        for name, mode in reversed(list(walk(folder))):
+            path = os.path.join(folder, name)
+            if stat.S_ISDIR(mode):
+                if name not in dirs and os.path.basename(name) != RSYNC_PART:
+                    with suppress(OSError):
+                        os.rmdir(path)
+            elif RSYNC_PART not in name.split(b"/") and (name not in listing.files or name in wrong):
+                os.unlink(path)
+
+    def fetch(self, file: Found, target: bytes) -> None:
+        """One file, whole, to the disk, with its time; what is at the target is replaced, not written to."""
+        part = os.path.join(os.path.dirname(target), PART)
+        with suppress(FileNotFoundError):
+            os.unlink(part)
+        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            with open(fd, "wb", buffering=0) as into, self._gate.watch(self.close):
+                try:
+                    content = self._store.get(file.real, cast(BinaryIO, _Counted(into, self._gate.check)))
+                except StoreError as exc:
+                    if exc.errno == errno.ENOENT:
+                        raise StoreError(f"source {self.text}: {shown(file.path)} went away while it was fetched",
+                                         Category.TRANSIENT, errno.ENOENT) from exc
+                    raise
+                if content.size != file.size:
+                    raise StoreError(f"source {self.text}: {shown(file.path)} changed while it was fetched: "
+                                     f"{content.size} bytes instead of {file.size}", Category.TRANSIENT)
+                os.utime(into.fileno(), ns=(file.mtime, file.mtime))
+                os.fsync(into.fileno())
+            os.rename(part, target)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(part)
+            raise
+
+    def _run_rsync(self, listing: Listing, folder: bytes) -> None:
+        argv = rsync_argv(self._rsync, self.url, listing.root, folder, self._ssh_config, self._gate.timeout)
+        _log.debug("rsync", source=self.text, folder=shown(listing.root))
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                   start_new_session=True)
+        said = b""
+        assert process.stdout is not None
+        try:
+            with self._gate.watch(lambda: _signal_group(process.pid, signal.SIGTERM)):
+                while piece := process.stdout.read1(1 << 16):  # type: ignore[attr-defined]
+                    said = (said + piece)[-2000:]
+                    self._gate.check()
+                status = process.wait()
+        except BaseException:
+            _end(process)
+            raise
+        finally:
+            process.stdout.close()
+        if status != 0:
+            last = [line for line in said.decode("utf-8", "replace").splitlines() if line.strip()][-2:]
+            # 5, 10, 12, 30, 35, 255: the connection; the others may be one file's trouble.
+            category = Category.STORE_DOWN if status in (5, 10, 12, 30, 35, 255) else Category.TRANSIENT
+            raise StoreError(f"source {self.text}: rsync ends with {status}: {'; '.join(last)}", category)
+        for name in [name for name, _mode in walk(folder) if os.path.basename(name) == RSYNC_PART]:
+            handover.remove(os.path.join(folder, name))
+
+
+class _Counted:
+    """Something to write to that tells of each piece."""
+
+    def __init__(self, into: object, tell: Callable[[int], None]) -> None:
+        self._into, self._tell = into, tell
+
+    def write(self, data: bytes) -> int:
+        done = 0
+        view = memoryview(data)
+        while done < len(view):
+            done += self._into.write(view[done:])  # type: ignore[attr-defined]
+        self._tell(done)
+        return done
+
+
+def differs(file: Found, folder: bytes) -> bool:
+    """Whether what is in the folder is another file, by size and time. OSError: that cannot be told."""
+    try:
+        st = os.lstat(os.path.join(folder, file.path))
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    return not stat.S_ISREG(st.st_mode) or st.st_size != file.size or st.st_mtime_ns != file.mtime
+
+
+def rsync_argv(program: str, url: str, root: bytes, folder: bytes, ssh_config: str, timeout: float) -> list[bytes]:
+    """rsync from a directory of the store to a folder; names need no quoting (-s)."""
+    argv = [os.fsencode(program), b"-rLtsO", b"--partial-dir=" + RSYNC_PART, b"--no-motd", b"--info=progress2",
+            b"--timeout=%d" % max(1, int(timeout))]
+    path = b"/" + root + b"/"
+    if url == "/":
+        return [*argv, b"--", path, folder + b"/"]
+    slave = parse_slave(url)
+    ssh = ssh_argv(slave, SshOptions(ssh_config or None))
+    shell = " ".join("'" + word.replace("'", "''") + "'" for word in ssh)  # rsync's own quotes
+    return [*argv, b"-e", os.fsencode(shell), b"--", os.fsencode(slave.target) + b":" + path, folder + b"/"]
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """rsync and its ssh: with a moment to put what it has into its folder for that."""
+    _signal_group(process.pid, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(5)
+    _signal_group(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _signal_group(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(pid, number)
+
+
+def _joined(folder: bytes, name: bytes) -> bytes:
+    return folder + b"/" + name if folder and name else folder or name
