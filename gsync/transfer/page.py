@@ -89,7 +89,7 @@ def document(settings: Settings, deliveries: Deliveries, now: datetime, last: in
 
 def _set_document(dataset: DataSet, deliveries: Deliveries, last: int | None, only: Sequence[bytes]) -> dict[str, Any]:
     known = deliveries.set_row(dataset.name)
-    attention = deliveries.to_look_at(dataset.name)
+    attention = sorted(deliveries.to_look_at(dataset.name), key=lambda row: (row.day, row.path), reverse=True)
     found: dict[str, Any] = {
         "name": dataset.name, "source": dataset.source, "destination": dataset.destination,
         "vault": dataset.vault or None,
@@ -114,8 +114,9 @@ def _night(night: Night) -> dict[str, Any]:
 
 
 def _unit(row: Delivery, dataset: DataSet) -> dict[str, Any]:
-    return {"unit": str(row), "state": row.state.value, "colour": colour_of(row, dataset), "reason": row.reason,
-            "tries": row.tries, "next_try": _at(row.not_before) if row.not_before else None, "files": row.files,
+    return {"unit": str(row), "night": os.fsdecode(row.grp), "state": row.state.value,
+            "colour": colour_of(row, dataset), "reason": row.reason, "tries": row.tries,
+            "next_try": _at(row.not_before) if row.not_before else None, "files": row.files,
             "bytes": row.bytes, "request": row.request, "problems": row.problems,
             "stages": {stage.value: {"ok": ok, "at": _at(at)} for stage, (ok, at) in row.stages.items()},
             "backed_up": row.backed_up}
@@ -256,13 +257,14 @@ def index_page(settings: Settings, all_nights: dict[str, list[Night]], status: d
         parts.append(f'<section>\n<h2>{_text(dataset.name)}</h2>\n<p class="quiet">{_text(dataset.source)} → '
                      f"{_text(dataset.destination)}</p>\n")
         if found["down"]:
-            since = found["down"]["since"].replace("T", " ")
+            since = found["down"]["since"].replace("T", " ").replace("Z", " UTC")
             parts.append(f'<p class="banner red"><b>Down since {since}</b><br>{_text(found["down"]["reason"])}</p>\n')
         elif found["note"]:
             parts.append(f'<p class="banner amber">Waiting: {_text(found["note"])}</p>\n')
         else:
             looked = found["looked"]
-            parts.append(f'<p class="banner green">Source looked at {looked.replace("T", " ")}</p>\n' if looked else
+            parts.append('<p class="banner green">Source looked at '
+                         f'{looked.replace("T", " ").replace("Z", " UTC")}</p>\n' if looked else
                          '<p class="banner amber">Not looked at yet</p>\n')
         units = found["units"]
         there = sum(units.get(state.value, 0) for state in THERE)
@@ -283,8 +285,10 @@ def _attention(dataset: DataSet, found: Sequence[dict[str, Any]]) -> str:
     if not found:
         return ""
     most = 20
-    lines = [f'<li><span class="chip {each["colour"]}">{_SIGNS[each["colour"]]}</span> <b>{_text(each["unit"])}</b> '
-             f'<span class="quiet">{each["state"]}</span><br>{_text(each["reason"])}</li>\n' for each in found[:most]]
+    lines = [f'<li><span class="chip {each["colour"]}">{_SIGNS[each["colour"]]}</span> '
+             f'<b><a href="{night_file(dataset, os.fsencode(each["night"]))}">{_text(each["unit"])}</a></b> '
+             f'<span class="quiet">{each["state"]}</span><br>{_text(each["reason"])}</li>\n'
+             for each in found[:most]]
     if len(found) > most:
         lines.append(f'<li class="quiet">and {len(found) - most} more: see the nights</li>\n')
     is_open = " open" if len(found) <= most else ""
@@ -333,15 +337,16 @@ def night_page(dataset: DataSet, night: Night, rows: Sequence[Delivery]) -> str:
     stages = [Stage.PULL, *([Stage.CHECKSUM] if dataset.checksum_file else []), Stage.CATCHUP,
               *([Stage.BACKUP] if dataset.vault else [])]
     head = "".join(f"<th>{_HEADINGS[stage]}</th>" for stage in stages)
-    body = [f"<header><h1>{_text(night.group)}</h1><p class=\"quiet\">{_text(dataset.name)}, {night.units} units</p>"
-            f"</header>\n{_legend()}{_bar(night.counts)}\n<section>\n<table class=\"units\"><thead><tr><th>Unit</th>"
+    body = [f"<header><h1>{_text(night.group)}</h1><p class=\"quiet\">{_text(dataset.name)}, {night.units} units; "
+            f"times are UTC</p></header>\n{_legend()}{_bar(night.counts)}\n<section>\n"
+            "<table class=\"units\"><thead><tr><th>Unit</th>"
             f"<th>State</th><th>Files</th><th>Size</th>{head}</tr></thead><tbody>\n"]
     for row in rows:
         colour = colour_of(row, dataset)
         rest = row.path.partition(b"/")[2] if row.path.startswith(night.group + b"/") else row.path
         cells = "".join(_stage_cell(row, stage) for stage in stages)
         body.append(f'<tr id="{escape(hashlib.sha256(row.path).hexdigest()[:12])}"><td><span class="chip {colour}">'
-                    f"{_SIGNS[colour]}</span> <b>{_text(rest)}</b></td><td>{row.state.value}</td>"
+                    f"{_SIGNS[colour]}</span>&nbsp;<b>{_text(rest)}</b></td><td>{row.state.value}</td>"
                     f'<td class="num">{row.files or ""}</td><td class="num">{_size(row.bytes)}</td>{cells}</tr>\n')
         if row.reason or row.problems:
             body.append(f'<tr class="why {colour}"><td colspan="{4 + len(stages)}">{_why(row)}</td></tr>\n')
@@ -358,7 +363,7 @@ def _stage_cell(row: Delivery, stage: Stage) -> str:
         return '<td class="cell none">–</td>'
     ok, at = row.stages[stage]
     colour = GREEN if ok else RED
-    return f'<td class="cell {colour}"><span>{_SIGNS[colour]}</span> {_when(_moment(at))}</td>'
+    return f'<td class="cell {colour}"><span>{_SIGNS[colour]}</span> {_when(_moment(at), "")}</td>'
 
 
 def _why(row: Delivery) -> str:
@@ -375,8 +380,8 @@ def _why(row: Delivery) -> str:
     return "".join(parts)
 
 
-def _when(moment: datetime) -> str:
-    return f'<time datetime="{_rfc3339(moment)}">{moment.strftime("%Y-%m-%d %H:%M:%S")}&nbsp;UTC</time>'
+def _when(moment: datetime, zone: str = "&nbsp;UTC") -> str:
+    return f'<time datetime="{_rfc3339(moment)}">{moment.strftime("%Y-%m-%d %H:%M:%S")}{zone}</time>'
 
 
 def _size(count: float) -> str:
@@ -427,8 +432,9 @@ td:first-child { overflow-wrap: anywhere; } .num { white-space: nowrap; font-var
 .wide { width: 60%; }
 .bar { display: flex; border-radius: .35rem; overflow: hidden; gap: 2px; min-width: 8rem; }
 .bar span { min-width: 1.8rem; text-align: center; font-size: .8rem; font-weight: 600; padding: .1rem .3rem; }
-.cell { font-size: .82rem; } .cell time { display: inline-block; } .cell.none { color: var(--quiet); }
+.cell { font-size: .82rem; white-space: nowrap; } .cell.none { color: var(--quiet); }
 .cell span { font-weight: 700; }
+table.units td:first-child { min-width: 9rem; }
 tr.why td { border-top: 0; padding: .3rem 1rem .6rem 2.3rem; font-size: .88rem; overflow-wrap: anywhere; }
 tr.why { background: none; } tr.why.red td { background: none; color: var(--red); }
 tr.why.amber td { color: var(--amber); } tr.why.grey td, tr.why.green td { color: var(--quiet); background: none; }
@@ -437,7 +443,9 @@ code { font-family: ui-monospace, "DejaVu Sans Mono", monospace; }
 details { margin: .3rem 0; } summary { cursor: pointer; font-weight: 600; }
 .attention { list-style: none; margin: .4rem 0; padding: 0; }
 .attention li { padding: .35rem 0; border-top: 1px solid var(--line); overflow-wrap: anywhere; font-size: .92rem; }
-.calendar { display: grid; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); gap: 1rem; margin: .8rem 0; }
+.calendar { display: grid; grid-template-columns: repeat(6, 1fr); gap: 1rem; margin: .8rem 0; }
+@media (max-width: 1100px) { .calendar { grid-template-columns: repeat(4, 1fr); } }
+@media (max-width: 760px) { .calendar { grid-template-columns: repeat(2, 1fr); } }
 .days { display: grid; grid-template-columns: repeat(7, 1fr); gap: 3px; }
 .days a, .days i { display: block; text-align: center; font-size: .75rem; font-style: normal; line-height: 1.6rem;
   border-radius: .25rem; } .days a { font-weight: 700; } .days .none { color: var(--quiet); opacity: .55; }
