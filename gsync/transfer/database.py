@@ -15,7 +15,7 @@ import re
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
@@ -67,7 +67,7 @@ CREATE TABLE transfers (
   size INTEGER, checksum TEXT, state TEXT NOT NULL, tries INTEGER NOT NULL DEFAULT 0,
   not_before INTEGER NOT NULL DEFAULT 0, worker TEXT, lease INTEGER NOT NULL DEFAULT 0, category TEXT,
   reason TEXT NOT NULL DEFAULT '', created INTEGER NOT NULL, changed INTEGER NOT NULL,
-  publication TEXT NOT NULL DEFAULT 'NOT_REQUIRED', catalog TEXT);
+  publication TEXT NOT NULL DEFAULT 'NOT_REQUIRED', catalog TEXT, replicas TEXT NOT NULL DEFAULT '');
 CREATE INDEX transfers_operation ON transfers (operation, state);
 CREATE INDEX transfers_request ON transfers (request, id);
 CREATE INDEX transfers_state ON transfers (state, owner, priority DESC, id);
@@ -91,7 +91,8 @@ def new_id() -> str:
 @dataclass(frozen=True, slots=True)
 class NewTransfer:
     """What is to be moved: from a path in a store (a name, or a URL) to one. size and checksum (SHA-256, hex) where
-    they are known. catalog: where it is to be published once it is done."""
+    they are known. catalog: where it is to be published once it is done. replicas: other places (store, path) of the
+    same content, taken where the source is corrupt."""
 
     source: str
     source_path: bytes
@@ -100,6 +101,7 @@ class NewTransfer:
     size: int | None = None
     checksum: str | None = None
     catalog: str | None = None
+    replicas: tuple[tuple[str, bytes], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +174,7 @@ class Transfer:
     changed: int
     publication: str
     catalog: str | None
+    replicas: tuple[tuple[str, bytes], ...]
 
     @property
     def link(self) -> tuple[str, str]:
@@ -181,12 +184,13 @@ class Transfer:
 
 _COLUMNS = ", ".join(f.name for f in fields(Transfer))
 _MUTABLE = {"size", "checksum", "tries", "not_before", "worker", "lease", "category", "reason", "publication",
-            "catalog"}
+            "catalog", "source", "source_path", "replicas"}
 
 
 def _transfer(row: Sequence[Any]) -> Transfer:
     values: list[Any] = list(row)
     values[12] = State(values[12])
+    values[-1] = replicas_of(values[-1])
     return Transfer(*values)
 
 
@@ -200,6 +204,15 @@ def _operation(row: Sequence[Any]) -> Operation:
     values: list[Any] = list(row)
     values[4], values[5] = json.loads(values[4]), State(values[5])
     return Operation(*values)
+
+
+def replicas_text(replicas: Sequence[tuple[str, bytes]]) -> str:
+    """As the table has them."""
+    return json.dumps([[store, path.decode("latin-1")] for store, path in replicas]) if replicas else ""
+
+
+def replicas_of(text: str) -> tuple[tuple[str, bytes], ...]:
+    return tuple((store, path.encode("latin-1")) for store, path in json.loads(text)) if text else ()
 
 
 class Transfers:
@@ -320,11 +333,11 @@ class Transfers:
                 (request.id, position, operation.kind, json.dumps(dict(operation.arguments)), state)).lastrowid
             db.executemany(
                 "INSERT INTO transfers (request, operation, kind, owner, priority, source, source_path, store, path, "
-                "size, checksum, state, created, changed, publication, catalog) "
-                "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                "size, checksum, state, created, changed, publication, catalog, replicas) "
+                "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
                 ((request.id, ident, operation.kind, request.owner, request.priority, t.source, t.source_path, t.store,
-                  t.path, t.size, t.checksum, state, now, now, "NEW" if t.catalog else "NOT_REQUIRED", t.catalog)
-                 for t in operation.transfers))
+                  t.path, t.size, t.checksum, state, now, now, "NEW" if t.catalog else "NOT_REQUIRED", t.catalog,
+                  replicas_text(t.replicas)) for t in operation.transfers))
 
     def set_arguments(self, operation: int, arguments: Mapping[str, Any]) -> None:
         """What is known of an operation that is at work; durable when this returns."""
@@ -397,18 +410,19 @@ class Transfers:
 
     # work
 
-    def acquire(self, worker: str, limit: int, lease: float, max_bytes: int | None = None, request: str | None = None
-                ) -> list[Transfer]:
+    def acquire(self, worker: str, limit: int, lease: float, max_bytes: int | None = None, request: str | None = None,
+                kinds: Sequence[str] | None = None) -> list[Transfer]:
         """Take up to `limit` transfers of one owner, and for `lease` seconds the owner too: no other worker is given
         anything of it meanwhile. The owner who was served least comes first, where a share doubles with each step of
-        priority; within an owner priority counts, then age. Not those of banned stores. request: of that one alone."""
+        priority; within an owner priority counts, then age. Not those of banned stores. request: of that one alone;
+        kinds: of operations of these kinds alone."""
         now = time.time_ns()
         until = now + int(lease * NS)
         with self.atomic() as db:
             banned = {row[0] for row in db.execute("SELECT store FROM bans WHERE until IS NULL OR until>?", (now,))}
             owners = self._owners(worker, now, request)
             for owner, served in owners:
-                rows = self._takeable(owner, limit, max_bytes, request, banned)
+                rows = self._takeable(owner, limit, max_bytes, request, kinds, banned)
                 if not rows:
                     continue
                 ids = [row.id for row in rows]
@@ -436,23 +450,26 @@ class Transfers:
                 if known[name][0] in (None, worker) or known[name][1] <= now]
         return sorted(free, key=lambda item: (item[1], item[0]))
 
-    def _takeable(self, owner: str, limit: int, max_bytes: int | None, request: str | None, banned: set[str]
-                  ) -> list[Transfer]:
-        extra = " AND request=?" if request else ""
+    def _takeable(self, owner: str, limit: int, max_bytes: int | None, request: str | None,
+                  kinds: Sequence[str] | None, banned: set[str]) -> list[Transfer]:
+        wheres, values = ["state='NEW'", "owner=?"], [owner]
+        for column, chosen in (("request", [request] if request else None), ("kind", kinds)):
+            if chosen is not None:
+                wheres.append(f"{column} IN ({_marks(chosen)})")
+                values += chosen
+        for column in ("source", "store"):
+            if banned:
+                wheres.append(f"{column} NOT IN ({_marks(banned)})")
+                values += banned
         rows: list[Transfer] = []
         size = 0
-        for raw in self._db.execute(
-                f"SELECT {_COLUMNS} FROM transfers WHERE state='NEW' AND owner=?{extra} ORDER BY priority DESC, id",
-                (owner, request) if request else (owner,)):
+        for raw in self._db.execute(f"SELECT {_COLUMNS} FROM transfers WHERE {' AND '.join(wheres)} "
+                                    "ORDER BY priority DESC, id LIMIT ?", (*values, limit)):
             row = _transfer(raw)
-            if row.source in banned or row.store in banned:
-                continue
             size += row.size or 0
             if rows and max_bytes is not None and size > max_bytes:
                 break
             rows.append(row)
-            if len(rows) == limit:
-                break
         return rows
 
     def renew(self, worker: str, lease: float) -> None:
@@ -460,7 +477,8 @@ class Transfers:
         until = time.time_ns() + int(lease * NS)
         with self.atomic() as db:
             db.execute("UPDATE owners SET lease=? WHERE worker=?", (until, worker))
-            db.execute(f"UPDATE transfers SET lease=? WHERE worker=? AND state IN {_sql(TAKEN)}", (until, worker))
+            db.execute(f"UPDATE transfers SET lease=? WHERE worker=? AND state IN {_sql((*TAKEN, State.KILL))}",
+                       (until, worker))
 
     def release(self, worker: str, owner: str) -> None:
         """Others may serve the owner."""
@@ -471,6 +489,27 @@ class Transfers:
         """Transfers whose worker has not renewed its lease: what became of them has to be looked at."""
         return self._rows(f"WHERE state IN {_sql((*TAKEN, State.KILL))} AND lease<? AND worker IS NOT NULL LIMIT ?",
                           (time.time_ns(), limit))
+
+    def held(self, worker: str) -> list[Transfer]:
+        """All that a worker has."""
+        return self._rows(f"WHERE worker=? AND state IN {_sql((*TAKEN, State.KILL))}", (worker,))
+
+    def workers(self) -> set[str]:
+        """Those that have owners or transfers now."""
+        return {row[0] for row in self._db.execute(
+            f"SELECT DISTINCT worker FROM owners WHERE worker IS NOT NULL UNION SELECT DISTINCT worker FROM transfers "
+            f"WHERE state IN {_sql((*TAKEN, State.KILL))} AND worker IS NOT NULL")}
+
+    def give_up(self, worker: str) -> None:
+        """A worker is known to be dead: its leases end now."""
+        with self.atomic() as db:
+            db.execute("UPDATE owners SET lease=0 WHERE worker=?", (worker,))
+            db.execute(f"UPDATE transfers SET lease=0 WHERE worker=? AND state IN {_sql((*TAKEN, State.KILL))}",
+                       (worker,))
+
+    def version(self) -> int:
+        """Another number once somebody else has changed something: cheap to ask."""
+        return int(self._db.execute("PRAGMA data_version").fetchone()[0])
 
     def adopt(self, transfer: Transfer, worker: str, lease: float) -> bool:
         """Take over one whose lease has run out; False if somebody else did, or it is renewed."""
@@ -615,6 +654,10 @@ def _selection(request: str | None, owner: str | None, link: tuple[str, str] | N
     return wheres, values
 
 
+def _marks(values: Collection[Any]) -> str:
+    return ",".join("?" * len(values))
+
+
 def _sql(states: Iterable[State]) -> str:
     return "(" + ", ".join(f"'{state.value}'" for state in states) + ")"
 
@@ -653,14 +696,16 @@ def _to_json(request: NewRequest) -> bytes:
         "priority": request.priority, "operations": [
             {"kind": operation.kind, "arguments": dict(operation.arguments), "transfers": [
                 [t.source, t.source_path.decode("latin-1"), t.store, t.path.decode("latin-1"), t.size, t.checksum,
-                 t.catalog] for t in operation.transfers]} for operation in request.operations]}).encode()
+                 t.catalog, replicas_text(t.replicas)] for t in operation.transfers]}
+            for operation in request.operations]}).encode()
 
 
 def _from_json(data: bytes) -> NewRequest:
     found = json.loads(data)
     operations = [NewOperation(operation["kind"], [
-        NewTransfer(source, source_path.encode("latin-1"), store, path.encode("latin-1"), size, checksum, catalog)
-        for source, source_path, store, path, size, checksum, catalog in operation["transfers"]],
+        NewTransfer(source, source_path.encode("latin-1"), store, path.encode("latin-1"), size, checksum, catalog,
+                    replicas_of(replicas))
+        for source, source_path, store, path, size, checksum, catalog, replicas in operation["transfers"]],
         operation["arguments"]) for operation in found["operations"]]
     return NewRequest(found["kind"], found["owner"], operations, found["label"], found["priority"], found["id"])
 

@@ -10,6 +10,7 @@ import hashlib
 import io
 import queue
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import BinaryIO
@@ -17,7 +18,8 @@ from typing import BinaryIO
 from gsync.model import shown
 from gsync.transfer.store import Category, Content, Item, Store, StoreError
 
-_DEPTH = 4  # blocks on the way between reader and writer
+_DEPTH = 4        # blocks on the way between reader and writer
+_SMALL = 1 << 20  # bytes of a file that is read whole before it is written
 
 
 class Stopped(Exception):
@@ -27,7 +29,8 @@ class Stopped(Exception):
 class _Way(io.RawIOBase):
     """A pipe within the process: an error of the writer is raised at the reader, so a torn source never looks ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, progress: Callable[[int], None]) -> None:
+        self._progress = progress
         self._blocks: queue.Queue[bytes | BaseException | None] = queue.Queue(_DEPTH)
         self._rest = b""
         self._ended = False
@@ -68,6 +71,7 @@ class _Way(io.RawIOBase):
             self._ended = block is None
             self._rest = block or b""
         size = min(len(view), len(self._rest))
+        self._progress(size)
         view[:size], self._rest = self._rest[:size], self._rest[size:]
         return size
 
@@ -77,8 +81,10 @@ class _Way(io.RawIOBase):
 
 
 def copy(source: Store, path: bytes, destination: Store, new: bytes, checksum: str | None = None,
-         replace_it: bool = False, item: Item | None = None) -> Content:
-    """Copy a file with its attributes; what was moved. checksum: its SHA-256 (hex), where that is known.
+         replace_it: bool = False, item: Item | None = None, progress: Callable[[int], None] = lambda size: None
+         ) -> Content:
+    """Copy a file with its attributes; what was moved. checksum: its SHA-256 (hex), where that is known. progress: is
+    called with the bytes of each piece, and may raise to break it off.
 
     StoreError: CORRUPT if the source is not what the checksum says, PERMANENT (EEXIST) if something else is at the
     destination and `replace_it` is not said, else as the stores say.
@@ -93,15 +99,41 @@ def copy(source: Store, path: bytes, destination: Store, new: bytes, checksum: s
         wanted = checksum or source.checksum(path)
         if destination.checksum(new) == wanted:
             return Content(item.size, wanted)
-    way = _Way()
+    moved = _small if item.size <= _SMALL else _streamed
+    read, put = moved(source, path, destination, new, checksum, replace_it, item, progress)
+    if put != read:
+        raise StoreError(f"store {destination.name}: {shown(new)}: {put.size} bytes with SHA-256 {put.sha256} were "
+                         f"written, not {read.size} with {read.sha256}", Category.CORRUPT)
+    return put
+
+
+def _check(source: Store, path: bytes, got: Content, checksum: str | None) -> None:
+    if checksum is not None and got.sha256 != checksum:
+        raise StoreError(f"store {source.name}: {shown(path)} is corrupt: its SHA-256 is {got.sha256}, not {checksum}",
+                         Category.CORRUPT)
+
+
+def _small(source: Store, path: bytes, destination: Store, new: bytes, checksum: str | None, replace_it: bool,
+           item: Item, progress: Callable[[int], None]) -> tuple[Content, Content]:
+    """What was read and what was written, of a file that memory holds: no second thread."""
+    held = io.BytesIO()
+    read = source.get(path, held)
+    _check(source, path, read, checksum)
+    progress(read.size)
+    held.seek(0)
+    return read, destination.put(new, held, replace(item, path=new), replace_it)
+
+
+def _streamed(source: Store, path: bytes, destination: Store, new: bytes, checksum: str | None, replace_it: bool,
+              item: Item, progress: Callable[[int], None]) -> tuple[Content, Content]:
+    """What was read and what was written."""
+    way = _Way(progress)
     read: list[Content] = []
 
     def fetch() -> None:
         try:
             got = source.get(path, way)  # type: ignore[arg-type]
-            if checksum is not None and got.sha256 != checksum:
-                raise StoreError(f"store {source.name}: {shown(path)} is corrupt: its SHA-256 is {got.sha256}, not "
-                                 f"{checksum}", Category.CORRUPT)
+            _check(source, path, got, checksum)
             read.append(got)
             way.end()
         except Stopped:
@@ -116,10 +148,7 @@ def copy(source: Store, path: bytes, destination: Store, new: bytes, checksum: s
     finally:
         way.give_up()
         thread.join()
-    if put != read[0]:
-        raise StoreError(f"store {destination.name}: {shown(new)}: {put.size} bytes with SHA-256 {put.sha256} were "
-                         f"written, not {read[0].size} with {read[0].sha256}", Category.CORRUPT)
-    return put
+    return read[0], put
 
 
 def verify(store: Store, path: bytes, content: Content) -> None:

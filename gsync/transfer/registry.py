@@ -178,7 +178,7 @@ class Stores:
                        "ELSE max(bans.until, excluded.until) END, "
                        "reason=CASE WHEN bans.until IS NULL THEN bans.reason ELSE excluded.reason END",
                        (store, until, reason))
-        self._forget(store)
+        self.forget(store)
 
     def allow(self, store: str) -> None:
         """End a ban; what waits for it is due at once."""
@@ -186,13 +186,13 @@ class Stores:
             db.execute("DELETE FROM bans WHERE store=?", (store,))
             db.execute("UPDATE transfers SET not_before=0 WHERE state='RETRY' AND category=? AND (source=? OR store=?)",
                        (Category.STORE_DOWN.value, store, store))
-        self._forget(store)
+        self.forget(store)
 
     def banned(self, store: str) -> bool:
         return bool(self._transfers.read("SELECT 1 FROM bans WHERE store=? AND (until IS NULL OR until>?)",
                                          (store, time.time_ns())))
 
-    def _forget(self, store: str) -> None:
+    def forget(self, store: str) -> None:
         """Open it anew the next time."""
         if (opened := self._open.pop(store, None)) is not None:
             opened.close()

@@ -1,0 +1,146 @@
+"""What is done for a transfer, by the kind of its operation.
+
+A handler brings one transfer about, looks first at what is there already, and so may be done again at any time. It
+raises StoreError; what that means for the transfer is decided elsewhere (retry). Kinds of other commands are looked up
+when the first transfer of such a kind comes.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gsync.model import shown
+from gsync.transfer import mover
+from gsync.transfer.database import Transfer, Transfers
+from gsync.transfer.registry import Stores
+from gsync.transfer.store import Category, Content, Store, StoreError
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a handler works with. arguments: of the transfer's operation. progress: to be called with the bytes of each
+    piece that was moved; it raises when the transfer is killed or given up."""
+
+    transfers: Transfers
+    stores: Stores
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    progress: Callable[[int], None] = lambda size: None
+
+
+# Gives what was moved, where the kind moves something.
+Handler = Callable[[Context, Transfer], Content | None]
+
+
+def copy(context: Context, t: Transfer) -> Content | None:
+    """A file, symlink or directory with its attributes. arguments: replace (what is there), verify (read the copy
+    anew)."""
+    source, destination = context.stores.get(t.source), context.stores.writable(t.store)
+    item = source.stat(t.source_path)
+    if item is None:
+        raise StoreError(f"store {source.name}: {shown(t.source_path) or '/'} is not there", Category.PERMANENT,
+                         errno.ENOENT)
+    context.progress(0)
+    if item.is_dir:
+        destination.mkdir(t.path)
+        return None
+    if not item.is_file:
+        if item.target is None:
+            raise StoreError(f"store {source.name}: {shown(t.source_path)} is neither a file, a directory nor a "
+                             "symlink", Category.PERMANENT)
+        destination.symlink(t.path, item)
+        return None
+
+    def move() -> Content:
+        return mover.copy(source, t.source_path, destination, t.path, t.checksum,
+                          bool(context.arguments.get("replace")), item, context.progress)
+
+    try:
+        content = move()
+    except StoreError as exc:
+        if exc.errno != errno.EEXIST:
+            raise
+        content = move()  # somebody was faster, perhaps with the same: then this finds it
+    if context.arguments.get("verify"):
+        mover.verify(destination, t.path, content)
+    return content
+
+
+def meta(context: Context, t: Transfer) -> None:
+    """The attributes of a directory, once all is in it."""
+    item = context.stores.get(t.source).stat(t.source_path)
+    if item is not None:
+        context.stores.writable(t.store).set_attrs(t.path, item)
+
+
+def verify(context: Context, t: Transfer) -> Content:
+    """The copy is read anew and compared with its checksum, or else with the source."""
+    store = context.stores.get(t.store)
+    content = wanted(context.stores, t)
+    if content is None:
+        source = context.stores.get(t.source)
+        raise StoreError(f"store {source.name}: {shown(t.source_path)} is not there, and its checksum is not known",
+                         Category.PERMANENT, errno.ENOENT)
+    mover.verify(store, t.path, content)
+    return content
+
+
+def remove(context: Context, t: Transfer) -> None:
+    """What is at the destination; the source is another replica. Refused while that is not there and whole."""
+    store = context.stores.writable(t.store)
+    item = store.stat(t.path)
+    if item is None:
+        return
+    if t.source and item.is_file:
+        content = Content(item.size, store.checksum(t.path))
+        try:
+            mover.verify(context.stores.get(t.source), t.source_path, content)
+        except StoreError as exc:
+            if exc.category is not Category.CORRUPT:
+                raise
+            raise StoreError(f"store {store.name}: {shown(t.path)} is not removed, it is the only replica: {exc}",
+                             Category.PERMANENT) from exc
+    store.delete(t.path)
+
+
+def wanted(stores: Stores, t: Transfer) -> Content | None:
+    """What the destination should hold; None if neither the transfer nor the source tells."""
+    if t.checksum is not None and t.size is not None:
+        return Content(t.size, t.checksum)
+    source = stores.get(t.source)
+    item = source.stat(t.source_path)
+    if item is None or not item.is_file:
+        return None
+    return Content(item.size, t.checksum or source.checksum(t.source_path))
+
+
+def is_finished(stores: Stores, t: Transfer) -> bool:
+    """Whether a copy whose worker is lost has arrived: it is at its destination, whole."""
+    if t.kind != "copy":
+        return False
+    store: Store = stores.get(t.store)
+    there = store.stat(t.path)
+    if there is None or not there.is_file:
+        return False
+    content = wanted(stores, t)
+    return content is not None and there.size == content.size and store.checksum(t.path) == content.sha256
+
+
+_OWN: dict[str, Handler] = {"mkdir": copy, "copy": copy, "meta": meta, "verify": verify, "remove": remove}
+
+# Kinds of other commands: module and function with the signature of a Handler.
+_OTHERS: dict[str, str] = {}
+
+KINDS = (*_OWN, *_OTHERS)
+
+
+def handler_of(kind: str) -> Handler:
+    """KeyError if nobody does such a thing here."""
+    if kind in _OWN:
+        return _OWN[kind]
+    module, _, name = _OTHERS[kind].partition(":")
+    found: Handler = getattr(importlib.import_module(module), name)
+    return found

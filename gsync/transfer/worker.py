@@ -1,0 +1,407 @@
+"""Works off the queue: takes what is due, does it in jobs, writes down what became of it.
+
+One thread (`run`) decides and writes: it takes transfers (submitter), gives up on jobs that stand still (monitor), and
+writes results (reporter), by the policy of retry. Job threads move the bytes: a job is transfers of one owner, one link
+and one kind; what goes into a store becomes durable together. Promise: whatever happens to this process, nothing is
+lost or done twice. What a worker that is gone has held is examined by another one before it is NEW again; what a worker
+says of a transfer counts only while that is its own. Any number of workers on one database.
+Not here: what is done for a kind (handlers), states (database).
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import secrets
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+
+from gsync.errors import GsyncError
+from gsync.log import get_logger
+from gsync.model import NS, shown
+from gsync.process import is_alive, start_time
+from gsync.transfer.database import TAKEN, State, Transfer, Transfers, replicas_text
+from gsync.transfer.handlers import KINDS, Context, handler_of, is_finished
+from gsync.transfer.registry import Stores
+from gsync.transfer.retry import RetryPolicy
+from gsync.transfer.store import Category, Content, StoreError
+
+_log = get_logger(__name__)
+_TICK = 0.1            # s between two looks when nothing happens
+_SELDOM = 600.0        # s between two looks at the history
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """jobs: at a time; files and size (bytes): of one job at most; lease, job_timeout (without any progress), history:
+    seconds."""
+
+    jobs: int = 4
+    files: int = 200
+    size: int = 1 << 30
+    lease: float = 60.0
+    job_timeout: float = 600.0
+    history: float = 30 * 86400.0
+    policy: RetryPolicy = field(default_factory=RetryPolicy)
+
+
+class _GivenUp(Exception):
+    """The job is not to go on with this transfer."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    transfer: Transfer
+    error: GsyncError | None = None
+    content: Content | None = None
+    given_up: bool = False
+
+
+class _Tools:
+    """What one job thread works with, used by one job after the other."""
+
+    def __init__(self, home: str) -> None:
+        self.transfers = Transfers(home)
+        self.stores = Stores(self.transfers)
+
+    def close(self) -> None:
+        with suppress(Exception):
+            self.stores.close()
+        with suppress(Exception):
+            self.transfers.close()
+
+
+class _Job:
+    """Transfers of one owner, link and kind, done one after the other in a thread of its own."""
+
+    def __init__(self, transfers: Sequence[Transfer], arguments: dict[int, dict[str, object]], tools: _Tools,
+                 report: Callable[[_Job, list[_Result]], None], stop: threading.Event) -> None:
+        self.transfers = transfers
+        self.killed: set[int] = set()
+        self.abandoned = False
+        self.moved = 0
+        self.seen = time.monotonic()  # when there was progress last
+        self.tools = tools
+        self._arguments, self._report, self._stop = arguments, report, stop
+        # A daemon: one that hangs in a dead file system must not keep the process from ending.
+        self.thread = threading.Thread(target=self._run, name="job", daemon=True)
+
+    def _run(self) -> None:
+        results: list[_Result] = []
+        try:
+            results = self._work()
+        except GsyncError as exc:  # of the batch as a whole: nothing in it counts
+            results = [_Result(t, exc) for t in self.transfers]
+        except Exception as exc:  # noqa: BLE001 whatever it is, it must come to the reporter
+            _log.error("a job ended with an internal error", error=repr(exc))
+            results = [_Result(t, StoreError(f"internal error: {exc!r}", Category.TRANSIENT)) for t in self.transfers]
+        finally:
+            self._report(self, results)
+
+    def _work(self) -> list[_Result]:
+        results: list[_Result] = []
+        handler = handler_of(self.transfers[0].kind)
+        with ExitStack() as together:
+            if self.transfers[0].kind in ("copy", "mkdir", "meta"):
+                together.enter_context(self.tools.stores.get(self.transfers[0].store).batch())
+            for t in self.transfers:
+                def progress(size: int, ident: int = t.id) -> None:
+                    self.seen = time.monotonic()
+                    self.moved += size
+                    if ident in self.killed or self.abandoned or self._stop.is_set():
+                        raise _GivenUp
+
+                try:
+                    progress(0)
+                    content = handler(Context(self.tools.transfers, self.tools.stores,
+                                              self._arguments[t.operation], progress), t)
+                    results.append(_Result(t, None, content))
+                except _GivenUp:
+                    results.append(_Result(t, given_up=True))
+                except GsyncError as exc:
+                    results.append(_Result(t, exc))
+                    if getattr(exc, "category", None) is Category.STORE_DOWN:  # the others would only wait for the same
+                        results += [_Result(other, exc) for other in self.transfers[len(results):]]
+                        break
+        return results
+
+
+class Worker:
+    """One worker on the database in the state folder `home`.
+
+    request: that one alone. once: end when nothing is left that can be done now. end: where results are told
+    (transfer, state, reason).
+    """
+
+    def __init__(self, home: str, settings: Settings | None = None, *, stop: threading.Event | None = None,
+                 request: str | None = None, once: bool = False,
+                 told: Callable[[Transfer, State, str], None] = lambda transfer, state, reason: None) -> None:
+        self.id = worker_id()
+        self._home, self._settings = home, settings or Settings()
+        self._stop = stop or threading.Event()
+        self._request, self._once, self._told = request, once, told
+        self._db = Transfers(home)
+        self._stores = Stores(self._db)
+        self._tools: list[_Tools] = []
+        self._jobs: list[_Job] = []
+        self._results: queue.Queue[tuple[_Job, list[_Result]]] = queue.Queue()
+        self._unwritten: list[tuple[_Job, list[_Result]]] = []
+        self._doubt = False  # something was to be written and could not be
+        self._renewed = self._pruned = 0.0
+        self._dead: set[str] = set()
+
+    def run(self) -> None:
+        """Until `stop` is set (or nothing is left, with `once` or for a request)."""
+        try:
+            while not self._stop.is_set():
+                try:
+                    busy = self._turn()
+                except sqlite3.OperationalError as exc:  # full, or locked for long: what was done is examined later
+                    _log.warning("the database cannot be used now", error=exc)
+                    self._doubt = True
+                    self._stop.wait(1.0)
+                    continue
+                if not busy and (self._once or self._is_ended()):
+                    break
+        finally:
+            self._end()
+
+    def _is_ended(self) -> bool:
+        request = self._db.request(self._request) if self._request else None
+        return request is not None and request.state in (State.DONE, State.FAILED, State.KILLED)
+
+    def _turn(self) -> bool:
+        """One look at everything; whether there is more to do at once."""
+        self._renew()
+        self._db.sweep()
+        self._db.wake()
+        self._recover()
+        self._monitor()
+        begun = self._submit()
+        reported = self._report(0.0 if begun else _TICK if self._jobs else 0.0)
+        if not self._jobs and not begun and not reported:
+            if not self._once:
+                self._stop.wait(_TICK)
+            return False
+        return True
+
+    def _end(self) -> None:
+        """What is running is broken off and NEW again at once."""
+        self._stop.set()
+        try:
+            self._drain(self._settings.lease)
+            for job in self._jobs:
+                self._abandon(job, [])
+        finally:
+            self._stores.close()
+            for tools in self._tools:
+                tools.close()
+            self._db.close()
+
+    def _drain(self, patience: float) -> None:
+        end = time.monotonic() + min(patience, 5.0)
+        while self._jobs and time.monotonic() < end:
+            self._report(_TICK)
+
+    # leases
+
+    def _renew(self) -> None:
+        now = time.monotonic()
+        if now - self._renewed > self._settings.lease / 4:
+            self._db.renew(self.id, self._settings.lease)
+            self._renewed = now
+        if now - self._pruned > _SELDOM or not self._pruned:
+            self._db.prune(self._settings.history)
+            self._pruned = now
+
+    def _recover(self) -> None:
+        """What dead workers had is looked at: done, or NEW again."""
+        for worker in self._db.workers() - {self.id} - self._dead:
+            if is_dead(worker):
+                self._dead.add(worker)
+                self._db.give_up(worker)
+        if self._doubt:
+            mine = {t.id for job in self._jobs for t in job.transfers}
+            mine |= {t.id for job, _ in self._unwritten for t in job.transfers}
+            for t in self._db.held(self.id):
+                if t.id not in mine:
+                    self._examine(t)
+            self._doubt = False
+        for t in self._db.run_out():
+            if self._request in (None, t.request) and self._db.adopt(t, self.id, self._settings.lease):
+                self._examine(t)
+
+    def _examine(self, t: Transfer) -> None:
+        if t.state is State.ACQUIRED:
+            self._db.advance([t.id], State.ACQUIRED, State.NEW, by=self.id)
+            return
+        try:
+            done = is_finished(self._stores, t)
+        except GsyncError as exc:
+            self._judge(t, exc, self._which_are_down(t.link))
+            return
+        if done:
+            self._finish(t, t.state, None)
+        elif t.state is State.KILL:
+            self._kill(t)
+        else:
+            self._judge(t, StoreError("its worker was lost on the way", Category.TRANSIENT), [])
+
+    # submitter
+
+    def _submit(self) -> bool:
+        """Begin jobs while there is room; whether any was."""
+        begun = False
+        while len(self._jobs) < self._settings.jobs:
+            with self._db.atomic():  # what is acquired has a job, or is not acquired
+                taken = self._db.acquire(self.id, self._settings.files, self._settings.lease, self._settings.size,
+                                         self._request, KINDS)
+                ids = [t.id for t in taken]
+                self._db.advance(ids, State.ACQUIRED, State.SUBMITTED, by=self.id)
+                jobs = [self._job(transfers) for transfers in _jobs_of(taken)]
+            if not jobs:
+                break
+            self._jobs += jobs
+            for job in jobs:
+                job.thread.start()
+            begun = True
+        return begun
+
+    def _job(self, transfers: Sequence[Transfer]) -> _Job:
+        arguments = {ident: self._db.operation(ident).arguments for ident in {t.operation for t in transfers}}
+        tools = self._tools.pop() if self._tools else _Tools(self._home)
+        return _Job(transfers, arguments, tools, lambda job, results: self._results.put((job, results)), self._stop)
+
+    # monitor
+
+    def _monitor(self) -> None:
+        killed = self._db.killed(self.id) if self._jobs else set()
+        for job in list(self._jobs):
+            job.killed |= killed
+            if time.monotonic() - job.seen > self._settings.job_timeout:
+                silence = f"no progress for {self._settings.job_timeout:.0f} s"
+                self._abandon(job, [_Result(t, StoreError(silence, Category.TRANSIENT)) for t in job.transfers])
+
+    def _abandon(self, job: _Job, results: list[_Result]) -> None:
+        """Go on without the job's thread. What it holds open is closed, so that it ends if it can."""
+        job.abandoned = True
+        self._jobs.remove(job)
+        job.tools.close()
+        self._write(job, results or [_Result(t, given_up=True) for t in job.transfers])
+
+    # reporter
+
+    def _report(self, wait: float) -> bool:
+        """Write what jobs have said; whether any had."""
+        with suppress(queue.Empty):
+            while True:
+                job, results = self._results.get(timeout=wait) if wait else self._results.get_nowait()
+                wait = 0.0
+                if job.abandoned:
+                    continue
+                self._jobs.remove(job)
+                self._tools.append(job.tools)
+                self._unwritten.append((job, results))
+        came = bool(self._unwritten)
+        while self._unwritten:
+            self._write(*self._unwritten[0])
+            del self._unwritten[0]
+        return came
+
+    def _write(self, job: _Job, results: Sequence[_Result]) -> None:
+        down: list[str] = []
+        if any(isinstance(r.error, StoreError) and r.error.category is Category.STORE_DOWN for r in results):
+            down = self._which_are_down(job.transfers[0].link)
+        owner = job.transfers[0].owner
+        with self._db.atomic():
+            good = [r for r in results if r.error is None and not r.given_up]
+            arrived = set(self._db.advance([r.transfer.id for r in good], State.SUBMITTED, State.VERIFYING, by=self.id))
+            for result in good:
+                was = State.VERIFYING if result.transfer.id in arrived else State.KILL
+                self._finish(result.transfer, was, result.content)
+            for result in results:
+                if result.given_up:
+                    self._let_go(result.transfer)
+                elif result.error is not None:
+                    self._judge(result.transfer, result.error, down)
+            if not any(other.transfers[0].owner == owner for other in self._jobs):
+                self._db.release(self.id, owner)
+
+    def _finish(self, t: Transfer, was: State, content: Content | None) -> None:
+        columns = {} if content is None else {"size": content.size, "checksum": content.sha256}
+        if self._db.advance([t.id], was, State.DONE, by=self.id, reason="", category=None, **columns):
+            self._told(t, State.DONE, "")
+
+    def _let_go(self, t: Transfer) -> None:
+        """It was broken off, by a kill or because this worker ends."""
+        if not self._db.advance([t.id], TAKEN, State.NEW, by=self.id, worker=None, lease=0):
+            self._kill(t)
+
+    def _kill(self, t: Transfer) -> None:
+        if self._db.advance([t.id], State.KILL, State.KILLED, by=self.id, reason="killed"):
+            self._told(t, State.KILLED, "killed")
+
+    def _judge(self, t: Transfer, error: GsyncError, down: Sequence[str]) -> None:
+        """What becomes of a transfer after an error; down: the stores that are."""
+        category = getattr(error, "category", Category.PERMANENT)
+        if category is Category.STORE_DOWN and not down:  # it is up again, or it was another one
+            category = Category.TRANSIENT
+        verdict = self._settings.policy.judge(category, t.tries + 1, time.time_ns())
+        if verdict.ban:
+            for store in down:
+                self._stores.ban(store, str(error), verdict.ban / NS)
+        tries = t.tries + verdict.charged
+        columns: dict[str, object] = {"tries": tries, "category": category.value, "reason": str(error)}
+        state = State.FAILED if verdict.again is None else State.RETRY
+        if state is State.RETRY:
+            columns |= {"not_before": verdict.again, "worker": None, "lease": 0}
+            if category is Category.CORRUPT and t.replicas:  # another one is taken, this one comes last
+                (store, path), *others = t.replicas
+                columns |= {"source": store, "source_path": path,
+                            "replicas": replicas_text([*others, (t.source, t.source_path)])}
+        if self._db.advance([t.id], TAKEN, state, by=self.id, **columns):
+            self._told(t, state, str(error))
+            _log.info("transfer failed" if state is State.FAILED else "transfer will be tried again", transfer=t.id,
+                      path=shown(t.path), tries=tries, error=error)
+        else:
+            self._kill(t)
+
+    def _which_are_down(self, link: tuple[str, str]) -> list[str]:
+        down = []
+        for name in set(link):
+            try:
+                self._stores.forget(name)
+                self._stores.get(name).probe()
+            except StoreError:
+                down.append(name)
+            except GsyncError:
+                pass
+        return down
+
+
+def _jobs_of(transfers: Iterable[Transfer]) -> list[list[Transfer]]:
+    """By kind and link, in their order."""
+    found: dict[tuple[str, str, str], list[Transfer]] = {}
+    for t in transfers:
+        found.setdefault((t.kind, *t.link), []).append(t)
+    return list(found.values())
+
+
+def worker_id() -> str:
+    """Host, pid, when the process started, and something that no other worker of it has."""
+    pid = os.getpid()
+    return f"{socket.gethostname()}/{pid}/{start_time(pid) or 0}/{secrets.token_hex(3)}"
+
+
+def is_dead(worker: str) -> bool:
+    """Whether a worker is known to be gone: its process was on this host, and is not there any more."""
+    try:
+        host, pid, started, _ = worker.rsplit("/", 3)
+        return host == socket.gethostname() and not is_alive(int(pid), int(started))
+    except ValueError:
+        return False
