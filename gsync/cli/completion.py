@@ -24,6 +24,12 @@ def volumes(ctx: typer.Context, incomplete: str) -> list[str]:
     return _fitting(_names(_home(ctx), "volumes"), incomplete)
 
 
+def requests(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Ids of requests, the newest ones."""
+    given = [word for value in ctx.params.values() if isinstance(value, (list, tuple)) for word in value]
+    return _fitting(_rows(ctx, "SELECT id FROM requests ORDER BY created DESC LIMIT 200"), incomplete, without=given)
+
+
 def words(verbs: Sequence[str]) -> Callable[[typer.Context, str], list[str]]:
     """For `COMMAND [SESSION] VERB …`: a session or a verb first, then a verb."""
     def complete(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -57,14 +63,14 @@ def config_words(verbs: Sequence[str]) -> Callable[[typer.Context, str], list[st
 
 def stores(ctx: typer.Context, incomplete: str) -> list[str]:
     """Names of registered stores."""
-    return _fitting(_stores(ctx), incomplete)
+    return _fitting(_rows(ctx, "SELECT name FROM stores ORDER BY name"), incomplete)
 
 
 def store_words(ctx: typer.Context, incomplete: str) -> list[str]:
     """For STORE[,STORE…]: names of registered stores behind the last comma."""
     before, comma, last = incomplete.rpartition(",")
     given = before.split(",")
-    return [before + comma + name for name in _fitting(_stores(ctx), last, without=given)]
+    return [before + comma + name for name in _fitting(_rows(ctx, "SELECT name FROM stores ORDER BY name"), last, without=given)]
 
 
 def catalogs(incomplete: str) -> list[str]:
@@ -115,16 +121,17 @@ def _home(ctx: typer.Context) -> str:
     return os.path.abspath(ctx.params.get("state") or default_path(os.environ))
 
 
-def _stores(ctx: typer.Context) -> list[str]:
-    """Read without making anything."""
+def _rows(ctx: typer.Context, query: str) -> list[str]:
+    """The first column of what the transfers' database answers; nothing if there is none."""
     import os
     import sqlite3
     from contextlib import closing
     from urllib.parse import quote
 
-    path = os.path.join(_home(ctx), "transfers.db")
-    with suppress(sqlite3.Error), closing(sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True)) as db:
-        return [row[0] for row in db.execute("SELECT name FROM stores ORDER BY name")]
+    with suppress(sqlite3.Error):
+        path = quote(os.path.join(_home(ctx), "transfers.db"))
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=1)) as db:
+            return [row[0] for row in db.execute(query)]
     return []
 
 

@@ -28,11 +28,13 @@ from gsync.cli import (
     monitor,
     parts,
     publish,
+    queue,
     recorder,
     run,
     send,
     session,
     status,
+    store,
     volume,
 )
 from gsync.cli.output import print_error
@@ -57,6 +59,8 @@ app.add_typer(recorder.app, name="recorder")
 app.command("send")(send.send)
 app.add_typer(publish.app, name="publish")
 app.add_typer(deliver.app, name="deliver")
+app.add_typer(store.app, name="store")
+app.add_typer(queue.app, name="queue")
 app.command("monitor")(monitor.monitor)
 app.command("worker", hidden=True)(parts.worker)
 app.command("agent", hidden=True, context_settings={"ignore_unknown_options": True})(parts.agent)

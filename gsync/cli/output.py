@@ -51,12 +51,25 @@ def asked(question: str) -> bool:
     return sys.stdin.isatty() and typer.confirm(question)
 
 
+_LONG = 1000  # rows; laying more out for the width of a terminal takes too long
+
+
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table as wide as its contents on a pipe, as the terminal on one."""
+    """A table as wide as its contents on a pipe, as the terminal on one (but a long one)."""
+    from itertools import chain, islice
+
+    rows = iter(rows)
+    first = list(islice(rows, _LONG))
+    if (more := next(rows, None)) is not None:
+        widths = [max(map(len, column)) for column in zip(headings, *first, strict=True)]
+        for row in chain([headings], first, [more], rows):
+            line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            sys.stdout.write(line.rstrip() + "\n")
+        return
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, markup=False)
-    console.print(make_table(headings, rows))
+    console.print(make_table(headings, first))
 
 
 def make_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Any:

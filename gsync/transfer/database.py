@@ -79,7 +79,8 @@ CREATE TABLE owners (
 CREATE TABLE stores (
   name TEXT PRIMARY KEY, url TEXT NOT NULL, options TEXT NOT NULL DEFAULT '{}', read_only INTEGER NOT NULL DEFAULT 0)
   WITHOUT ROWID;
-CREATE TABLE bans (store TEXT PRIMARY KEY, until INTEGER, reason TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE bans (
+  store TEXT PRIMARY KEY, until INTEGER, reason TEXT NOT NULL, by_queue INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 """
 
 
@@ -627,6 +628,40 @@ class Transfers:
             values.append(state.value)
         return self._rows(f"WHERE {' AND '.join([*wheres, 'id>?'])} ORDER BY id LIMIT ?", [*values, after, limit])
 
+    def find(self, *, states: Sequence[State] = (), owner: str | None = None, kind: str | None = None,
+             link: tuple[str, str] | None = None, limit: int = -1) -> list[Transfer]:
+        """The newest `limit` (-1: all) that are so, in the order of their ids. kind: of their requests; link: either
+        store may be empty."""
+        wheres, values = _selection(None, owner, link, ())
+        if states:
+            wheres.append(f"state IN {_sql(states)}")
+        if kind is not None:
+            wheres.append("request IN (SELECT id FROM requests WHERE kind=?)")
+            values.append(kind)
+        return self._rows(f"WHERE {' AND '.join(wheres) or '1'} ORDER BY id DESC LIMIT ?", [*values, limit])[::-1]
+
+    def find_requests(self, *, states: Sequence[State] = (), owner: str | None = None, kind: str | None = None,
+                      limit: int = -1) -> list[Request]:
+        """The newest `limit` (-1: all) that are so, the newest last."""
+        wheres, values = _selection(None, owner, None, ())
+        if states:
+            wheres.append(f"state IN {_sql(states)}")
+        if kind is not None:
+            wheres.append("kind=?")
+            values.append(kind)
+        rows = self._db.execute("SELECT id, kind, owner, priority, label, created, changed, state FROM requests "
+                                f"WHERE {' AND '.join(wheres) or '1'} ORDER BY created DESC, id DESC LIMIT ?",
+                                (*values, limit))
+        return [_request(row) for row in rows][::-1]
+
+    def count_unfinished(self, *, request: str | None = None, owner: str | None = None,
+                         link: tuple[str, str] | None = None, ids: Sequence[int] = ()) -> int:
+        """How many `kill` would be about."""
+        wheres, values = _selection(request, owner, link, ids)
+        row = self._db.execute(f"SELECT count(*) FROM transfers WHERE {' AND '.join(wheres) or '1'} AND state NOT IN "
+                               f"{_sql(ENDED)}", values).fetchone()
+        return int(row[0])
+
     def counts(self, request: str | None = None) -> dict[State, int]:
         where, values = ("WHERE request=?", (request,)) if request else ("", ())
         return {State(row[0]): row[1] for row in
@@ -646,9 +681,11 @@ def _selection(request: str | None, owner: str | None, link: tuple[str, str] | N
     if owner is not None:
         wheres.append("owner=?")
         values.append(owner)
-    if link is not None:
-        wheres += ["source=?", "store=?"]
-        values += link
+    if link is not None:  # an empty end is any
+        for column, store in zip(("source", "store"), link, strict=True):
+            if store:
+                wheres.append(f"{column}=?")
+                values.append(store)
     if ids:
         wheres.append(f"id IN ({','.join(str(int(i)) for i in ids)})")
     return wheres, values

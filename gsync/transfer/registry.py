@@ -51,18 +51,52 @@ class Known:
     reason: str = ""
 
 
-def open_store(url: str, name: str = "", options: Mapping[str, Any] | None = None) -> Store:
-    """The store of a URL: /path or file:///path. UsageError for what is none, StoreError if it is not there."""
-    if url.startswith("/"):
-        return DirStore(os.fsencode(url), name, url)
+_FORMS = "/path, file:///path, host:/path, ssh://[user@]host[:port]/path, gluster://host/VOLUME[/path], tar:///path"
+
+
+def kind_of(url: str) -> str:
+    """What kind of store a URL names: dir, ssh, gluster, tar. UsageError if it names none."""
     match = _SCHEME.fullmatch(url)
-    if match and match[1] == "file" and match[2].startswith("/"):
-        return DirStore(os.fsencode(match[2]), name, url)
+    if url.startswith("/") or (match and match[1] == "file" and match[2].startswith("/")):
+        return "dir"
     if match and match[1] == "tar" and match[2].startswith("/"):
+        return "tar"
+    if match and match[1] in ("ssh", "gluster"):
+        return match[1]
+    if not match and _HOST_PATH.fullmatch(url):
+        return "ssh"
+    raise UsageError(f"store {url!r}: not a URL of a store: {_FORMS}")
+
+
+def _check_options(name: str, kind: str, options: Mapping[str, Any]) -> None:
+    from gsync.transfer.stores import ssh, vault
+
+    known = {"ssh": ssh.OPTIONS, "tar": vault.OPTIONS}.get(kind, ())
+    for option in options:
+        if option not in known:
+            raise UsageError(f"store {name}: there is no option {option} for such a store"
+                             + (f"; there is {', '.join(known)}" if known else ""))
+
+
+def open_store(url: str, name: str = "", options: Mapping[str, Any] | None = None) -> Store:
+    """The store of a URL: /path, host:/path, ssh://…, gluster://host/VOLUME[/path], tar:///path (a vault). UsageError
+    for what is none, StoreError if it is not there."""
+    kind = kind_of(url)
+    if options:
+        _check_options(name or url, kind, options)
+    if kind == "ssh":
+        from gsync.transfer.stores.ssh import SshStore
+
+        return SshStore(url, name, options)
+    if kind == "gluster":
+        from gsync.transfer.stores.gluster import GlusterStore
+
+        return GlusterStore(url, name)
+    if kind == "tar":
         from gsync.transfer.stores.vault import VaultStore
 
-        return VaultStore(os.fsencode(match[2]), name, url, options)
-    raise UsageError(f"store {url!r}: not a URL of a store: /path, file:///path, tar:///path (a vault)")
+        return VaultStore(os.fsencode(url.removeprefix("tar://")), name, url, options)
+    return DirStore(os.fsencode(url.removeprefix("file://")), name, url)
 
 
 class Stores:
@@ -169,15 +203,14 @@ class Stores:
 
     # health
 
-    def ban(self, store: str, reason: str, seconds: float | None = None) -> None:
-        """Leave a store alone: for so long, or until it is allowed. The queue's bans do not shorten one by hand."""
+    def ban(self, store: str, reason: str, seconds: float | None = None, by_queue: bool = False) -> None:
+        """Leave a store alone: for so long, or until it is allowed. The queue changes no ban by hand that holds."""
         until = None if seconds is None else time.time_ns() + int(seconds * NS)
         with self._transfers.atomic() as db:
-            db.execute("INSERT INTO bans VALUES (?,?,?) ON CONFLICT (store) DO UPDATE SET "
-                       "until=CASE WHEN bans.until IS NULL OR excluded.until IS NULL THEN NULL "
-                       "ELSE max(bans.until, excluded.until) END, "
-                       "reason=CASE WHEN bans.until IS NULL THEN bans.reason ELSE excluded.reason END",
-                       (store, until, reason))
+            holds = db.execute("SELECT 1 FROM bans WHERE store=? AND NOT by_queue AND (until IS NULL OR until>?)",
+                               (store, time.time_ns())).fetchone()
+            if not (by_queue and holds):
+                db.execute("INSERT OR REPLACE INTO bans VALUES (?,?,?,?)", (store, until, reason, by_queue))
         self.forget(store)
 
     def allow(self, store: str) -> None:
@@ -191,6 +224,13 @@ class Stores:
     def banned(self, store: str) -> bool:
         return bool(self._transfers.read("SELECT 1 FROM bans WHERE store=? AND (until IS NULL OR until>?)",
                                          (store, time.time_ns())))
+
+    def is_back(self, store: str) -> None:
+        """It was seen to answer: a ban by the queue ends, one by hand does not."""
+        with self._transfers.atomic() as db:
+            by_queue = db.execute("SELECT 1 FROM bans WHERE store=? AND by_queue", (store,)).fetchone()
+        if by_queue:
+            self.allow(store)
 
     def forget(self, store: str) -> None:
         """Open it anew the next time."""

@@ -354,7 +354,7 @@ class Worker:
         verdict = self._settings.policy.judge(category, t.tries + 1, time.time_ns())
         if verdict.ban:
             for store in down:
-                self._stores.ban(store, str(error), verdict.ban / NS)
+                self._stores.ban(store, str(error), verdict.ban / NS, by_queue=True)
         tries = t.tries + verdict.charged
         columns: dict[str, object] = {"tries": tries, "category": category.value, "reason": str(error)}
         state = State.FAILED if verdict.again is None else State.RETRY

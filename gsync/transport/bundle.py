@@ -14,6 +14,8 @@ from pathlib import Path
 _PACKAGE = Path(__file__).parents[1]
 _MODULES = ["__init__", "model", "errors", "fsid", "namespace", "rpc"]
 _NOT_IN_AGENT = {"client"}
+_STORE = ["transfer/store", "transfer/stores/dir", "transfer/stores/server"]  # for `agent --store ROOT NAME`
+_EMPTY = ["transfer/__init__", "transfer/stores/__init__"]
 _MAIN = '''\
 import os
 import sys
@@ -45,6 +47,9 @@ if not os.path.isdir(folder):
     unpack(file, folder)
 if is_whole(folder):
     sys.path[0] = folder
+if sys.argv[1:2] == ["--store"]:
+    from gsync.transfer.stores.server import main
+    sys.exit(main(sys.argv[2:]))
 from gsync.slave.agent import main
 sys.exit(main())
 '''
@@ -52,14 +57,15 @@ sys.exit(main())
 
 def zipapp() -> bytes:
     """The bytes of the zipapp; the same for the same modules."""
-    files = [_PACKAGE / f"{name}.py" for name in _MODULES]
+    files = [_PACKAGE / f"{name}.py" for name in [*_MODULES, *_STORE]]
     files += [path for path in sorted((_PACKAGE / "slave").rglob("*.py")) if path.stem not in _NOT_IN_AGENT]
     out = io.BytesIO()
     sizes: list[tuple[str, int]] = []
     digest = blake2b(digest_size=8)
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in files:
-            name, data = str(path.relative_to(_PACKAGE.parent)), path.read_bytes()
+        contents = [(path, path.read_bytes()) for path in files] + [(_PACKAGE / f"{name}.py", b"") for name in _EMPTY]
+        for path, data in contents:
+            name = str(path.relative_to(_PACKAGE.parent))
             archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
             sizes.append((name, len(data)))
             digest.update(data)

@@ -17,6 +17,7 @@ import pytest
 from gsync.transfer.registry import open_store
 from gsync.transfer.store import Category, Item, Store, StoreError
 from gsync.transfer.stores.vault import make_vault
+from tests.sshd import HOST, Sshd
 from tests.tape import Tape
 
 HOSTILE = [b"plain", b"new\nline", b"c\rr", b"\xff\xfe", b"-dash", b"%41", b"a b*?\"'", "ü".encode(), b"n" * 255]
@@ -26,7 +27,7 @@ FILE = Item(b"", stat.S_IFREG, 0, 1_600_000_000_123_456_789, 0, 0o640, os.geteui
 class World:
     """A place where stores can be made, and opened again as another process would."""
 
-    def __init__(self, kind: str, folder: Path, stack: ExitStack) -> None:
+    def __init__(self, kind: str, folder: Path, stack: ExitStack, sshd: Sshd | None = None) -> None:
         self.kind = kind
         self._folder, self._stack = folder, stack
         self.root = folder / "root"
@@ -37,6 +38,15 @@ class World:
             self.url = f"tar://{self.root}"
         if kind == "tape":
             self.options = Tape(folder / "tape").options
+        if sshd is not None:
+            self.url = f"{HOST}:{self.root}"
+            self.options = {"ssh-config": str(sshd.client_config)}
+        if kind == "gluster":  # the volume that tests/gluster/test_store.py has made
+            volume = os.environ["GSYNC_TEST_VOLUME"]
+            whole = open_store(volume)
+            whole.mkdir(os.fsencode(f"{folder.parent.name}-{folder.name}"))
+            whole.close()
+            self.url = f"{volume}/{folder.parent.name}-{folder.name}"
 
     def open(self) -> Store:
         store = open_store(self.url, "s", self.options)
@@ -44,10 +54,17 @@ class World:
         return store
 
 
-@pytest.fixture(params=["dir", "tar", "tape"])
+@pytest.fixture(scope="module")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    with Sshd(tmp_path_factory.mktemp("sshd")) as sshd:
+        yield sshd
+
+
+@pytest.fixture(params=["dir", "tar", "tape", "ssh", pytest.param("gluster", marks=pytest.mark.gluster)])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     with ExitStack() as stack:
-        yield World(request.param, tmp_path, stack)
+        server = request.getfixturevalue("sshd") if request.param == "ssh" else None
+        yield World(request.param, tmp_path, stack, server)
 
 
 @pytest.fixture

@@ -29,7 +29,8 @@ LAYERS = [
 ]
 
 # What the master brings along for the slave host: Python 3.9, standard library only.
-AGENT = ["__init__", "model", "errors", "fsid", "namespace", "rpc", "slave.*"]
+AGENT = ["__init__", "model", "errors", "fsid", "namespace", "rpc", "slave.*", "transfer.store",
+         "transfer.stores.dir", "transfer.stores.server"]
 NOT_IN_AGENT = ["slave.client"]
 
 

@@ -1,0 +1,394 @@
+"""`gsync queue`: what is to be moved, what is being moved, and what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gsync.cli import completion
+from gsync.cli.options import JsonOption, StateOption
+
+if TYPE_CHECKING:
+    from gsync.transfer.database import NewTransfer, Request, State, Transfer, Transfers
+    from gsync.transfer.registry import Place, Stores
+
+app = typer.Typer(no_args_is_help=True, help="Transfers that are to be done, are being done, or were done.")
+
+_SHOWN = 100  # transfers that `show` prints
+OwnerOption = Annotated[str | None, typer.Option("--owner", help="Of this owner.")]
+LinkOption = Annotated[str | None, typer.Option("--link", metavar="FROM,TO", help=(
+    "From this store to that one; either may be left out."))]
+Requests = Annotated[list[str] | None, typer.Argument(
+    metavar="[ID]…", help="Requests (or the first digits), transfers by number.", autocompletion=completion.requests)]
+
+
+@app.command("submit")
+def submit(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A file or directory: STORE:PATH, /path, host:/path.")],
+    destination: Annotated[str, typer.Argument(metavar="DST", help="What it is to be called there.")],
+    owner: Annotated[str | None, typer.Option("--owner", help="On whose share it counts; default: you.")] = None,
+    priority: Annotated[int, typer.Option("--priority", min=-3, max=3, help="Each step doubles the share.")] = 0,
+    label: Annotated[str, typer.Option("--label", help="What it is, for lists.")] = "",
+    replace: Annotated[bool, typer.Option("--replace", help="Replace files that are there.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read every copy anew and compare it.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Do it here and now, and end with what became of it.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be moved.")] = False,
+    json: JsonOption = False, state: StateOption = None,
+) -> int:
+    """Queue a copy of a file, or of a directory with all that is in it. A worker (gsync queue run) does it."""
+    from gsync.cli.output import path_shown, print_json, size_text
+    from gsync.transfer.database import NewRequest
+
+    with _Queue(state) as queue:
+        src, dst = queue.stores.place(source), queue.stores.place(destination)
+        operations = _operations(queue.stores, src, dst, {"replace": replace, "verify": verify})
+        moves = [t for operation in operations for t in operation.transfers]
+        files = sum(len(operation.transfers) for operation in operations if operation.kind == "copy")
+        size = sum(t.size or 0 for t in moves)
+        if dry_run:
+            if json:
+                print_json({"files": files, "bytes": size, "from": str(src), "to": str(dst)})
+            else:
+                print(f"would copy {files} files, {size_text(size)}, from {path_shown(str(src))} to "
+                      f"{path_shown(str(dst))}")
+            return 0
+        ident = queue.transfers.submit(NewRequest("queue", owner or _me(), operations, label or f"{src} → {dst}",
+                                                  priority))
+        if not wait:
+            if json:
+                print_json({"id": ident, "files": files, "bytes": size})
+            else:
+                print(f"request {ident}: {files} files, {size_text(size)}; gsync queue show {ident}")
+            return 0
+    _work(state, ident)
+    with _Queue(state) as queue:
+        found = queue.request(ident)
+        _print_request(queue, found, json)
+        return _exit_code(queue.transfers.counts(ident))
+
+
+@app.command("list")
+def list_(
+    state_: Annotated[list[str] | None, typer.Option(
+        "--in", metavar="STATE", help="In this state: QUEUED, NEW, SUBMITTED, RETRY, DONE, FAILED, KILLED.")] = None,
+    owner: OwnerOption = None,
+    kind: Annotated[str | None, typer.Option("--kind", help="Made by: queue, send, archive, deliver.")] = None,
+    link: LinkOption = None,
+    transfers: Annotated[bool, typer.Option("--transfers", help="Transfers rather than requests.")] = False,
+    limit: Annotated[int, typer.Option("--limit", min=0, help="At most so many lines, the newest; 0: all.")] = 50,
+    json: JsonOption = False, state: StateOption = None,
+) -> None:
+    """List requests, the newest last, or with --transfers (or --link) their transfers."""
+    with _Queue(state) as queue:
+        states = [_state(word) for word in state_ or []]
+        if transfers or link:
+            _list_transfers(queue, states, owner, kind, _link(link), limit, json)
+        else:
+            _list_requests(queue, states, owner, kind, limit, json)
+
+
+@app.command("show")
+def show(ident: Annotated[str, typer.Argument(metavar="ID", help="The request, or the first digits of it.",
+                                              autocompletion=completion.requests)],
+         all_: Annotated[bool, typer.Option("--all", help=f"All transfers, not {_SHOWN} only.")] = False,
+         json: JsonOption = False, state: StateOption = None) -> int:
+    """Show a request: its operations, its transfers, and why what failed has failed. Exit code 1 if something has."""
+    with _Queue(state) as queue:
+        found = queue.request(ident)
+        _print_request(queue, found, json, all_)
+        return _exit_code(queue.transfers.counts(found.id))
+
+
+@app.command("retry")
+def retry(ids: Requests = None, owner: OwnerOption = None, link: LinkOption = None,
+          json: JsonOption = False, state: StateOption = None) -> None:
+    """Try what FAILED or was KILLED again, with its tries counted anew; what waits in RETRY does not wait longer."""
+    with _Queue(state) as queue:
+        _tell("retry", _orders(queue, "retry", ids, owner, link), json)
+
+
+@app.command("kill")
+def kill(ids: Requests = None, owner: OwnerOption = None, link: LinkOption = None,
+         yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+         dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how many it would be.")] = False,
+         json: JsonOption = False, state: StateOption = None) -> None:
+    """Kill what is not finished of requests, an owner or a link; it stays killed. What was brought stays there."""
+    from gsync.cli.output import asked
+    from gsync.errors import UsageError
+
+    with _Queue(state) as queue:
+        count = _orders(queue, "count", ids, owner, link)
+        if dry_run:
+            _tell("would kill", count, json)
+            return
+        if not yes and not asked(f"Kill {count} transfers?"):
+            raise UsageError("queue kill: nothing was killed; --yes kills without asking")
+        _tell("kill", _orders(queue, "kill", ids, owner, link), json)
+
+
+@app.command("run")
+def run(
+    once: Annotated[bool, typer.Option("--once", help="End when nothing is left that can be done now.")] = False,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, max=64, help="So many at a time.")] = 4,
+    max_retries: Annotated[int, typer.Option("--max-retries", min=0, help="Tries after the first one.")] = 3,
+    pause: Annotated[str, typer.Option("--pause", metavar="TIME", help="Before the second try; it doubles.")] = "5s",
+    job_timeout: Annotated[str, typer.Option("--job-timeout", metavar="TIME", help=(
+        "A job without any progress for so long is given up."))] = "10m",
+    history: Annotated[str, typer.Option("--history", metavar="TIME", help=(
+        "Requests that are done are forgotten after this time."))] = "30d",
+    log_level: Annotated[str, typer.Option("--log-level", help="DEBUG, INFO, WARNING or ERROR.")] = "INFO",
+    state: StateOption = None,
+) -> int:
+    """Work off the queue, until Ctrl-C. Several may run at once; each owner is served by one of them at a time."""
+    from gsync import log
+    from gsync.cli.store import seconds_of
+    from gsync.errors import UsageError
+    from gsync.transfer.retry import RetryPolicy
+    from gsync.transfer.worker import Settings
+
+    if log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        raise UsageError(f"queue run: --log-level {log_level}: not DEBUG, INFO, WARNING or ERROR")
+    log.setup(log_level)
+    policy = RetryPolicy(max_retries=max_retries, first_pause=seconds_of(pause))
+    settings = Settings(jobs=jobs, job_timeout=seconds_of(job_timeout), history=seconds_of(history), policy=policy)
+    failed = _work(state, None, settings, once=once)
+    return 1 if once and failed else 0
+
+
+# what commands share
+
+
+class _Queue:
+    """The database and the stores, open for a `with`."""
+
+    def __init__(self, state: str | None) -> None:
+        from gsync.transfer.database import Transfers
+        from gsync.transfer.registry import Stores
+        from gsync.volume.home import Home
+
+        self.transfers: Transfers = Transfers(Home(state).path)
+        self.stores: Stores = Stores(self.transfers)
+
+    def __enter__(self) -> _Queue:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.stores.close()
+        self.transfers.close()
+
+    def request(self, ident: str) -> Request:
+        from gsync.errors import UsageError
+
+        found = self.transfers.request(ident) if ident else None
+        if found is None:
+            raise UsageError(f"request {ident}: there is none, or several that begin so; gsync queue list shows them")
+        return found
+
+
+def _work(state: str | None, request: str | None, settings: Any = None, once: bool = False) -> int:
+    """Run a worker until it ends or a signal comes; how many transfers failed meanwhile."""
+    import signal
+    import threading
+
+    from gsync.transfer.database import State
+    from gsync.transfer.worker import Worker
+    from gsync.volume.home import Home
+
+    stop = threading.Event()
+    failed: list[int] = []
+
+    def told(transfer: Transfer, now: State, reason: str) -> None:
+        if now is State.FAILED:
+            failed.append(transfer.id)
+
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        Worker(Home(state).path, settings, stop=stop, request=request, once=once, told=told).run()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return len(failed)
+
+
+def _me() -> str:
+    import getpass
+
+    return getpass.getuser()
+
+
+def _operations(stores: Stores, src: Place, dst: Place, arguments: dict[str, bool]) -> list[Any]:
+    """Directories, then what is in them, then the directories' attributes. UsageError if there is no such source."""
+    from gsync.errors import UsageError
+    from gsync.transfer.database import NewOperation, NewTransfer
+
+    source = stores.get(src.store)
+    stores.get(dst.store)
+    item = source.stat(src.path)
+    if item is None:
+        raise UsageError(f"{src}: is not there")
+    chosen = {key: value for key, value in arguments.items() if value}
+    if not item.is_dir:
+        one = NewTransfer(src.store, src.path, dst.store, dst.path, item.size)
+        return [NewOperation("copy", [one], chosen)]
+    folders: list[NewTransfer] = []
+    files: list[NewTransfer] = []
+
+    def walk(path: bytes) -> Iterator[bytes]:
+        new = dst.path + path[len(src.path):] if dst.path else path[len(src.path):].lstrip(b"/")
+        folders.append(NewTransfer(src.store, path, dst.store, new))
+        for item in source.list(path):
+            if item.is_dir:
+                yield item.path
+            else:
+                below = dst.path + item.path[len(src.path):] if dst.path else item.path[len(src.path):].lstrip(b"/")
+                files.append(NewTransfer(src.store, item.path, dst.store, below, item.size))
+
+    todo = [src.path]
+    while todo:
+        todo += walk(todo.pop())
+    found = [NewOperation("mkdir", folders), NewOperation("copy", files, chosen),
+             NewOperation("meta", sorted(folders, key=lambda t: t.path, reverse=True))]
+    return [operation for operation in found if operation.transfers]
+
+
+def _state(word: str) -> State:
+    from gsync.errors import UsageError
+    from gsync.transfer.database import State
+
+    try:
+        return State(word.upper())
+    except ValueError:
+        raise UsageError(f"{word}: not one of {', '.join(state.value for state in State)}") from None
+
+
+def _link(text: str | None) -> tuple[str, str] | None:
+    from gsync.errors import UsageError
+
+    if text is None:
+        return None
+    source, comma, destination = text.partition(",")
+    if not comma or not (source or destination):
+        raise UsageError(f"--link {text}: FROM,TO, names of stores; one of them may be left out")
+    return source, destination
+
+
+def _orders(queue: _Queue, what: str, ids: list[str] | None, owner: str | None, link: str | None) -> int:
+    """kill, retry, or count what kill would be about: for each of the requests and transfers named."""
+    from gsync.errors import UsageError
+
+    order = {"kill": queue.transfers.kill, "retry": queue.transfers.retry,
+             "count": queue.transfers.count_unfinished}[what]
+    if not ids:
+        if owner is None and link is None:
+            raise UsageError(f"queue {'retry' if what == 'retry' else 'kill'}: of what? Give ids, --owner or --link")
+        return order(owner=owner, link=_link(link))
+    total = 0
+    for ident in ids:
+        if ident.isdigit() and len(ident) < 10 and queue.transfers.transfer(int(ident)) is not None \
+                and queue.transfers.request(ident) is None:
+            total += order(ids=[int(ident)], owner=owner, link=_link(link))
+        else:
+            total += order(request=queue.request(ident).id, owner=owner, link=_link(link))
+    return total
+
+
+def _tell(what: str, count: int, json: bool) -> None:
+    from gsync.cli.output import print_json
+
+    if json:
+        print_json({"action": what, "transfers": count})
+    else:
+        print({"kill": f"{count} transfers killed", "would kill": f"would kill {count} transfers",
+               "retry": f"{count} transfers are tried again"}[what])
+
+
+def _exit_code(counts: dict[State, int]) -> int:
+    from gsync.transfer.database import State
+
+    return 1 if counts.get(State.FAILED) else 0
+
+
+# printing
+
+
+def _described(request: Request) -> dict[str, Any]:
+    from gsync.session.status import rfc3339
+
+    return {"id": request.id, "kind": request.kind, "owner": request.owner, "priority": request.priority,
+            "label": request.label, "state": request.state.value, "created": rfc3339(request.created),
+            "changed": rfc3339(request.changed)}
+
+
+def _described_transfer(t: Transfer) -> dict[str, Any]:
+    import os
+
+    from gsync.session.status import rfc3339
+
+    return {"id": t.id, "request": t.request, "kind": t.kind, "owner": t.owner, "from": t.source,
+            "from_path": os.fsdecode(t.source_path), "to": t.store, "to_path": os.fsdecode(t.path), "size": t.size,
+            "checksum": t.checksum, "state": t.state.value, "tries": t.tries,
+            "not_before": rfc3339(t.not_before) if t.state.value == "RETRY" else None, "category": t.category,
+            "reason": t.reason, "created": rfc3339(t.created), "changed": rfc3339(t.changed),
+            "publication": t.publication}
+
+
+def _list_requests(queue: _Queue, states: list[State], owner: str | None, kind: str | None, limit: int,
+                   json: bool) -> None:
+    from gsync.cli.output import path_shown, print_json, print_table
+
+    found = queue.transfers.find_requests(states=states, owner=owner, kind=kind, limit=limit or -1)
+    rows = [{**_described(request), "transfers": {s.value: n for s, n in queue.transfers.counts(request.id).items()}}
+            for request in found]
+    if json:
+        print_json(rows)
+    elif not rows:
+        print("nothing is queued" if not (states or owner or kind) else "no such requests")
+    else:
+        print_table(["REQUEST", "KIND", "OWNER", "STATE", "TRANSFERS", "CREATED", "WHAT"],
+                    [[r["id"], r["kind"], r["owner"], r["state"],
+                      " ".join(f"{n} {s}" for s, n in sorted(r["transfers"].items())), r["created"],
+                      path_shown(r["label"])] for r in rows])
+
+
+def _list_transfers(queue: _Queue, states: list[State], owner: str | None, kind: str | None,
+                    link: tuple[str, str] | None, limit: int, json: bool) -> None:
+    from gsync.cli.output import print_json, print_table
+
+    found = queue.transfers.find(states=states, owner=owner, kind=kind, link=link, limit=limit or -1)
+    if json:
+        print_json([_described_transfer(t) for t in found])
+    elif not found:
+        print("no such transfers")
+    else:
+        print_table(["ID", "REQUEST", "STATE", "TRIES", "FROM", "TO", "WHY"], map(_line, found))
+
+
+def _line(t: Transfer) -> list[str]:
+    from gsync.transfer.database import shown_place
+
+    return [str(t.id), t.request[:8], t.state.value, str(t.tries), shown_place(t.source, t.source_path),
+            shown_place(t.store, t.path), t.reason]
+
+
+def _print_request(queue: _Queue, request: Request, json: bool, all_: bool = False) -> None:
+    from gsync.cli.output import path_shown, print_json, print_table
+
+    operations = queue.transfers.operations(request.id)
+    counts = {s.value: n for s, n in queue.transfers.counts(request.id).items()}
+    found = queue.transfers.page(request=request.id, limit=-1 if all_ or json else _SHOWN)
+    if json:
+        print_json({**_described(request), "transfers": counts,
+                    "operations": [{"kind": o.kind, "state": o.state.value, "arguments": o.arguments}
+                                   for o in operations],
+                    "rows": [_described_transfer(t) for t in found]})
+        return
+    for key, value in (("request", request.id), ("kind", request.kind), ("owner", request.owner),
+                       ("what", path_shown(request.label)), ("state", request.state.value),
+                       ("operations", ", ".join(f"{o.kind} {o.state.value}" for o in operations)),
+                       ("transfers", ", ".join(f"{n} {s}" for s, n in sorted(counts.items())))):
+        print(f"{key + ':':12} {value}")
+    print_table(["ID", "REQUEST", "STATE", "TRIES", "FROM", "TO", "WHY"], map(_line, found))
+    if len(found) < sum(counts.values()):
+        print(f"… and {sum(counts.values()) - len(found)} more; --all shows them")

@@ -1,0 +1,192 @@
+"""`gsync store`: the places that bounded transfers bring files to and fetch them from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gsync.cli import completion
+from gsync.cli.options import JsonOption, StateOption
+
+if TYPE_CHECKING:
+    from gsync.transfer.registry import Known, Stores
+
+app = typer.Typer(no_args_is_help=True, help="The places that transfers bring files to and fetch them from.")
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The store.", autocompletion=completion.stores)]
+
+
+@app.command("add")
+def add(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What to call the store.")],
+    url: Annotated[str, typer.Argument(metavar="URL", help=(
+        "/path, host:/path or ssh://[user@]host[:port]/path, gluster://host/VOLUME[/path], tar:///path (a vault)."))],
+    option: Annotated[list[str] | None, typer.Option(
+        "-o", "--option", metavar="KEY=VALUE",
+        help="ssh: ssh-config. tar: tar-size, {put,get,size,delete,read}-command, command-timeout.")] = None,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Nothing is ever put into it.")] = False,
+    json: JsonOption = False, state: StateOption = None,
+) -> None:
+    """Give a store a name. It is opened to see that it is there; an empty directory becomes a vault with tar://."""
+    from gsync.cli.output import print_json
+    from gsync.errors import UsageError
+
+    options = {}
+    for each in option or []:
+        key, equals, value = each.partition("=")
+        if not equals:
+            raise UsageError(f"store add: {each!r} is not of the form KEY=VALUE")
+        options[key] = value
+    with _stores(state) as stores:
+        stores.add(name, url, options, read_only)
+        known = stores.known(name)
+    if json:
+        print_json(_described(known))
+    else:
+        print(f"store {name} is {url}")
+
+
+@app.command("list")
+def list_(json: JsonOption = False, state: StateOption = None) -> None:
+    """List the stores."""
+    from gsync.cli.output import print_json, print_table
+
+    with _stores(state) as stores:
+        found = [_described(known) for known in stores.all()]
+    if json:
+        print_json(found)
+    elif found:
+        print_table(["STORE", "KIND", "URL", "HEALTH"], [[s["name"], s["kind"], s["url"], _health(s)] for s in found])
+    else:
+        print("no stores; gsync store add NAME URL makes one")
+
+
+@app.command("check")
+def check(name: NameArgument, json: JsonOption = False, state: StateOption = None) -> int:
+    """See whether a store can be used now, and how much room it has. A ban by the queue ends if it can."""
+    from gsync.cli.output import print_error, print_json, size_text
+    from gsync.transfer.store import StoreError
+
+    reason, free = "", None
+    with _stores(state) as stores:
+        stores.known(name)
+        try:
+            store = stores.get(name)
+            store.probe()
+            free = store.free()
+        except StoreError as exc:
+            reason = str(exc)
+        else:
+            stores.is_back(name)
+        known = stores.known(name)
+    if json:
+        print_json({**_described(known), "reachable": not reason, "reason": reason or known.reason, "free": free})
+    elif reason:
+        print_error(reason)
+    else:
+        room = f", {size_text(free)} free" if free is not None else ""
+        print(f"store {name}: reachable{room}" + (f"; {_health(_described(known))}" if known.banned else ""))
+    return StoreError.exit_code if reason else 0
+
+
+@app.command("ban")
+def ban(
+    name: NameArgument,
+    for_: Annotated[str | None, typer.Option("--for", metavar="TIME", help="As 30m, 2h, 1d; else until it is allowed.")]
+    = None,
+    reason: Annotated[str, typer.Option("--reason", help="Why; shown in lists.")] = "by hand",
+    json: JsonOption = False, state: StateOption = None,
+) -> None:
+    """Leave a store alone: nothing is begun that needs it, and no transfer loses a try by that."""
+    with _stores(state) as stores:
+        stores.known(name)
+        stores.ban(name, reason, None if for_ is None else seconds_of(for_))
+        _tell(stores.known(name), json)
+
+
+@app.command("allow")
+def allow(name: NameArgument, json: JsonOption = False, state: StateOption = None) -> None:
+    """End a ban: what waits for the store is due at once."""
+    with _stores(state) as stores:
+        stores.known(name)
+        stores.allow(name)
+        _tell(stores.known(name), json)
+
+
+@app.command("remove")
+def remove(name: NameArgument, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+           json: JsonOption = False, state: StateOption = None) -> None:
+    """Forget a store that no transfer needs any more. What is in it stays as it is."""
+    from gsync.cli.output import asked, print_json
+    from gsync.errors import UsageError
+
+    with _stores(state) as stores:
+        known = stores.known(name)
+        if not yes and not asked(f"Forget store {name} ({known.url})? What is in it stays."):
+            raise UsageError(f"store {name}: not removed; --yes removes it without asking")
+        stores.remove(name)
+    if json:
+        print_json(_described(known))
+    else:
+        print(f"store {name}: removed")
+
+
+def seconds_of(text: str) -> float:
+    """A duration: 90, 90s, 30m, 2h, 1d, 2w. UsageError."""
+    import re
+
+    from gsync.errors import UsageError
+
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhdw]?)", text)
+    if not match:
+        raise UsageError(f"{text!r} is not a duration, as 90s, 30m, 2h, 1d")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}[match[2]]
+
+
+@contextmanager
+def _stores(state: str | None) -> Iterator[Stores]:
+    """The registry."""
+    from gsync.transfer.database import Transfers
+    from gsync.transfer.registry import Stores
+    from gsync.volume.home import Home
+
+    transfers = Transfers(Home(state).path)
+    stores = Stores(transfers)
+    try:
+        yield stores
+    finally:
+        stores.close()
+        transfers.close()
+
+
+def _described(known: Known) -> dict[str, Any]:
+    from gsync.session.status import rfc3339
+    from gsync.transfer.registry import kind_of
+
+    until = known.banned_until
+    return {"name": known.name, "kind": kind_of(known.url), "url": known.url, "options": dict(known.options),
+            "read_only": known.read_only, "banned": known.banned,
+            "banned_until": rfc3339(until) if known.banned and until is not None else None, "reason": known.reason}
+
+
+def _health(store: dict[str, Any]) -> str:
+    words = []
+    if store["banned"]:
+        words.append(f"banned until {store['banned_until'] or 'allowed'}" + (f": {store['reason']}" if store["reason"]
+                                                                              else ""))
+    if store["read_only"]:
+        words.append("read-only")
+    return "; ".join(words) or "ok"
+
+
+def _tell(known: Known, json: bool) -> None:
+    from gsync.cli.output import print_json
+
+    described = _described(known)
+    if json:
+        print_json(described)
+    else:
+        print(f"store {known.name}: {_health(described)}")

@@ -1,0 +1,179 @@
+"""`gsync store` and `gsync queue`, as a person and a script use them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gsync.transfer.database import NewOperation, NewRequest, NewTransfer, Transfers
+from tests.cli import Cli
+
+
+@pytest.fixture
+def place(tmp_path: Path, cli: Cli) -> Path:
+    """A directory with stores a and b in it."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        cli("store", "add", name, str(tmp_path / name))
+    return tmp_path
+
+
+def shown(cli: Cli, *args: str, code: int = 0) -> Any:
+    return json.loads(cli(*args, "--json", code=code))
+
+
+# store
+
+def test_stores_are_added_listed_and_removed(cli: Cli, place: Path) -> None:
+    (place / "v").mkdir()
+    assert cli("store", "add", "v", f"tar://{place}/v", "-o", "tar-size=1G") == f"store v is tar://{place}/v\n"
+    assert [(s["name"], s["kind"]) for s in shown(cli, "store", "list")] == [("a", "dir"), ("b", "dir"), ("v", "tar")]
+    assert "reachable" in cli("store", "check", "v")
+    assert cli("store", "remove", "v", "--yes") == "store v: removed\n"
+    assert "there is no store 'v'" in cli.fails("store", "check", "v", code=2)
+
+
+@pytest.mark.parametrize(("args", "why"), [
+    (["x", "http://h/x"], "not a URL of a store"), (["x/y", "/tmp"], "x/y"), (["a", "/tmp"], "already"),
+    (["x", "/tmp", "-o", "colour=red"], "no option colour"), (["x", "/tmp", "-o", "colour"], "not of the form"),
+    (["x", "tar:///tmp"], "neither empty nor a vault"), (["x", "tar:///nowhere/v"], "make the directory first")])
+def test_what_is_wrong_with_a_store_is_one_line(cli: Cli, place: Path, args: list[str], why: str) -> None:
+    assert why in cli.fails("store", "add", *args, code=2)
+    assert [s["name"] for s in shown(cli, "store", "list")] == ["a", "b"]
+
+
+def test_a_store_that_cannot_be_reached_is_exit_code_4(cli: Cli, place: Path) -> None:
+    os.rename(place / "b", place / "away")
+    assert "not mounted?" in cli.fails("store", "check", "b", code=4)
+    found = shown(cli, "store", "check", "b", code=4)
+    assert (found["reachable"], found["free"]) == (False, None)
+
+
+def test_bans(cli: Cli, place: Path) -> None:
+    said = cli("store", "ban", "a", "--for", "2h", "--reason", "dust")
+    assert re.match(r"store a: banned until 20..-..-..T.*: dust", said)
+    assert "banned until allowed" in cli("store", "ban", "a")
+    assert "banned" in cli("store", "list")
+    assert "banned" in cli("store", "check", "a")  # a person's ban holds
+    assert cli("store", "allow", "a") == "store a: ok\n"
+    assert "not a duration" in cli.fails("store", "ban", "a", "--for", "soon", code=2)
+
+
+# queue
+
+def test_a_file_is_queued_shown_and_done(cli: Cli, place: Path) -> None:
+    (place / "a" / "x").write_text("hello")
+    found = shown(cli, "queue", "submit", "a:x", "b:y", "--owner", "ann")
+    assert found["files"] == 1
+    assert f"{found['id']}" in cli("queue", "list")
+    assert cli("queue", "run", "--once", "--log-level", "ERROR") == ""
+    request = shown(cli, "queue", "show", found["id"][:6])
+    assert (request["state"], request["owner"], request["transfers"]) == ("DONE", "ann", {"DONE": 1})
+    assert (place / "b" / "y").read_text() == "hello"
+
+
+def test_a_tree_is_brought_whole_with_the_times_of_its_directories(cli: Cli, place: Path) -> None:
+    deep = place / "a" / "t" / "d e\n" / "f"
+    deep.mkdir(parents=True)
+    (deep / "x").write_text("1")
+    (place / "a" / "t" / "empty").mkdir(mode=0o750)
+    os.symlink("d e\n/f/x", place / "a" / "t" / "l")
+    for path in (deep, deep.parent, place / "a" / "t"):
+        os.utime(path, ns=(5, 1_500_000_000_000_000_005))
+    out = cli("queue", "submit", "a:t", str(place / "b" / "copy"), "--wait")
+    assert "state:       DONE" in out
+    assert (place / "b" / "copy" / "d e\n" / "f" / "x").read_text() == "1"
+    assert os.readlink(place / "b" / "copy" / "l") == "d e\n/f/x"
+    for path in (place / "b" / "copy", place / "b" / "copy" / "d e\n", place / "b" / "copy" / "d e\n" / "f"):
+        assert os.stat(path).st_mtime_ns == 1_500_000_000_000_000_005
+    assert os.stat(place / "b" / "copy" / "empty").st_mode & 0o777 == 0o750
+
+
+def test_a_dry_run_queues_nothing(cli: Cli, place: Path) -> None:
+    (place / "a" / "x").write_text("hello")
+    assert "would copy 1 files, 5 B, from a:x to b:x" in cli("queue", "submit", "a:x", "b:x", "--dry-run")
+    assert cli("queue", "list") == "nothing is queued\n"
+
+
+def test_what_failed_says_why_and_is_tried_again(cli: Cli, place: Path) -> None:
+    (place / "a" / "x").write_text("hello")
+    (place / "b" / "x").write_text("precious")
+    out = cli("queue", "submit", "a:x", "b:x", "--wait", code=1)
+    assert "FAILED" in out
+    assert "store b: write x: File exists" in out
+    (ident,) = [r["id"] for r in shown(cli, "queue", "list", "--in", "failed")]
+    (place / "b" / "x").unlink()
+    assert cli("queue", "retry", ident) == "1 transfers are tried again\n"
+    cli("queue", "run", "--once", "--log-level", "ERROR")
+    assert shown(cli, "queue", "show", ident)["state"] == "DONE"
+
+
+def test_kill_by_request_owner_link_and_number(cli: Cli, place: Path) -> None:
+    (place / "a" / "x").write_text("hello")
+    ids = [shown(cli, "queue", "submit", "a:x", f"b:{n}", "--owner", owner)["id"]
+           for n, owner in enumerate(["ann", "bob", "bob", "eve"])]
+    numbers = [t["id"] for t in shown(cli, "queue", "list", "--transfers")]
+    assert cli("queue", "kill", ids[0], "--dry-run") == "would kill 1 transfers\n"
+    assert "--yes" in cli.fails("queue", "kill", ids[0], code=2)
+    assert cli("queue", "kill", ids[0], "--yes") == "1 transfers killed\n"
+    assert cli("queue", "kill", "--owner", "bob", "--link", "b,a", "--yes") == "0 transfers killed\n"
+    assert cli("queue", "kill", "--owner", "bob", "--yes") == "2 transfers killed\n"
+    assert cli("queue", "kill", str(numbers[3]), "--yes") == "1 transfers killed\n"
+    assert [t["state"] for t in shown(cli, "queue", "list", "--link", ",b")] == ["KILLED"] * 4
+    cli("queue", "run", "--once", "--log-level", "ERROR")
+    assert os.listdir(place / "b") == []
+
+
+@pytest.mark.parametrize(("args", "why"), [
+    (["show", "zzz"], "there is none"), (["kill", "--yes"], "of what"), (["retry"], "of what"),
+    (["list", "--in", "sleeping"], "not one of"), (["list", "--link", "ab"], "FROM,TO"),
+    (["submit", "a:nothing", "b:x"], "is not there"), (["submit", "c:x", "b:x"], "there is no store 'c'"),
+    (["run", "--pause", "long"], "not a duration")])
+def test_what_is_wrong_is_one_line(cli: Cli, place: Path, args: list[str], why: str) -> None:
+    assert why in cli.fails("queue", *args, code=2)
+
+
+def test_names_that_are_not_utf_8(cli: Cli, place: Path) -> None:
+    name = os.fsdecode(b"\xff\n")
+    (place / "a" / name).write_text("1")
+    out = cli("queue", "submit", f"a:{name}", f"b:{name}", "--wait")
+    assert "a:\\xff\\n" in out
+    (row,) = shown(cli, "queue", "list", "--transfers")
+    assert row["to_path"]["path_b64"] == "/wo="
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_transfers_are_listed_and_filtered(cli: Cli, tmp_path: Path) -> None:
+    db = Transfers(cli.home.path)
+    for owner in ("ann", "bob"):
+        db.submit(NewRequest("queue", owner, [NewOperation("copy", [
+            NewTransfer("a", b"x%d" % n, "b", b"y%d" % n, 5) for n in range(50_000)])]))
+    db.close()
+    assert len(shown(cli, "queue", "list", "--transfers", "--limit", "0")) == 100_000
+    assert len(shown(cli, "queue", "list", "--transfers", "--owner", "ann", "--in", "NEW", "--limit", "0")) == 50_000
+    assert cli("queue", "list", "--transfers", "--limit", "0").count("\n") > 100_000
+    assert [r["transfers"] for r in shown(cli, "queue", "list")] == [{"NEW": 50_000}] * 2
+
+
+# completion
+
+def test_completion(cli: Cli, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "a" / "x").write_text("hello")
+    ident = shown(cli, "queue", "submit", "a:x", "b:x")["id"]
+
+    def offered(*words: str) -> list[str]:
+        with monkeypatch.context() as patch:
+            patch.setenv("_GSYNC_COMPLETE", "complete_bash")
+            patch.setenv("COMP_WORDS", "\n".join(["gsync", *words]))
+            patch.setenv("COMP_CWORD", str(len(words)))
+            return [line for line in cli().split("\n") if line]
+
+    assert offered("store", "check", "") == ["a", "b"]
+    assert offered("store", "b") == ["ban"]
+    assert offered("queue", "kill", "") == [ident]
+    assert offered("queue", "sh") == ["show"]
