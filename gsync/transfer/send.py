@@ -22,7 +22,7 @@ import stat
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gsync.errors import UsageError
 from gsync.log import get_logger
@@ -32,6 +32,9 @@ from gsync.transfer.database import NewOperation, NewRequest, NewTransfer, Trans
 from gsync.transfer.mover import content_of, copy, verify
 from gsync.transfer.registry import LOCAL, Place, Stores
 from gsync.transfer.store import Category, Content, Store, StoreError
+
+if TYPE_CHECKING:
+    from gsync.transfer.handlers import Context
 
 _log = get_logger(__name__)
 
@@ -327,5 +330,10 @@ def sending(transfers: Transfers, stores: Stores, request: str) -> Sending:
 
 
 def carry_out(transfers: Transfers, stores: Stores, transfer: Transfer) -> None:
-    """The queue's handler of place, replicate, register and tidy; StoreError."""
+    """Do place, replicate, register or tidy; StoreError."""
     sending(transfers, stores, transfer.request).do(transfer.kind)
+
+
+def handle(context: Context, transfer: Transfer) -> None:
+    """The same, as the queue's workers call it (handlers)."""
+    carry_out(context.transfers, context.stores, transfer)
