@@ -320,13 +320,14 @@ class Transfers:
         if not request.operations or any(not operation.transfers for operation in request.operations):
             raise ValueError("a request has operations, and an operation transfers")
         now, db = time.time_ns(), self._db
+        owner, label = _clean(request.owner), _clean(request.label)
         # Who comes anew, or back, begins where the others are: nobody saves up.
         waits = "EXISTS (SELECT 1 FROM transfers WHERE state='NEW' AND owner=owners.owner)"
         floor = db.execute(f"SELECT coalesce(min(served), 0) FROM owners WHERE {waits}").fetchone()[0]
         db.execute("INSERT INTO owners (owner, served) VALUES (?,?) ON CONFLICT (owner) DO UPDATE SET "
-                   f"served=max(served, excluded.served) WHERE NOT {waits}", (request.owner, floor))
+                   f"served=max(served, excluded.served) WHERE NOT {waits}", (owner, floor))
         db.execute("INSERT INTO requests VALUES (?,?,?,?,?,?,?,?)", (
-            request.id, request.kind, request.owner, request.priority, request.label, now, now, State.NEW.value))
+            request.id, request.kind, owner, request.priority, label, now, now, State.NEW.value))
         for position, operation in enumerate(request.operations):
             state = (State.QUEUED if position else State.NEW).value
             ident = db.execute(
@@ -336,7 +337,7 @@ class Transfers:
                 "INSERT INTO transfers (request, operation, kind, owner, priority, source, source_path, store, path, "
                 "size, checksum, state, created, changed, publication, catalog, replicas) "
                 "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
-                ((request.id, ident, operation.kind, request.owner, request.priority, t.source, t.source_path, t.store,
+                ((request.id, ident, operation.kind, owner, request.priority, t.source, t.source_path, t.store,
                   t.path, t.size, t.checksum, state, now, now, "NEW" if t.catalog else "NOT_REQUIRED", t.catalog,
                   replicas_text(t.replicas)) for t in operation.transfers))
 
@@ -689,6 +690,11 @@ def _selection(request: str | None, owner: str | None, link: tuple[str, str] | N
     if ids:
         wheres.append(f"id IN ({','.join(str(int(i)) for i in ids)})")
     return wheres, values
+
+
+def _clean(text: str) -> str:
+    """As a column can hold it: what is not UTF-8 in it is escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _marks(values: Collection[Any]) -> str:

@@ -56,6 +56,11 @@ _FORMS = "/path, file:///path, host:/path, ssh://[user@]host[:port]/path, gluste
 
 def kind_of(url: str) -> str:
     """What kind of store a URL names: dir, ssh, gluster, tar. UsageError if it names none."""
+    try:
+        url.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"store {shown(os.fsencode(url))}: the URL of a store must be UTF-8; take a directory above "
+                         "it as the store, and the rest as path in that") from None
     match = _SCHEME.fullmatch(url)
     if url.startswith("/") or (match and match[1] == "file" and match[2].startswith("/")):
         return "dir"

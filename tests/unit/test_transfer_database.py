@@ -114,7 +114,7 @@ def test_one_worker_serves_an_owner_at_a_time_and_leases_run_out(db: Transfers) 
 def test_banned_stores_are_left_alone(db: Transfers) -> None:
     db.submit(request())
     with db.atomic() as sql:
-        sql.execute("INSERT INTO bans VALUES ('b', NULL, 'by hand')")
+        sql.execute("INSERT INTO bans VALUES ('b', NULL, 'by hand', 0)")
     assert db.acquire("w", 9, 60) == []
 
 

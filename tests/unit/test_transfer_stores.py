@@ -7,6 +7,8 @@ import hashlib
 import io
 import os
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -155,3 +157,53 @@ def test_a_copy_is_compared_and_a_torn_source_arrives_nowhere(store: Store, tmp_
     assert other.stat(b"z") is None
     assert not any(name.startswith(PART) for name in map(os.fsencode, os.listdir(tmp_path / "other")))
     assert not any(thread.name == "mover" for thread in threading.enumerate())
+
+
+def test_in_a_batch_a_file_has_no_name_before_its_bytes_are_durable(store: Store, monkeypatch: pytest.MonkeyPatch
+                                                                    ) -> None:
+    named: list[int] = []
+
+    def syncfs(fd: int) -> None:
+        named.append(len(os.listdir(fd)))
+
+    monkeypatch.setattr("gsync.transfer.stores.dir.syncfs", syncfs)
+    with store.batch():
+        for n in range(20):
+            store.put(b"%d" % n, io.BytesIO(b"x"))
+        assert os.listdir(store.url) == []  # and no other name either
+    assert named == [0, 20]
+
+
+def test_a_killed_process_leaves_nothing_behind(store: Store, tmp_path: Path) -> None:
+    program = ("import os, sys\nfrom gsync.transfer.stores.dir import DirStore\nclass Endless:\n"
+               "    def read(self, size=-1):\n        print('read', flush=True)\n        return bytes(4096)\n"
+               "store = DirStore(os.fsencode(sys.argv[1]))\nstore.put(b'x', Endless())\n")
+    with subprocess.Popen([sys.executable, "-c", program, store.url], stdout=subprocess.PIPE,
+                          cwd=Path(__file__).parents[2]) as process:
+        assert process.stdout is not None
+        for _ in range(20):
+            process.stdout.readline()
+        process.kill()
+    assert os.listdir(store.url) == []
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_where_files_without_names_are_not_known(store: Store, monkeypatch: pytest.MonkeyPatch, replace: bool) -> None:
+    real = os.open
+
+    def no_tmpfile(path: bytes, flags: int, *args: int, **more: int) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, "not supported")
+        return real(path, flags, *args, **more)
+
+    monkeypatch.setattr(os, "open", no_tmpfile)
+    store.put(b"old", io.BytesIO(b"old"))
+    with store.batch():
+        for n in range(20):
+            store.put(b"%d" % n, io.BytesIO(b"x"), replace=replace)
+        assert all(os.fsencode(name) == b"old" or os.fsencode(name).startswith(PART) for name in os.listdir(store.url))
+        assert len(list(store.list(b""))) == 21
+        with pytest.raises(StoreError):
+            store.put(b"old", io.BytesIO(b"new"))
+    assert sorted(os.listdir(store.url)) == sorted([*map(str, range(20)), "old"])
+    assert read(store, b"old") == b"old"

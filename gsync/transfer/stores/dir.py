@@ -1,7 +1,9 @@
 """The store that is a directory of this host, by descriptors below its root; no symlink is followed.
 
-A file is completed under a name of its own in the directory that it belongs to (`.gsync-part.<random>`), made durable
-and renamed. What a killed process left of that is removed by the next put into the same directory once it is a day old.
+A file is written without a name (O_TMPFILE; where the file system cannot do that, as `.gsync-part.<random>` beside its
+place), gets its attributes, is made durable and only then named: after a kill or a power cut it is whole or not there.
+In a batch many are made durable together, with one syncfs, and named then; the batch's thread sees them at once. What a
+killed process left under a name of ours is removed by a later put into the same directory once it is a day old.
 Runs on the hosts of ssh stores too: standard library only, Python 3.9.
 """
 
@@ -30,6 +32,9 @@ _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PLACE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR)
 _OLD_PART = 86400 * NS
+_PENDING_MOST = 200  # files of a batch that have no name yet; each holds two descriptors
+_FSYNC_MOST = 8      # up to so many are made durable one by one rather than with all of the file system
+_NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
 _OWN_XATTRS = (b"trusted.gfid", b"trusted.glusterfs.", b"trusted.afr.", b"trusted.ec.", b"trusted.overlay.")
 
 
@@ -45,6 +50,7 @@ class DirStore:
         self._caps = Caps(root=os.geteuid() == 0, chown=os.geteuid() == 0, trusted=os.geteuid() == 0)
         self._local = threading.local()
         self._swept: set[tuple[int, int]] = set()
+        self._unnamed = True  # until the file system says that it cannot
         try:
             self._fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -76,6 +82,7 @@ class DirStore:
                              Category.STORE_DOWN)
 
     def stat(self, path: bytes) -> Item | None:
+        self._show(path)
         with store_io(self.name, "look at", path):
             try:
                 fd = self._open(path, _PLACE)
@@ -87,6 +94,7 @@ class DirStore:
                 return _item(path, fd, True)
 
     def list(self, path: bytes) -> Iterator[Item]:
+        self._show_all()
         with store_io(self.name, "list", path), _closing(self._open(path, _DIR)) as folder:
             names = sorted(name for name in map(os.fsencode, os.listdir(folder)) if not name.startswith(PART))
             prefix = path + b"/" if path else b""
@@ -99,6 +107,7 @@ class DirStore:
                     yield _item(prefix + name, fd, False)
 
     def checksum(self, path: bytes, algorithm: str = "sha256") -> str:
+        self._show(path)
         with store_io(self.name, "read", path), self._open_file(path) as file:
             return _copy(file, None, new_digest(algorithm))[1]
 
@@ -116,6 +125,7 @@ class DirStore:
     # files
 
     def get(self, path: bytes, into: BinaryIO) -> Content:
+        self._show(path)
         with store_io(self.name, "read", path):
             source = self._open_file(path)
         return self._copied(path, source, into)
@@ -134,27 +144,46 @@ class DirStore:
                 into.write(block)
 
     def put(self, path: bytes, source: BinaryIO, item: Item | None = None, replace: bool = False) -> Content:
+        self._show(path)
         with self._parent(path, "write", make=True) as (folder, bname):
             self._refuse_occupied(path, folder, bname, replace)
-            part = PART + secrets.token_hex(8).encode()
-            fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
+            new = self._begin(folder, bname, path, replace)
+            kept = False
             try:
-                with open(fd, "wb", buffering=0) as into:
-                    size, digest = _copy(source, into, hashlib.sha256())
-                    if item is not None:
-                        self._attrs(fd, os.fstat(fd), item)
-                    else:
-                        os.fchmod(fd, 0o644 & ~_umask())
-                    if not self._batched():
-                        os.fsync(fd)
-                    self._place(folder, part, bname, replace)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(part, dir_fd=folder)
-                raise
-            self._remove_old_parts(folder)
-            self._settle(folder)
+                size, digest = _copy(source, new.file, hashlib.sha256())
+                if item is not None:
+                    self._attrs(new.fd, os.fstat(new.fd), item)
+                else:
+                    os.fchmod(new.fd, 0o644 & ~_umask())
+                if self._batched():
+                    self._pending()[path] = new
+                    kept = True
+                else:
+                    os.fsync(new.fd)
+                    new.give_name()
+                    os.fsync(folder)
+            finally:
+                if not kept:
+                    new.drop()
+            if len(self._pending()) >= _PENDING_MOST:
+                self._name_all()
             return Content(size, digest)
+
+    def _begin(self, folder: int, bname: bytes, path: bytes, replace: bool) -> _Unfinished:
+        if replace or not self._unnamed:
+            self._remove_old_parts(folder)
+        if self._unnamed:
+            try:
+                fd = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=folder)
+                return _Unfinished(fd, os.dup(folder), bname, path, replace, None)
+            except OSError as exc:
+                if exc.errno not in _NO_TMPFILE:
+                    raise
+                self._unnamed = False
+                self._remove_old_parts(folder)
+        part = _part_name()
+        fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
+        return _Unfinished(fd, os.dup(folder), bname, path, replace, part)
 
     def _refuse_occupied(self, path: bytes, folder: int, bname: bytes, replace: bool) -> None:
         try:
@@ -163,19 +192,6 @@ class DirStore:
             return
         if not replace or not stat.S_ISREG(st.st_mode):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
-
-    def _place(self, folder: int, part: bytes, bname: bytes, replace: bool) -> None:
-        if replace:
-            os.rename(part, bname, src_dir_fd=folder, dst_dir_fd=folder)
-            return
-        try:  # link(2) replaces nothing, whoever came in between
-            os.link(part, bname, src_dir_fd=folder, dst_dir_fd=folder)
-        except OSError as exc:
-            if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS):
-                raise
-            os.rename(part, bname, src_dir_fd=folder, dst_dir_fd=folder)  # no hard links on this file system
-        else:
-            os.unlink(part, dir_fd=folder)
 
     def _remove_old_parts(self, folder: int) -> None:
         """Once for each directory and store object."""
@@ -194,6 +210,7 @@ class DirStore:
 
     def symlink(self, path: bytes, item: Item) -> None:
         assert item.target is not None
+        self._show(path)
         with self._parent(path, "make", make=True) as (folder, bname):
             try:
                 os.symlink(item.target, bname, dir_fd=folder)
@@ -207,6 +224,7 @@ class DirStore:
             self._settle(folder)
 
     def link(self, path: bytes, first: bytes) -> None:
+        self._show_all()
         with self._parent(first, "link", make=False) as (there, old), \
                 self._parent(path, "link", make=True) as (folder, bname):
             try:
@@ -219,16 +237,19 @@ class DirStore:
             self._settle(folder)
 
     def mkdir(self, path: bytes, item: Item | None = None) -> None:
+        self._show(path)
         with store_io(self.name, "make", path), _closing(self._make_dirs(_parts(self.name, path))) as fd:
             if item is not None:
                 self._attrs(fd, os.fstat(fd), item)
             self._settle(fd)
 
     def set_attrs(self, path: bytes, item: Item) -> None:
+        self._show_all()
         with store_io(self.name, "set the attributes of", path), _closing(self._open(path, _PLACE)) as fd:
             self._attrs(b"/proc/self/fd/%d" % fd, os.fstat(fd), item)
 
     def delete(self, path: bytes) -> None:
+        self._show_all()
         try:
             with self._parent(path, "remove", make=False) as (folder, bname):
                 try:
@@ -241,6 +262,7 @@ class DirStore:
                 raise
 
     def move(self, old: bytes, new: bytes) -> None:
+        self._show_all()
         with self._parent(old, "move", make=False) as (there, bname), \
                 self._parent(new, "move", make=True) as (folder, target):
             with contextlib.suppress(FileNotFoundError):
@@ -254,20 +276,75 @@ class DirStore:
 
     @contextlib.contextmanager
     def batch(self) -> Iterator[None]:
-        """One syncfs at the end. Of the thread that calls it."""
-        self._local.batched = True
+        """Of the thread that calls it. After an exception what has no name yet is dropped."""
+        if self._batched():
+            yield
+            return
+        self._local.batched, self._local.loose = True, 0
         try:
             yield
+            with store_io(self.name, "make durable", b""):
+                if self._local.loose == 0 and len(self._pending()) <= _FSYNC_MOST:
+                    self._name_all(folders_too=True)
+                else:
+                    self._name_all()
+                    syncfs(self._fd)
         finally:
             self._local.batched = False
-        with store_io(self.name, "sync", b""):
-            syncfs(self._fd)
+            for new in self._pending().values():
+                new.drop()
+            self._pending().clear()
 
     def _batched(self) -> bool:
         return getattr(self._local, "batched", False)
 
+    def _pending(self) -> dict[bytes, _Unfinished]:
+        """The files of this thread's batch that have no name yet."""
+        if not hasattr(self._local, "pending"):
+            self._local.pending = {}
+        found: dict[bytes, _Unfinished] = self._local.pending
+        return found
+
+    def _show(self, path: bytes) -> None:
+        """Before something is done with a path."""
+        if path in self._pending():
+            self._show_all()
+
+    def _show_all(self) -> None:
+        with store_io(self.name, "make durable", b""):
+            self._name_all()
+
+    def _name_all(self, folders_too: bool = False) -> None:
+        """Make them durable, then name them; all are tried before an OSError is raised."""
+        pending = self._pending()
+        if not pending:
+            return
+        if len(pending) <= _FSYNC_MOST:
+            for new in pending.values():
+                os.fsync(new.fd)
+        else:
+            syncfs(self._fd)
+        first: OSError | None = None
+        while pending:
+            _, new = pending.popitem()
+            try:
+                new.give_name()
+                if folders_too:
+                    os.fsync(new.folder)
+            except OSError as exc:
+                first = first or exc
+            finally:
+                new.drop()
+        if not folders_too:
+            self._local.loose += 1
+        if first is not None:
+            raise first
+
     def _settle(self, folder: int) -> None:
-        if not self._batched():
+        """After a change of a directory."""
+        if self._batched():
+            self._local.loose += 1
+        else:
             os.fsync(folder)
 
     # descriptors
@@ -311,12 +388,54 @@ class DirStore:
                                      xattrs), self._caps)
 
 
+class _Unfinished:
+    """A file being written, with descriptors of it and of its directory, its own. part: the name that it has so far."""
+
+    def __init__(self, fd: int, folder: int, bname: bytes, path: bytes, replace: bool, part: bytes | None) -> None:
+        self.fd, self.folder = fd, folder
+        self.file: BinaryIO = open(fd, "wb", buffering=0, closefd=False)  # noqa: SIM115
+        self._bname, self._path, self._replace, self._part = bname, path, replace, part
+
+    def give_name(self) -> None:
+        """EEXIST if the name is taken and is not to be replaced: link(2) replaces nothing, whoever came in between."""
+        if self._part is None:
+            place = b"/proc/self/fd/%d" % self.fd
+            if not self._replace:
+                os.link(place, self._bname, dst_dir_fd=self.folder, follow_symlinks=True)
+                return
+            part = _part_name()
+            os.link(place, part, dst_dir_fd=self.folder, follow_symlinks=True)
+            self._part = part
+        if not self._replace:
+            try:
+                os.link(self._part, self._bname, src_dir_fd=self.folder, dst_dir_fd=self.folder)
+                return  # `drop` removes the other name
+            except OSError as exc:
+                if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS):
+                    raise
+        os.rename(self._part, self._bname, src_dir_fd=self.folder, dst_dir_fd=self.folder)
+        self._part = None
+
+    def drop(self) -> None:
+        """Let go of it; if it has no name, it is gone."""
+        if self._part is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(self._part, dir_fd=self.folder)
+        self.file.close()
+        os.close(self.fd)
+        os.close(self.folder)
+
+
 @contextlib.contextmanager
 def _closing(fd: int) -> Iterator[int]:
     try:
         yield fd
     finally:
         os.close(fd)
+
+
+def _part_name() -> bytes:
+    return PART + secrets.token_hex(8).encode()
 
 
 def _parts(store: str, path: bytes) -> list[bytes]:
