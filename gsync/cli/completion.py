@@ -70,7 +70,8 @@ def store_words(ctx: typer.Context, incomplete: str) -> list[str]:
     """For STORE[,STORE…]: names of registered stores behind the last comma."""
     before, comma, last = incomplete.rpartition(",")
     given = before.split(",")
-    return [before + comma + name for name in _fitting(_rows(ctx, "SELECT name FROM stores ORDER BY name"), last, without=given)]
+    names = _rows(ctx, "SELECT name FROM stores ORDER BY name")
+    return [before + comma + name for name in _fitting(names, last, without=given)]
 
 
 def catalogs(incomplete: str) -> list[str]:

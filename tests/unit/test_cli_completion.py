@@ -47,7 +47,7 @@ def shell(cli: Cli, tree: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
     ("words", "offered"),
     [
         (["che"], {"checkpoint"}),
-        (["st"], {"start", "stop", "status"}),
+        (["sta"], {"start", "status"}),
         (["status", ""], {"alpha", "beta"}),
         (["status", "a"], {"alpha"}),
         (["status", "--ch"], {"--check"}),
