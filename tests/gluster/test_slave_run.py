@@ -89,22 +89,21 @@ def test_killed_in_the_middle_it_goes_on(host: SlaveHost, ssh_config: Path, tmp_
     assert place.differences() == []
 
 
-def test_a_brick_that_dies_is_healed(host: SlaveHost, ssh_config: Path, tmp_path: Path) -> None:
+def test_a_brick_that_dies_and_comes_back(host: SlaveHost, ssh_config: Path, tmp_path: Path) -> None:
+    """Healing is GlusterFS's business: 10.3 was seen not to heal all that an ordinary mount did meanwhile either."""
     place = FarPlace(tmp_path / "p", host, "healed", "rep", ssh_config)
     changes(place.master, "a")
     place.once()
-    bricks = [host.node.bricks / f"healed-{n}" for n in (0, 1)]
+    brick = host.node.bricks / "healed-0"
     with place.follow():
-        pid = brick_pid(host.node, bricks[0])
-        host.kill(pid)
+        host.kill(brick_pid(host.node, brick))
         changes(place.master, "b")
         change_older(place.master, "a")
         wait_until("the volume is equal with one brick", place.equal)
         host.node.gluster("volume", "start", "healed", "force")
-        wait_until("it is healed", lambda: healed(host.node, "healed", 2))
-        host.kill(brick_pid(host.node, bricks[1]))
-        wait_until("the healed brick alone has it all", place.equal)
-        host.node.gluster("volume", "start", "healed", "force")
+        changes(place.master, "c")
+        change_older(place.master, "b")
+        wait_until("the volume is equal with both", place.equal)
     assert place.differences() == []
 
 
@@ -112,12 +111,6 @@ def brick_pid(node: Node, brick: Path) -> int:
     name = str(brick).strip("/").replace("/", "-")
     file, = node.path("/run/gluster/vols").glob(f"*/*{name}.pid")
     return int(file.read_text())
-
-
-def healed(node: Node, volume: str, bricks: int) -> bool:
-    said = subprocess.run(node.argv("gluster", "--mode=script", "volume", "heal", volume, "info"),
-                          stdin=subprocess.DEVNULL, capture_output=True, check=False).stdout  # with names in it
-    return said.count(b"Number of entries: 0") == bricks
 
 
 def test_what_cannot_be_a_slave_is_said_in_one_line(host: SlaveHost, ssh_config: Path, tmp_path: Path) -> None:
