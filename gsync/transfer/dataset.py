@@ -133,8 +133,8 @@ class DataSet:
     catchup_days: Annotated[int, Field(ge=1, le=400), Help(
         "On so many days one after the other.")] = 1
     vault: Annotated[str, Help(
-        "The store that units are backed up to: a name of `gsync store`, or a URL such as tar:///vault. Empty: no "
-        "backup.", "tar:///vault/raw")] = ""
+        "The store that units are backed up to: a name of `gsync store list`, such as that of a vault that was made by "
+        "gsync store add tape tar:///vault/raw; or a URL. Empty: no backup.", "tape")] = ""
     vault_path: Annotated[str, Help("Folder in the vault; empty: the data set's name.")] = ""
     backup: Annotated[int | None, BeforeValidator(_hour), Help(
         "Hour of the day after the night (UTC) at which its units are backed up; off: only by `gsync deliver "

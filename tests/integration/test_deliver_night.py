@@ -147,7 +147,7 @@ def the_night(folder: Path, way: str, count: int, kills: int) -> None:
         night.check()
 
 
-WAYS = ["local"]
+WAYS = ["local", "ssh", "rsync"]
 
 
 @pytest.mark.slow
