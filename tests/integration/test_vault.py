@@ -10,6 +10,7 @@ import signal
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,21 @@ def fill(vault: VaultStore, *names: bytes) -> None:
 
 def tars(root: Path) -> list[str]:
     return sorted(path.name for path in root.glob("0*"))
+
+
+def test_an_xattr_whose_name_is_no_text_is_kept(root: Path) -> None:
+    item = Item(b"a", stat.S_IFREG, xattrs=((b"user.\xff", b"1"), (b"user.b", b"\xff")))
+    opened(root).put(b"a", io.BytesIO(b"x"), item)
+    found = opened(root).stat(b"a")
+    assert found is not None
+    assert found.xattrs == item.xattrs
+
+
+def test_threads_do_not_sweep_each_others_unfinished_tars(root: Path) -> None:
+    vault = opened(root)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda n: fill(vault, b"%d" % n), range(60)))
+    assert len([item for item in vault.list(b"") if item.is_file]) == 60
 
 
 def test_a_batch_is_one_tar_and_one_index(root: Path) -> None:

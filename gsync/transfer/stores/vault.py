@@ -501,9 +501,13 @@ class VaultStore:
         batch = self._begun()
         if batch.file is None:
             self._tape.sweep()
-            batch.path = os.path.join(self._root, f".part.{os.getpid()}.{secrets.token_hex(4)}")
-            fd = os.open(batch.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            fcntl.flock(fd, fcntl.LOCK_SH)  # for as long as it is written: see sweep
+            while True:
+                batch.path = os.path.join(self._root, f".part.{os.getpid()}.{secrets.token_hex(4)}")
+                fd = os.open(batch.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                fcntl.flock(fd, fcntl.LOCK_SH)  # for as long as it is written: see sweep
+                if os.fstat(fd).st_nlink:
+                    break
+                os.close(fd)  # swept by somebody else before it was locked
             batch.file = io.BufferedRandom(io.FileIO(fd, "r+b"), BLOCK)
         return batch.file
 
