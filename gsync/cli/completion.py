@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from typing import Any
 from urllib.parse import quote
 
 import typer
@@ -28,6 +29,14 @@ def requests(ctx: typer.Context, incomplete: str) -> list[str]:
     """Ids of requests, the newest ones."""
     given = [word for value in ctx.params.values() if isinstance(value, (list, tuple)) for word in value]
     return _fitting(_rows(ctx, "SELECT id FROM requests ORDER BY created DESC LIMIT 200"), incomplete, without=given)
+
+
+def archives(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Directories that are archived."""
+    import os
+
+    roots = _rows(ctx, "SELECT root FROM archives WHERE kind = 'archive' ORDER BY root")
+    return _fitting(map(os.fsdecode, roots), incomplete)
 
 
 def words(verbs: Sequence[str]) -> Callable[[typer.Context, str], list[str]]:
@@ -122,7 +131,7 @@ def _home(ctx: typer.Context) -> str:
     return os.path.abspath(ctx.params.get("state") or default_path(os.environ))
 
 
-def _rows(ctx: typer.Context, query: str) -> list[str]:
+def _rows(ctx: typer.Context, query: str) -> list[Any]:
     """The first column of what the transfers' database answers; nothing if there is none."""
     import os
     import sqlite3

@@ -17,6 +17,8 @@ from typer.exceptions import TyperException
 
 from gsync import __version__
 from gsync.cli import (
+    archive,
+    backup,
     checkpoint,
     config,
     create,
@@ -61,6 +63,8 @@ app.add_typer(publish.app, name="publish")
 app.add_typer(deliver.app, name="deliver")
 app.add_typer(store.app, name="store")
 app.add_typer(queue.app, name="queue")
+app.add_typer(archive.app, name="archive")
+app.command("backup")(backup.backup)
 app.command("monitor")(monitor.monitor)
 app.command("worker", hidden=True)(parts.worker)
 app.command("agent", hidden=True, context_settings={"ignore_unknown_options": True})(parts.agent)

@@ -10,6 +10,8 @@ import pytest
 
 from gsync.session.session import SessionHome
 from gsync.transfer import Client
+from gsync.transfer.archives import Archives
+from gsync.transfer.database import Transfers
 from gsync.volume.home import Home
 from tests.cli import Cli
 
@@ -48,6 +50,11 @@ def shell(cli: Cli, tree: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
     [
         (["che"], {"checkpoint"}),
         (["sta"], {"start", "status"}),
+        (["ar"], {"archive"}),
+        (["archive", "pu"], {"put", "purge"}),
+        (["archive", "put", "x", "--ver"], {"--verify"}),
+        (["archive", "put", "x", "--verify", "s"], {"size"}),
+        (["backup", "x", "y", "--by", ""], {"mtime", "ctime"}),
         (["status", ""], {"alpha", "beta"}),
         (["status", "a"], {"alpha"}),
         (["status", "--ch"], {"--check"}),
@@ -79,6 +86,16 @@ def shell(cli: Cli, tree: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
 )
 def test_offers(shell: Shell, words: list[str], offered: set[str]) -> None:
     assert set(shell(*words)) == offered
+
+
+def test_directories_that_are_archived(shell: Shell, cli: Cli) -> None:
+    transfers = Transfers(cli.home.path)
+    archives = Archives(transfers, cli.home.path)
+    for root in (b"/data/a", b"/data/b", b"/other"):
+        archives.add("archive", root, "tar:///v", archives.place_of(root), "create")
+    transfers.close()
+    assert shell("archive", "get", "/d") == ["/data/a", "/data/b"]
+    assert shell("archive", "kill", "/o") == ["/other"]
 
 
 def test_another_state_folder(shell: Shell, tree: Path, tmp_path: Path) -> None:

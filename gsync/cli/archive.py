@@ -1,0 +1,368 @@
+"""`gsync archive`: freeze a directory, put it into a vault, purge it from the disk, get it back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gsync.cli import completion
+from gsync.cli.options import JsonOption, StateOption
+
+if TYPE_CHECKING:
+    from gsync.transfer.archive import Archiver, Verify
+    from gsync.transfer.archives import Archive, Archives
+    from gsync.transfer.batches import Options
+
+app = typer.Typer(no_args_is_help=True, help="""Freeze a directory, put it into a vault, purge it, get it back.
+
+The order is: create, put, purge, get; delete removes the vault's copy. One job at a time works on a directory. What
+was killed or has failed is gone on with by the same command with --retry. In the directory, .archive.STEP.done or .err
+shows the state, and .archive.log what was done.""")
+
+DirArgument = Annotated[str, typer.Argument(metavar="DIR", help="The directory.",
+                                            autocompletion=completion.archives)]
+RetryOption = Annotated[bool, typer.Option("--retry", help="Go on with one that failed: keep what is good.")]
+VerifyOption = Annotated[str, typer.Option(
+    "--verify", metavar="LEVEL", help="size: there and as long as it should be; checksum: its bytes were read again; "
+    "full: the disk's too, and all attributes.", autocompletion=lambda: ["size", "checksum", "full"])]
+BatchOption = Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Entries made durable together.")]
+JobsOption = Annotated[int, typer.Option("--jobs", metavar="N", min=1, max=64, help="Batches at a time.")]
+RetriesOption = Annotated[int, typer.Option(
+    "--retries", metavar="N", min=0, help="How often what may pass is tried again, after growing pauses.")]
+YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")]
+
+
+@app.command("create")
+def create(
+    directory: DirArgument,
+    vault: Annotated[str, typer.Option("--vault", metavar="STORE", help="Where it will lie: a store's name or URL.",
+                                       autocompletion=completion.stores)],
+    dry_run: DryRunOption = False, json: JsonOption = False, state: StateOption = None,
+) -> None:
+    """Freeze DIR and write down what it holds. Nothing is copied yet.
+
+    As root, on a file system that can, every file and directory is made immutable (chattr +i) until the archive is
+    deleted; elsewhere a change is found by put and purge, which then refuse.
+    """
+    with _archiver(state, json, "checksum") as (archiver, root):
+        if dry_run:
+            entries, size = archiver.survey(root(directory), vault)
+            say(json, {"root": _text(root(directory)), "entries": entries, "bytes": size, "dry_run": True},
+                 f"would archive {entries:,} entries, {_size(size)}")
+            return
+        _done(json, archiver.create(root(directory), vault), "next: gsync archive put DIR")
+
+
+@app.command("put")
+def put(
+    directory: DirArgument, retry: RetryOption = False, verify: VerifyOption = "checksum", batch: BatchOption = 1000,
+    jobs: JobsOption = 2, retries: RetriesOption = 5, dry_run: DryRunOption = False, json: JsonOption = False,
+    state: StateOption = None,
+) -> int:
+    """Copy DIR into its vault, and read it back there. Stops at the first error."""
+    with _archiver(state, json, verify, batch, jobs, retries) as (archiver, root):
+        if dry_run:
+            return _looked(json, "put", directory, archiver.look(root(directory), "put", retry))
+        _done(json, archiver.put(root(directory), retry), "next: gsync archive purge DIR")
+    return 0
+
+
+@app.command("purge")
+def purge(
+    directory: DirArgument, retry: RetryOption = False, verify: VerifyOption = "checksum", batch: BatchOption = 1000,
+    jobs: JobsOption = 2, retries: RetriesOption = 5, dry_run: DryRunOption = False, json: JsonOption = False,
+    state: StateOption = None,
+) -> int:
+    """Remove the copy on the disk. Refused unless every file is durable in the vault and whole.
+
+    The vault is read through before anything is removed; with --verify size that is left out, if it was read through
+    before.
+    """
+    with _archiver(state, json, verify, batch, jobs, retries) as (archiver, root):
+        if dry_run:
+            return _looked(json, "purge", directory, archiver.look(root(directory), "purge", retry))
+        _done(json, archiver.purge(root(directory), retry), "next: gsync archive get DIR brings it back")
+    return 0
+
+
+@app.command("get")
+def get(
+    directory: DirArgument, retry: RetryOption = False, verify: VerifyOption = "checksum", batch: BatchOption = 1000,
+    jobs: JobsOption = 2, retries: RetriesOption = 5, dry_run: DryRunOption = False, json: JsonOption = False,
+    state: StateOption = None,
+) -> int:
+    """Bring DIR back from its vault, with owners, modes, times, ACLs, xattrs and hard links.
+
+    What the vault cannot give is listed by status; all the rest is brought back.
+    """
+    with _archiver(state, json, verify, batch, jobs, retries) as (archiver, root):
+        if dry_run:
+            return _looked(json, "get", directory, archiver.look(root(directory), "get", retry))
+        _done(json, archiver.get(root(directory), retry), "")
+    return 0
+
+
+@app.command("delete")
+def delete(directory: DirArgument, retry: RetryOption = False, yes: YesOption = False, json: JsonOption = False,
+           state: StateOption = None) -> None:
+    """Remove the vault's copy and give DIR back to its users. (--retry is not needed to go on with a delete.)"""
+    from gsync.cli.output import asked, path_shown
+    from gsync.errors import UsageError
+
+    with _archiver(state, json, "checksum") as (archiver, root):
+        archive = archiver.archives.the(root(directory))
+        only = "" if archive.on_disk else " It is the only copy: the disk has been purged."
+        what = path_shown(_text(archive.root))
+        if not yes and not asked(f"Delete the archive of {what} from {archive.store}?{only}"):
+            raise UsageError(f"archive delete {directory}: not deleted; --yes deletes it without asking.{only}")
+        archiver.delete(archive.root)
+        say(json, {"root": _text(archive.root), "deleted": True}, f"{what}: the archive is deleted")
+
+
+@app.command("rebuild")
+def rebuild(
+    directory: DirArgument,
+    vault: Annotated[str | None, typer.Option("--vault", metavar="STORE", help="Where it lies, if that is not known "
+                                              "here any more.", autocompletion=completion.stores)] = None,
+    json: JsonOption = False, state: StateOption = None,
+) -> None:
+    """Make a lost manifest of DIR again from its vault, or take up an archive that is not known here.
+
+    DIR must be the very path that was archived.
+    """
+    with _archiver(state, json, "checksum") as (archiver, root):
+        _done(json, archiver.rebuild(root(directory, must=False), vault), "")
+
+
+@app.command("list")
+def list_(json: JsonOption = False, state: StateOption = None) -> None:
+    """List the archives and the backups."""
+    from gsync.cli.output import path_shown, print_json, print_table, size_text
+
+    with archives_of(state) as archives:
+        rows = [_described(archives, archive) for archive in (*archives.all(), *archives.all("backup"))]
+    if json:
+        print_json(rows)
+    elif rows:
+        print_table(["ID", "STATE", "ENTRIES", "SIZE", "CHANGED", "DIRECTORY"],
+                    [[row["id"][:12], row["state"], f"{row['entries']:,}", size_text(row["bytes"]), row["changed"],
+                      path_shown(row["root"])] for row in rows])
+    else:
+        print("no archives, no backups")
+
+
+@app.command("status")
+def status(directory: Annotated[str, typer.Argument(metavar="DIR|ID", help="The directory, or the id as list shows it.",
+                                                    autocompletion=completion.archives)],
+           json: JsonOption = False, state: StateOption = None) -> int:
+    """Show one archive: its state, how far a running job is, and which entries have failed.
+
+    Exit code 1: the last job has failed.
+    """
+    from gsync.cli.output import path_shown, print_json, size_text
+
+    with archives_of(state) as archives:
+        named = archives.get(directory) if "/" not in directory else None
+        archive = archives.settle(named or archives.the(directory_of(directory, must=False)))
+        row = _described(archives, archive)
+        failures = [{"path": _text(path), "why": why} for path, why in archives.failures(archive)]
+    failed = not archive.done and row["pid"] is None
+    if json:
+        print_json({**row, "failed_entries": failures})
+        return int(failed)
+    for key, value in (
+            ("directory", path_shown(row["root"])), ("id", row["id"][:12]), ("state", row["state"]),
+            ("reason", row["reason"]), ("vault", f"{row['vault']}, {row['place']}"),
+            ("entries", f"{row['entries']:,}, {size_text(row['bytes'])}"),
+            ("frozen", row["kind"] == "archive" and ("yes, immutable" if row["frozen"]
+                                                     else "no: changes are found, not refused")),
+            ("vault read", row["kind"] == "archive" and (row["checked"] or "never")),
+            ("job", row["pid"] and f"pid {row['pid']}, {row['stage']}: {_progress(archive)}"),
+            ("changed", row["changed"])):
+        if value:
+            print(f"{key + ':':12} {value}")
+    for failure in failures[:20]:
+        print(f"  {path_shown(str(failure['path']))}: {failure['why']}")
+    if len(failures) > 20:
+        print(f"  and {len(failures) - 20:,} more: --json has all")
+    return int(failed)
+
+
+@app.command("kill")
+def kill(id: Annotated[str, typer.Argument(metavar="ID", help="As list shows it; the directory will do too.",
+                                           autocompletion=completion.archives)],
+         wait: Annotated[float, typer.Option("--timeout", metavar="S", help="How long to wait for its end.")] = 30,
+         json: JsonOption = False, state: StateOption = None) -> int:
+    """End the job that works on an archive. What it has done stays; --retry goes on with it.
+
+    Exit code 1: it has not ended within the timeout.
+    """
+    import time
+
+    from gsync.errors import UsageError
+
+    with archives_of(state) as archives:
+        archive = (archives.get(id) if "/" not in id else None) or archives.at(directory_of(id, must=False))
+        if archive is None:
+            raise UsageError(f"{id}: no such archive; gsync archive list shows them")
+        pid = archives.holder(archive)
+        if pid is None:
+            say(json, {"id": archive.id, "killed": False}, f"{archive.id[:12]}: no job works on it")
+            return 0
+        archives.kill(archive)
+        end = time.monotonic() + wait
+        while archives.holder(archive) == pid and time.monotonic() < end:
+            time.sleep(0.1)
+        ended = archives.holder(archive) != pid
+    say(json, {"id": archive.id, "killed": ended, "pid": pid},
+         f"{archive.id[:12]}: " + (f"job {pid} has ended" if ended else f"job {pid} has not ended yet"))
+    return 0 if ended else 1
+
+
+# what they share
+
+@contextmanager
+def archives_of(state: str | None) -> Iterator[Archives]:
+    from gsync.transfer.archives import Archives
+    from gsync.transfer.database import Transfers
+    from gsync.volume.home import Home
+
+    home = Home(state)
+    transfers = Transfers(home.path)
+    try:
+        yield Archives(transfers, home.path)
+    finally:
+        transfers.close()
+
+
+def directory_of(directory: str, must: bool = True) -> bytes:
+    """The path that an archive is known by."""
+    import os
+
+    from gsync.errors import UsageError
+
+    path = os.path.realpath(directory)
+    if must and not os.path.isdir(path):
+        raise UsageError(f"{directory}: is no directory" if os.path.lexists(path) else f"{directory}: is not there")
+    return os.fsencode(path)
+
+
+@contextmanager
+def _archiver(state: str | None, json: bool, verify: str, batch: int = 1000, jobs: int = 2, retries: int = 5
+              ) -> Iterator[tuple[Archiver, Callable[..., bytes]]]:
+    """What does the work, and how it wants a directory."""
+    from gsync.transfer.archive import Archiver
+    from gsync.transfer.registry import Stores
+
+    with archives_of(state) as archives, working(json, verify, batch, jobs, retries) as (options, level, show):
+        stores = Stores(archives.transfers)
+        try:
+            yield Archiver(archives, stores.get, options, level, show), directory_of
+        finally:
+            stores.close()
+
+
+@contextmanager
+def working(json: bool, verify: str, batch: int, jobs: int, retries: int
+            ) -> Iterator[tuple[Options, Verify, Callable[[Archive], None]]]:
+    """Around a job: its options, and how it is shown. SIGTERM ends it like Ctrl-C, with its state written down."""
+    import signal
+
+    from gsync.errors import UsageError
+    from gsync.transfer.archive import Verify
+    from gsync.transfer.batches import Options
+    from gsync.transfer.retry import RetryPolicy
+
+    try:
+        level = Verify(verify)
+    except ValueError:
+        raise UsageError(f"--verify {verify}: it is one of size, checksum, full") from None
+    show, end = _live_line(json)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield Options(batch, jobs, RetryPolicy(retries, first_pause=1.0, longest_pause=60.0)), level, show
+    finally:
+        end()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _live_line(json: bool) -> tuple[Callable[[Archive], None], Callable[[], None]]:
+    """How a job is shown while it runs, and how that ends: one line on a terminal, else nothing."""
+    import sys
+
+    if json or not sys.stderr.isatty():
+        return lambda archive: None, lambda: None
+    from gsync.cli.progress import LiveLine
+
+    line = LiveLine()
+    return lambda archive: line.show(f"{archive.stage}: {_progress(archive)}"), line.close
+
+
+def _progress(archive: Archive) -> str:
+    from gsync.cli.output import size_text
+
+    done = f"{archive.entries_done:,}" + (f" of {archive.entries_all:,}" if archive.entries_all else "") + " entries"
+    return done + (f", {size_text(archive.size_done)} of {size_text(archive.size)}" if archive.size_done else "")
+
+
+def _text(path: bytes) -> str:
+    import os
+
+    return os.fsdecode(path)
+
+
+def _size(count: int) -> str:
+    from gsync.cli.output import size_text
+
+    return size_text(count)
+
+
+def _described(archives: Archives, archive: Archive) -> dict[str, Any]:
+    from gsync.session.status import rfc3339
+
+    archive = archives.settle(archive)
+    pid = archives.holder(archive)
+    return {"id": archive.id, "kind": archive.kind, "root": _text(archive.root), "vault": archive.store,
+            "place": _text(archive.place), "state": f"{archive.operation} running" if pid else archive.state,
+            "operation": archive.operation, "done": archive.done, "reason": archive.reason, "entries": archive.entries,
+            "bytes": archive.size, "stage": archive.stage, "stage_entries": archive.entries_all,
+            "entries_done": archive.entries_done, "bytes_done": archive.size_done, "frozen": archive.frozen,
+            "checked": rfc3339(archive.checked or None), "pid": pid, "request": archive.request,
+            "failures": archives.count_failures(archive),
+            "created": rfc3339(archive.created), "changed": rfc3339(archive.changed)}
+
+
+def _done(json: bool, archive: Archive, text: str) -> None:
+    from gsync.cli.output import path_shown
+
+    say(json, {"id": archive.id, "root": _text(archive.root), "state": archive.state, "entries": archive.entries,
+                "bytes": archive.size, "frozen": archive.frozen},
+         f"{path_shown(_text(archive.root))}: {archive.state}, {archive.entries:,} entries, {_size(archive.size)}"
+         + (f"\n{text.replace('DIR', path_shown(_text(archive.root)))}" if text else ""))
+
+
+def _looked(json: bool, operation: str, directory: str, found: tuple[int, int, list[tuple[bytes, str]]]) -> int:
+    """What a dry run found: exit code 1 if the operation would be refused, or incomplete."""
+    from gsync.cli.output import path_shown
+
+    entries, size, bad = found
+    lines = [f"{directory}: would {operation} {entries:,} entries, {_size(size)}",
+             *(f"  {path_shown(_text(path))}: {why}" for path, why in bad[:20])]
+    if bad:
+        lines.insert(1, f"but for {len(bad):,} entries:")
+    say(json, {"root": directory, "operation": operation, "entries": entries, "bytes": size, "dry_run": True,
+                "failed_entries": [{"path": _text(path), "why": why} for path, why in bad]}, "\n".join(lines))
+    return int(bool(bad))
+
+
+def say(json: bool, doc: dict[str, Any], text: str) -> None:
+    from gsync.cli.output import print_json
+
+    if json:
+        print_json(doc)
+    else:
+        print(text)

@@ -1,0 +1,55 @@
+"""`gsync backup`: copy a directory to a place in a store, as well as it goes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gsync.cli import completion
+from gsync.cli.archive import BatchOption, DryRunOption, JobsOption, RetriesOption, VerifyOption, archives_of, working
+from gsync.cli.options import JsonOption, StateOption
+
+
+def backup(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="The directory.")],
+    destination: Annotated[str, typer.Argument(metavar="DST", help="STORE:PATH, a path, or a URL.",
+                                               autocompletion=completion.stores)],
+    newer_than: Annotated[str | None, typer.Option(
+        "--newer-than", metavar="TIME", help="Only what has changed within this time: 30m, 12h, 2d.")] = None,
+    by: Annotated[str, typer.Option("--by", metavar="mtime|ctime", help="Which time --newer-than is about.",
+                                    autocompletion=lambda: ["mtime", "ctime"])] = "mtime",
+    exclude_xattr: Annotated[list[str] | None, typer.Option(
+        "--exclude-xattr", metavar="NAME", help="Leave out this extended attribute (or several).")] = None,
+    verify: VerifyOption = "checksum", batch: BatchOption = 1000, jobs: JobsOption = 2, retries: RetriesOption = 5,
+    dry_run: DryRunOption = False, json: JsonOption = False, state: StateOption = None,
+) -> None:
+    """Copy the directory SRC to DST, as well as it goes: what cannot be copied is listed, the rest is there.
+
+    What is there already, unchanged, is not sent again; nothing is deleted at DST. gsync archive list and status show
+    backups too. Exit code 1: some entries have failed.
+    """
+    import os
+
+    from gsync.cli.archive import directory_of, say
+    from gsync.cli.output import path_shown, size_text
+    from gsync.transfer.backup import Backup, Window
+    from gsync.transfer.registry import Stores
+
+    window = Window.parse(newer_than, by)
+    root = directory_of(source)
+    with archives_of(state) as archives, working(json, verify, batch, jobs, retries) as (options, level, show):
+        stores = Stores(archives.transfers)
+        try:
+            work, place = Backup(archives, stores.writable, options, level, show), stores.place(destination)
+            if dry_run:
+                entries, size = work.survey(root, place, window)
+                say(json, {"root": os.fsdecode(root), "entries": entries, "bytes": size, "dry_run": True},
+                    f"would look at {entries:,} entries, {size_text(size)}")
+                return
+            done = work.run(root, place, window, tuple(exclude_xattr or ()))
+        finally:
+            stores.close()
+    say(json, {"id": done.id, "request": done.request, "root": os.fsdecode(root), "store": done.store,
+               "place": os.fsdecode(done.place), "state": done.state, "entries": done.entries, "bytes": done.size},
+        f"{path_shown(os.fsdecode(root))}: backed up to {place}, {done.entries:,} entries, {size_text(done.size)}")

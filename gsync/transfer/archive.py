@@ -1,0 +1,768 @@
+"""Archives: a tree is frozen, put into a vault, purged from the disk, and got back the same.
+
+Promise: nothing is removed from the disk unless every file is durable in the vault and its content there was read and
+found to be the frozen one; an operation that was killed is shown as failed, and --retry looks at what is there, keeps
+what is good and goes on from the first entry that is not. put and purge stop at the first error; get brings back all
+that can be, and names the rest. Memory does not grow with the number of entries.
+Not here: what a tree is on disk (tree), the manifest's form (manifest), what is known of all archives (archives), how a
+store keeps things (store).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import BinaryIO
+
+from gsync.errors import GsyncError, UsageError
+from gsync.log import get_logger
+from gsync.model import shown
+from gsync.transfer import eosfile
+from gsync.transfer.archives import Archive, Archives
+from gsync.transfer.batches import Batches, Killed, Options
+from gsync.transfer.database import State
+from gsync.transfer.manifest import Entry, Header, Manifest, ManifestError, Writer
+from gsync.transfer.store import Category, Item, Store, StoreError
+from gsync.transfer.tree import DiskTree, TreeError, about
+
+log = get_logger("gsync.archive")
+
+MANIFEST = b".archive.manifest"  # gsync's manifest beside the members in the vault
+
+
+class Verify(Enum):
+    """How far a copy is believed. Each level holds those before it."""
+
+    SIZE = "size"          # it is there, and as long as it should be
+    CHECKSUM = "checksum"  # its bytes were read again and have the checksum of the manifest
+    FULL = "full"          # get: what is on the disk was read again too; put: the tree as well
+
+
+class Incomplete(GsyncError):
+    """An operation that did all it could, and could not do all."""
+
+    exit_code = 1
+
+
+class ArchiveError(GsyncError):
+    """An operation that stopped at an error; what it had done before stays done."""
+
+    exit_code = 1
+
+
+# what each operation may follow
+_AFTER = {"put": {("create", True)}, "purge": {("put", True), ("get", True)}, "get": {("purge", True)}}
+# and with --retry, beside its own failure: a purge that stopped half-way may be taken back, or the vault completed
+_AFTER_WITH_RETRY = {"put": {("purge", False)}, "get": {("purge", False)}}
+
+
+def item_of(entry: Entry, path: bytes) -> Item:
+    """An entry as a store takes it, under another path."""
+    return Item(path, entry.kind, entry.size, entry.mtime, entry.ctime, entry.mode, entry.uid, entry.gid, entry.target,
+                entry.xattrs)
+
+
+def entry_of(item: Item, path: bytes, sha256: str) -> Entry:
+    """A member as an entry of a manifest. A further hard link has its first name as target."""
+    regular = item.kind == stat.S_IFREG
+    return Entry(path, item.kind, item.size if regular else 0, item.mtime, item.ctime, item.uid, item.gid, item.mode,
+                 sha256, None if regular else item.target, xattrs=tuple(item.xattrs or ()))
+
+
+@dataclass(frozen=True, slots=True)
+class Vault:
+    """The part of a store that holds one archive."""
+
+    store: Store
+    place: bytes
+
+    def path(self, path: bytes) -> bytes:
+        return self.place + b"/" + path if path else self.place
+
+    def put(self, entry: Entry, source: BinaryIO) -> None:
+        """Copy a file; StoreError CORRUPT if what was read from the source is not what was frozen."""
+        content = self.store.put(self.path(entry.path), source, item_of(entry, self.path(entry.path)), replace=True)
+        if (content.size, content.sha256) != (entry.size, entry.sha256):
+            self.store.delete(self.path(entry.path))
+            raise TreeError(entry.path, "was changed after the archive was created; gsync archive delete it, then "
+                                        "create it again")
+
+    def lacks(self, entry: Entry, read: bool) -> str:
+        """The transfer check: why the vault does not hold the entry; "" if it does. read: its bytes are read anew."""
+        path = self.path(entry.path)
+        item = self.store.stat(path)
+        if item is None:
+            return "is not in the vault"
+        if item.kind != entry.kind:
+            return f"is no {entry.word} in the vault"
+        if entry.kind == stat.S_IFLNK and item.target != entry.target:
+            return "leads elsewhere in the vault"
+        if entry.kind == stat.S_IFREG and item.size != entry.size:
+            return f"has {item.size} bytes in the vault instead of {entry.size}"
+        if not self.store.durable(path):
+            return "is not durable in the vault"
+        if entry.has_content and read:
+            try:
+                found = self.store.checksum(path)
+            except StoreError as exc:
+                if exc.category is not Category.CORRUPT:
+                    raise
+                return f"cannot be read from the vault ({exc})"
+            if found != entry.sha256:
+                return "has another checksum in the vault"
+        elif entry.has_content:
+            content = self.store.content(path)
+            if content is not None and content.sha256 != entry.sha256:
+                return "has another checksum in the vault"
+        return ""
+
+    def get(self, entry: Entry, into: BinaryIO) -> None:
+        """Write a member's bytes; StoreError CORRUPT if they are not those of the manifest."""
+        content = self.store.get(self.path(entry.path), into)
+        if (content.size, content.sha256) != (entry.size, entry.sha256):
+            raise StoreError(f"{shown(entry.path)}: has another checksum in the vault", Category.CORRUPT)
+
+
+def in_vault(entry: Entry) -> bool:
+    """Whether an entry is a member of the vault; FIFOs, sockets and devices are in the manifest alone."""
+    return entry.kind in (stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR)
+
+
+class Archiver:
+    """Does the operations. open_store: a store by its name or URL. told(archive): called from time to time, and
+    whenever the stage changes."""
+
+    def __init__(self, archives: Archives, open_store: Callable[[str], Store], options: Options,
+                 verify: Verify = Verify.CHECKSUM, told: Callable[[Archive], None] = lambda archive: None) -> None:
+        self.archives = self._archives = archives
+        self._open_store = open_store
+        self._options = options
+        self._verify = verify
+        self._told = told
+
+    # create
+
+    def create(self, root: bytes, store: str) -> Archive:
+        """Freeze the tree at `root` and make its manifest. Undone if it fails; one that was killed is begun anew."""
+        with self._new(root, store) as (tree, vault, known):
+            archive = known or self._archives.add("archive", root, store, vault.place, "create")
+            with self._archives.lock(archive, "create"):
+                if known is not None:
+                    tree.thaw_all()
+                    tree.root_mtime = self._root_mtime(known)
+                    tree.set_marker(None)
+                    archive = self._archives.change(archive, store=store)
+                return self._create(self._archives.begin(archive, "create"), tree, vault)
+
+    def survey(self, root: bytes, store: str) -> tuple[int, int]:
+        """What `create` would freeze, entries and bytes; refuses what it would refuse, and changes nothing."""
+        with self._new(root, store) as (tree, _, _):
+            return tree.survey(lambda entries, size: None)
+
+    @contextmanager
+    def _new(self, root: bytes, store: str) -> Iterator[tuple[DiskTree, Vault, Archive | None]]:
+        """The tree and the vault of an archive to be made, and what a create that was killed has left of it."""
+        known = self._archives.at(root)
+        if known is not None and (known.operation, known.done) != ("create", False):
+            raise UsageError(f"{shown(root)}: is an archive already ({known.state}); gsync archive delete ends it")
+        self._refuse_nested(root)
+        tree = DiskTree(root)
+        try:
+            strange = tree.marker()
+            if known is None and strange is not None:
+                raise UsageError(f"{shown(root)}: holds {shown(strange)}, of an archive that is not known here; "
+                                 "gsync archive rebuild takes it up from its vault")
+            vault = self._vault(store, self._archives.place_of(root))
+            if vault.store.stat(vault.path(b"")) is not None:
+                raise UsageError(f"{shown(root)}: the vault {store} holds an archive of it already, at "
+                                 f"{shown(vault.place)}; gsync archive rebuild takes it up")
+            yield tree, vault, known
+        finally:
+            tree.close()
+
+    def _refuse_nested(self, root: bytes) -> None:
+        """UsageError if a directory above or below is an archive, known here or not."""
+        around = self._archives.around(root)
+        if around is not None:
+            raise UsageError(f"{shown(root)}: archives cannot be nested, and {shown(around.root)} is one")
+        above = os.path.dirname(root)
+        while True:
+            for name in eosfile.MARKERS:
+                if os.path.lexists(os.path.join(above, name)):
+                    raise UsageError(f"{shown(root)}: archives cannot be nested, and {shown(above)} holds "
+                                     f"{shown(name)}")
+            if above == os.path.dirname(above):
+                return
+            above = os.path.dirname(above)
+
+    def _create(self, archive: Archive, tree: DiskTree, vault: Vault) -> Archive:
+        batches = self._batches(archive)
+        try:
+            batches.stage("looking")
+            entries, _ = tree.survey(batches.count)
+            batches.stage("freezing", entries)
+            frozen = tree.can_freeze()
+            writer = Writer(self._archives.manifest_path(archive))
+            try:
+                for entry in tree.entries(frozen, batches.count):
+                    writer.add(entry)
+                manifest = writer.finish(Header(archive.root, archive.store, archive.place, time.time_ns(),
+                                                os.geteuid(), os.getegid()))
+            finally:
+                writer.close()
+            tree.set_marker(eosfile.INIT, eosfile.lines(manifest, vault.store.url))
+            tree.append_log(_log_line("create", f"{manifest.header.directories} directories, "
+                                                f"{manifest.header.files} files, {manifest.header.bytes} bytes"))
+        except BaseException as exc:
+            batches.close()
+            tree.thaw_all()
+            tree.set_marker(None)
+            self._archives.end(archive, *ending(exc))
+            self._archives.remove(archive)
+            raise
+        finally:
+            batches.close()
+        return self._archives.end(archive, State.DONE, frozen=int(frozen), size=manifest.header.bytes,
+                                  entries=manifest.header.directories + manifest.header.files)
+
+    # put
+
+    def put(self, root: bytes, retry: bool = False) -> Archive:
+        """Copy everything into the vault and see that it is durable there."""
+        with self._job(root, "put", retry) as job:
+            manifest, vault, tree = job.manifest, job.vault, job.tree
+            read = self._verify is not Verify.SIZE
+            job.batches.stage("making directories", manifest.header.directories + 1)
+            job.batches.run(manifest.directories(), lambda batch: self._put_directories(job, batch))
+            job.batches.stage("copying", manifest.header.files)
+            behind = manifest.behind_directories()
+
+            def copy(entry: Entry) -> None:
+                if self._verify is Verify.FULL and (why := tree.attributes_differ(entry)):
+                    raise TreeError(entry.path, f"was changed after the archive was created ({why})")
+                if retry and not entry.has_content:  # a wrong one may be there
+                    vault.store.delete(vault.path(entry.path))
+                if entry.has_content:
+                    with tree.open_file(entry.path) as source:
+                        vault.put(entry, source)
+                    return
+                if entry.link is not None and entry.kind == stat.S_IFREG:
+                    vault.store.link(vault.path(entry.path), vault.path(entry.link))
+                else:  # of a symlink with several names, only the manifest knows that they are one
+                    vault.store.symlink(vault.path(entry.path), item_of(entry, vault.path(entry.path)))
+
+            def put(batch: list[Entry]) -> list[tuple[bytes, str]]:
+                todo = [e for e in batch if in_vault(e)]
+                if retry:
+                    todo = [e for e in todo if vault.lacks(e, read)]
+                self._store_all(job, todo, copy)
+                for entry in todo:
+                    job.batches.pause_point()
+                    if why := vault.lacks(entry, read):
+                        raise ArchiveError(f"{shown(entry.path)}: {why} though it was just put there")
+                return []
+
+            others = (e for _, e in manifest.entries(behind))
+            job.batches.run((e for e in others if e.link is None), put)
+            job.batches.run((e for _, e in manifest.entries(behind) if e.link is not None), put)
+            if vault.store.kind != "tar":  # there, what came into a directory has changed its times
+                job.batches.run(manifest.reversed_directories(), lambda batch: self._put_attributes(job, batch))
+            job.batches.stage("saving the manifest")
+            self._put_manifest(job)
+            job.checked = time.time_ns() if read else 0
+        return job.archive
+
+    def _put_directories(self, job: _Job, batch: list[Entry]) -> list[tuple[bytes, str]]:
+        def make(entry: Entry) -> None:
+            path = job.vault.path(entry.path)
+            item = item_of(entry, path)
+            job.vault.store.mkdir(path, item if job.vault.store.kind == "tar" else replace(item, mode=0o700))
+
+        self._store_all(job, batch, make)
+        return []
+
+    def _put_attributes(self, job: _Job, batch: list[Entry]) -> list[tuple[bytes, str]]:
+        def make(entry: Entry) -> None:
+            job.vault.store.set_attrs(job.vault.path(entry.path), item_of(entry, job.vault.path(entry.path)))
+
+        self._store_all(job, batch, make)
+        return []
+
+    def _put_manifest(self, job: _Job) -> None:
+        path = job.vault.path(MANIFEST)
+        with job.vault.store.batch(), open(job.manifest.path, "rb") as source:
+            content = job.vault.store.put(path, source, replace=True)
+        if job.vault.store.checksum(path) != content.sha256 or not job.vault.store.durable(path):
+            raise ArchiveError(f"{shown(path)}: is not durable in the vault")
+
+    def _store_all(self, job: _Job, entries: list[Entry], store: Callable[[Entry], None]) -> None:
+        """Have the store take entries, together durable. What passes is tried again after a pause, from the entry on
+        at which it happened, the rest is raised after what came before is durable."""
+        left = entries
+        tries = 0
+        while left:
+            at, error = 0, None
+            try:
+                with job.vault.store.batch():
+                    for at, entry in enumerate(left):  # noqa: B007 - used below
+                        job.batches.pause_point()
+                        try:
+                            store(entry)
+                        except (StoreError, TreeError) as exc:
+                            error = exc
+                            break
+            except StoreError as exc:  # at the end of the batch: what is in it may be lost
+                at, error = 0, exc
+            if error is None:
+                return
+            left = left[at:]
+            if not job.batches.pause_for(error, tries):
+                raise error
+            tries += 1
+
+    # purge
+
+    def purge(self, root: bytes, retry: bool = False) -> Archive:
+        """Remove the disk copy, once everything is known to be in the vault and the disk to hold nothing else."""
+        with self._job(root, "purge", retry) as job:
+            manifest, tree = job.manifest, job.tree
+            if self._verify is Verify.SIZE and not job.archive.checked:
+                raise UsageError(f"{shown(root)}: the vault was never read back; purge it with --verify checksum")
+            job.more = "more " if retry else ""
+            self._check_vault(job)
+            self._check_disk(job)
+            job.batches.stage("removing", manifest.header.directories + manifest.header.files)
+
+            def remove(batch: list[Entry]) -> list[tuple[bytes, str]]:
+                for entry in batch:
+                    job.batches.pause_point()
+                    tree.remove(entry)
+                return []
+
+            for entry in manifest.directories():
+                if tree.look(entry.path) is not None:
+                    tree.thaw(entry.path)
+            job.batches.run((e for _, e in manifest.entries(manifest.behind_directories())), remove)
+            for entry in manifest.reversed_directories():
+                if entry.path:
+                    tree.remove(entry)
+            tree.sync()
+        return job.archive
+
+    def _check_vault(self, job: _Job) -> None:
+        """Nothing may be lost by a purge: refused unless each file is durable in the vault, whole."""
+        manifest, read = job.manifest, self._verify is not Verify.SIZE
+        job.batches.stage("checking the vault", manifest.header.directories + 1 + manifest.header.files)
+
+        def check(batch: list[Entry]) -> list[tuple[bytes, str]]:
+            bad = []
+            for entry in batch:
+                job.batches.pause_point()
+                if in_vault(entry) and (why := job.vault.lacks(entry, read)):
+                    bad.append((entry.path, why))
+            return bad
+
+        count = job.batches.run((e for _, e in manifest.entries()), check)
+        content = job.vault.store.stat(job.vault.path(MANIFEST))
+        if content is None:
+            self._archives.fail(job.archive, iter([(MANIFEST, "is not in the vault")]))
+            count += 1
+        if count:
+            job.falls_to = "put"
+            raise ArchiveError(f"{shown(job.archive.root)}: not purged, nothing {job.more}was removed: {count} entries "
+                               "are not whole in the vault; gsync archive status shows them, gsync archive put "
+                               "--retry puts them there again")
+        if read:
+            job.checked = time.time_ns()
+
+    def _check_disk(self, job: _Job) -> None:
+        """Nothing that is not in the vault may be removed: what is on the disk is what was frozen, and no more."""
+        manifest, tree = job.manifest, job.tree
+        job.batches.stage("checking the disk", manifest.header.directories + 1 + manifest.header.files)
+
+        def check(batch: list[Entry]) -> list[tuple[bytes, str]]:
+            bad = []
+            for entry in batch:
+                job.batches.pause_point()
+                if why := self._not_as_archived(job.archive, tree, entry):
+                    bad.append((entry.path, why))
+            return bad
+
+        count = job.batches.run((e for _, e in manifest.entries()), check)
+        more = self._not_in(manifest, tree)
+        self._archives.fail(job.archive, ((path, "is not in the archive") for path in more))
+        if count or more:
+            raise ArchiveError(f"{shown(job.archive.root)}: not purged, nothing {job.more}was removed: "
+                               f"{count + len(more)} entries on the disk are not what is in the vault; gsync archive "
+                               "status shows them")
+
+    @staticmethod
+    def _not_as_archived(archive: Archive, tree: DiskTree, entry: Entry) -> str:
+        """Why an entry on the disk must not be removed. What is not there is fine, it is in the vault; what is
+        immutable cannot have another content with the same size and mtime."""
+        if not entry.path or tree.look(entry.path) is None:
+            return ""
+        if entry.link is not None and tree.look(entry.link) is None:  # a purge that was killed got so far
+            entry = replace(entry, link=None)
+        with about(entry.path):
+            read = entry.has_content and not (archive.frozen and tree.is_frozen(entry.path))
+        # A directory's mtime tells what happened to its names, and these are looked at.
+        why = tree.content_differs(entry, read) or tree.attributes_differ(entry, mtime=not entry.is_dir)
+        return f"is not as it was archived: {why}" if why else ""
+
+    @staticmethod
+    def _not_in(manifest: Manifest, tree: DiskTree) -> list[bytes]:
+        """Some of what the tree holds beyond the manifest."""
+        known = sqlite3.connect("")  # on disk when it grows
+        try:
+            known.execute("CREATE TABLE known (path BLOB PRIMARY KEY) WITHOUT ROWID")
+            known.executemany("INSERT INTO known VALUES (?)", ((e.path,) for _, e in manifest.entries()))
+            more = []
+            for found in tree.walk():
+                if not known.execute("SELECT 1 FROM known WHERE path = ?", (found.path,)).fetchone():
+                    more.append(found.path)
+                    if len(more) == 100:
+                        break
+            return more
+        finally:
+            known.close()
+
+    # get
+
+    def get(self, root: bytes, retry: bool = False) -> Archive:
+        """Bring everything back. What the vault cannot give is named, and the rest is there."""
+        with self._job(root, "get", retry) as job:
+            manifest, tree, frozen = job.manifest, job.tree, job.archive.frozen and job.tree.can_freeze()
+            if not retry and (strange := next(tree.walk(), None)) is not None:
+                raise ArchiveError(f"{shown(root)}: {shown(strange.path)} is in the way; the directory must be empty "
+                                   "(gsync archive get --retry keeps what is there and is good)")
+            tree.begin_restore()
+            job.batches.stage("making directories", manifest.header.directories + 1)
+            for entry in manifest.directories():
+                job.batches.pause_point()
+                tree.make_directory(entry)
+            job.batches.stage("copying", manifest.header.files)
+
+            def bring(batch: list[Entry]) -> list[tuple[bytes, str]]:
+                bad = []
+                for entry in batch:
+                    job.batches.pause_point()
+                    try:
+                        self._bring(job, entry, frozen)
+                    except StoreError as exc:
+                        if exc.category in (Category.TRANSIENT, Category.STORE_DOWN):
+                            raise
+                        bad.append((entry.path, str(exc)))
+                return bad
+
+            behind = manifest.behind_directories()
+            job.batches.run((e for _, e in manifest.entries(behind) if e.link is None), bring)
+            job.batches.run((e for _, e in manifest.entries(behind) if e.link is not None), bring)
+            tree.end_restore()
+            job.batches.stage("setting attributes", manifest.header.directories + 1)
+            for entry in manifest.reversed_directories():
+                tree.set_attributes(entry, bool(frozen))
+            tree.sync()
+            job.batches.stage("verifying", manifest.header.directories + 1 + manifest.header.files)
+            job.batches.run((e for _, e in manifest.entries()), lambda batch: self._check_got(job, batch))
+            failures = self._archives.count_failures(job.archive)
+            if failures:
+                raise Incomplete(f"{shown(root)}: {failures} entries could not be brought back, the others are there; "
+                                 "gsync archive status shows them, gsync archive get --retry tries them again")
+        return job.archive
+
+    def _bring(self, job: _Job, entry: Entry, frozen: bool) -> None:
+        tree = job.tree
+        if tree.content_differs(entry, read=True) == "":
+            if tree.attributes_differ(entry):
+                tree.set_attributes(entry, frozen)
+            return
+        there = tree.look(entry.path)
+        if there is not None and stat.S_ISDIR(there.st_mode):
+            raise TreeError(entry.path, f"a directory is in the way of this {entry.word}; move it away")
+        if not entry.has_content:
+            if entry.link is not None and tree.look(entry.link) is None:
+                raise StoreError(f"{shown(entry.path)}: is a hard link of {shown(entry.link)}, which is missing",
+                                 Category.CORRUPT)
+            tree.make_other(entry, frozen)
+            return
+        tries = 0
+        while True:
+            try:
+                tree.make_file(entry, lambda into: job.vault.get(entry, into), frozen)
+                return
+            except StoreError as exc:
+                if not job.batches.pause_for(exc, tries):
+                    raise
+                tries += 1
+
+    def _check_got(self, job: _Job, batch: list[Entry]) -> list[tuple[bytes, str]]:
+        bad = []
+        for entry in batch:
+            job.batches.pause_point()
+            why = job.tree.content_differs(entry, read=self._verify is Verify.FULL)
+            why = why or job.tree.attributes_differ(entry)
+            if why:
+                bad.append((entry.path, why))
+        return bad
+
+    # dry runs
+
+    def look(self, root: bytes, operation: str, retry: bool = False) -> tuple[int, int, list[tuple[bytes, str]]]:
+        """What put, purge or get would do: entries, bytes, and the entries for which it would fail. Refuses what the
+        operation would refuse, and changes nothing."""
+        archive = self._archives.the(root)
+        self._refuse(archive, operation, retry)
+        manifest, read = self._archives.manifest(archive), self._verify is not Verify.SIZE
+        vault, tree = self._vault(archive.store, archive.place), DiskTree(root)
+        entries = size = 0
+        bad: list[tuple[bytes, str]] = []
+        try:
+            for _, entry in manifest.entries():
+                lacks = vault.lacks(entry, read) if in_vault(entry) else ""
+                if operation == "put":
+                    if lacks and (why := tree.content_differs(entry, read=False)):
+                        bad.append((entry.path, why))
+                elif lacks:
+                    bad.append((entry.path, lacks))
+                elif operation == "purge" and (why := self._not_as_archived(archive, tree, entry)):
+                    bad.append((entry.path, why))
+                if operation != "put" or lacks:
+                    entries += 1
+                    size += entry.size if entry.has_content else 0
+            if operation == "purge":
+                bad += [(path, "is not in the archive") for path in self._not_in(manifest, tree)]
+        finally:
+            tree.close()
+        return entries, size, bad
+
+    # delete, rebuild
+
+    def delete(self, root: bytes) -> None:
+        """Remove the vault's copy, and give the tree back to its user."""
+        with self._job(root, "delete", True, needs_manifest=False) as job:
+            job.batches.stage("deleting", job.archive.entries)
+            vault = job.vault
+            with vault.store.batch():
+                self._delete_below(job, vault.path(b""))
+            job.batches.stage("thawing")
+            job.tree.thaw_all()
+            job.tree.end_restore()
+            job.tree.set_marker(None)
+            job.gone = True
+
+    def _delete_below(self, job: _Job, path: bytes) -> None:
+        """A directory of the store with all that is in it, children first; what is not there is fine."""
+        stack = [(path, False)]
+        while stack:
+            job.batches.pause_point()
+            at, listed = stack.pop()
+            if listed:
+                job.vault.store.delete(at)
+                continue
+            stack.append((at, True))
+            for item in job.vault.store.list(at):
+                if item.kind == stat.S_IFDIR:
+                    stack.append((item.path, False))
+                else:
+                    job.vault.store.delete(item.path)
+
+    def rebuild(self, root: bytes, store: str | None) -> Archive:
+        """Make a lost manifest, or all that is known of an archive, again from its vault: from the copy of the
+        manifest there, or, if that is lost too, from the members."""
+        archive = self._archives.at(root)
+        name = store or (archive.store if archive else None)
+        if name is None:
+            raise UsageError(f"{shown(root)}: say where it lies: gsync archive rebuild {shown(root)} --vault STORE")
+        self._refuse_nested(root)
+        vault = self._vault(name, self._archives.place_of(root))
+        if vault.store.stat(vault.path(b"")) is None:
+            raise UsageError(f"{shown(root)}: {name} holds no archive of it")
+        made = not os.path.isdir(root)
+        if made:
+            os.makedirs(root)
+        known = archive is not None
+        archive = archive or self._archives.add("archive", root, name, vault.place, "rebuild")
+        with self._archives.lock(archive, "rebuild"):
+            manifest = self._manifest_of(archive, vault)
+        header = manifest.header
+        tree = DiskTree(root)
+        try:
+            if not known or archive.operation == "rebuild":
+                frozen = tree.is_frozen(b"") if not made else tree.can_freeze()
+                empty = next(tree.walk(), None) is None
+                archive = self._archives.change(
+                    archive, operation="purge" if empty else "get", done=int(empty), frozen=int(frozen),
+                    reason="" if empty else "rebuilt while the directory was not empty; gsync archive get --retry "
+                                            "completes it, gsync archive status shows what it may lack")
+                tree.set_marker(eosfile.marker("purge" if empty else "get", empty),
+                                eosfile.lines(manifest, vault.store.url))
+            tree.append_log(_log_line("rebuild", f"{header.directories} directories, {header.files} files"))
+        finally:
+            tree.close()
+        return self._archives.change(archive, entries=header.directories + header.files, size=header.bytes)
+
+    def _manifest_of(self, archive: Archive, vault: Vault) -> Manifest:
+        path = self._archives.manifest_path(archive)
+        new = path + b".vault"
+        try:
+            with open(new, "wb") as out:
+                vault.store.get(vault.path(MANIFEST), out)
+                out.flush()
+                os.fsync(out.fileno())
+            Manifest(new).check()
+            os.rename(new, path)
+            return Manifest(path)
+        except (StoreError, ManifestError) as exc:
+            if isinstance(exc, StoreError) and exc.category in (Category.TRANSIENT, Category.STORE_DOWN):
+                raise
+            log.warning("the manifest in the vault is lost too: made from the members", root=shown(archive.root),
+                        why=str(exc))
+            return self._from_members(archive, vault)
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(new)
+
+    def _from_members(self, archive: Archive, vault: Vault) -> Manifest:
+        writer = Writer(self._archives.manifest_path(archive))
+        try:
+            root = vault.store.stat(vault.path(b""))
+            assert root is not None
+            writer.add(entry_of(root, b"", ""))
+            stack = [b""]
+            while stack:
+                above = stack.pop()
+                for item in vault.store.list(vault.path(above)):
+                    path = item.path[len(vault.place) + 1:]
+                    if path == MANIFEST:
+                        continue
+                    sha256 = ""
+                    if item.kind == stat.S_IFREG:
+                        content = vault.store.content(item.path)
+                        sha256 = content.sha256 if content else vault.store.checksum(item.path)
+                    writer.add(entry_of(item, path, sha256))
+                    if item.kind == stat.S_IFDIR:
+                        stack.append(path)
+            return writer.finish(Header(archive.root, archive.store, archive.place, time.time_ns()))
+        finally:
+            writer.close()
+
+    # what every operation does
+
+    @contextmanager
+    def _job(self, root: bytes, operation: str, retry: bool, needs_manifest: bool = True) -> Iterator[_Job]:
+        """Around an operation: one at a time; its state file is `.err` before anything is done, and `.done` after."""
+        archive = self._archives.the(root)
+        with self._archives.lock(archive, operation):
+            archive = self._archives.settle(self._archives.the(root), alone=True)
+            self._refuse(archive, operation, retry)
+            manifest = self._archives.manifest(archive) if needs_manifest else None
+            vault = self._vault(archive.store, archive.place)
+            tree = DiskTree(root)
+            tree.root_mtime = self._root_mtime(archive)
+            before, batches = archive, None
+            try:
+                archive = self._archives.begin(archive, operation)
+                batches = self._batches(archive)
+                job = _Job(archive, manifest, vault, tree, batches)
+                try:
+                    tree.set_marker(eosfile.marker(operation, False), None if tree.marker() or manifest is None else
+                                    eosfile.lines(manifest, vault.store.url))
+                    tree.append_log(_log_line(operation, "begun again" if retry else "begun"))
+                    yield job
+                except BaseException as exc:
+                    batches.close()
+                    self._failed(job, before, exc)
+                    raise
+                job.archive = self._archives.end(archive, State.DONE,
+                                                 checked=before.checked if job.checked is None else job.checked)
+                if job.gone:
+                    self._archives.remove(archive)
+                    return
+                tree.set_marker(eosfile.marker(operation, True))
+                tree.append_log(_log_line(operation, "done"))
+            finally:
+                if batches is not None:
+                    batches.close()
+                tree.close()
+
+    def _failed(self, job: _Job, before: Archive, exc: BaseException) -> None:
+        state, reason = ending(exc)
+        job.archive = self._archives.end(job.archive, state, reason, operation=job.falls_to or job.archive.operation,
+                                         checked=0 if job.falls_to else before.checked)
+        with suppress(GsyncError, OSError):  # the database says it already
+            job.tree.set_marker(eosfile.marker(job.archive.operation, False))
+            job.tree.append_log(_log_line(job.archive.operation, f"failed: {reason}"))
+
+    def _refuse(self, archive: Archive, operation: str, retry: bool) -> None:
+        where = shown(archive.root)
+        state = (archive.operation, archive.done)
+        if operation == "delete":
+            return
+        if state in _AFTER[operation] and not retry:
+            return
+        if retry and state in {(operation, False), *_AFTER_WITH_RETRY.get(operation, ())}:
+            return
+        if state == (operation, False):
+            raise UsageError(f"{where}: the last {operation} failed ({archive.reason or 'it was killed'}); "
+                             f"gsync archive {operation} --retry goes on with it")
+        needed = " or ".join(sorted(f"{name} done" if name != "create" else "created" for name, _ in _AFTER[operation]))
+        hint = "" if archive.done else f"; gsync archive {archive.operation} --retry goes on with that"
+        raise UsageError(f"{where}: cannot {operation} an archive whose state is: {archive.state}; it must be: {needed}"
+                         + (f", or for --retry: {operation} failed" if retry else hint))
+
+    def _vault(self, name: str, place: bytes) -> Vault:
+        store = self._open_store(name)
+        store.probe()
+        return Vault(store, place)
+
+    def _root_mtime(self, archive: Archive) -> int | None:
+        """As the manifest has it: a job that is killed while it writes at the root may leave another one."""
+        with suppress(OSError, ManifestError):
+            return next(Manifest(self._archives.manifest_path(archive)).directories()).mtime
+        return None
+
+    def _batches(self, archive: Archive) -> Batches:
+        return Batches(self._archives, archive, self._options, self._told)
+
+
+class _Job:
+    """What an operation works with."""
+
+    def __init__(self, archive: Archive, manifest: Manifest | None, vault: Vault, tree: DiskTree,
+                 batches: Batches) -> None:
+        self.archive = archive
+        self._manifest = manifest
+        self.vault = vault
+        self.tree = tree
+        self.batches = batches
+        self.checked: int | None = None
+        self.falls_to = ""  # the operation that has to be done again if this one fails
+        self.gone = False
+        self.more = ""  # "more " if an earlier try may have removed something
+
+    @property
+    def manifest(self) -> Manifest:
+        assert self._manifest is not None
+        return self._manifest
+
+
+def ending(exc: BaseException) -> tuple[State, str]:
+    """How a job ended that did not do its work, and why."""
+    if isinstance(exc, Killed):
+        return State.KILLED, str(exc)
+    if isinstance(exc, KeyboardInterrupt):
+        return State.KILLED, "interrupted"
+    return State.FAILED, str(exc) if isinstance(exc, GsyncError) else f"{type(exc).__name__}: {exc}"
+
+
+def _log_line(operation: str, text: str) -> str:
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return f"{now} {operation} {json.dumps(text)[1:-1]}"

@@ -1,0 +1,289 @@
+"""What is archived or backed up, and how far each one is: tables in $GSYNC_HOME/transfers.db, which are the truth.
+
+An archive is known by its directory, a backup by its source and destination; each has an id that is made from these,
+and a folder `archives/<id>` with its lock and manifest. The state files in the tree only show what is in here. A job on
+one is a request of kind "archive" or "backup" with a single transfer, the whole: `gsync queue` shows and kills it.
+Not here: doing anything with the bytes (archive, backup).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pwd
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from gsync.durable import fsync_dir, make_dirs
+from gsync.errors import UsageError
+from gsync.model import shown
+from gsync.process import Lock
+from gsync.transfer.database import TAKEN, NewOperation, NewRequest, NewTransfer, State, Transfers
+from gsync.transfer.manifest import Manifest
+from gsync.transfer.registry import LOCAL
+
+_TABLES = ("""
+CREATE TABLE IF NOT EXISTS archives (
+    id TEXT PRIMARY KEY, kind TEXT NOT NULL, root BLOB NOT NULL, store TEXT NOT NULL, place BLOB NOT NULL,
+    operation TEXT NOT NULL, done INTEGER NOT NULL, frozen INTEGER NOT NULL DEFAULT 0,
+    checked INTEGER NOT NULL DEFAULT 0, entries INTEGER NOT NULL DEFAULT 0, size INTEGER NOT NULL DEFAULT 0,
+    stage TEXT NOT NULL DEFAULT '', entries_done INTEGER NOT NULL DEFAULT 0, entries_all INTEGER NOT NULL DEFAULT 0,
+    size_done INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '', request TEXT NOT NULL DEFAULT '',
+    transfer INTEGER NOT NULL DEFAULT 0, created INTEGER NOT NULL, changed INTEGER NOT NULL) WITHOUT ROWID""", """
+CREATE TABLE IF NOT EXISTS archive_failures (
+    archive TEXT NOT NULL, path BLOB NOT NULL, why TEXT NOT NULL, PRIMARY KEY (archive, path)) WITHOUT ROWID""")
+_NEVER = 1 << 62  # when the lease of a job runs out: its lock tells better whether its process lives
+_HELD = (*TAKEN, State.KILL)
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """One archive (kind "archive") or backup ("backup").
+
+    root: the directory; store, place: where in which store it lies. operation: the last one that was begun (create,
+    put, get, purge, delete, rebuild; backup), done: whether it was finished. frozen: whether the tree is immutable.
+    checked: when every member of the vault was last read and found good, ns, 0: never. entries, size: of the whole.
+    stage, entries_done of entries_all, size_done: how far the operation is. request, transfer: of the operation, in the
+    queue. Times in ns.
+    """
+
+    id: str
+    kind: str
+    root: bytes
+    store: str
+    place: bytes
+    operation: str
+    done: bool
+    frozen: bool
+    checked: int
+    entries: int
+    size: int
+    stage: str
+    entries_done: int
+    entries_all: int
+    size_done: int
+    reason: str
+    request: str
+    transfer: int
+    created: int
+    changed: int
+
+    @property
+    def state(self) -> str:
+        """As people read it: "created", "put done", "get failed"."""
+        if self.operation == "create" and self.done:
+            return "created"
+        return f"{self.operation} {'done' if self.done else 'failed'}"
+
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether the tree is known to be whole on the disk."""
+        return self.operation in ("create", "put") or (self.operation == "get" and self.done)
+
+
+_COLUMNS = [field.name for field in fields(Archive)]
+
+
+def _archive(row: Sequence[Any]) -> Archive:
+    values = list(row)
+    for name in ("done", "frozen"):
+        at = _COLUMNS.index(name)
+        values[at] = bool(values[at])
+    return Archive(*values)
+
+
+def _id_of(*names: bytes) -> str:
+    return hashlib.sha256(b"\0".join(names)).hexdigest()
+
+
+class Archives:
+    """The archives of the state folder `home`, in its database. One object per thread."""
+
+    def __init__(self, transfers: Transfers, home: str) -> None:
+        self.folder = os.path.join(home, "archives")
+        self.transfers = transfers
+        with transfers.atomic() as db:
+            self._db = db
+            for statement in _TABLES:
+                db.execute(statement)
+
+    # which there are
+
+    def all(self, kind: str = "archive") -> list[Archive]:
+        """By their directory."""
+        return self._rows("WHERE kind = ? ORDER BY root", kind)
+
+    def get(self, id: str) -> Archive | None:
+        """By its id, or what it begins with if no other one begins so, or by the id of its last request."""
+        exact = self._rows("WHERE id = ? OR request = ?", id, id)
+        found = exact or self._rows("WHERE substr(id, 1, ?) = ?", len(id), id)
+        if len(found) > 1:
+            raise UsageError(f"{id}: more than one archive begins so: {', '.join(a.id[:12] for a in found)}")
+        return found[0] if found else None
+
+    def at(self, root: bytes) -> Archive | None:
+        """The archive of a directory."""
+        return self._one(_id_of(root))
+
+    def backup(self, root: bytes, store: str, place: bytes) -> Archive | None:
+        """The backup of a directory to a place."""
+        return self._one(_id_of(root, store.encode(), place))
+
+    def the(self, root: bytes) -> Archive:
+        """The archive of a directory; UsageError if it is none."""
+        archive = self.at(root)
+        if archive is None:
+            raise UsageError(f"{shown(root)}: is no archive; gsync archive list shows them, gsync archive create makes "
+                             "one, gsync archive rebuild takes one up from its vault")
+        return archive
+
+    def around(self, root: bytes) -> Archive | None:
+        """An archive that lies above or below a directory."""
+        inside = [a for a in self.all()
+                  if a.root != root and (root + b"/").startswith(a.root.rstrip(b"/") + b"/")]
+        return next(iter(inside), None) or next(
+            (a for a in self.all() if a.root != root and a.root.startswith(root.rstrip(b"/") + b"/")), None)
+
+    def place_of(self, root: bytes) -> bytes:
+        """Where in a vault the archive of a directory lies: found again from the directory's path alone."""
+        return b"archives/" + _id_of(root).encode("ascii")
+
+    def _one(self, id: str) -> Archive | None:
+        return next(iter(self._rows("WHERE id = ?", id)), None)
+
+    def _rows(self, where: str, *values: object) -> list[Archive]:
+        rows = self._db.execute(f"SELECT {', '.join(_COLUMNS)} FROM archives {where}", values)
+        return [_archive(row) for row in rows]
+
+    # changes
+
+    def add(self, kind: str, root: bytes, store: str, place: bytes, operation: str) -> Archive:
+        """Note a new one, its operation begun."""
+        id = _id_of(root) if kind == "archive" else _id_of(root, store.encode(), place)
+        now = time.time_ns()
+        with self.transfers.atomic() as db:
+            db.execute("INSERT INTO archives (id, kind, root, store, place, operation, done, created, changed) "
+                       "VALUES (?, ?, ?, ?, ?, ?, 0, ?, ?)", (id, kind, root, store, place, operation, now, now))
+        make_dirs(os.fsencode(os.path.join(self.folder, id)))
+        archive = self._one(id)
+        assert archive is not None
+        return archive
+
+    def change(self, archive: Archive, **values: object) -> Archive:
+        """Set columns; the archive as it is then."""
+        names = ", ".join(f"{name} = ?" for name in values)
+        with self.transfers.atomic() as db:
+            db.execute(f"UPDATE archives SET {names}, changed = ? WHERE id = ?",
+                       (*values.values(), time.time_ns(), archive.id))
+            now = self._one(archive.id)
+        if now is None:
+            raise UsageError(f"{shown(archive.root)}: the archive was removed meanwhile")
+        return now
+
+    def fail(self, archive: Archive, failures: Iterator[tuple[bytes, str]]) -> None:
+        """Note entries that the operation could not do; the first reason is kept."""
+        with self.transfers.atomic():
+            self._db.executemany("INSERT OR IGNORE INTO archive_failures VALUES (?, ?, ?)",
+                                 ((archive.id, path, why) for path, why in failures))
+
+    def failures(self, archive: Archive, limit: int = -1) -> list[tuple[bytes, str]]:
+        """Path and reason of what the last operation could not do; limit -1: all."""
+        return list(self._db.execute("SELECT path, why FROM archive_failures WHERE archive = ? ORDER BY path LIMIT ?",
+                                     (archive.id, limit)))
+
+    def count_failures(self, archive: Archive) -> int:
+        return int(self._db.execute("SELECT count(*) FROM archive_failures WHERE archive = ?",
+                                    (archive.id,)).fetchone()[0])
+
+    def remove(self, archive: Archive) -> None:
+        """Forget it, with its manifest."""
+        with self.transfers.atomic():
+            self._db.execute("DELETE FROM archives WHERE id = ?", (archive.id,))
+            self._db.execute("DELETE FROM archive_failures WHERE archive = ?", (archive.id,))
+        folder = os.path.join(self.folder, archive.id)
+        if os.path.isdir(folder):
+            shutil.rmtree(folder)
+            fsync_dir(os.fsencode(self.folder))
+
+    # jobs
+
+    def begin(self, archive: Archive, operation: str) -> Archive:
+        """A job on it begins, as a request that this process has; the caller holds the lock."""
+        archive = self.settle(archive, alone=True)
+        label = f"{archive.kind} {shown(archive.root)}" if operation == "backup" else \
+            f"{operation} {shown(archive.root)}"
+        whole = NewTransfer(LOCAL, archive.root[1:], archive.store, archive.place, archive.size)
+        request = NewRequest(archive.kind, _user(), [
+            NewOperation(archive.kind, [whole], {"operation": operation, "archive": archive.id})], label)
+        worker = f"{archive.kind} {os.getpid()}"
+        with self.transfers.atomic() as db:
+            self.transfers.submit(request)
+            transfer, = self.transfers.page(request=request.id)
+            self.transfers.advance([transfer.id], State.NEW, State.SUBMITTED, worker=worker, lease=_NEVER)
+            db.execute("DELETE FROM archive_failures WHERE archive = ?", (archive.id,))
+            return self.change(archive, operation=operation, done=0, reason="", stage="", entries_done=0,
+                               entries_all=0, size_done=0, request=request.id, transfer=transfer.id)
+
+    def end(self, archive: Archive, state: State, reason: str = "", **values: object) -> Archive:
+        """The job on it has ended: DONE, FAILED or KILLED."""
+        with self.transfers.atomic():
+            self.transfers.advance([archive.transfer], _HELD, state, reason=reason, worker=None, lease=0)
+            return self.change(archive, done=int(state is State.DONE), reason=reason, stage="", **values)
+
+    def is_killed(self, archive: Archive) -> bool:
+        """Whether somebody wants the job on it to end."""
+        transfer = self.transfers.transfer(archive.transfer)
+        return transfer is not None and transfer.state in (State.KILL, State.KILLED)
+
+    def kill(self, archive: Archive) -> None:
+        """Have the process that works on it stop; it looks for this."""
+        archive = self._one(archive.id) or archive
+        self.transfers.kill(request=archive.request)
+        if self.holder(archive) is None:
+            self.settle(archive)
+
+    def settle(self, archive: Archive, alone: bool = False) -> Archive:
+        """Write down that a job has died, if it has: its process is gone, and it is not said to have ended. alone: the
+        caller holds the lock."""
+        transfer = self.transfers.transfer(archive.transfer)
+        if transfer is None or transfer.state not in _HELD or (not alone and self.holder(archive) is not None):
+            return archive
+        killed = transfer.state is State.KILL
+        return self.end(archive, State.KILLED if killed else State.FAILED,
+                        "killed" if killed else "its process ended without a word")
+
+    # files
+
+    def lock(self, archive: Archive, operation: str) -> Lock:
+        """One process at a time works on an archive."""
+        make_dirs(os.fsencode(os.path.join(self.folder, archive.id)))
+        return Lock(os.path.join(self.folder, archive.id, "lock"), f"archive {operation} {shown(archive.root)}: a job")
+
+    def holder(self, archive: Archive) -> int | None:
+        """The pid of the process that works on it."""
+        return Lock(os.path.join(self.folder, archive.id, "lock"), "").holder()
+
+    def manifest_path(self, archive: Archive) -> bytes:
+        return os.fsencode(os.path.join(self.folder, archive.id, "manifest"))
+
+    def manifest(self, archive: Archive) -> Manifest:
+        """The whole manifest; UsageError if it is lost."""
+        try:
+            manifest = Manifest(self.manifest_path(archive))
+        except FileNotFoundError:
+            raise UsageError(f"{shown(archive.root)}: its manifest is lost; gsync archive rebuild makes it again from "
+                             "the vault") from None
+        manifest.check()
+        return manifest
+
+
+def _user() -> str:
+    """Whose the jobs of this process are."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())

@@ -1,0 +1,133 @@
+"""Entries in batches over a few threads: how archive and backup get through a tree.
+
+Counts what is done, writes it down once a second, and looks whether the job is to be killed. Memory is bounded by a few
+batches. Not here: what is done with an entry.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+
+from gsync.errors import GsyncError
+from gsync.transfer.archives import Archive, Archives
+from gsync.transfer.manifest import Entry
+from gsync.transfer.retry import RetryPolicy
+from gsync.transfer.store import Category, StoreError
+
+_BATCH_BYTES = 1 << 30
+_TOLD_EVERY = 0.5  # seconds
+
+Failures = list[tuple[bytes, str]]
+
+
+class Killed(GsyncError):
+    """Somebody wanted the job to end."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """batch: entries that are made durable together; jobs: batches at a time; policy: how often what may pass is tried
+    again, and after which pauses."""
+
+    batch: int = 1000
+    jobs: int = 2
+    policy: RetryPolicy = field(default_factory=lambda: RetryPolicy(5, first_pause=1.0, longest_pause=60.0))
+
+
+class Batches:
+    """Of one job on an archive. `run` and `stage` belong to the thread that made it, `pause_point` to any."""
+
+    def __init__(self, archives: Archives, archive: Archive, options: Options,
+                 told: Callable[[Archive], None]) -> None:
+        self._archives, self.archive, self._options, self._told = archives, archive, options, told
+        self._stop = threading.Event()
+        self._why = ""
+        self._next = 0.0
+        self._entries = self._size = 0
+        self._pool = ThreadPoolExecutor(options.jobs)
+
+    def close(self) -> None:
+        """After the last run; waits for what is under way."""
+        self._stop.set()
+        self._pool.shutdown(cancel_futures=True)
+
+    def stage(self, name: str, entries: int = 0) -> None:
+        """What is being done now, and how much there is of it (0: unknown)."""
+        self._entries = self._size = 0
+        self.archive = self._archives.change(self.archive, stage=name, entries_all=entries, entries_done=0, size_done=0)
+        self._told(self.archive)
+
+    def count(self, entries: int, size: int) -> None:
+        """So much of the stage is done."""
+        self._entries, self._size = entries, size
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + _TOLD_EVERY
+        self.archive = self._archives.change(self.archive, entries_done=entries, size_done=size)
+        self._told(self.archive)
+        if self._archives.is_killed(self.archive):
+            self._stop.set()
+            raise Killed("killed; --retry goes on with it")
+
+    def pause_point(self) -> None:
+        """Between two entries: Killed if the job is to end."""
+        if self._stop.is_set():
+            raise Killed("killed; --retry goes on with it")
+
+    def pause_for(self, error: GsyncError, tries: int) -> bool:
+        """After an error: waits and says True if it should be tried again. tries: how often that was done already."""
+        if not isinstance(error, StoreError) or error.category not in (Category.TRANSIENT, Category.STORE_DOWN):
+            return False
+        if tries >= self._options.policy.max_retries:
+            return False
+        self._stop.wait(self._options.policy.pause(tries + 1))
+        self.pause_point()
+        return True
+
+    def run(self, entries: Iterable[Entry], work: Callable[[list[Entry]], Failures]) -> int:
+        """Give every entry to `work`, in batches; what it says to have failed is noted, and counted here. The first
+        error that it raises ends the run, after what is under way has come to its next pause point."""
+        bad = 0
+        pending: deque[tuple[Future[Failures], int, int]] = deque()
+        try:
+            for batch in self._cut(entries):
+                size = sum(e.size for e in batch if e.has_content)
+                pending.append((self._pool.submit(work, batch), len(batch), size))
+                while len(pending) > self._options.jobs:
+                    bad += self._take(pending)
+            while pending:
+                bad += self._take(pending)
+        except BaseException:
+            self._stop.set()
+            raise
+        return bad
+
+    def _take(self, pending: deque[tuple[Future[Failures], int, int]]) -> int:
+        future, entries, size = pending[0]
+        while not wait([future], _TOLD_EVERY).done:
+            self.count(self._entries, self._size)
+        failures = future.result()
+        pending.popleft()
+        if failures:
+            self._archives.fail(self.archive, iter(failures))
+        self.count(self._entries + entries, self._size + size)
+        return len(failures)
+
+    def _cut(self, entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+        batch: list[Entry] = []
+        size = 0
+        for entry in entries:
+            if batch and (len(batch) >= self._options.batch or size + entry.size > _BATCH_BYTES):
+                yield batch
+                batch, size = [], 0
+            batch.append(entry)
+            size += entry.size if entry.has_content else 0
+        if batch:
+            yield batch
