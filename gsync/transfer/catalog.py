@@ -50,6 +50,9 @@ _NOT_NOW = {408, 423, 425, 429, 502, 503, 504}
 class CatalogError(StoreError):
     """A catalog did not take a block; STORE_DOWN: it takes nothing for now."""
 
+    def __init__(self, catalog: str, why: object, category: Category) -> None:
+        super().__init__(f"catalog {catalog}: {why}", category, down=catalog)
+
 
 class Action(Enum):
     REGISTER = "register"
@@ -108,11 +111,11 @@ class SqliteCatalog:
                     if e.action is Action.WITHDRAW:
                         replicas.update(e.id, {"withdrawn": e.time})
         except sqlite3.OperationalError as exc:  # locked, full, not writable
-            raise CatalogError(f"catalog {self.text}: {exc}", Category.STORE_DOWN) from exc
+            raise CatalogError(self.text, exc, Category.STORE_DOWN) from exc
         except (sqlite3.Error, GsyncError) as exc:
-            raise CatalogError(f"catalog {self.text}: {exc}", Category.PERMANENT) from exc
+            raise CatalogError(self.text, exc, Category.PERMANENT) from exc
         except OSError as exc:
-            raise CatalogError(f"catalog {self.text}: {exc.strerror}", Category.STORE_DOWN) from exc
+            raise CatalogError(self.text, exc.strerror, Category.STORE_DOWN) from exc
 
     def where(self, name: bytes) -> list[tuple[str, bytes]]:
         """Which stores hold a file, and at which path: oldest first."""
@@ -168,7 +171,7 @@ class JsonLinesCatalog:
             if new:
                 fsync_dir(os.path.dirname(os.fsencode(self._path)))
         except OSError as exc:
-            raise CatalogError(f"catalog {self.text}: {exc.strerror}", Category.STORE_DOWN) from exc
+            raise CatalogError(self.text, exc.strerror, Category.STORE_DOWN) from exc
 
     def _there(self, wanted: set[tuple[str, str]]) -> set[tuple[str, str]]:
         found = set()
@@ -221,12 +224,12 @@ class CommandCatalog:
             done = subprocess.run(self._argv, input=b"".join(map(_line, entries)), stdout=subprocess.DEVNULL,
                                   stderr=subprocess.PIPE, timeout=self._timeout, check=False)
         except subprocess.TimeoutExpired:
-            raise CatalogError(f"catalog {self.text}: no end after {self._timeout:g} s", Category.STORE_DOWN) from None
+            raise CatalogError(self.text, f"no end after {self._timeout:g} s", Category.STORE_DOWN) from None
         except OSError as exc:
-            raise CatalogError(f"catalog {self.text}: {exc.strerror}", Category.STORE_DOWN) from exc
+            raise CatalogError(self.text, exc.strerror, Category.STORE_DOWN) from exc
         if done.returncode:
             last = done.stderr.decode("utf-8", "backslashreplace").strip().rpartition("\n")[2][:300]
-            raise CatalogError(f"catalog {self.text}: ended with {done.returncode}" + (f": {last}" if last else ""),
+            raise CatalogError(self.text, f"ended with {done.returncode}" + (f": {last}" if last else ""),
                                _EXITS.get(done.returncode, Category.TRANSIENT))
 
 
@@ -252,12 +255,11 @@ class HttpCatalog:
                 why = answer.read(300).decode("utf-8", "backslashreplace").strip().partition("\n")[0]
                 answer.release_conn()
         except (urllib3.exceptions.HTTPError, OSError) as exc:
-            raise CatalogError(f"catalog {self.text}: {exc}", Category.STORE_DOWN) from exc
+            raise CatalogError(self.text, exc, Category.STORE_DOWN) from exc
         if not 200 <= answer.status < 300:
             category = (Category.STORE_DOWN if answer.status in _NOT_NOW else
                         Category.PERMANENT if answer.status < 500 else Category.TRANSIENT)
-            raise CatalogError(f"catalog {self.text}: HTTP {answer.status} {answer.reason or ''}: {why}".rstrip(": "),
-                               category)
+            raise CatalogError(self.text, f"HTTP {answer.status} {answer.reason or ''}: {why}".rstrip(": "), category)
 
 
 def _authorization(url: str) -> dict[str, str]:

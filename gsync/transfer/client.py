@@ -40,6 +40,7 @@ from gsync.transfer.registry import Place, Stores
 from gsync.transfer.retry import RetryPolicy
 from gsync.transfer.send import FAILOVER_FOLDER, Attempt, NoPlace, Plan, Sending, measure, request_of, sending
 from gsync.transfer.store import Category, StoreError
+from gsync.transfer.worker import worker_id
 from gsync.volume.home import default_path
 
 _log = get_logger(__name__)
@@ -91,7 +92,7 @@ class Client:
         self.transfers = Transfers(self.home)
         self.stores = Stores(self.transfers)
         self._policy = policy or RetryPolicy()
-        self._worker = f"{os.uname().nodename}:{os.getpid()}:{new_id()}"
+        self._worker = worker_id()
 
     def close(self) -> None:
         self.stores.close()

@@ -137,7 +137,7 @@ class Publisher:
             errors = publish_block(self._open_catalog(text), [self._entry(key, row) for key, row in entries.items()],
                                    again)
         except UsageError as exc:
-            errors = dict.fromkeys(entries, CatalogError(str(exc), Category.PERMANENT))
+            errors = dict.fromkeys(entries, CatalogError(text, exc, Category.PERMANENT))
         if any(error.category is Category.STORE_DOWN for error in errors.values()):
             down.add(text)  # the rest of it need not be tried now
         count: dict[Publication, int] = {}

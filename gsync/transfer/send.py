@@ -22,22 +22,21 @@ import stat
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gsync.errors import UsageError
 from gsync.log import get_logger
 from gsync.model import shown
 from gsync.transfer.catalog import Action, Catalog, CatalogError, Entry, open_catalog
 from gsync.transfer.database import NewOperation, NewRequest, NewTransfer, Transfer, Transfers
+from gsync.transfer.handlers import Context
 from gsync.transfer.mover import content_of, copy, verify
 from gsync.transfer.registry import LOCAL, Place, Stores
 from gsync.transfer.store import Category, Content, Store, StoreError
 
-if TYPE_CHECKING:
-    from gsync.transfer.handlers import Context
-
 _log = get_logger(__name__)
 
+Progress = Callable[[int], None]    # called with the bytes of each piece that was moved; may raise to break it off
 OPERATIONS = ("place", "replicate", "register", "tidy")
 FAILOVER_FOLDER = b"gsync-failover"  # at a failover store: <folder>/<request>/<name>, a place that nobody else has
 # The name is the trouble, so another store of the same kind is no way out, and waiting is none either.
@@ -108,9 +107,9 @@ class NoPlace(StoreError):
     """None of the places took the file; `failed` says why for each."""
 
     def __init__(self, plan: Plan, failed: Sequence[Attempt]) -> None:
-        rest = [a.category for a in failed if a.category is not Category.PERMANENT]
+        first = next((a for a in failed if a.category is not Category.PERMANENT), failed[0])
         super().__init__(f"send {_path(plan)}: no store took it: " + "; ".join(a.error for a in failed),
-                         rest[0] if rest else Category.PERMANENT)
+                         first.category, first.errno, first.place.store)
         self.failed = tuple(failed)
 
 
@@ -158,8 +157,9 @@ class Sending:
     """
 
     def __init__(self, plan: Plan, stores: Stores, catalog: Callable[[str], Catalog],
-                 note: Callable[[Plan], None]) -> None:
+                 note: Callable[[Plan], None], progress: Progress = lambda size: None) -> None:
         self.plan = plan
+        self._progress = progress
         self._stores = stores
         self._store = stores.get
         self._catalog = catalog
@@ -247,7 +247,7 @@ class Sending:
             self._know(begun=(*self.plan.begun, place))
         content = self.plan.content
         try:
-            copy(source, path, store, place.path, content.sha256)
+            copy(source, path, store, place.path, content.sha256, progress=self._progress)
             verify(store, place.path, content)
         except StoreError:
             with suppress(StoreError):
@@ -322,18 +322,13 @@ def _path(plan: Plan) -> str:
     return "/" + shown(plan.source)
 
 
-def sending(transfers: Transfers, stores: Stores, request: str) -> Sending:
+def sending(transfers: Transfers, stores: Stores, request: str, progress: Progress = lambda size: None) -> Sending:
     """A send that is in the database, as it is known there, and noted there as it goes on."""
     first = transfers.operations(request)[0]
     return Sending(Plan.of_json(first.arguments), stores, lambda text: open_catalog(text, transfers.home),
-                   lambda plan: transfers.set_arguments(first.id, plan.as_json()))
+                   lambda plan: transfers.set_arguments(first.id, plan.as_json()), progress)
 
 
-def carry_out(transfers: Transfers, stores: Stores, transfer: Transfer) -> None:
-    """Do place, replicate, register or tidy; StoreError."""
-    sending(transfers, stores, transfer.request).do(transfer.kind)
-
-
-def handle(context: Context, transfer: Transfer) -> None:
-    """The same, as the queue's workers call it (handlers)."""
-    carry_out(context.transfers, context.stores, transfer)
+def carry_out(context: Context, transfer: Transfer) -> None:
+    """The queue's handler of place, replicate, register and tidy; StoreError."""
+    sending(context.transfers, context.stores, transfer.request, context.progress).do(transfer.kind)

@@ -35,14 +35,16 @@ class Category(Enum):
 
 
 class StoreError(GsyncError):
-    """What failed, on what, why; errno where the system gave one."""
+    """What failed, on what, why; errno where the system gave one. down: which store is, where the one that raises it
+    knows better than who looks at the transfer."""
 
     exit_code = 4
 
-    def __init__(self, message: str, category: Category, number: int | None = None) -> None:
+    def __init__(self, message: str, category: Category, number: int | None = None, down: str | None = None) -> None:
         super().__init__(message)
         self.category = category
         self.errno = number
+        self.down = down
 
 
 _DOWN = {errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ECONNREFUSED, errno.ECONNRESET,

@@ -34,7 +34,7 @@ class Recorder:
         if self.error is not None:
             raise self.error
         if any(entry.path in self.minds for entry in entries):
-            raise CatalogError("one of these is not welcome", Category.PERMANENT)
+            raise CatalogError("c", "one of these is not welcome", Category.PERMANENT)
         self.taken += [entry.id for entry in entries]
 
 
@@ -137,13 +137,13 @@ def test_an_entry_that_is_refused_does_not_hold_up_the_others(world: World) -> N
     assert world.publisher().once() == {Publication.DONE: 8, Publication.FAILED: 1}
     assert len(world.recorder().taken) == 8
     (status,) = world.publisher().status()
-    assert status["reason"] == "one of these is not welcome"
+    assert status["reason"] == "catalog c: one of these is not welcome"
 
 
 def test_a_catalog_that_is_down_charges_nobody_and_does_not_hold_up_another_one(world: World) -> None:
     world.request(2, catalog="down")
     world.request(2, catalog="up")
-    world.recorder("down").error = CatalogError("away", Category.STORE_DOWN)
+    world.recorder("down").error = CatalogError("c", "away", Category.STORE_DOWN)
     for _ in range(10):
         world.publisher(max_retries=2).once()
     assert world.states() == {"RETRY": 2, "DONE": 2}
@@ -155,7 +155,7 @@ def test_a_catalog_that_is_down_charges_nobody_and_does_not_hold_up_another_one(
 def test_what_does_not_work_is_tried_again_so_often_and_then_on_demand(world: World) -> None:
     """Publication retry is missing in ASO (item 19), its comparisons are off by one (17)."""
     request = world.request(1)
-    world.recorder().error = CatalogError("not this time", Category.TRANSIENT)
+    world.recorder().error = CatalogError("c", "not this time", Category.TRANSIENT)
     world.publisher(max_retries=2).once()
     assert len(world.recorder().blocks) == 1 + 2
     assert world.states() == {"FAILED": 1}

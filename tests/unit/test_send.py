@@ -16,11 +16,13 @@ from gsync.errors import UsageError
 from gsync.transfer import Client, Sent
 from gsync.transfer.catalog import SqliteCatalog
 from gsync.transfer.database import State, Transfers
+from gsync.transfer.handlers import Context
 from gsync.transfer.registry import Stores
 from gsync.transfer.retry import RetryPolicy
 from gsync.transfer.send import FAILOVER_FOLDER, OPERATIONS, carry_out
 from gsync.transfer.store import Category, StoreError
 from gsync.transfer.stores.dir import DirStore
+from gsync.transfer.worker import Settings, Worker
 
 POLICY = RetryPolicy(first_pause=0, ban=0)
 
@@ -44,8 +46,10 @@ class World:
             (self.path / name).rename(self.path / f"{name}.off")
 
     def on(self, *names: str) -> None:
-        for name in names:
-            (self.path / f"{name}.off").rename(self.path / name)
+        with Client(self.home) as client:
+            for name in names:
+                (self.path / f"{name}.off").rename(self.path / name)
+                client.stores.allow(name)
 
     def send(self, *to: str, failover: tuple[str, ...] = ("spare",), **more: Any) -> Sent:
         with Client(self.home, POLICY) as client:
@@ -67,21 +71,22 @@ class World:
         return (folder if folder.exists() else self.path / f"{name}.off") / file
 
     def work(self) -> None:
-        """The queue, until nothing more is due: as its worker does it, one operation after the other."""
+        """The queue, until nothing more can be done now."""
+        Worker(self.home, Settings(policy=RetryPolicy(first_pause=0)), once=True).run()
+
+    def work_inline(self) -> None:
+        """The same in this thread, where a test can kill it."""
         transfers = Transfers(self.home)
         stores = Stores(transfers)
         try:
             transfers.sweep()
             for _ in range(20):
-                for row in transfers.run_out():
-                    transfers.advance([row.id], (State.ACQUIRED, State.SUBMITTED), State.NEW, worker=None)
-                transfers.wake()
                 rows = transfers.acquire("test", 1, 60)
                 if not rows:
                     return
                 transfers.advance([rows[0].id], State.ACQUIRED, State.SUBMITTED)
                 try:
-                    carry_out(transfers, stores, rows[0])
+                    carry_out(Context(transfers, stores), rows[0])
                 except StoreError as exc:
                     state = State.FAILED if exc.category is Category.PERMANENT else State.RETRY
                     transfers.advance([rows[0].id], State.SUBMITTED, state, reason=str(exc), worker=None,
@@ -241,10 +246,10 @@ def test_the_only_replica_is_not_removed(world: World, content: bytes | None) ->
         try:
             if kind == "tidy":
                 with pytest.raises(StoreError, match="is the only one") as caught:
-                    carry_out(transfers, stores, row)
+                    carry_out(Context(transfers, stores), row)
                 assert caught.value.category is Category.PERMANENT
             else:
-                carry_out(transfers, stores, row)
+                carry_out(Context(transfers, stores), row)
                 transfers.advance([row.id], State.ACQUIRED, State.DONE)
         finally:
             DirStore.checksum = original  # type: ignore[method-assign]
@@ -360,7 +365,7 @@ def test_a_store_that_dies_with_the_answer_is_tidied_when_it_is_back(world: Worl
 
 # killed at every step
 
-LAST = 60   # durable steps, counted before and behind, of the whole way over the failover store
+LAST = 50   # durable steps, counted before and behind, of the whole way over the failover store
 
 
 class Killed(BaseException):
@@ -397,7 +402,7 @@ def steps_of(world: World, monkeypatch: pytest.MonkeyPatch, die_at: int) -> int:
             with Client(world.home) as client:
                 for request in client.requests():
                     client.retry(request.id)
-            world.work()
+            world.work_inline()
     except Killed:
         pass
     monkeypatch.undo()
@@ -423,10 +428,11 @@ def test_killed_at_every_step(world: World, monkeypatch: pytest.MonkeyPatch, die
     with Client(world.home) as client:
         for request in client.requests():
             client.retry(request.id)
-    for _ in range(2):
-        transfers = Transfers(world.home)
-        transfers.read("UPDATE transfers SET lease=0")
-        transfers.close()
+    with sqlite3.connect(os.path.join(world.home, "transfers.db")) as db:
+        for table in ("transfers", "owners"):
+            db.execute(f"UPDATE {table} SET lease=0")
+    db.close()
+    for _ in range(2):  # what was examined is due by the next look
         world.work()
     with Client(world.home) as client:
         states = [request.state for request in client.requests()]
