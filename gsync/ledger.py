@@ -17,13 +17,14 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from gsync.backoff import pause
 from gsync.durable import fsync_dir
 from gsync.errors import Transient
 from gsync.model import NS, Gfid, Name
 from gsync.namespace import check_version
 
-FIRST_PAUSE = 30 * NS
-LONGEST_PAUSE = 3600 * NS
+FIRST_PAUSE = 30.0      # seconds
+LONGEST_PAUSE = 3600.0
 SCHEMA_VERSION = 1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS failures (
@@ -71,11 +72,11 @@ class Ledger:
         with self._db:
             row = self._db.execute("SELECT tries, first FROM failures WHERE key=?", (failure.key,)).fetchone()
             tries, first = (row[0] + 1, row[1]) if row else (1, now)
-            pause = min(FIRST_PAUSE << min(tries - 1, 20), LONGEST_PAUSE)
+            wait = int(pause(tries, FIRST_PAUSE, LONGEST_PAUSE) * NS)
             pargfid, bname = failure.name or (None, None)
             self._db.execute("INSERT OR REPLACE INTO failures VALUES (?,?,?,?,?,?,?,?,?,?,?,?,0)", (
                 failure.key, failure.what, failure.gfid, pargfid, bname, failure.path, failure.errno,
-                failure.message, tries, first, now, now + pause))
+                failure.message, tries, first, now, now + wait))
 
     def take_due(self, now: int) -> list[Failure]:
         """Rows whose time has come; they are marked as tried in this batch."""
@@ -134,10 +135,10 @@ class Ledger:
 
     # reading
 
-    def hurry(self) -> int:
-        """Make every row due; how many."""
+    def hurry(self, gfid: Gfid | None = None) -> int:
+        """Make every row due, or those of one inode; how many."""
         with self._db:
-            return self._db.execute("UPDATE failures SET next=0").rowcount
+            return self._db.execute("UPDATE failures SET next=0 WHERE gfid=? OR ? IS NULL", (gfid, gfid)).rowcount
 
     def drop(self, gfid: Gfid) -> int:
         """Forget what is noted of an inode; how many rows."""

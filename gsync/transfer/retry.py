@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gsync.backoff import pause
 from gsync.model import NS
 from gsync.transfer.store import Category
 
@@ -48,5 +49,4 @@ class RetryPolicy:
 
     def pause(self, tries: int) -> float:
         """Seconds to wait after so many tries."""
-        pause = min(self.first_pause * 2.0 ** min(max(tries, 1) - 1, 30), self.longest_pause)
-        return pause * (0.75 + self.rng() / 2)
+        return pause(tries, self.first_pause, self.longest_pause, self.rng)

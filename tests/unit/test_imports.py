@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 # Lowest first. "x.*" is the package x and everything in it.
 LAYERS = [
-    ["errors", "model", "log", "notify", "durable", "process"],
+    ["errors", "model", "log", "notify", "durable", "process", "backoff"],
     ["fsid", "ini"],
     ["namespace", "rpc", "changelog.*"],
     ["volume.*"],

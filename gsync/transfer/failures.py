@@ -1,0 +1,114 @@
+"""What replication could not sync, as the queue shows it: a request of kind `failure` per session, by its ledgers.
+
+The ledgers stay where they are, with the sessions (on several nodes: on the meta volume, one per epoch): their workers
+need them in the transaction that goes with a batch, and on whichever node they run. The queue reads them and gives the
+same orders as `gsync failures`. The pauses between tries are the queue's (backoff); but a row never becomes FAILED by
+itself, since the stime has passed it: it goes when it is mended, or when a person drops it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from gsync import log
+from gsync.errors import UsageError
+from gsync.ledger import Failure, Ledger
+from gsync.model import gfid_parse, shown
+from gsync.session.session import Session, SessionHome
+from gsync.volume.home import Home
+
+PREFIX = "session:"     # ids: session:NAME for all of a session's, session:NAME/GFID for those of one inode
+KIND = "failure"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFailures:
+    """All rows of a session."""
+
+    session: Session
+    rows: tuple[Failure, ...]
+
+    @property
+    def id(self) -> str:
+        return PREFIX + self.session.name
+
+    @property
+    def label(self) -> str:
+        return f"{self.session.volume} → {shown(self.session.slave.encode('utf-8', 'surrogateescape'))}"
+
+    @property
+    def created(self) -> int:
+        """When the first of them failed first, ns."""
+        return min(row.first for row in self.rows)
+
+    @property
+    def changed(self) -> int:
+        return max(row.last for row in self.rows)
+
+
+def all_failures(home: Home) -> list[SessionFailures]:
+    """Of every session that has any."""
+    found = []
+    for session in SessionHome(home, check=False).list():
+        with _ledgers(home, session) as ledgers:
+            rows = tuple(row for ledger in ledgers for row in ledger.all())
+        if rows:
+            found.append(SessionFailures(session, rows))
+    return found
+
+
+def failures_of(home: Home, ident: str) -> SessionFailures:
+    """Those of an id; UsageError if there is no such session."""
+    session, gfid = _parse(home, ident)
+    with _ledgers(home, session) as ledgers:
+        rows = tuple(row for ledger in ledgers for row in ledger.all() if gfid is None or row.gfid == gfid)
+    return SessionFailures(session, rows)
+
+
+def retry(home: Home, ident: str) -> int:
+    """Have them tried again with the next batch; how many."""
+    session, gfid = _parse(home, ident)
+    with _ledgers(home, session) as ledgers:
+        return sum(ledger.hurry(gfid) for ledger in ledgers)
+
+
+def drop(home: Home, ident: str, reason: str) -> int:
+    """Forget what is noted of one inode; how many rows. UsageError for a whole session: the stime has passed these
+    rows, so nothing else would tell any more that the slave differs."""
+    session, gfid = _parse(home, ident)
+    if gfid is None:
+        raise UsageError(f"{ident}: what replication could not sync is given up one by one: {ident}/GFID, or gsync "
+                         f"failures {session.name} drop GFID --reason TEXT")
+    with _ledgers(home, session) as ledgers:
+        count = sum(ledger.drop(gfid) for ledger in ledgers)
+    if count:
+        log.setup(path=session.log)
+        log.get_logger("gsync.failures").info("dropped", gfid=ident.rpartition("/")[2], reason=reason)
+    return count
+
+
+def _parse(home: Home, ident: str) -> tuple[Session, bytes | None]:
+    name, slash, gfid = ident.removeprefix(PREFIX).partition("/")
+    session = SessionHome(home, check=False).get(name)
+    try:
+        return session, gfid_parse(gfid) if slash else None
+    except ValueError as exc:
+        raise UsageError(f"{ident}: {exc}") from None
+
+
+@contextmanager
+def _ledgers(home: Home, session: Session) -> Iterator[list[Ledger]]:
+    """Those that are there: looking makes none."""
+    try:
+        paths = session.ledger_dbs(home.get(session.volume))
+    except UsageError:  # the volume is gone
+        paths = [session.ledger_db]
+    opened = [Ledger(path) for path in paths if os.path.exists(path)]
+    try:
+        yield opened
+    finally:
+        for ledger in opened:
+            ledger.close()

@@ -1,0 +1,101 @@
+"""Replication's failures as the queue shows them: read where they are, with the same pauses, dropped one by one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from gsync import ledger as ledger_module
+from gsync.backoff import pause
+from gsync.errors import UsageError
+from gsync.ledger import Failure, Ledger
+from gsync.model import NS, gfid_str
+from gsync.session.session import Session, SessionHome
+from gsync.transfer import failures
+from gsync.transfer.retry import RetryPolicy
+from gsync.volume.home import Home
+
+GFID = b"g" * 16
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    home = Home(str(tmp_path / "home"))
+    (tmp_path / "tree").mkdir()
+    home.add("photos", str(tmp_path / "tree"))
+    return home
+
+
+def session(home: Home, name: str, *rows: Failure) -> Session:
+    sessions = SessionHome(home)
+    made = sessions.find_or_new("photos", f"h:/{name}", name)
+    sessions.save(made)
+    if rows:
+        ledger = Ledger(made.ledger_db)
+        for row in rows:
+            ledger.record(row)
+        ledger.close()
+    return made
+
+
+def failure(gfid: bytes = GFID, path: bytes = b"/a\xff") -> Failure:
+    return Failure("data", gfid, None, path, 13, "Permission denied")
+
+
+def test_a_request_for_each_session_that_has_some(home: Home) -> None:
+    session(home, "alpha", failure(), failure(b"h" * 16))
+    session(home, "beta")
+    (found,) = failures.all_failures(home)
+    assert (found.id, len(found.rows), found.label) == ("session:alpha", 2, "photos → h:/alpha")
+    assert found.created <= found.changed
+
+
+def test_looking_makes_no_ledger(home: Home) -> None:
+    made = session(home, "beta")
+    assert failures.all_failures(home) == []
+    assert failures.failures_of(home, "session:beta").rows == ()
+    assert not os.path.exists(made.ledger_db)
+
+
+def test_all_of_a_session_or_of_one_inode_are_tried_again(home: Home) -> None:
+    made = session(home, "alpha", failure(), failure(b"h" * 16))
+    assert failures.retry(home, f"session:alpha/{gfid_str(GFID)}") == 1
+    ledger = Ledger(made.ledger_db)
+    assert [row.gfid for row in ledger.take_due(1)] == [GFID]
+    ledger.close()
+    assert failures.retry(home, "session:alpha") == 2
+
+
+def test_one_inode_is_dropped_with_a_reason_in_the_log_and_never_a_whole_session(home: Home) -> None:
+    made = session(home, "alpha", failure(), failure(b"h" * 16))
+    with pytest.raises(UsageError, match="one by one"):
+        failures.drop(home, "session:alpha", "x")
+    assert failures.drop(home, f"session:alpha/{gfid_str(GFID)}", "not needed") == 1
+    assert [row.gfid for row in failures.failures_of(home, "session:alpha").rows] == [b"h" * 16]
+    assert "not needed" in Path(made.log).read_text()
+
+
+@pytest.mark.parametrize("ident", ["session:nosuch", "session:alpha/xyz"])
+def test_what_is_none(home: Home, ident: str) -> None:
+    session(home, "alpha", failure())
+    with pytest.raises(UsageError):
+        failures.retry(home, ident)
+
+
+def test_the_pauses_are_those_of_the_queue(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One policy: the ledger's next try is when a transfer's with these pauses would be."""
+    monkeypatch.setattr(ledger_module, "pause", lambda *args: pause(*args, rng=lambda: 0.5))
+    policy = RetryPolicy(first_pause=ledger_module.FIRST_PAUSE, longest_pause=ledger_module.LONGEST_PAUSE,
+                         rng=lambda: 0.5)
+    ledger = Ledger(session(home, "alpha").ledger_db)
+    for tries in range(1, 12):
+        ledger.record(failure(), now=1000)
+        assert ledger.next_due() == 1000 + int(policy.pause(tries) * NS)
+    ledger.close()
+
+
+def test_pauses_double_and_have_an_end() -> None:
+    assert [pause(n, 1, 6, lambda: 0.5) for n in (0, 1, 2, 3, 4, 5000)] == [1, 1, 2, 4, 6, 6]
+    assert (pause(1, 8, 60, lambda: 0), pause(1, 8, 60, lambda: 1)) == (6, 10)
