@@ -12,7 +12,9 @@ from gsync.cli.options import JsonOption, StateOption
 
 if TYPE_CHECKING:
     from gsync.transfer.database import NewTransfer, Request, State, Transfer, Transfers
+    from gsync.transfer.failures import SessionFailures
     from gsync.transfer.registry import Place, Stores
+    from gsync.volume.home import Home
 
 app = typer.Typer(no_args_is_help=True, help="Transfers that are to be done, are being done, or were done.")
 
@@ -33,17 +35,22 @@ def submit(
     label: Annotated[str, typer.Option("--label", help="What it is, for lists.")] = "",
     replace: Annotated[bool, typer.Option("--replace", help="Replace files that are there.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Read every copy anew and compare it.")] = False,
+    register: Annotated[str | None, typer.Option(
+        "--register", metavar="CATALOG", autocompletion=completion.catalogs,
+        help="Have gsync publish make the files known there once they have arrived.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Do it here and now, and end with what became of it.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be moved.")] = False,
     json: JsonOption = False, state: StateOption = None,
 ) -> int:
     """Queue a copy of a file, or of a directory with all that is in it. A worker (gsync queue run) does it."""
     from gsync.cli.output import path_shown, print_json, size_text
+    from gsync.transfer.catalog import parse_catalog
     from gsync.transfer.database import NewRequest
 
+    catalog = None if register is None else parse_catalog(register)
     with _Queue(state) as queue:
         src, dst = queue.stores.place(source), queue.stores.place(destination)
-        operations = _operations(queue.stores, src, dst, {"replace": replace, "verify": verify})
+        operations = _operations(queue.stores, src, dst, {"replace": replace, "verify": verify}, catalog)
         moves = [t for operation in operations for t in operation.transfers]
         files = sum(len(operation.transfers) for operation in operations if operation.kind == "copy")
         size = sum(t.size or 0 for t in moves)
@@ -74,7 +81,8 @@ def list_(
     state_: Annotated[list[str] | None, typer.Option(
         "--in", metavar="STATE", help="In this state: QUEUED, NEW, SUBMITTED, RETRY, DONE, FAILED, KILLED.")] = None,
     owner: OwnerOption = None,
-    kind: Annotated[str | None, typer.Option("--kind", help="Made by: queue, send, archive, deliver.")] = None,
+    kind: Annotated[str | None, typer.Option("--kind", help=(
+        "Made by: queue, send, archive, deliver; failure: what replication could not sync."))] = None,
     link: LinkOption = None,
     transfers: Annotated[bool, typer.Option("--transfers", help="Transfers rather than requests.")] = False,
     limit: Annotated[int, typer.Option("--limit", min=0, help="At most so many lines, the newest; 0: all.")] = 50,
@@ -95,7 +103,16 @@ def show(ident: Annotated[str, typer.Argument(metavar="ID", help="The request, o
          all_: Annotated[bool, typer.Option("--all", help=f"All transfers, not {_SHOWN} only.")] = False,
          json: JsonOption = False, state: StateOption = None) -> int:
     """Show a request: its operations, its transfers, and why what failed has failed. Exit code 1 if something has."""
+    from gsync.errors import UsageError
+    from gsync.transfer.failures import PREFIX, failures_of
+
     with _Queue(state) as queue:
+        if ident.startswith(PREFIX):
+            failures = failures_of(queue.home, ident)
+            if not failures.rows:
+                raise UsageError(f"{ident}: nothing is noted of it")
+            _print_failures(failures, json)
+            return 1
         found = queue.request(ident)
         _print_request(queue, found, json, all_)
         return _exit_code(queue.transfers.counts(found.id))
@@ -126,6 +143,21 @@ def kill(ids: Requests = None, owner: OwnerOption = None, link: LinkOption = Non
         if not yes and not asked(f"Kill {count} transfers?"):
             raise UsageError("queue kill: nothing was killed; --yes kills without asking")
         _tell("kill", _orders(queue, "kill", ids, owner, link), json)
+
+
+@app.command("report")
+def report(outbox: Annotated[str, typer.Argument(metavar="OUTBOX", help="The folder; made if it is missing.")],
+           json: JsonOption = False, state: StateOption = None) -> None:
+    """Write what has ended since the last report into AsyncStageOut's files: OUTBOX/<owner>/Reporter-<time>.json."""
+    from gsync.cli.output import print_json
+    from gsync.transfer.asofiles import Outbox
+
+    with _Queue(state) as queue:
+        count = Outbox(outbox).report(queue.transfers)
+    if json:
+        print_json({"files": count})
+    else:
+        print(f"{count} files written")
 
 
 @app.command("run")
@@ -168,7 +200,8 @@ class _Queue:
         from gsync.transfer.registry import Stores
         from gsync.volume.home import Home
 
-        self.transfers: Transfers = Transfers(Home(state).path)
+        self.home: Home = Home(state)
+        self.transfers: Transfers = Transfers(self.home.path)
         self.stores: Stores = Stores(self.transfers)
 
     def __enter__(self) -> _Queue:
@@ -218,7 +251,7 @@ def _me() -> str:
     return getpass.getuser()
 
 
-def _operations(stores: Stores, src: Place, dst: Place, arguments: dict[str, bool]) -> list[Any]:
+def _operations(stores: Stores, src: Place, dst: Place, arguments: dict[str, bool], catalog: str | None) -> list[Any]:
     """Directories, then what is in them, then the directories' attributes. UsageError if there is no such source."""
     from gsync.errors import UsageError
     from gsync.transfer.database import NewOperation, NewTransfer
@@ -230,7 +263,7 @@ def _operations(stores: Stores, src: Place, dst: Place, arguments: dict[str, boo
         raise UsageError(f"{src}: is not there")
     chosen = {key: value for key, value in arguments.items() if value}
     if not item.is_dir:
-        one = NewTransfer(src.store, src.path, dst.store, dst.path, item.size)
+        one = NewTransfer(src.store, src.path, dst.store, dst.path, item.size, catalog=catalog)
         return [NewOperation("copy", [one], chosen)]
     folders: list[NewTransfer] = []
     files: list[NewTransfer] = []
@@ -243,7 +276,7 @@ def _operations(stores: Stores, src: Place, dst: Place, arguments: dict[str, boo
                 yield item.path
             else:
                 below = dst.path + item.path[len(src.path):] if dst.path else item.path[len(src.path):].lstrip(b"/")
-                files.append(NewTransfer(src.store, item.path, dst.store, below, item.size))
+                files.append(NewTransfer(src.store, item.path, dst.store, below, item.size, catalog=catalog))
 
     todo = [src.path]
     while todo:
@@ -277,6 +310,7 @@ def _link(text: str | None) -> tuple[str, str] | None:
 def _orders(queue: _Queue, what: str, ids: list[str] | None, owner: str | None, link: str | None) -> int:
     """kill, retry, or count what kill would be about: for each of the requests and transfers named."""
     from gsync.errors import UsageError
+    from gsync.transfer.failures import PREFIX
 
     order = {"kill": queue.transfers.kill, "retry": queue.transfers.retry,
              "count": queue.transfers.count_unfinished}[what]
@@ -286,12 +320,25 @@ def _orders(queue: _Queue, what: str, ids: list[str] | None, owner: str | None, 
         return order(owner=owner, link=_link(link))
     total = 0
     for ident in ids:
-        if ident.isdigit() and len(ident) < 10 and queue.transfers.transfer(int(ident)) is not None \
+        if ident.startswith(PREFIX):
+            total += _failure_orders(queue, what, ident)
+        elif ident.isdigit() and len(ident) < 10 and queue.transfers.transfer(int(ident)) is not None \
                 and queue.transfers.request(ident) is None:
             total += order(ids=[int(ident)], owner=owner, link=_link(link))
         else:
             total += order(request=queue.request(ident).id, owner=owner, link=_link(link))
     return total
+
+
+def _failure_orders(queue: _Queue, what: str, ident: str) -> int:
+    """The same for what replication could not sync; killing it is dropping it from the ledger."""
+    from gsync.transfer import failures
+
+    if what == "retry":
+        return failures.retry(queue.home, ident)
+    if what == "kill":
+        return failures.drop(queue.home, ident, f"gsync queue kill, by {_me()}")
+    return len(failures.failures_of(queue.home, ident).rows)
 
 
 def _tell(what: str, count: int, json: bool) -> None:
@@ -341,6 +388,8 @@ def _list_requests(queue: _Queue, states: list[State], owner: str | None, kind: 
     found = queue.transfers.find_requests(states=states, owner=owner, kind=kind, limit=limit or -1)
     rows = [{**_described(request), "transfers": {s.value: n for s, n in queue.transfers.counts(request.id).items()}}
             for request in found]
+    if owner is None and kind in (None, "failure") and (not states or "RETRY" in {state.value for state in states}):
+        rows += _failures(queue)  # few, and a person should see them: below the others, whatever the limit
     if json:
         print_json(rows)
     elif not rows:
@@ -350,6 +399,41 @@ def _list_requests(queue: _Queue, states: list[State], owner: str | None, kind: 
                     [[r["id"], r["kind"], r["owner"], r["state"],
                       " ".join(f"{n} {s}" for s, n in sorted(r["transfers"].items())), r["created"],
                       path_shown(r["label"])] for r in rows])
+
+
+def _failures(queue: _Queue) -> list[dict[str, Any]]:
+    """What replication could not sync, a line for each session."""
+    from gsync.transfer.failures import all_failures
+
+    return [_described_failures(found) for found in all_failures(queue.home)]
+
+
+def _described_failures(found: SessionFailures) -> dict[str, Any]:
+    from gsync.session.status import rfc3339
+
+    return {"id": found.id, "kind": "failure", "owner": "", "priority": 0, "label": found.label, "state": "RETRY",
+            "created": rfc3339(found.created), "changed": rfc3339(found.changed),
+            "transfers": {"RETRY": len(found.rows)}}
+
+
+def _print_failures(found: SessionFailures, json: bool) -> None:
+    import os
+
+    from gsync.cli.output import path_shown, print_json, print_table
+    from gsync.model import gfid_str
+    from gsync.session.status import rfc3339
+
+    rows = [{"what": row.what, "gfid": row.gfid and gfid_str(row.gfid), "path": os.fsdecode(row.path),
+             "tries": row.tries, "reason": row.message, "created": rfc3339(row.first), "changed": rfc3339(row.last)}
+            for row in found.rows]
+    if json:
+        print_json({**_described_failures(found), "rows": rows})
+        return
+    print(f"{found.session.name}: replication could not sync {len(rows)}; it tries them again by itself. Given up one "
+          f"by one: gsync queue kill {found.id}/GFID")
+    print_table(["WHAT", "TRIES", "LAST", "PATH", "WHY", "GFID"],
+                [[str(r["what"]), str(r["tries"]), str(r["changed"]), path_shown(str(r["path"])), str(r["reason"]),
+                  str(r["gfid"] or "")] for r in rows])
 
 
 def _list_transfers(queue: _Queue, states: list[State], owner: str | None, kind: str | None,
