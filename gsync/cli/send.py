@@ -41,7 +41,7 @@ def send(
     is down its registration is pending; `gsync queue run` does what is pending, `gsync queue show ID` tells how far it
     is.
 
-    Ends with 0 if every file is where it is wanted, 1 if something is pending, 4 if no store took a file.
+    Ends with 0 if every file is where it is wanted, 1 if all are safe and something is pending, 4 if no store took one.
     """
     from gsync.cli.output import print_json
     from gsync.errors import UsageError

@@ -79,7 +79,7 @@ class Outbox:
                 for each in page:
                     # Its time with it: what failed, was tried again and has ended anew is a new result.
                     known = db.execute("SELECT changed FROM reported WHERE transfer=?", (each.id,)).fetchone()
-                    if known is None or known[0] != each.changed:
+                    if (known is None or known[0] != each.changed) and _is_result(transfers, each):
                         blocks.setdefault(each.owner, []).append(each)
         for owner, ended in blocks.items():
             for start in range(0, len(ended), LARGEST):
@@ -110,6 +110,15 @@ class Outbox:
             db.execute("UPDATE files SET state='DONE', data=NULL WHERE id=?", (ident,))
             count += 1
         return count
+
+
+def _is_result(transfers: Transfers, each: Transfer) -> bool:
+    """Whether it tells that a file has come to where it was wanted, or will not: a send has only one such transfer."""
+    if each.kind not in ("place", "replicate"):
+        return each.kind == "copy"
+    operations = {operation.kind: operation.state for operation in transfers.operations(each.request)}
+    moves_on = operations["place"] is State.DONE and "replicate" in operations
+    return (each.kind == "replicate") == moves_on
 
 
 def _folder_name(user: str) -> str:

@@ -64,7 +64,7 @@ def test_each_result_is_in_one_file(world: World) -> None:
     assert [r["LFNs"] for r in world.read("ann")] == [["store/one"], ["store/two"]]
 
 
-def test_two_reports_in_a_second_are_two_files(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_aso_16_two_reports_in_a_second_are_two_files(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """ASO names a file by the second, so the second report replaces the first (item 16)."""
     monkeypatch.setattr("time.time_ns", lambda: 1_700_000_000_000_000_000)
     for name in (b"one", b"two"):
@@ -80,7 +80,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("name", ["replace_file", "rename", "fsync_dir"])
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("taken", [False, True])
-def test_killed_anywhere_a_reader_sees_each_result_once(world: World, monkeypatch: pytest.MonkeyPatch, name: str,
+def test_aso_16_killed_anywhere_a_reader_sees_each_result_once(world: World, monkeypatch: pytest.MonkeyPatch, name: str,
                                                         after: bool, taken: bool) -> None:
     """Also one that takes the file away at once. ASO's reader finds half of a file, and unlinks it (item 16)."""
     world.end("ann", b"one")
@@ -117,6 +117,23 @@ def test_what_failed_and_then_worked_is_two_results(world: World) -> None:
     world.transfers.advance([ident], State.NEW, State.DONE)
     world.report()
     assert [r["transferStatus"] for r in world.read("ann")] == [["failed"], ["done"]]
+
+
+@pytest.mark.parametrize(("place", "replicate", "status"), [
+    (State.DONE, None, ["done"]), (State.FAILED, None, ["failed"]), (State.DONE, State.DONE, ["done"]),
+    (State.DONE, State.FAILED, ["failed"]), (State.DONE, State.NEW, []), (State.FAILED, State.KILLED, ["failed"])])
+def test_a_send_is_one_result_when_it_is_known(world: World, place: State, replicate: State | None,
+                                               status: list[str]) -> None:
+    """At a failover store it is not yet where it is wanted; what registers and tidies is nobody's file."""
+    kinds = ["place", *(["replicate"] if replicate else []), "register", "tidy"]
+    request = world.transfers.submit(NewRequest("send", "ann", [
+        NewOperation(kind, [NewTransfer("/a", b"x", "/b", b"x")]) for kind in kinds]))
+    first, *rest = world.transfers.page(request=request)
+    world.transfers.advance([first.id], State.NEW, place, reason="" if place is State.DONE else "why")
+    if replicate not in (None, State.NEW, State.KILLED):
+        world.transfers.advance([rest[0].id], State.NEW, replicate)
+    world.report()
+    assert [s for r in world.read("ann") for s in r["transferStatus"]] == status
 
 
 def test_names_that_are_not_utf8_and_owners_that_are_paths(world: World) -> None:

@@ -1,7 +1,8 @@
 """Mistakes of other transfer systems that stores and queue do not repeat, by system and number.
 
 EOS's archive daemon 5, 6; DIRAC 13, 14; CRAB's AsyncStageOut 15 to 19; gsyncd 20. Some are shown by further tests,
-named alike, in test_worker.py and in tests/integration/test_vault.py (desi_7).
+named alike, in test_worker.py, test_send.py (dirac_13), test_publish.py and test_asofiles.py (aso_16, aso_19), and in
+tests/integration/test_vault.py (desi_7).
 """
 
 from __future__ import annotations

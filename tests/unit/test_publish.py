@@ -110,7 +110,7 @@ def test_one_that_has_waited_long_takes_the_others_along(world: World) -> None:
     assert world.publisher().once() == {Publication.DONE: 2}
 
 
-def test_force_is_for_this_once_and_all_requests_alike(world: World) -> None:
+def test_aso_19_force_is_for_this_once_and_all_requests_alike(world: World) -> None:
     """ASO's force flags stick and leak into the tasks after it (item 19)."""
     world.request(1, rest=1)
     publisher = world.publisher()
@@ -152,7 +152,7 @@ def test_a_catalog_that_is_down_charges_nobody_and_does_not_hold_up_another_one(
     assert world.publisher().once() == {Publication.DONE: 2}
 
 
-def test_what_does_not_work_is_tried_again_so_often_and_then_on_demand(world: World) -> None:
+def test_aso_19_what_does_not_work_is_tried_again_so_often_and_then_on_demand(world: World) -> None:
     """Publication retry is missing in ASO (item 19), its comparisons are off by one (17)."""
     request = world.request(1)
     world.recorder().error = CatalogError("c", "not this time", Category.TRANSIENT)

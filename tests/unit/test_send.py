@@ -164,7 +164,7 @@ def test_replicated_to_the_wanted_store_that_is_back_first(world: World) -> None
     assert world.whole() == ["west"]
 
 
-def test_nobody_takes_it_is_said_with_every_reason_and_not_done_later(world: World) -> None:
+def test_dirac_13_nobody_takes_it_is_said_with_every_reason_and_not_done_later(world: World) -> None:
     world.off("east", "west", "spare")
     sent = world.send()
     assert sent.at is None
@@ -192,7 +192,7 @@ def test_the_same_file_there_already_is_fine_and_never_removed(world: World) -> 
     assert world.whole() == ["east", "west"]
 
 
-def test_a_catalog_that_is_down_is_a_pending_registration_not_a_failed_send(world: World) -> None:
+def test_dirac_13_a_catalog_that_is_down_is_a_pending_registration_not_a_failed_send(world: World) -> None:
     """DIRAC moved on to the next store when registering failed, and left an orphan (item 13)."""
     catalog = world.path / "missing" / "catalog.jsonl"
     sent = world.send(register=f"jsonl:{catalog}")
@@ -365,6 +365,39 @@ def test_a_store_that_dies_with_the_answer_is_tidied_when_it_is_back(world: Worl
     assert world.state(sent) is State.DONE
 
 
+@pytest.mark.parametrize("fails", range(1, 5))
+def test_dirac_13_a_database_that_fails_on_the_way_is_no_failed_send(world: World, fails: int,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """DIRAC answers ERROR after the upload when the removal cannot be queued, so that the file is sent again."""
+    calls = 0
+    original = Transfers.set_arguments
+
+    def set_arguments(*args: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls >= fails:
+            raise sqlite3.OperationalError("database or disk is full")
+        original(*args)
+
+    world.off("east", "west")
+    monkeypatch.setattr(Transfers, "set_arguments", set_arguments)
+    monkeypatch.setattr(client_module, "LEASE", 0)
+    sent = world.send()
+    monkeypatch.undo()
+    assert world.whole() == (["spare"] if fails > 1 else [])  # what cannot be noted is not begun
+    assert (sent.at is not None) == (fails > 1)
+    assert bool(sent.pending)
+    world.on("east", "west")
+    with sqlite3.connect(os.path.join(world.home, "transfers.db")) as db:
+        db.execute("UPDATE transfers SET lease=0")
+    db.close()
+    for _ in range(2):
+        world.work()
+    assert world.whole() == ["east"]
+    assert os.listdir(world.path / "spare") == []
+    assert world.state(sent) is State.DONE
+
+
 # killed at every step
 
 LAST = 50   # durable steps, counted before and behind, of the whole way over the failover store
@@ -412,7 +445,7 @@ def steps_of(world: World, monkeypatch: pytest.MonkeyPatch, die_at: int) -> int:
 
 
 @pytest.mark.parametrize("die_at", range(1, LAST + 2))
-def test_killed_at_every_step(world: World, monkeypatch: pytest.MonkeyPatch, die_at: int) -> None:
+def test_dirac_13_killed_at_every_step(world: World, monkeypatch: pytest.MonkeyPatch, die_at: int) -> None:
     """Never no copy, never a copy that no request knows of; and the queue brings it to its end."""
     world.off("east", "west")
     monkeypatch.setattr(client_module, "LEASE", 0)
@@ -531,7 +564,7 @@ def test_killed_by_hand_stays_killed_and_its_replica_is_kept(world: World) -> No
     transfers.close()
 
 
-def test_every_operation_is_recorded_before_the_upload(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dirac_13_every_operation_is_recorded_before_the_upload(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """DIRAC kept them in memory until the end, so a crash left orphans (item 13)."""
     seen: list[list[str]] = []
     original = DirStore.put
@@ -547,7 +580,7 @@ def test_every_operation_is_recorded_before_the_upload(world: World, monkeypatch
     assert seen == [list(OPERATIONS)]
 
 
-def test_it_never_sleeps(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dirac_13_a_send_never_sleeps(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """DIRAC sleeps for up to 970 s within the call (item 13)."""
     def sleep(seconds: float) -> None:
         raise AssertionError("sleeps")
