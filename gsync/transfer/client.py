@@ -205,7 +205,7 @@ class Client:
         """Stores that are down are not asked again for a while, by anybody."""
         for attempt in failed:
             if attempt.category is Category.STORE_DOWN and not self.stores.banned(attempt.place.store):
-                self.stores.ban(attempt.place.store, attempt.error, self._policy.ban)
+                self.stores.ban(attempt.place.store, attempt.error, self._policy.ban, by_queue=True)
 
     def _send_by_spool(self, plan: Plan, label: str, priority: int) -> Sent:
         """Without the database: what is known stands in the spool, and the queue goes over all of it again later."""
