@@ -22,6 +22,7 @@ from enum import Enum
 from typing import Any
 
 from gsync.durable import make_dirs, replace_file
+from gsync.errors import UsageError
 from gsync.log import get_logger
 from gsync.model import NS, shown
 from gsync.namespace import check_version
@@ -222,8 +223,12 @@ class Transfers:
     def __init__(self, home: str) -> None:
         self.home = home
         self.spool = os.path.join(home, "spool")
-        make_dirs(os.fsencode(home))
-        self._db = _connect(os.path.join(home, FILE))
+        path = os.path.join(home, FILE)
+        try:
+            make_dirs(os.fsencode(home))
+            self._db = _connect(path)
+        except (OSError, sqlite3.Error) as exc:
+            raise UsageError(f"{path}: {getattr(exc, 'strerror', None) or exc}") from exc
 
     def close(self) -> None:
         self._db.close()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from gsync.errors import UsageError
 from gsync.transfer.database import NewOperation, NewRequest, NewTransfer, State, Transfers
 
 
@@ -154,3 +155,9 @@ def test_history_is_pruned_but_not_what_failed(db: Transfers) -> None:
     assert db.request(done) is None
     assert db.request(failed) is not None
     assert db.request(failed[:6]) is not None
+
+
+def test_a_database_that_is_none_is_told(tmp_path: Path) -> None:
+    (tmp_path / "transfers.db").write_bytes(b"nothing of SQLite's" * 100)
+    with pytest.raises(UsageError, match=r"transfers\.db: file is not a database"):
+        Transfers(str(tmp_path))
