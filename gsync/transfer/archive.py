@@ -669,7 +669,7 @@ class Archiver:
             tree.root_mtime = self._root_mtime(archive)
             before, batches = archive, None
             try:
-                archive = self._archives.begin(archive, operation)
+                archive = self._archives.begin(archive, operation, verify=self._verify.value)
                 batches = self._batches(archive)
                 job = _Job(archive, manifest, vault, tree, batches)
                 try:

@@ -13,7 +13,7 @@ import os
 import pwd
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -21,7 +21,7 @@ from gsync.durable import fsync_dir, make_dirs
 from gsync.errors import UsageError
 from gsync.model import shown
 from gsync.process import Lock
-from gsync.transfer.database import TAKEN, NewOperation, NewRequest, NewTransfer, State, Transfers
+from gsync.transfer.database import TAKEN, NewOperation, NewRequest, NewTransfer, State, Transfer, Transfers
 from gsync.transfer.manifest import Manifest
 from gsync.transfer.registry import LOCAL
 
@@ -37,6 +37,7 @@ CREATE TABLE IF NOT EXISTS archive_failures (
     archive TEXT NOT NULL, path BLOB NOT NULL, why TEXT NOT NULL, PRIMARY KEY (archive, path)) WITHOUT ROWID""")
 _NEVER = 1 << 62  # when the lease of a job runs out: its lock tells better whether its process lives
 _HELD = (*TAKEN, State.KILL)
+_WORKER = "command "  # begins the name of a worker that is no worker of the queue
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +102,11 @@ def _id_of(*names: bytes) -> str:
 
 
 class Archives:
-    """The archives of the state folder `home`, in its database. One object per thread."""
+    """The archives of the state folder `home`, in its database. One object per thread. under: the transfer as which
+    jobs run, if a worker of the queue begins them."""
 
-    def __init__(self, transfers: Transfers, home: str) -> None:
+    def __init__(self, transfers: Transfers, home: str, under: Transfer | None = None) -> None:
+        self._under = under
         self.folder = os.path.join(home, "archives")
         self.transfers = transfers
         with transfers.atomic() as db:
@@ -211,27 +214,31 @@ class Archives:
 
     # jobs
 
-    def begin(self, archive: Archive, operation: str) -> Archive:
-        """A job on it begins, as a request that this process has; the caller holds the lock."""
+    def begin(self, archive: Archive, operation: str, **arguments: object) -> Archive:
+        """A job on it begins, as a request that this process has; the caller holds the lock. arguments: what is to be
+        known to go on with it."""
         archive = self.settle(archive, alone=True)
-        label = f"{archive.kind} {shown(archive.root)}" if operation == "backup" else \
-            f"{operation} {shown(archive.root)}"
-        whole = NewTransfer(LOCAL, archive.root[1:], archive.store, archive.place, archive.size)
-        request = NewRequest(archive.kind, _user(), [
-            NewOperation(archive.kind, [whole], {"operation": operation, "archive": archive.id})], label)
-        worker = f"{archive.kind} {os.getpid()}"
         with self.transfers.atomic() as db:
-            self.transfers.submit(request)
-            transfer, = self.transfers.page(request=request.id)
-            self.transfers.advance([transfer.id], State.NEW, State.SUBMITTED, worker=worker, lease=_NEVER)
+            request, transfer = (self._under.request, self._under.id) if self._under else \
+                self._submitted(archive, operation, arguments)
             db.execute("DELETE FROM archive_failures WHERE archive = ?", (archive.id,))
             return self.change(archive, operation=operation, done=0, reason="", stage="", entries_done=0,
-                               entries_all=0, size_done=0, request=request.id, transfer=transfer.id)
+                               entries_all=0, size_done=0, request=request, transfer=transfer)
+
+    def _submitted(self, archive: Archive, operation: str, arguments: Mapping[str, object]) -> tuple[str, int]:
+        label = f"{operation} {shown(archive.root)}"
+        whole = NewTransfer(LOCAL, archive.root[1:], archive.store, archive.place, archive.size)
+        request = self.transfers.submit(NewRequest(archive.kind, _user(), [NewOperation(
+            archive.kind, [whole], {"operation": operation, "archive": archive.id, **arguments})], label))
+        transfer, = self.transfers.page(request=request)
+        self.transfers.advance([transfer.id], State.NEW, State.SUBMITTED, worker=_worker(), lease=_NEVER)
+        return request, transfer.id
 
     def end(self, archive: Archive, state: State, reason: str = "", **values: object) -> Archive:
-        """The job on it has ended: DONE, FAILED or KILLED."""
+        """The job on it has ended: DONE, FAILED or KILLED. (Of a worker's transfer that worker says it.)"""
         with self.transfers.atomic():
-            self.transfers.advance([archive.transfer], _HELD, state, reason=reason, worker=None, lease=0)
+            if self._under is None:
+                self.transfers.advance([archive.transfer], _HELD, state, reason=reason, worker=None, lease=0)
             return self.change(archive, done=int(state is State.DONE), reason=reason, stage="", **values)
 
     def is_killed(self, archive: Archive) -> bool:
@@ -250,7 +257,8 @@ class Archives:
         """Write down that a job has died, if it has: its process is gone, and it is not said to have ended. alone: the
         caller holds the lock."""
         transfer = self.transfers.transfer(archive.transfer)
-        if transfer is None or transfer.state not in _HELD or (not alone and self.holder(archive) is not None):
+        if transfer is None or transfer.state not in _HELD or not (transfer.worker or "").startswith(_WORKER) or (
+                not alone and self.holder(archive) is not None):
             return archive
         killed = transfer.state is State.KILL
         return self.end(archive, State.KILLED if killed else State.FAILED,
@@ -279,6 +287,10 @@ class Archives:
                              "the vault") from None
         manifest.check()
         return manifest
+
+
+def _worker() -> str:
+    return f"{_WORKER}{os.getpid()}"
 
 
 def _user() -> str:

@@ -77,7 +77,8 @@ class Backup:
             "backup", root, destination.store, destination.path, "backup")
         with self._archives.lock(archive, "backup"):
             tree = DiskTree(root)
-            archive = self._archives.begin(archive, "backup")
+            archive = self._archives.begin(archive, "backup", verify=self._verify.value, seconds=window.seconds,
+                                           time=window.time, excluded_xattrs=list(excluded))
             batches = Batches(self._archives, archive, self._options, self._told)
             try:
                 job = _Job(self._archives, archive, store, tree, batches, self._verify, window, excluded)

@@ -132,7 +132,10 @@ def is_finished(stores: Stores, t: Transfer) -> bool:
 _OWN: dict[str, Handler] = {"mkdir": copy, "copy": copy, "meta": meta, "verify": verify, "remove": remove}
 
 # Kinds of other commands: module and function with the signature of a Handler.
-_OTHERS: dict[str, str] = dict.fromkeys(("place", "replicate", "register", "tidy"), "gsync.transfer.send:carry_out")
+_OTHERS: dict[str, str] = {
+    **dict.fromkeys(("place", "replicate", "register", "tidy"), "gsync.transfer.send:carry_out"),
+    **dict.fromkeys(("archive", "backup"), "gsync.transfer.archivejob:handle"),
+}
 
 KINDS = (*_OWN, *_OTHERS)
 

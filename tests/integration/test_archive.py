@@ -20,6 +20,7 @@ from gsync.transfer.batches import Killed
 from gsync.transfer.database import State
 from gsync.transfer.store import Category, Store, StoreError
 from gsync.transfer.tree import DiskTree, TreeError
+from gsync.transfer.worker import Worker
 from tests.archives import KINDS, Here, Place, changes, damage, small_tree
 from tests.trees import make_everything, rsync_diff
 
@@ -45,7 +46,7 @@ def test_everything_comes_back_from_the_vault(place: Place, tmp_path: Path) -> N
     make_everything(place.tree, 5, privileged=PRIVILEGED)
     before = place.seen()
     copy = tmp_path / "copy"
-    subprocess.run(["rsync", "-aHAXS", "--exclude=/deep", f"{place.tree}/", copy], check=True)
+    subprocess.run(["rsync", "-aHAXS", "--modify-window=-1", "--exclude=/deep", f"{place.tree}/", copy], check=True)
     assert "would archive" in place.run("create", "--vault", place.vault, "--dry-run")
     assert place.markers == []
     place.create()
@@ -398,6 +399,22 @@ def test_the_queue_shows_each_job_as_a_request(place: Place) -> None:
         here.do.purge(here.root)
         with here.archives.lock(here.archives.the(here.root), "get"), pytest.raises(LockedError):
             here.do.get(here.root)
+
+
+def test_queue_retry_goes_on_with_a_job_that_failed(tape: Place) -> None:
+    small_tree(tape)
+    with Here(tape, around=lambda store: Flaky(store, 99, Category.PERMANENT)) as here:  # type: ignore
+        here.create()
+        with pytest.raises(StoreError):
+            here.do.put(here.root)
+    with Here(tape) as here:
+        request = here.archives.the(here.root).request
+        assert here.transfers.retry(request=request) == 1
+        Worker(str(tape.home), once=True).run()
+        found = here.transfers.request(request)
+        assert found is not None
+        assert (here.state, found.state) == ("put done", State.DONE)
+        here.do.purge(here.root)
 
 
 # what is lost is found again

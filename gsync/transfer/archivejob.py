@@ -1,0 +1,47 @@
+"""What the queue does with an archive's or a backup's request that somebody wants tried again (`gsync queue retry`).
+
+It is what the command does with --retry, under the same request. Not here: how a job is begun by a command (archives).
+"""
+
+from __future__ import annotations
+
+import os
+
+from gsync.errors import UsageError
+from gsync.transfer.archive import Archiver, Verify
+from gsync.transfer.archives import Archive, Archives
+from gsync.transfer.backup import Backup, Window
+from gsync.transfer.batches import Killed, Options
+from gsync.transfer.database import Transfer
+from gsync.transfer.handlers import Context
+from gsync.transfer.registry import Place
+
+
+def handle(context: Context, t: Transfer) -> None:
+    """Go on with it. UsageError, which no new try changes, if the archive is at another step by now."""
+    archives = Archives(context.transfers, os.path.dirname(context.transfers.spool), t)
+    archive = archives.get(str(context.arguments["archive"]))
+    if archive is None:
+        raise UsageError("the archive is not there any more")
+    operation, verify = str(context.arguments["operation"]), Verify(context.arguments.get("verify", "checksum"))
+
+    def told(archive: Archive) -> None:
+        try:
+            context.progress(0)
+        except Exception as exc:  # the worker's own way to say that it gives up
+            raise Killed("killed; --retry goes on with it") from exc
+
+    try:
+        if archive.kind == "backup":
+            window = Window(int(context.arguments.get("seconds", 0)), str(context.arguments.get("time", "mtime")))
+            Backup(archives, context.stores.writable, Options(), verify, told).run(
+                archive.root, Place(archive.store, archive.place), window,
+                tuple(context.arguments.get("excluded_xattrs", ())))
+        elif operation in ("put", "purge", "get"):
+            work = Archiver(archives, context.stores.get, Options(), verify, told)
+            getattr(work, operation)(archive.root, retry=True)
+        else:
+            raise UsageError(f"gsync archive {operation} goes on with it, the queue does not")
+    except Killed:
+        context.progress(0)
+        raise
