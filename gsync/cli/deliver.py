@@ -189,6 +189,7 @@ def _ordered(what: str, config: str, nights: list[str], dry_run: bool, kill_file
              state: str | None) -> int:
     import os
 
+    from gsync.transfer.deliverdb import Stage
     from gsync.transfer.rounds import holder, order
     from gsync.volume.home import Home
 
@@ -196,7 +197,7 @@ def _ordered(what: str, config: str, nights: list[str], dry_run: bool, kill_file
     groups = [os.fsencode(night) for night in nights]
     if dry_run:
         return _plan(config, True, json, state, "catch up" if what == "catchup" else "back up", groups)
-    count = order(settings, Home(state).path, what, groups)
+    count = order(settings, Home(state).path, Stage(what), groups)
     if pid := holder(settings):
         _say(json, {"event": "ordered", "units": count, "pid": pid},
              f"{count} units: the daemon, pid {pid}, does it with its next round")

@@ -484,9 +484,10 @@ class DataSetDelivery:
         if rows is None:
             latest = self._latest(self.dataset.catchup)
             rows = [row for row in self._db.to_catch_up(self.dataset.name, self.dataset.catchup_days, latest)
-                    if row.ordered == "catchup" or row.caught < self._times_due(row)]
+                    if Stage.CATCHUP in row.ordered or row.caught < self._times_due(row)]
         for row in rows:
             self._gate.check()
+            over = True
             try:
                 done.caught_up += self._caught_up(row)
             except StoreError as exc:
@@ -494,15 +495,20 @@ class DataSetDelivery:
                     self.close()
                     self._set_back(row)
                     raise Down("source", str(exc)) from exc
-                self._set_back(row)
-                self._late_failed(self._fresh(row), str(exc), over=exc.category is Category.PERMANENT)
+                over = self._not_caught_up(row, exc)
             except OSError as exc:
-                error = self._of_the_unit(row, exc)
-                self._set_back(row)
-                self._late_failed(self._fresh(row), str(error), over=error.category is Category.PERMANENT)
+                over = self._not_caught_up(row, self._of_the_unit(row, exc))
             except Stopped:
                 self._set_back(row)
                 raise
+            if over:
+                self._db.carried_out(row, Stage.CATCHUP)
+
+    def _not_caught_up(self, row: Delivery, error: StoreError) -> bool:
+        """Whether that was it until it is due again; else it is tried with the next round."""
+        self._set_back(row)
+        self._late_failed(self._fresh(row), str(error), over=error.category is Category.PERMANENT)
+        return error.category is Category.PERMANENT
 
     def _latest(self, hour: int | None) -> date:
         """The last day of which the work at this hour of the day after is due; without an hour none is."""
@@ -594,8 +600,7 @@ class DataSetDelivery:
         self._caught(row)
 
     def _caught(self, row: Delivery) -> None:
-        self._db.change(row, caught=max(row.caught, self._times_due(row)),
-                        ordered="" if row.ordered == "catchup" else row.ordered)
+        self._db.change(row, caught=max(row.caught, self._times_due(row)))
 
     def _late_failed(self, row: Delivery, reason: str, verdict: Verdict | None = None, over: bool = True) -> None:
         """over: until it is due again; else it is tried with the next round."""
@@ -624,7 +629,8 @@ class DataSetDelivery:
 
     def _back_up(self, done: Summary) -> None:
         rows = self._db.to_back_up(self.dataset.name, self._latest(self.dataset.backup))
-        if not rows or (time.monotonic() < self._backup_not_before and not any(row.ordered for row in rows)):
+        ordered = any(Stage.BACKUP in row.ordered for row in rows)
+        if not rows or (time.monotonic() < self._backup_not_before and not ordered):
             return
         with suppress(Down):  # what the source cannot say now is not waited for: late files are backed up again
             lock = self.dataset.checksum_lock
@@ -678,7 +684,8 @@ class DataSetDelivery:
                 handover.seal(os.path.join(self._destination, row.path))
                 self._db.stage(row, Stage.BACKUP, True)
                 reason = "" if row.reason.startswith("backup: ") else row.reason
-                self._db.change(row, backed_up=1, ordered="", reason=reason)
+                self._db.change(row, backed_up=1, reason=reason)
+                self._db.carried_out(row, Stage.BACKUP)
                 self._db.backup_shown(row, QueueState.DONE)
                 count += 1
         _log.info("backed up", set=self.dataset.name, group=shown(rows[0].grp) if rows else "", units=count)
@@ -749,7 +756,7 @@ class DataSetDelivery:
         latest = self._latest(self.dataset.catchup)
         found += [("catch up", str(row), row.state.value)
                   for row in self._db.to_catch_up(self.dataset.name, self.dataset.catchup_days, latest)
-                  if row.ordered == "catchup" or row.caught < self._times_due(row)]
+                  if Stage.CATCHUP in row.ordered or row.caught < self._times_due(row)]
         if self.dataset.vault and self._backups:
             found += [("back up", str(row), self.dataset.vault)
                       for row in self._db.to_back_up(self.dataset.name, self._latest(self.dataset.backup))]

@@ -66,13 +66,15 @@ CREATE TABLE IF NOT EXISTS deliver_units (
   not_before INTEGER NOT NULL DEFAULT 0, request TEXT NOT NULL, step INTEGER NOT NULL, backup_step INTEGER,
   target TEXT NOT NULL DEFAULT '', mark TEXT NOT NULL DEFAULT '', files INTEGER NOT NULL DEFAULT 0,
   bytes INTEGER NOT NULL DEFAULT 0, caught INTEGER NOT NULL DEFAULT 0, backed_up INTEGER NOT NULL DEFAULT 0,
-  ordered TEXT NOT NULL DEFAULT '', seen INTEGER NOT NULL, changed INTEGER NOT NULL,
+  seen INTEGER NOT NULL, changed INTEGER NOT NULL,
   told TEXT NOT NULL DEFAULT '', problems TEXT NOT NULL DEFAULT '{}', UNIQUE (dataset, path));
 CREATE INDEX IF NOT EXISTS deliver_units_state ON deliver_units (dataset, state);
 CREATE INDEX IF NOT EXISTS deliver_units_group ON deliver_units (dataset, grp, path);
 CREATE TABLE IF NOT EXISTS deliver_stages (
   unit INTEGER NOT NULL, stage TEXT NOT NULL, ok INTEGER NOT NULL, at INTEGER NOT NULL,
   PRIMARY KEY (unit, stage)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS deliver_orders (
+  unit INTEGER NOT NULL, what TEXT NOT NULL, at INTEGER NOT NULL, PRIMARY KEY (unit, what)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS deliver_groups (
   dataset TEXT NOT NULL, grp BLOB NOT NULL, day TEXT NOT NULL, changed INTEGER NOT NULL DEFAULT 1,
   rendered TEXT NOT NULL DEFAULT '', PRIMARY KEY (dataset, grp)) WITHOUT ROWID;
@@ -83,8 +85,9 @@ CREATE TABLE IF NOT EXISTS deliver_groups (
 class Delivery:
     """A row: one unit. day: its night's, or the one it was first seen on (UTC). Times in ns since the epoch.
 
-    caught: on how many days late files were looked for. ordered: work that a person asked for at once: "catchup",
-    "backup". told: the reason that was alerted. problems: names by what is wrong with them (checksums.Verdict.lists).
+    caught: on how many days late files were looked for. ordered: work that a person asked for at once (CATCHUP,
+    BACKUP), and when. told: the reason that was alerted. problems: names by what is wrong with them
+    (checksums.Verdict.lists).
     """
 
     id: int
@@ -105,19 +108,20 @@ class Delivery:
     bytes: int
     caught: int
     backed_up: bool
-    ordered: str
     seen: int
     changed: int
     told: str
     problems: dict[str, list[str]]
     stages: dict[Stage, tuple[bool, int]] = field(default_factory=dict)
+    ordered: dict[Stage, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return os.fsdecode(self.path)
 
 
-_COLUMNS = [each.name for each in fields(Delivery) if each.name != "stages"]
+_COLUMNS = [each.name for each in fields(Delivery) if each.name not in ("stages", "ordered")]
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM deliver_units "
+_ORDERED = "id IN (SELECT unit FROM deliver_orders WHERE what=?)"
 
 
 @dataclass(frozen=True)
@@ -231,32 +235,39 @@ class Deliveries:
         states = (*THERE, State.QUARANTINED)
         marks = ",".join("?" * len(states))
         return self._rows(
-            f"WHERE dataset=? AND state IN ({marks}) AND (ordered='catchup' OR caught<? AND day<=?) ORDER BY path",
-            (dataset, *states, times, latest.isoformat()))
+            f"WHERE dataset=? AND state IN ({marks}) AND ({_ORDERED} OR caught<? AND day<=?) ORDER BY path",
+            (dataset, *states, Stage.CATCHUP, times, latest.isoformat()))
 
     def to_back_up(self, dataset: str, latest: date) -> list[Delivery]:
         """Units up to a night (or that are ordered) that the vault does not have as they are."""
         marks = ",".join("?" * len(THERE))
         return self._rows(
-            f"WHERE dataset=? AND state IN ({marks}) AND NOT backed_up AND (ordered='backup' OR day<=?) "
-            "ORDER BY grp, path", (dataset, *THERE, latest.isoformat()))
+            f"WHERE dataset=? AND state IN ({marks}) AND NOT backed_up AND ({_ORDERED} OR day<=?) "
+            "ORDER BY grp, path", (dataset, *THERE, Stage.BACKUP, latest.isoformat()))
 
     def of_group(self, dataset: str, grp: bytes) -> list[Delivery]:
         return self._rows("WHERE dataset=? AND grp=? ORDER BY path", (dataset, grp))
 
-    def order(self, dataset: str, what: str, groups: Sequence[bytes]) -> int:
+    def order(self, dataset: str, what: Stage, groups: Sequence[bytes]) -> int:
         """Have units looked at for late files, or backed up, as soon as may be; how many. No groups: all."""
-        states = (*THERE, State.QUARANTINED) if what == "catchup" else THERE
+        states = (*THERE, State.QUARANTINED) if what is Stage.CATCHUP else THERE
         where = f"dataset=? AND state IN ({','.join('?' * len(states))})"
         values: list[object] = [dataset, *states]
         if groups:
             where += f" AND grp IN ({','.join('?' * len(groups))})"
             values += groups
-        if what == "backup":
+        if what is Stage.BACKUP:
             where += " AND NOT backed_up"
         with self.transfers.atomic() as db:
-            return db.execute(f"UPDATE deliver_units SET ordered=?, not_before=0 WHERE {where}",
-                              (what, *values)).rowcount
+            db.execute(f"UPDATE deliver_units SET not_before=0 WHERE {where}", values)
+            return db.execute(f"INSERT OR REPLACE INTO deliver_orders SELECT id, ?, ? FROM deliver_units WHERE {where}",
+                              (what, time.time_ns(), *values)).rowcount
+
+    def carried_out(self, row: Delivery, what: Stage) -> None:
+        """An order is done, if it was given before `row` was read: what was ordered since is still to be done."""
+        with self.transfers.atomic() as db:
+            db.execute("DELETE FROM deliver_orders WHERE unit=? AND what=? AND at=?",
+                       (row.id, what, row.ordered.get(what)))
 
     def _rows(self, where: str, values: Sequence[object]) -> list[Delivery]:
         deliveries = []
@@ -266,11 +277,13 @@ class Deliveries:
                 found: list[Any] = list(row)
                 stages = {Stage(stage): (bool(ok), at) for stage, ok, at in db.execute(
                     "SELECT stage, ok, at FROM deliver_stages WHERE unit=?", (found[0],))}
+                ordered = {Stage(what): at for what, at in db.execute(
+                    "SELECT what, at FROM deliver_orders WHERE unit=?", (found[0],))}
                 found[4] = date.fromisoformat(found[4])
                 found[5] = State(found[5])
                 found[17] = bool(found[17])
-                found[22] = json.loads(found[22])
-                deliveries.append(Delivery(*found, stages))  # type: ignore[call-arg]
+                found[21] = json.loads(found[21])
+                deliveries.append(Delivery(*found, stages, ordered))  # type: ignore[call-arg]
         return deliveries
 
     # changes

@@ -24,7 +24,7 @@ from gsync.transfer.alert import Alarm
 from gsync.transfer.database import Transfers
 from gsync.transfer.dataset import DataSet, Settings
 from gsync.transfer.deliver import DataSetDelivery, Down, Summary
-from gsync.transfer.deliverdb import Deliveries
+from gsync.transfer.deliverdb import Deliveries, Stage
 from gsync.transfer.gate import Gate, Stopped
 from gsync.transfer.registry import Stores
 
@@ -153,7 +153,7 @@ class Rounds:
         return found
 
 
-def order(settings: Settings, home: str, what: str, nights: Sequence[bytes]) -> int:
+def order(settings: Settings, home: str, what: Stage, nights: Sequence[bytes]) -> int:
     """Have the units of nights (of none: of all) looked at for late files, or backed up, with the next round."""
     transfers = Transfers(home)
     try:

@@ -21,9 +21,12 @@ from pathlib import Path
 
 import pytest
 
-from gsync.transfer import handover
+from gsync.transfer import dataset, handover
 from gsync.transfer.checksums import line_of
+from gsync.transfer.deliverdb import Stage
 from gsync.transfer.gate import Stopped
+from gsync.transfer.rounds import order
+from gsync.transfer.source import Listing, Source
 from gsync.transfer.stores.dir import DirStore
 from gsync.transfer.stores.vault import VaultStore
 from tests.nights import HOSTILE, Nights, contents, night_of, remove
@@ -194,6 +197,26 @@ def test_late_files_come_in_one_step_and_are_backed_up_again(nights: Nights) -> 
     (found,) = nights.units().values()
     assert (found["backed_up"], found["colour"]) == (True, "green")
     assert nights.in_vault(unit) == contents(os.fsencode(nights.data / os.fsdecode(unit)))
+
+
+def test_an_order_given_while_the_daemon_looks_is_not_lost(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The source was listed before the late file came, and the look ends after the order for another one."""
+    unit = nights.make(night_of(1), 1)
+    nights.round(now=datetime.now(UTC) - timedelta(days=1))
+    real = Source.listing
+
+    def listing(self: Source, path: bytes) -> Listing | None:
+        found = real(self, path)
+        if not (nights.data / os.fsdecode(unit) / "late.fits").exists():
+            nights.write(unit, b"late.fits", b"late")
+            nights.list(unit)
+            order(dataset.read(str(nights.ini), nights.env), str(nights.home), Stage.CATCHUP, [])
+        return found
+
+    monkeypatch.setattr(Source, "listing", listing)
+    assert nights.round(now=datetime.now(UTC) + timedelta(days=1))[0].caught_up == 0
+    assert nights.round(now=datetime.now(UTC) + timedelta(days=1))[0].caught_up == 1
+    assert nights.is_as_source(unit)
 
 
 def test_late_files_that_are_wrong_do_not_touch_what_was_delivered(nights: Nights) -> None:
