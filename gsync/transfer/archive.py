@@ -17,24 +17,22 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
-from typing import BinaryIO
 
 from gsync.errors import GsyncError, UsageError
 from gsync.log import get_logger
 from gsync.model import shown
-from gsync.transfer import eosfile
+from gsync.transfer import eosfile, manifestcopy
 from gsync.transfer.archives import Archive, Archives
 from gsync.transfer.batches import Batches, Killed, Options
 from gsync.transfer.database import State
 from gsync.transfer.manifest import Entry, Header, Manifest, ManifestError, Writer
-from gsync.transfer.store import Category, Item, Store, StoreError
+from gsync.transfer.store import Category, Store, StoreError
 from gsync.transfer.tree import DiskTree, TreeError, about
+from gsync.transfer.vaultcopy import Vault, in_vault, item_of
 
 log = get_logger("gsync.archive")
-
-MANIFEST = b".archive.manifest"  # gsync's manifest beside the members in the vault
 
 
 class Verify(Enum):
@@ -61,78 +59,6 @@ class ArchiveError(GsyncError):
 _AFTER = {"put": {("create", True)}, "purge": {("put", True), ("get", True)}, "get": {("purge", True)}}
 # and with --retry, beside its own failure: a purge that stopped half-way may be taken back, or the vault completed
 _AFTER_WITH_RETRY = {"put": {("purge", False)}, "get": {("purge", False)}}
-
-
-def item_of(entry: Entry, path: bytes) -> Item:
-    """An entry as a store takes it, under another path."""
-    return Item(path, entry.kind, entry.size, entry.mtime, entry.ctime, entry.mode, entry.uid, entry.gid, entry.target,
-                entry.xattrs)
-
-
-def entry_of(item: Item, path: bytes, sha256: str) -> Entry:
-    """A member as an entry of a manifest. A further hard link has its first name as target."""
-    regular = item.kind == stat.S_IFREG
-    return Entry(path, item.kind, item.size if regular else 0, item.mtime, item.ctime, item.uid, item.gid, item.mode,
-                 sha256, None if regular else item.target, xattrs=tuple(item.xattrs or ()))
-
-
-@dataclass(frozen=True, slots=True)
-class Vault:
-    """The part of a store that holds one archive."""
-
-    store: Store
-    place: bytes
-
-    def path(self, path: bytes) -> bytes:
-        return self.place + b"/" + path if path else self.place
-
-    def put(self, entry: Entry, source: BinaryIO) -> None:
-        """Copy a file; StoreError CORRUPT if what was read from the source is not what was frozen."""
-        content = self.store.put(self.path(entry.path), source, item_of(entry, self.path(entry.path)), replace=True)
-        if (content.size, content.sha256) != (entry.size, entry.sha256):
-            self.store.delete(self.path(entry.path))
-            raise TreeError(entry.path, "was changed after the archive was created; gsync archive delete it, then "
-                                        "create it again")
-
-    def lacks(self, entry: Entry, read: bool) -> str:
-        """The transfer check: why the vault does not hold the entry; "" if it does. read: its bytes are read anew."""
-        path = self.path(entry.path)
-        item = self.store.stat(path)
-        if item is None:
-            return "is not in the vault"
-        if item.kind != entry.kind:
-            return f"is no {entry.word} in the vault"
-        if entry.kind == stat.S_IFLNK and item.target != entry.target:
-            return "leads elsewhere in the vault"
-        if entry.kind == stat.S_IFREG and item.size != entry.size:
-            return f"has {item.size} bytes in the vault instead of {entry.size}"
-        if not self.store.durable(path):
-            return "is not durable in the vault"
-        if entry.has_content and read:
-            try:
-                found = self.store.checksum(path)
-            except StoreError as exc:
-                if exc.category is not Category.CORRUPT:
-                    raise
-                return f"cannot be read from the vault ({exc})"
-            if found != entry.sha256:
-                return "has another checksum in the vault"
-        elif entry.has_content:
-            content = self.store.content(path)
-            if content is not None and content.sha256 != entry.sha256:
-                return "has another checksum in the vault"
-        return ""
-
-    def get(self, entry: Entry, into: BinaryIO) -> None:
-        """Write a member's bytes; StoreError CORRUPT if they are not those of the manifest."""
-        content = self.store.get(self.path(entry.path), into)
-        if (content.size, content.sha256) != (entry.size, entry.sha256):
-            raise StoreError(f"{shown(entry.path)}: has another checksum in the vault", Category.CORRUPT)
-
-
-def in_vault(entry: Entry) -> bool:
-    """Whether an entry is a member of the vault; FIFOs, sockets and devices are in the manifest alone."""
-    return entry.kind in (stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR)
 
 
 class Archiver:
@@ -272,10 +198,10 @@ class Archiver:
             others = (e for _, e in manifest.entries(behind))
             job.batches.run((e for e in others if e.link is None), put)
             job.batches.run((e for _, e in manifest.entries(behind) if e.link is not None), put)
+            job.batches.stage("saving the manifest")
+            manifestcopy.put(vault, manifest)
             if vault.store.kind != "tar":  # there, what came into a directory has changed its times
                 job.batches.run(manifest.reversed_directories(), lambda batch: self._put_attributes(job, batch))
-            job.batches.stage("saving the manifest")
-            self._put_manifest(job)
             job.checked = time.time_ns() if read else 0
         return job.archive
 
@@ -294,13 +220,6 @@ class Archiver:
 
         self._store_all(job, batch, make)
         return []
-
-    def _put_manifest(self, job: _Job) -> None:
-        path = job.vault.path(MANIFEST)
-        with job.vault.store.batch(), open(job.manifest.path, "rb") as source:
-            content = job.vault.store.put(path, source, replace=True)
-        if job.vault.store.checksum(path) != content.sha256 or not job.vault.store.durable(path):
-            raise ArchiveError(f"{shown(path)}: is not durable in the vault")
 
     def _store_all(self, job: _Job, entries: list[Entry], store: Callable[[Entry], None]) -> None:
         """Have the store take entries, together durable. What passes is tried again after a pause, from the entry on
@@ -348,7 +267,7 @@ class Archiver:
 
             for entry in manifest.directories():
                 if tree.look(entry.path) is not None:
-                    tree.thaw(entry.path)
+                    tree.open_up(entry.path)
             job.batches.run((e for _, e in manifest.entries(manifest.behind_directories())), remove)
             for entry in manifest.reversed_directories():
                 if entry.path:
@@ -370,9 +289,9 @@ class Archiver:
             return bad
 
         count = job.batches.run((e for _, e in manifest.entries()), check)
-        content = job.vault.store.stat(job.vault.path(MANIFEST))
+        content = job.vault.store.stat(job.vault.path(manifestcopy.MANIFEST))
         if content is None:
-            self._archives.fail(job.archive, iter([(MANIFEST, "is not in the vault")]))
+            self._archives.fail(job.archive, iter([(manifestcopy.MANIFEST, "is not in the vault")]))
             count += 1
         if count:
             job.falls_to = "put"
@@ -414,7 +333,7 @@ class Archiver:
         with about(entry.path):
             read = entry.has_content and not (archive.frozen and tree.is_frozen(entry.path))
         # A directory's mtime tells what happened to its names, and these are looked at.
-        why = tree.content_differs(entry, read) or tree.attributes_differ(entry, mtime=not entry.is_dir)
+        why = tree.content_differs(entry, read) or tree.attributes_differ(entry, opened=entry.is_dir)
         return f"is not as it was archived: {why}" if why else ""
 
     @staticmethod
@@ -460,6 +379,10 @@ class Archiver:
                         if exc.category in (Category.TRANSIENT, Category.STORE_DOWN):
                             raise
                         bad.append((entry.path, str(exc)))
+                    except TreeError as exc:
+                        if not exc.of_the_entry:
+                            raise
+                        bad.append((entry.path, exc.why))
                 return bad
 
             behind = manifest.behind_directories()
@@ -591,7 +514,8 @@ class Archiver:
         known = archive is not None
         archive = archive or self._archives.add("archive", root, name, vault.place, "rebuild")
         with self._archives.lock(archive, "rebuild"):
-            manifest = self._manifest_of(archive, vault)
+            manifest = manifestcopy.fetch(vault, self._archives.manifest_path(archive), Header(
+                root, name, vault.place, time.time_ns()))
         header = manifest.header
         tree = DiskTree(root)
         try:
@@ -608,51 +532,6 @@ class Archiver:
         finally:
             tree.close()
         return self._archives.change(archive, entries=header.directories + header.files, size=header.bytes)
-
-    def _manifest_of(self, archive: Archive, vault: Vault) -> Manifest:
-        path = self._archives.manifest_path(archive)
-        new = path + b".vault"
-        try:
-            with open(new, "wb") as out:
-                vault.store.get(vault.path(MANIFEST), out)
-                out.flush()
-                os.fsync(out.fileno())
-            Manifest(new).check()
-            os.rename(new, path)
-            return Manifest(path)
-        except (StoreError, ManifestError) as exc:
-            if isinstance(exc, StoreError) and exc.category in (Category.TRANSIENT, Category.STORE_DOWN):
-                raise
-            log.warning("the manifest in the vault is lost too: made from the members", root=shown(archive.root),
-                        why=str(exc))
-            return self._from_members(archive, vault)
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(new)
-
-    def _from_members(self, archive: Archive, vault: Vault) -> Manifest:
-        writer = Writer(self._archives.manifest_path(archive))
-        try:
-            root = vault.store.stat(vault.path(b""))
-            assert root is not None
-            writer.add(entry_of(root, b"", ""))
-            stack = [b""]
-            while stack:
-                above = stack.pop()
-                for item in vault.store.list(vault.path(above)):
-                    path = item.path[len(vault.place) + 1:]
-                    if path == MANIFEST:
-                        continue
-                    sha256 = ""
-                    if item.kind == stat.S_IFREG:
-                        content = vault.store.content(item.path)
-                        sha256 = content.sha256 if content else vault.store.checksum(item.path)
-                    writer.add(entry_of(item, path, sha256))
-                    if item.kind == stat.S_IFDIR:
-                        stack.append(path)
-            return writer.finish(Header(archive.root, archive.store, archive.place, time.time_ns()))
-        finally:
-            writer.close()
 
     # what every operation does
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from gsync.errors import UsageError
 from gsync.model import NS, shown
 from gsync.transfer import eosfile
-from gsync.transfer.archive import Incomplete, Verify, ending, item_of
+from gsync.transfer.archive import Incomplete, Verify, ending
 from gsync.transfer.archives import Archive, Archives
 from gsync.transfer.batches import Batches, Failures, Options
 from gsync.transfer.database import State
@@ -29,6 +29,7 @@ from gsync.transfer.manifest import Entry, Header, Manifest, Writer
 from gsync.transfer.registry import Place
 from gsync.transfer.store import Category, Store, StoreError
 from gsync.transfer.tree import DiskTree, Found, TreeError
+from gsync.transfer.vaultcopy import item_of
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _STORED = (stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR)

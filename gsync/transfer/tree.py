@@ -41,6 +41,10 @@ _GETFLAGS, _SETFLAGS = 0x80086601, 0x40086602  # FS_IOC_*FLAGS, linux/fs.h
 _IMMUTABLE, _APPEND = 0x10, 0x20
 _NO_FLAGS = (errno.ENOTTY, errno.EOPNOTSUPP, errno.EPERM, errno.ENOSYS, errno.EINVAL)
 
+# An entry that cannot be made as it was, by this user or on this file system.
+_OF_ONE_ENTRY = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP, errno.ENAMETOOLONG, errno.EILSEQ,
+                 errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.EMLINK, errno.EFBIG)
+
 _ROOTS = (b"trusted.", b"security.")  # xattrs that only root reads and sets
 # The system's own for this one inode: another inode gets others.
 _NOT_KEPT = (b"trusted.gfid", b"trusted.glusterfs.", b"trusted.afr.", b"trusted.overlay.", b"security.ima",
@@ -56,6 +60,11 @@ class TreeError(GsyncError):
         super().__init__(f"{shown(path) or '.'}: {why}")
         self.path = path
         self.why = why
+
+    @property
+    def of_the_entry(self) -> bool:
+        """Whether it is about this entry alone, not about the disk."""
+        return not isinstance(self.__cause__, OSError) or self.__cause__.errno in _OF_ONE_ENTRY
 
 
 class Found(NamedTuple):
@@ -414,17 +423,19 @@ class DiskTree:
                     return "has another checksum"
         return ""
 
-    def attributes_differ(self, entry: Entry, mtime: bool = True) -> str:
-        """The metadata check: which attributes of what is there are not the entry's (mtime left out if so said); ""
-        if none. Owners count only where this process may give files away, trusted and security xattrs only for root."""
+    def attributes_differ(self, entry: Entry, opened: bool = False) -> str:
+        """The metadata check: which attributes of what is there are not the entry's; "" if none. Owners count only
+        where this process may give files away, trusted and security xattrs only for root. opened: what comes and goes
+        in a directory may have changed its mtime, and its owner may have given himself access."""
         with about(entry.path), self.place(entry.path) as (fd, place):
             st = os.fstat(fd)
             wrong = []
             if self.caps.chown and (st.st_uid, st.st_gid) != (entry.uid, entry.gid):
                 wrong.append("owner")
-            if entry.kind != stat.S_IFLNK and stat.S_IMODE(st.st_mode) != self._mode(entry, st):
+            mode = self._mode(entry, st)
+            if entry.kind != stat.S_IFLNK and stat.S_IMODE(st.st_mode) not in (mode, mode | 0o700 if opened else mode):
                 wrong.append("mode")
-            if mtime and st.st_mtime_ns != entry.mtime:
+            if not opened and st.st_mtime_ns != entry.mtime:
                 wrong.append("mtime")
             if self.xattrs(place, stat.S_ISLNK(st.st_mode)) != self._may(entry.xattrs):
                 wrong.append("xattrs")
@@ -480,11 +491,7 @@ class DiskTree:
             if entry.path:
                 with self.parent(entry.path) as (dirfd, name), suppress(FileExistsError):
                     os.mkdir(name, 0o700, dir_fd=dirfd)
-            with self.directory(entry.path) as fd:
-                self.thaw_fd(entry.path, fd)
-                mode = stat.S_IMODE(os.fstat(fd).st_mode)
-                if not self.privileged and mode & 0o700 != 0o700:
-                    os.fchmod(fd, mode | 0o700)
+            self.open_up(entry.path)
 
     def make_file(self, entry: Entry, fetch: Callable[[BinaryIO], None], freeze: bool) -> None:
         """Bring a regular file back: fetch writes it; what fetch raises leaves the tree as it was."""
@@ -614,10 +621,13 @@ class DiskTree:
         if not set_immutable(fd, False):
             raise TreeError(path, "is immutable, and only root can change that")
 
-    def thaw(self, path: bytes) -> None:
+    def open_up(self, path: bytes) -> None:
         """Let a directory be written to."""
         with about(path), self.directory(path) as fd:
             self.thaw_fd(path, fd)
+            mode = stat.S_IMODE(os.fstat(fd).st_mode)
+            if not self.privileged and mode & 0o700 != 0o700:
+                os.fchmod(fd, mode | 0o700)
 
     def thaw_all(self) -> int:
         """Take the immutable flag off everything; how many entries had it. What vanishes meanwhile is fine."""
@@ -704,6 +714,9 @@ class DiskTree:
             fd = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644,
                          dir_fd=self.root_fd)
             try:
+                if self.privileged:  # it is the user's as the tree is
+                    root = os.fstat(self.root_fd)
+                    os.fchown(fd, root.st_uid, root.st_gid)
                 os.write(fd, line.encode("utf-8", "backslashreplace") + b"\n")
             finally:
                 os.close(fd)

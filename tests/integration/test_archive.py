@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
+import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,10 +22,12 @@ from gsync.errors import LockedError
 from gsync.transfer.archive import Verify
 from gsync.transfer.batches import Killed
 from gsync.transfer.database import State
+from gsync.transfer.manifest import Entry
 from gsync.transfer.store import Category, Store, StoreError
 from gsync.transfer.tree import DiskTree, TreeError
 from gsync.transfer.worker import Worker
 from tests.archives import KINDS, Here, Place, changes, damage, small_tree
+from tests.place import REPOSITORY
 from tests.trees import make_everything, rsync_diff
 
 PRIVILEGED = os.geteuid() == 0
@@ -278,6 +284,80 @@ def test_eos_item_6_only_what_failed_is_copied_again(place: Place, category: Cat
     assert puts.count(b"f") + puts.count(b"hard") == puts.count(b"empty") == 1
 
 
+@pytest.mark.root
+def test_a_device_that_cannot_be_made_is_named_and_the_rest_comes_back(tape: Place) -> None:
+    small_tree(tape)
+    os.mknod(tape.tree / "d/null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    before = tape.seen()
+    with Here(tape) as here:
+        here.create()
+        here.do.put(here.root)
+        here.do.purge(here.root)
+    done = subprocess.run(["setpriv", "--bounding-set=-mknod", *tape.argv("get")], cwd=REPOSITORY, text=True,
+                          capture_output=True, check=False)
+    assert (done.returncode, "1 entries could not be brought back" in done.stderr) == (1, True), done
+    assert before.keys() - tape.seen().keys() == {b"d/null"}
+    with Here(tape) as here:
+        assert here.failed == {"d/null": "Operation not permitted"}
+        here.do.get(here.root, retry=True)
+    assert changes(before, tape.seen()) == []
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_user_without_privileges(kind: str) -> None:
+    """Nothing is frozen, directories that he may not write to are his all the same, a purge that stopped goes on."""
+    with tempfile.TemporaryDirectory() as name:  # pytest keeps its own folders to one user
+        os.chown(name, 65534, 65534)
+
+        def life() -> None:
+            place = Place(Path(name), kind)
+            small_tree(place)
+            (place.tree / "d/e/g").chmod(0o400)
+            (place.tree / "d/e").chmod(0o555)
+            (place.tree / "d").chmod(0o500)
+            before = place.seen()
+            removed: list[bytes] = []
+            real = DiskTree.remove
+
+            def remove(self: DiskTree, entry: Entry) -> None:
+                removed.append(entry.path)
+                if len(removed) == 3:
+                    raise TreeError(entry.path, "killed here")
+                real(self, entry)
+
+            with Here(place) as here:
+                here.create()
+                here.do.put(here.root)
+                DiskTree.remove = remove  # type: ignore[method-assign]
+                with pytest.raises(TreeError):
+                    here.do.purge(here.root)
+                here.do.purge(here.root, retry=True)
+                assert place.seen().keys() == {b"."}
+                here.do.get(here.root)
+            assert changes(before, place.seen()) == []
+
+        as_nobody(life)
+
+
+def as_nobody(act: Callable[[], None]) -> None:
+    """In a process of its own, without privileges. Forked: nobody may not be allowed to start this interpreter."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setgroups([])
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+            ctypes.CDLL(None).prctl(4, 1)  # PR_SET_DUMPABLE: else /proc/self is root's
+            act()
+            os._exit(0)
+        except Exception:  # noqa: BLE001 - pytest's own are exceptions too
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
 def test_after_the_last_try_it_has_failed_and_retry_goes_on(place: Place) -> None:
     small_tree(place)
     with Here(place, around=lambda store: Flaky(store, 99, Category.TRANSIENT)) as here:  # type: ignore
@@ -419,9 +499,15 @@ def test_queue_retry_goes_on_with_a_job_that_failed(tape: Place) -> None:
 
 # what is lost is found again
 
-@pytest.mark.parametrize("lost", ["the manifest", "everything here", "everything here, and the vault's manifest"])
+@pytest.mark.parametrize("lost", ["the manifest", "everything here", "and the vault's manifest", "and all copies"])
 def test_rebuild(place: Place, lost: str) -> None:
+    """Hard links, those between symlinks too, a FIFO and holes are in the vault's second copy. Without that each name
+    is a file of its own, and nothing is said to be there that is not."""
     small_tree(place)
+    os.link(place.tree / "link", place.tree / "link too", follow_symlinks=False)
+    os.mkfifo(place.tree / "pipe")
+    with open(place.tree / "sparse", "wb") as file:
+        file.truncate(1 << 20)
     before = place.seen()
     with Here(place) as here:
         here.create()
@@ -435,15 +521,15 @@ def test_rebuild(place: Place, lost: str) -> None:
         shutil.rmtree(place.home)
         shutil.rmtree(place.tree)
         assert "is not there" in place.run("get", code=2)
-    if lost.endswith("vault's manifest"):
-        damage(place, b'{"gsync":"manifest"')
+    if lost.startswith("and"):
+        damage(place, b'{"gsync":"manifest"' if lost == "and all copies" else b'{"type":"directory"')
     place.run("rebuild", *(["--vault", place.vault] if lost != "the manifest" else []))
     assert place.markers == [".archive.purge.done"]
     place.run("get")
     now = place.seen()
-    if lost.endswith("vault's manifest"):
-        assert before.keys() == now.keys()
-        assert all(before[path].content == now[path].content for path in before)
+    if lost == "and all copies":
+        assert before.keys() - now.keys() == {b"pipe"}
+        assert all(before[path].content == now[path].content for path in now)
         assert (now[b"d"].mtime_ns, now[b"d/e"].mode) == (before[b"d"].mtime_ns, before[b"d/e"].mode)
     else:
         assert changes(before, now) == []

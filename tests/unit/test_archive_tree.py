@@ -74,7 +74,7 @@ def test_everything_is_brought_back(tmp_path: Path, tree: Path, freeze: bool) ->
                 with disk.open_file(entry.path) as file:
                     contents[entry.path] = file.read()
         for entry in manifest.directories():
-            disk.thaw(entry.path)
+            disk.open_up(entry.path)
         for entry in [*others(manifest), *manifest.reversed_directories()]:
             if entry.path:
                 disk.remove(entry)

@@ -1,0 +1,122 @@
+"""The copies of an archive's manifest in the vault, and how a lost manifest is made again from the vault.
+
+There are two: the whole manifest, and the lines of those entries that the members do not tell (FIFOs, sockets and
+devices, names that are hard links of others, files with holes). Each of them, with the members, gives back all.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+
+from gsync.log import get_logger
+from gsync.model import shown
+from gsync.transfer.manifest import Entry, Header, Manifest, ManifestError, Writer
+from gsync.transfer.store import Category, Item, StoreError
+from gsync.transfer.vaultcopy import Vault, in_vault
+
+log = get_logger("gsync.archive")
+
+MANIFEST = b".archive.manifest"  # beside the members in the vault
+MORE = b".archive.more"
+
+
+def put(vault: Vault, manifest: Manifest) -> None:
+    """Put both copies into the vault; ManifestError if one is not durable there."""
+    more = manifest.path + b".more"
+    writer = Writer(more)
+    try:
+        for _, entry in manifest.entries(manifest.behind_directories()):
+            if entry.link is not None or entry.sparse or not in_vault(entry):
+                writer.add(entry)
+        writer.finish(manifest.header)
+        for name, path in ((MORE, more), (MANIFEST, manifest.path)):
+            _put(vault, vault.path(name), path)
+    finally:
+        writer.close()
+        with suppress(FileNotFoundError):
+            os.unlink(more)
+
+
+def _put(vault: Vault, path: bytes, file: bytes) -> None:
+    with vault.store.batch(), open(file, "rb") as source:
+        content = vault.store.put(path, source, replace=True)
+    if vault.store.checksum(path) != content.sha256 or not vault.store.durable(path):
+        raise ManifestError(f"{shown(path)}: is not durable in the vault")
+
+
+def fetch(vault: Vault, path: bytes, header: Header) -> Manifest:
+    """The manifest, made again at `path`: from its copy or, if that is lost too, with this header from the members."""
+    found = _copy(vault, MANIFEST, path)
+    if found is not None:
+        return found
+    more_path = path + b".more"
+    try:
+        return _from_members(vault, path, header, _copy(vault, MORE, more_path))
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(more_path)
+
+
+def _copy(vault: Vault, name: bytes, path: bytes) -> Manifest | None:
+    """A copy that lies in the vault, brought to `path`; None if it is lost. StoreError if the store cannot say."""
+    new = path + b".vault"
+    try:
+        with open(new, "wb") as out:
+            vault.store.get(vault.path(name), out)
+            out.flush()
+            os.fsync(out.fileno())
+        Manifest(new).check()
+        os.rename(new, path)
+        return Manifest(path)
+    except (StoreError, ManifestError) as exc:
+        if isinstance(exc, StoreError) and exc.category in (Category.TRANSIENT, Category.STORE_DOWN):
+            raise
+        log.warning("lost in the vault too: the manifest is made from the members", what=shown(name), why=str(exc))
+        return None
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(new)
+
+
+def _from_members(vault: Vault, path: bytes, header: Header, more: Manifest | None) -> Manifest:
+    writer, known = Writer(path), sqlite3.connect("")  # on disk when it grows
+    try:
+        known.execute("CREATE TABLE known (path BLOB PRIMARY KEY) WITHOUT ROWID")
+        for _, entry in more.entries() if more is not None else ():
+            known.execute("INSERT INTO known VALUES (?)", (entry.path,))
+            writer.add(entry)
+        for item in _members(vault):
+            below = item.path[len(vault.place) + 1:]
+            if not known.execute("SELECT 1 FROM known WHERE path = ?", (below,)).fetchone():
+                writer.add(_entry_of(vault, item, below))
+        return writer.finish(header)
+    finally:
+        known.close()
+        writer.close()
+
+
+def _members(vault: Vault) -> Iterator[Item]:
+    """All that the vault holds of the archive with its xattrs, a directory before what is in it."""
+    stack = [vault.path(b"")]
+    while stack:
+        item = vault.store.stat(stack.pop())
+        if item is None:  # removed just now
+            continue
+        yield item
+        if item.is_dir:
+            stack += [below.path for below in vault.store.list(item.path)
+                      if below.path not in (vault.path(MANIFEST), vault.path(MORE))]
+
+
+def _entry_of(vault: Vault, item: Item, path: bytes) -> Entry:
+    sha256 = ""
+    if item.is_file:
+        content = vault.store.content(item.path)
+        sha256 = content.sha256 if content else vault.store.checksum(item.path)
+    return Entry(path, item.kind, item.size if item.is_file else 0, item.mtime, item.ctime, item.uid, item.gid,
+                 item.mode, sha256, item.target if item.kind == stat.S_IFLNK else None,
+                 xattrs=tuple(item.xattrs or ()))

@@ -1,0 +1,83 @@
+"""The copy of an archive in a store: each entry is put, checked and given back as its manifest says.
+
+Not here: which entries, in which order (archive); the manifest's own copy there (manifestcopy); how a store keeps
+things (store).
+"""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from gsync.model import shown
+from gsync.transfer.manifest import Entry
+from gsync.transfer.store import Category, Item, Store, StoreError
+from gsync.transfer.tree import TreeError
+
+
+def item_of(entry: Entry, path: bytes) -> Item:
+    """An entry as a store takes it, under another path."""
+    return Item(path, entry.kind, entry.size, entry.mtime, entry.ctime, entry.mode, entry.uid, entry.gid, entry.target,
+                entry.xattrs)
+
+
+@dataclass(frozen=True, slots=True)
+class Vault:
+    """The part of a store that holds one archive."""
+
+    store: Store
+    place: bytes
+
+    def path(self, path: bytes) -> bytes:
+        return self.place + b"/" + path if path else self.place
+
+    def put(self, entry: Entry, source: BinaryIO) -> None:
+        """Copy a file; StoreError CORRUPT if what was read from the source is not what was frozen."""
+        content = self.store.put(self.path(entry.path), source, item_of(entry, self.path(entry.path)), replace=True)
+        if (content.size, content.sha256) != (entry.size, entry.sha256):
+            self.store.delete(self.path(entry.path))
+            raise TreeError(entry.path, "was changed after the archive was created; gsync archive delete it, then "
+                                        "create it again")
+
+    def lacks(self, entry: Entry, read: bool) -> str:
+        """The transfer check: why the vault does not hold the entry; "" if it does. read: its bytes are read anew."""
+        path = self.path(entry.path)
+        item = self.store.stat(path)
+        if item is None:
+            return "is not in the vault"
+        if item.kind != entry.kind:
+            return f"is no {entry.word} in the vault"
+        if entry.kind == stat.S_IFLNK and item.target != entry.target:
+            return "leads elsewhere in the vault"
+        if entry.kind == stat.S_IFREG and item.size != entry.size:
+            return f"has {item.size} bytes in the vault instead of {entry.size}"
+        if not self.store.durable(path):
+            return "is not durable in the vault"
+        if entry.has_content and read:
+            try:
+                found = self.store.checksum(path)
+            except StoreError as exc:
+                if exc.category is not Category.CORRUPT:
+                    raise
+                return f"cannot be read from the vault ({exc})"
+            if found != entry.sha256:
+                return "has another checksum in the vault"
+        elif entry.has_content:
+            content = self.store.content(path)
+            if content is not None and content.sha256 != entry.sha256:
+                return "has another checksum in the vault"
+        return ""
+
+    def get(self, entry: Entry, into: BinaryIO) -> None:
+        """Write a member's bytes; StoreError CORRUPT if they are not those of the manifest."""
+        content = self.store.get(self.path(entry.path), into)
+        if (content.size, content.sha256) != (entry.size, entry.sha256):
+            raise StoreError(f"{shown(entry.path)}: has another checksum in the vault", Category.CORRUPT)
+
+
+def in_vault(entry: Entry) -> bool:
+    """Whether an entry is a member of the vault; FIFOs, sockets and devices are in the manifest alone."""
+    return entry.kind in (stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR)
+
+
