@@ -1,4 +1,4 @@
-"""The contract of stores on a directory of a GlusterFS volume, with the client of a node."""
+"""Stores on directories of a GlusterFS volume, with the client of a node: their contract, archives, backups."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def test_a_volume_keeps_the_contract_and_nothing_of_the_mounts_is_left(tmp_path:
         done = subprocess.run(
             node.argv("env", f"--chdir={ROOT}", f"GSYNC_TEST_VOLUME=gluster://{node.address}/{SLAVE}", sys.executable,
                       "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gluster", "-k", "gluster",
-                      f"--basetemp={tmp_path / 'contract'}", "tests/integration/test_store_contract.py"),
+                      f"--basetemp={tmp_path / 'contract'}", "tests/integration/test_store_contract.py",
+                      "tests/integration/test_archive_far.py"),
             stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         print(done.stdout[-3000:])
         assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
