@@ -122,6 +122,8 @@ class _Place:
             return "takes effect when the session is started"
         if row.about.restarts == ("monitor",):
             return "a running monitor takes it up"
+        if row.about.restarts == ("queue",):
+            return "gsync queue run and gsync publish run take it up when they are started again"
         return f"a running monitor restarts its {', '.join(part + 's' for part in row.about.restarts)} with it"
 
 

@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from gsync.cli import completion
 
 StateOption = Annotated[str | None, typer.Option(
     "--state", metavar="DIR", help="The state folder; default: $GSYNC_HOME, /var/lib/gsync, or the user's own.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+SetOption = Annotated[list[str] | None, typer.Option(
+    "-o", "--set", metavar="OPTION=VALUE", autocompletion=completion.settings,
+    help="Any other option of `gsync config help`. Can be repeated.")]
+
+
+def overrides(texts: list[str] | None) -> dict[str, Any]:
+    """The options of --set by field name; patterns add up. UsageError."""
+    from gsync.errors import UsageError
+    from gsync.session.options import Kind, find
+
+    values: dict[str, str] = {}
+    for text in texts or []:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--set {text}: not of the form OPTION=VALUE")
+        row = find(name)
+        before = values.get(row.field)
+        values[row.field] = f"{before}\n{value}" if before is not None and row.about.kind is Kind.PATTERNS else value
+    return values

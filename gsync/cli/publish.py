@@ -8,46 +8,46 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gsync.cli.options import JsonOption, StateOption
+from gsync.cli.options import JsonOption, SetOption, StateOption
 
 if TYPE_CHECKING:
+    from gsync.session.options import Options
     from gsync.transfer.publish import Publication, Publisher
 
 app = typer.Typer(no_args_is_help=True, help="Register what has arrived in its catalog, in blocks.")
 
-MinFilesOption = Annotated[int, typer.Option(
-    "--min-files", metavar="N", min=1, help="Publish of a request from so many files on.")]
-MaxAgeOption = Annotated[float, typer.Option(
-    "--max-age", metavar="SECONDS", min=0, help="Or from when one has waited for so long. All once it has ended.")]
-
 
 @app.command("run")
-def run(min_files: MinFilesOption = 100, max_age: MaxAgeOption = 18_800.0,
-        every: Annotated[float, typer.Option("--every", metavar="SECONDS", min=0.1,
-                                             help="Between two looks.")] = 10.0,
-        state: StateOption = None) -> None:
-    """Publish what is due, until stopped. Any number of them may run."""
+def run(settings: SetOption = None, state: StateOption = None) -> None:
+    """Publish what is due, until stopped. Any number of them may run.
+
+    Of a request what has arrived is due from publish-min-files files on, or when one has waited for publish-max-age,
+    or when the request has ended. These are options of gsync config, as publish-interval (between two looks),
+    queue-max-retries and queue-retry-pause are; --set puts another value in the place of one for this run.
+    """
     import signal
     import threading
 
     from gsync import log
+    from gsync.cli.queue import node_options
 
-    log.setup()
+    options = node_options(state, settings)
+    log.setup(options.log_level)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with _publisher(state, min_files, max_age) as publisher:
-        publisher.run(stop, every)
+    with _publisher(state, options) as publisher:
+        publisher.run(stop, options.publish_interval)
 
 
 @app.command("once")
-def once(min_files: MinFilesOption = 100, max_age: MaxAgeOption = 18_800.0,
-         force: Annotated[bool, typer.Option("--force", help="All that has arrived, due or not.")] = False,
-         json: JsonOption = False, state: StateOption = None) -> int:
-    """Publish what is due now. Ends with 1 if a catalog did not take something."""
+def once(force: Annotated[bool, typer.Option("--force", help="All that has arrived, due or not.")] = False,
+         settings: SetOption = None, json: JsonOption = False, state: StateOption = None) -> int:
+    """Publish what is due now (see gsync publish run --help). Ends with 1 if a catalog did not take something."""
+    from gsync.cli.queue import node_options
     from gsync.transfer.publish import Publication
 
-    with _publisher(state, min_files, max_age) as publisher:
+    with _publisher(state, node_options(state, settings)) as publisher:
         done = publisher.once(force)
         _print_counts(done, json)
     return 1 if done.get(Publication.FAILED) or done.get(Publication.RETRY) else 0
@@ -90,18 +90,21 @@ def retry(ids: Annotated[list[str] | None, typer.Argument(
 
 
 @contextmanager
-def _publisher(state: str | None, min_files: int = 100, max_age: float = 18_800.0) -> Iterator[Publisher]:
+def _publisher(state: str | None, options: Options | None = None) -> Iterator[Publisher]:
+    """options: of the node, where something is to be published."""
+    from gsync.cli.queue import node_options, retry_policy
     from gsync.transfer.catalog import open_catalog
     from gsync.transfer.database import Transfers
     from gsync.transfer.publish import Publisher, Thresholds
     from gsync.transfer.registry import Stores
     from gsync.volume.home import Home
 
+    options = options or node_options(state)
     transfers = Transfers(Home(state).path)
     stores = Stores(transfers)
     try:
         yield Publisher(transfers, stores, lambda text: open_catalog(text, transfers.home),
-                        Thresholds(min_files, max_age))
+                        Thresholds(options.publish_min_files, options.publish_max_age), retry_policy(options))
     finally:
         stores.close()
         transfers.close()

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gsync.cli import completion
-from gsync.cli.options import JsonOption, StateOption
+from gsync.cli.options import JsonOption, SetOption, StateOption, overrides
 
 if TYPE_CHECKING:
+    from gsync.session.options import Options
     from gsync.transfer.database import NewTransfer, Request, State, Transfer, Transfers
     from gsync.transfer.failures import SessionFailures
     from gsync.transfer.registry import Place, Stores
+    from gsync.transfer.retry import RetryPolicy
     from gsync.volume.home import Home
 
 app = typer.Typer(no_args_is_help=True, help="Transfers that are to be done, are being done, or were done.")
@@ -69,7 +71,7 @@ def submit(
             else:
                 print(f"request {ident}: {files} files, {size_text(size)}; gsync queue show {ident}")
             return 0
-    _work(state, ident)
+    _work(state, ident, node_options(state))
     with _Queue(state) as queue:
         found = queue.request(ident)
         _print_request(queue, found, json)
@@ -161,31 +163,18 @@ def report(outbox: Annotated[str, typer.Argument(metavar="OUTBOX", help="The fol
 
 
 @app.command("run")
-def run(
-    once: Annotated[bool, typer.Option("--once", help="End when nothing is left that can be done now.")] = False,
-    jobs: Annotated[int, typer.Option("--jobs", min=1, max=64, help="So many at a time.")] = 4,
-    max_retries: Annotated[int, typer.Option("--max-retries", min=0, help="Tries after the first one.")] = 3,
-    pause: Annotated[str, typer.Option("--pause", metavar="TIME", help="Before the second try; it doubles.")] = "5s",
-    job_timeout: Annotated[str, typer.Option("--job-timeout", metavar="TIME", help=(
-        "A job without any progress for so long is given up."))] = "10m",
-    history: Annotated[str, typer.Option("--history", metavar="TIME", help=(
-        "Requests that are done are forgotten after this time."))] = "30d",
-    log_level: Annotated[str, typer.Option("--log-level", help="DEBUG, INFO, WARNING or ERROR.")] = "INFO",
-    state: StateOption = None,
-) -> int:
-    """Work off the queue, until Ctrl-C. Several may run at once; each owner is served by one of them at a time."""
-    from gsync import log
-    from gsync.cli.store import seconds_of
-    from gsync.errors import UsageError
-    from gsync.transfer.retry import RetryPolicy
-    from gsync.transfer.worker import Settings
+def run(once: Annotated[bool, typer.Option("--once", help="End when nothing is left that can be done now.")] = False,
+        settings: SetOption = None, state: StateOption = None) -> int:
+    """Work off the queue, until Ctrl-C. Several may run at once; each owner is served by one of them at a time.
 
-    if log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
-        raise UsageError(f"queue run: --log-level {log_level}: not DEBUG, INFO, WARNING or ERROR")
-    log.setup(log_level)
-    policy = RetryPolicy(max_retries=max_retries, first_pause=seconds_of(pause))
-    settings = Settings(jobs=jobs, job_timeout=seconds_of(job_timeout), history=seconds_of(history), policy=policy)
-    failed = _work(state, None, settings, once=once)
+    Its settings are options of gsync config: queue-jobs, queue-max-retries, queue-retry-pause, queue-job-timeout,
+    queue-history, log-level. --set puts another value in the place of one for this run.
+    """
+    from gsync import log
+
+    options = node_options(state, settings)
+    log.setup(options.log_level)
+    failed = _work(state, None, options, once=once)
     return 1 if once and failed else 0
 
 
@@ -220,15 +209,17 @@ class _Queue:
         return found
 
 
-def _work(state: str | None, request: str | None, settings: Any = None, once: bool = False) -> int:
+def _work(state: str | None, request: str | None, options: Options, once: bool = False) -> int:
     """Run a worker until it ends or a signal comes; how many transfers failed meanwhile."""
     import signal
     import threading
 
     from gsync.transfer.database import State
-    from gsync.transfer.worker import Worker
+    from gsync.transfer.worker import Settings, Worker
     from gsync.volume.home import Home
 
+    settings = Settings(jobs=options.queue_jobs, job_timeout=options.queue_job_timeout, history=options.queue_history,
+                        policy=retry_policy(options))
     stop = threading.Event()
     failed: list[int] = []
 
@@ -243,6 +234,20 @@ def _work(state: str | None, request: str | None, settings: Any = None, once: bo
         for number, handler in before.items():
             signal.signal(number, handler)
     return len(failed)
+
+
+def node_options(state: str | None, settings: list[str] | None = None) -> Options:
+    """The settings of this node, with those of --set in their place."""
+    from gsync.session import config
+    from gsync.volume.home import Home
+
+    return config.load_options(config.site_paths(Home(state).path), overrides(settings))
+
+
+def retry_policy(options: Options) -> RetryPolicy:
+    from gsync.transfer.retry import RetryPolicy
+
+    return RetryPolicy(options.queue_max_retries, options.queue_retry_pause)
 
 
 def _me() -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gsync.cli import completion
-from gsync.cli.options import StateOption
+from gsync.cli.options import SetOption, StateOption, overrides
 
 if TYPE_CHECKING:
     from gsync.session.logfile import LogFile
@@ -55,9 +55,7 @@ def run(
         metavar="auto|fanotify|inotify", help="How changes of the master are noticed.")] = None,
     log_level: Annotated[str | None, typer.Option(
         metavar="LEVEL", help="What goes to the session's log: DEBUG, INFO, WARNING or ERROR.")] = None,
-    settings: Annotated[list[str] | None, typer.Option(
-        "-o", "--set", metavar="OPTION=VALUE", autocompletion=completion.settings,
-        help="Any other option of `gsync config help`. Can be repeated.")] = None,
+    settings: SetOption = None,
 ) -> int:
     """Record and replicate in the foreground. Stopped and started again, it goes on from where it was. The options hold
     for this run, above the settings of `gsync config`."""
@@ -79,7 +77,7 @@ def run(
         "ssh_config": None if ssh_config is None else os.path.abspath(ssh_config),
     }
     with _errors_as_events(json):
-        given = {**_settings(settings or []), **{key: value for key, value in values.items() if value is not None}}
+        given = {**overrides(settings), **{key: value for key, value in values.items() if value is not None}}
         Options.of(given, "command line")
         home = Home(state)
         target = places.slave_at(slave)
@@ -98,22 +96,6 @@ def run(
                 raise LockedError(f"session {session.name} is started, a monitor runs it; "
                                   f"gsync stop {session.name} ends that")
             return _supervise(session, given, volume, home, once=once, json=json)
-
-
-def _settings(texts: list[str]) -> dict[str, Any]:
-    """The options of --set by field name; patterns add up."""
-    from gsync.errors import UsageError
-    from gsync.session.options import Kind, find
-
-    values: dict[str, str] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise UsageError(f"--set {text}: not of the form OPTION=VALUE")
-        row = find(name)
-        before = values.get(row.field)
-        values[row.field] = f"{before}\n{value}" if before is not None and row.about.kind is Kind.PATTERNS else value
-    return values
 
 
 def _days(text: str | None) -> str | int | None:

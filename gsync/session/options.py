@@ -46,7 +46,8 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True)
 class About:
-    """What an option is beside its type and default. restarts: worker, recorder, monitor, or nothing. check: returns
+    """What an option is beside its type and default. restarts: worker, recorder, monitor; queue: read when
+    gsync queue run or publish run begins. check: returns
     the value, or ValueError says what is wrong with it."""
 
     help: str
@@ -217,6 +218,7 @@ def _capitals(value: object) -> object:
 
 
 _NODE = Scope.NODE
+_QUEUE = ("queue",)
 _LEVELS = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 
@@ -320,6 +322,32 @@ class Options:
     changelog_archive_size: Annotated[int, About(
         "Bytes of old changelogs that a volume's archive keeps, in a tar file a month; 0: none.", scope=_NODE,
         restarts=("recorder",), kind=Kind.SIZE, least=0)] = 256 << 20
+
+    # bounded transfers
+    queue_jobs: Annotated[int, About(
+        "Jobs of a gsync queue run at a time; a job is transfers of one owner between two stores.", scope=_NODE,
+        restarts=_QUEUE, least=1, most=64)] = 4
+    queue_max_retries: Annotated[int, About(
+        "How often the queue tries a transfer again that has failed, and a publication, before it is FAILED. A store "
+        "that is down costs no try.", scope=_NODE, restarts=_QUEUE, least=0, most=10000)] = 3
+    queue_retry_pause: Annotated[float, About(
+        "Pause before the first of these tries; each one is twice as long as the one before, up to an hour.",
+        scope=_NODE, restarts=_QUEUE, kind=Kind.DURATION, least=0, most=3600)] = 5
+    queue_job_timeout: Annotated[float, About(
+        "A job of the queue without any progress for so long is given up, and its transfers are tried again.",
+        scope=_NODE, restarts=_QUEUE, kind=Kind.DURATION, least=1, most=30 * 86400)] = 600
+    queue_history: Annotated[float, About(
+        "Requests that are done are forgotten after this time; what failed stays.", scope=_NODE, restarts=_QUEUE,
+        kind=Kind.DURATION, least=0)] = 30 * 86400
+    publish_min_files: Annotated[int, About(
+        "Of a request that is under way is published from so many files on that have arrived.", scope=_NODE,
+        restarts=_QUEUE, least=1)] = 100
+    publish_max_age: Annotated[float, About(
+        "Or when one of them has waited for so long. All of it is published when the request has ended.", scope=_NODE,
+        restarts=_QUEUE, kind=Kind.DURATION, least=0)] = 18_800
+    publish_interval: Annotated[float, About(
+        "Pause between two looks of gsync publish run.", scope=_NODE, restarts=_QUEUE, kind=Kind.DURATION, least=0.1,
+        most=86400)] = 10
 
     @classmethod
     def of(cls, values: Mapping[str, Any], where: str) -> Options:

@@ -537,7 +537,8 @@ class Archiver:
 
     @contextmanager
     def _job(self, root: bytes, operation: str, retry: bool, needs_manifest: bool = True) -> Iterator[_Job]:
-        """Around an operation: one at a time; its state file is `.err` before anything is done, and `.done` after."""
+        """Around an operation: one at a time; its state file is `.err` before anything is done, and `.done` after,
+        and then the database says so."""
         archive = self._archives.the(root)
         with self._archives.lock(archive, operation):
             archive = self._archives.settle(self._archives.the(root), alone=True)
@@ -556,17 +557,18 @@ class Archiver:
                                     eosfile.lines(manifest, vault.store.url))
                     tree.append_log(_log_line(operation, "begun again" if retry else "begun"))
                     yield job
+                    if not job.gone:
+                        tree.set_marker(eosfile.marker(operation, True))
+                        tree.append_log(_log_line(operation, "done"))
                 except BaseException as exc:
                     batches.close()
                     self._failed(job, before, exc)
                     raise
+                # Last, so that whoever is killed before it goes on with --retry, and leaves the root's mtime as it was.
                 job.archive = self._archives.end(archive, State.DONE,
                                                  checked=before.checked if job.checked is None else job.checked)
                 if job.gone:
                     self._archives.remove(archive)
-                    return
-                tree.set_marker(eosfile.marker(operation, True))
-                tree.append_log(_log_line(operation, "done"))
             finally:
                 if batches is not None:
                     batches.close()

@@ -36,8 +36,9 @@ def contents(folder: Path) -> dict[bytes, bytes]:
 
 def run_worker(home: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "gsync", "queue", "run", "--state", home, "--jobs", "2", "--pause", "0s",
-         "--max-retries", "1000", "--log-level", "ERROR"], cwd=ROOT, stdin=subprocess.DEVNULL)
+        [sys.executable, "-m", "gsync", "queue", "run", "--state", home, "-o", "queue-jobs=2", "-o",
+         "queue-retry-pause=0", "-o", "queue-max-retries=1000", "-o", "log-level=ERROR"], cwd=ROOT,
+        stdin=subprocess.DEVNULL)
 
 
 @pytest.mark.slow

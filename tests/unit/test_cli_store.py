@@ -71,7 +71,7 @@ def test_a_file_is_queued_shown_and_done(cli: Cli, place: Path) -> None:
     found = shown(cli, "queue", "submit", "a:x", "b:y", "--owner", "ann")
     assert found["files"] == 1
     assert f"{found['id']}" in cli("queue", "list")
-    assert cli("queue", "run", "--once", "--log-level", "ERROR") == ""
+    assert cli("queue", "run", "--once", "-o", "log-level=ERROR") == ""
     request = shown(cli, "queue", "show", found["id"][:6])
     assert (request["state"], request["owner"], request["transfers"]) == ("DONE", "ann", {"DONE": 1})
     assert (place / "b" / "y").read_text() == "hello"
@@ -109,7 +109,7 @@ def test_what_failed_says_why_and_is_tried_again(cli: Cli, place: Path) -> None:
     (ident,) = [r["id"] for r in shown(cli, "queue", "list", "--in", "failed")]
     (place / "b" / "x").unlink()
     assert cli("queue", "retry", ident) == "1 transfers are tried again\n"
-    cli("queue", "run", "--once", "--log-level", "ERROR")
+    cli("queue", "run", "--once", "-o", "log-level=ERROR")
     assert shown(cli, "queue", "show", ident)["state"] == "DONE"
 
 
@@ -125,7 +125,7 @@ def test_kill_by_request_owner_link_and_number(cli: Cli, place: Path) -> None:
     assert cli("queue", "kill", "--owner", "bob", "--yes") == "2 transfers killed\n"
     assert cli("queue", "kill", str(numbers[3]), "--yes") == "1 transfers killed\n"
     assert [t["state"] for t in shown(cli, "queue", "list", "--link", ",b")] == ["KILLED"] * 4
-    cli("queue", "run", "--once", "--log-level", "ERROR")
+    cli("queue", "run", "--once", "-o", "log-level=ERROR")
     assert os.listdir(place / "b") == []
 
 
@@ -133,7 +133,7 @@ def test_kill_by_request_owner_link_and_number(cli: Cli, place: Path) -> None:
     (["show", "zzz"], "there is none"), (["kill", "--yes"], "of what"), (["retry"], "of what"),
     (["list", "--in", "sleeping"], "not one of"), (["list", "--link", "ab"], "FROM,TO"),
     (["submit", "a:nothing", "b:x"], "is not there"), (["submit", "c:x", "b:x"], "there is no store 'c'"),
-    (["run", "--pause", "long"], "not a duration")])
+    (["run", "-o", "queue-retry-pause=long"], "not a duration")])
 def test_what_is_wrong_is_one_line(cli: Cli, place: Path, args: list[str], why: str) -> None:
     assert why in cli.fails("queue", *args, code=2)
 

@@ -39,7 +39,7 @@ class TestTable:
         for row in table().values():
             assert row.about.help.endswith("."), row.name
             assert row.takes, row.name
-            assert set(row.about.restarts) <= {"worker", "recorder", "monitor"}, row.name
+            assert set(row.about.restarts) <= {"worker", "recorder", "monitor", "queue"}, row.name
 
     def test_a_default_is_the_same_after_it_was_written_and_read(self) -> None:
         texts = {row.field: row.text(row.default) for row in table().values() if row.text(row.default)}
