@@ -10,6 +10,7 @@ import pytest
 
 from gsync.transfer import Client
 from gsync.transfer.catalog import SqliteCatalog
+from gsync.transfer.database import NewOperation, NewRequest, NewTransfer, State, Transfers
 from tests.cli import Cli
 
 
@@ -103,3 +104,17 @@ def test_a_catalog_that_takes_nothing_ends_with_1(cli: Cli, file: Path, tmp_path
             db.execute("UPDATE transfers SET state='DONE'")
     assert json.loads(cli("publish", "once", "--force", "--json", code=1)) == {"DONE": 0, "RETRY": 1, "FAILED": 0}
     assert "ended with 1" in cli("publish", "status")
+
+
+def test_when_something_is_due_is_a_setting_of_the_node(cli: Cli, file: Path, tmp_path: Path) -> None:
+    transfers = Transfers(cli.home.path)
+    catalog = f"jsonl:{tmp_path}/catalog"
+    transfers.submit(NewRequest("queue", "ann", [NewOperation("copy", [
+        NewTransfer("a", name, "b", name, 1, catalog=catalog) for name in (b"arrived", b"to come")])]))
+    first, _ = transfers.page()
+    transfers.advance([first.id], State.NEW, State.DONE)
+    transfers.close()
+    assert cli("publish", "once") == "nothing is due\n"
+    cli("config", "--site", "set", "publish-min-files", "1")
+    assert cli("publish", "once", "-o", "publish-min-files=2") == "nothing is due\n"
+    assert cli("publish", "once") == "1 DONE\n"
