@@ -127,8 +127,9 @@ def sshd_on(host: Host, folder: Path) -> Iterator[Path]:
     (folder / "known_hosts").write_text(f"{host.address} {kind} {text}\n")
     (folder / "sshd_config").write_text(
         f"ListenAddress {host.address}\nHostKey {folder}/host_key\nPidFile none\nStrictModes no\nUsePAM yes\n"
-        f"AuthorizedKeysFile {folder}/authorized_keys\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
-        "PermitRootLogin prohibit-password\nUseDNS no\nPrintMotd no\nMaxStartups 100\n")
+        f"AuthorizedKeysFile {folder}/authorized_keys .ssh/authorized_keys\nPasswordAuthentication no\n"
+        "KbdInteractiveAuthentication no\nSubsystem sftp internal-sftp\nPermitRootLogin prohibit-password\n"
+        "UseDNS no\nPrintMotd no\nMaxStartups 100\n")
     config = folder / "ssh_config"
     config.write_text(
         f"Host {host.name}\n  HostName {host.address}\n  User root\n  IdentityFile {folder}/identity\n"

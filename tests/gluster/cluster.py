@@ -29,6 +29,9 @@ _OPTIONS = {
     "storage.health-check-interval": "0",  # its probe gives false alarms on a machine that is busy
     "changelog.changelog": "on", "changelog.rollover-time": str(ROLLOVER), "geo-replication.indexing": "on",
 }
+# A mount by which a test looks shows what is at the bricks, not what it was a second ago.
+_UNCACHED = {f"performance.{name}": "off" for name in (
+    "quick-read", "io-cache", "stat-prefetch", "read-ahead", "readdir-ahead", "open-behind")}
 
 
 @dataclass(frozen=True)
@@ -98,11 +101,11 @@ class Cluster:
             # With two nodes both sides of a partition could write to it; three have a majority.
             self.make(META, Shape(("replica", str(len(names))), tuple(range(1, len(names) + 1))))
             self._make(self["s1"], SLAVE, SHAPES[slave].words, [self["s1"].bricks / f"{SLAVE}-{n}" for n, _ in
-                                                                 enumerate(SHAPES[slave].nodes)], {})
+                                                                 enumerate(SHAPES[slave].nodes)], _UNCACHED)
             for node in self.nodes:
                 node.mount(META, META_MNT)
             self.master = first.mount(MASTER, "/mnt/m", "acl")
-            self.slave = self["s1"].mount(SLAVE, "/mnt/s", "acl")
+            self.slave = self["s1"].mount(SLAVE, "/mnt/s", "acl", "attribute-timeout=0", "entry-timeout=0")
             self._open = opened.pop_all()
 
     def __getitem__(self, name: str) -> Node:

@@ -1,4 +1,4 @@
-"""gsync on the nodes of a GlusterFS cluster: a session from the volume to a plain tree on the slave node."""
+"""gsync on the nodes of a GlusterFS cluster: a session from the volume to the slave node, to a plain tree or a volume."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.gluster.cluster import MASTER, META_MNT, Cluster, Node, cluster
+from tests.gluster.cluster import MASTER, META_MNT, SLAVE, Cluster, Node, cluster
 from tests.hosts import sshd_on, wait_until
 from tests.place import Place
 from tests.trees import compare
@@ -56,18 +56,21 @@ class GsyncNode(Place):
 
 
 class GlusterSite:
-    """`master` is a mount of the volume, `slave` the plain tree; both as everyone reaches them."""
+    """`master` is a mount of the volume; `slave` the plain tree, or a mount of the slave volume where `to_volume`;
+    both as everyone reaches them."""
 
-    def __init__(self, folder: Path, site: Cluster, ssh_config: Path, settings: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, site: Cluster, ssh_config: Path, settings: Sequence[str] = (),
+                 create: Sequence[str] = (), to_volume: bool = False) -> None:
         self.cluster, self.master, self.folder = site, site.master, folder
-        self.slave = folder / "copy"
-        self.slave.mkdir()
+        self.slave = site.slave if to_volume else folder / "copy"
+        self.slave.mkdir(exist_ok=True)
+        self.slave_arg = f"s1::{SLAVE}" if to_volume else f"s1:{self.slave}"
         self.nodes = [GsyncNode(folder / f"gsync-{node.name}", node, ssh_config) for node in site.nodes]
         for node in self.nodes:
             node.gsync("volume", "add", "--gluster", MASTER)
         self.first = self.nodes[0]
         more = [word for setting in settings for word in ("-o", setting)]
-        self.first.gsync("create", MASTER, f"s1:{self.slave}", "--name", "s", *more)
+        self.first.gsync("create", MASTER, self.slave_arg, "--name", "s", *create, *more)
 
     def start(self) -> None:
         for node in self.nodes:
@@ -136,9 +139,11 @@ class GlusterSite:
 
 
 @contextlib.contextmanager
-def gluster_site(folder: Path, shape: str = "replica 2", settings: Sequence[str] = ()) -> Iterator[GlusterSite]:
-    with cluster(folder, shape) as site, sshd_on(site["s1"], folder / "sshd") as config:
-        made = GlusterSite(folder, site, config, settings)
+def gluster_site(folder: Path, shape: str = "replica 2", settings: Sequence[str] = (), slave: str = ""
+                 ) -> Iterator[GlusterSite]:
+    """shape: of the master volume; slave: of the slave volume, "" for a plain tree."""
+    with cluster(folder, shape, slave=slave or "one brick") as site, sshd_on(site["s1"], folder / "sshd") as config:
+        made = GlusterSite(folder, site, config, settings, to_volume=bool(slave))
         try:
             yield made
         finally:
