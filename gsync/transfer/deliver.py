@@ -682,7 +682,7 @@ class DataSetDelivery:
                                     + ", ".join(shown(path) for path in lost[:10]))
             else:
                 handover.seal(os.path.join(self._destination, row.path))
-                self._db.stage(row, Stage.BACKUP, True)
+                self._db.stage(row, Stage.BACKUP, True, anew=True)
                 reason = "" if row.reason.startswith("backup: ") else row.reason
                 self._db.change(row, backed_up=1, reason=reason)
                 self._db.carried_out(row, Stage.BACKUP)

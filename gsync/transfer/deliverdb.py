@@ -341,11 +341,12 @@ class Deliveries:
                 self.transfers.retry(request=row.request)
         return True
 
-    def stage(self, row: Delivery, stage: Stage, ok: bool) -> None:
-        """Note the outcome of a stage. One that was so before keeps its time."""
+    def stage(self, row: Delivery, stage: Stage, ok: bool, anew: bool = False) -> None:
+        """Note the outcome of a stage. One that was so before keeps its time, unless it was done anew."""
         with self.transfers.atomic() as db:
             db.execute("INSERT INTO deliver_stages VALUES (?,?,?,?) ON CONFLICT (unit, stage) DO UPDATE SET "
-                       "ok=excluded.ok, at=excluded.at WHERE ok<>excluded.ok", (row.id, stage, ok, time.time_ns()))
+                       "ok=excluded.ok, at=excluded.at WHERE ok<>excluded.ok OR ?",
+                       (row.id, stage, ok, time.time_ns(), anew))
             self._touch(row)
 
     def backup_shown(self, row: Delivery, state: QueueState, reason: str = "") -> None:

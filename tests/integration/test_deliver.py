@@ -196,6 +196,7 @@ def test_late_files_come_in_one_step_and_are_backed_up_again(nights: Nights) -> 
     nights.run("backup")
     (found,) = nights.units().values()
     assert (found["backed_up"], found["colour"]) == (True, "green")
+    assert found["stages"]["backup"]["at"] >= found["stages"]["catchup"]["at"]
     assert nights.in_vault(unit) == contents(os.fsencode(nights.data / os.fsdecode(unit)))
 
 
