@@ -24,6 +24,7 @@ _SHOWN = 100  # transfers that `show` prints
 OwnerOption = Annotated[str | None, typer.Option("--owner", help="Of this owner.")]
 LinkOption = Annotated[str | None, typer.Option("--link", metavar="FROM,TO", help=(
     "From this store to that one; either may be left out."))]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say how many it would be.")]
 Requests = Annotated[list[str] | None, typer.Argument(
     metavar="[ID]…", help="Requests (or the first digits), transfers by number.", autocompletion=completion.requests)]
 
@@ -121,24 +122,25 @@ def show(ident: Annotated[str, typer.Argument(metavar="ID", help="The request, o
 
 
 @app.command("retry")
-def retry(ids: Requests = None, owner: OwnerOption = None, link: LinkOption = None,
+def retry(ids: Requests = None, owner: OwnerOption = None, link: LinkOption = None, dry_run: DryRunOption = False,
           json: JsonOption = False, state: StateOption = None) -> None:
     """Try what FAILED or was KILLED again, with its tries counted anew; what waits in RETRY does not wait longer."""
     with _Queue(state) as queue:
-        _tell("retry", _orders(queue, "retry", ids, owner, link), json)
+        what = "would retry" if dry_run else "retry"
+        _tell(what, _orders(queue, what, ids, owner, link), json)
 
 
 @app.command("kill")
 def kill(ids: Requests = None, owner: OwnerOption = None, link: LinkOption = None,
          yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-         dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how many it would be.")] = False,
+         dry_run: DryRunOption = False,
          json: JsonOption = False, state: StateOption = None) -> None:
     """Kill what is not finished of requests, an owner or a link; it stays killed. What was brought stays there."""
     from gsync.cli.output import asked
     from gsync.errors import UsageError
 
     with _Queue(state) as queue:
-        count = _orders(queue, "count", ids, owner, link)
+        count = _orders(queue, "would kill", ids, owner, link)
         if dry_run:
             _tell("would kill", count, json)
             return
@@ -313,15 +315,15 @@ def _link(text: str | None) -> tuple[str, str] | None:
 
 
 def _orders(queue: _Queue, what: str, ids: list[str] | None, owner: str | None, link: str | None) -> int:
-    """kill, retry, or count what kill would be about: for each of the requests and transfers named."""
+    """kill or retry (or "would kill", "would retry": how many it would be) of the requests and transfers named."""
     from gsync.errors import UsageError
     from gsync.transfer.failures import PREFIX
 
     order = {"kill": queue.transfers.kill, "retry": queue.transfers.retry,
-             "count": queue.transfers.count_unfinished}[what]
+             "would kill": queue.transfers.count_killable, "would retry": queue.transfers.count_retryable}[what]
     if not ids:
         if owner is None and link is None:
-            raise UsageError(f"queue {'retry' if what == 'retry' else 'kill'}: of what? Give ids, --owner or --link")
+            raise UsageError(f"queue {what.split()[-1]}: of what? Give ids, --owner or --link")
         return order(owner=owner, link=_link(link))
     total = 0
     for ident in ids:
@@ -353,7 +355,8 @@ def _tell(what: str, count: int, json: bool) -> None:
         print_json({"action": what, "transfers": count})
     else:
         print({"kill": f"{count} transfers killed", "would kill": f"would kill {count} transfers",
-               "retry": f"{count} transfers are tried again"}[what])
+               "retry": f"{count} transfers are tried again",
+               "would retry": f"would try {count} transfers again"}[what])
 
 
 def _exit_code(counts: dict[State, int]) -> int:

@@ -53,6 +53,7 @@ class State(Enum):
 
 TAKEN = (State.ACQUIRED, State.SUBMITTED, State.VERIFYING)
 ENDED = (State.DONE, State.FAILED, State.KILLED)
+_AGAIN = (State.FAILED, State.KILLED, State.RETRY)
 
 _SCHEMA = """
 CREATE TABLE requests (
@@ -247,7 +248,7 @@ class Transfers:
             raise
         self._db.execute("COMMIT")
 
-    def read(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+    def read(self, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[Any]:
         """Rows, without waiting for who writes."""
         return self._db.execute(sql, values).fetchall()
 
@@ -568,13 +569,13 @@ class Transfers:
             raise ValueError("what is to be tried again?")
         with self.atomic() as db:
             found = db.execute(f"SELECT id, operation FROM transfers WHERE {' AND '.join(wheres)} AND state IN "
-                               f"{_sql((State.FAILED, State.KILLED, State.RETRY))} ORDER BY id", values).fetchall()
+                               f"{_sql(_AGAIN)} ORDER BY id", values).fetchall()
             for ident, operation in found:
                 request_id, position = db.execute("SELECT request, position FROM operations WHERE id=?",
                                                   (operation,)).fetchone()
                 before = db.execute("SELECT 1 FROM operations WHERE request=? AND position<? AND state<>'DONE'",
                                     (request_id, position)).fetchone()
-                self.advance([ident], (State.FAILED, State.KILLED, State.RETRY), State.QUEUED if before else State.NEW,
+                self.advance([ident], _AGAIN, State.QUEUED if before else State.NEW,
                              tries=0, not_before=0, worker=None, lease=0, reason="", category=None)
             return len(found)
 
@@ -660,12 +661,19 @@ class Transfers:
                                 (*values, limit))
         return [_request(row) for row in rows][::-1]
 
-    def count_unfinished(self, *, request: str | None = None, owner: str | None = None,
-                         link: tuple[str, str] | None = None, ids: Sequence[int] = ()) -> int:
+    def count_killable(self, **of: Any) -> int:
         """How many `kill` would be about."""
+        return self._count(f"state NOT IN {_sql(ENDED)}", **of)
+
+    def count_retryable(self, **of: Any) -> int:
+        """How many `retry` would be about."""
+        return self._count(f"state IN {_sql(_AGAIN)}", **of)
+
+    def _count(self, where: str, *, request: str | None = None, owner: str | None = None,
+               link: tuple[str, str] | None = None, ids: Sequence[int] = ()) -> int:
         wheres, values = _selection(request, owner, link, ids)
-        row = self._db.execute(f"SELECT count(*) FROM transfers WHERE {' AND '.join(wheres) or '1'} AND state NOT IN "
-                               f"{_sql(ENDED)}", values).fetchone()
+        row = self._db.execute(f"SELECT count(*) FROM transfers WHERE {' AND '.join([*wheres, where])}",
+                               values).fetchone()
         return int(row[0])
 
     def counts(self, request: str | None = None) -> dict[State, int]:

@@ -108,6 +108,7 @@ def test_what_failed_says_why_and_is_tried_again(cli: Cli, place: Path) -> None:
     assert "store b: write x: File exists" in out
     (ident,) = [r["id"] for r in shown(cli, "queue", "list", "--in", "failed")]
     (place / "b" / "x").unlink()
+    assert cli("queue", "retry", ident, "--dry-run") == "would try 1 transfers again\n"
     assert cli("queue", "retry", ident) == "1 transfers are tried again\n"
     cli("queue", "run", "--once", "-o", "log-level=ERROR")
     assert shown(cli, "queue", "show", ident)["state"] == "DONE"
