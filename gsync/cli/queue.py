@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from json import dumps
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,9 +13,10 @@ from gsync.cli.options import JsonOption, SetOption, StateOption, overrides
 
 if TYPE_CHECKING:
     from gsync.session.options import Options
-    from gsync.transfer.database import NewTransfer, Request, State, Transfer, Transfers
+    from gsync.transfer.database import Transfers
     from gsync.transfer.failures import SessionFailures
     from gsync.transfer.registry import Place, Stores
+    from gsync.transfer.requests import NewTransfer, Request, State, Transfer
     from gsync.transfer.retry import RetryPolicy
     from gsync.volume.home import Home
 
@@ -48,7 +50,7 @@ def submit(
     """Queue a copy of a file, or of a directory with all that is in it. A worker (gsync queue run) does it."""
     from gsync.cli.output import path_shown, print_json, size_text
     from gsync.transfer.catalog import parse_catalog
-    from gsync.transfer.database import NewRequest
+    from gsync.transfer.requests import NewRequest
 
     catalog = None if register is None else parse_catalog(register)
     with _Queue(state) as queue:
@@ -216,7 +218,7 @@ def _work(state: str | None, request: str | None, options: Options, once: bool =
     import signal
     import threading
 
-    from gsync.transfer.database import State
+    from gsync.transfer.requests import State
     from gsync.transfer.worker import Settings, Worker
     from gsync.volume.home import Home
 
@@ -261,7 +263,7 @@ def _me() -> str:
 def _operations(stores: Stores, src: Place, dst: Place, arguments: dict[str, bool], catalog: str | None) -> list[Any]:
     """Directories, then what is in them, then the directories' attributes. UsageError if there is no such source."""
     from gsync.errors import UsageError
-    from gsync.transfer.database import NewOperation, NewTransfer
+    from gsync.transfer.requests import NewOperation, NewTransfer
 
     source = stores.get(src.store)
     stores.get(dst.store)
@@ -295,7 +297,7 @@ def _operations(stores: Stores, src: Place, dst: Place, arguments: dict[str, boo
 
 def _state(word: str) -> State:
     from gsync.errors import UsageError
-    from gsync.transfer.database import State
+    from gsync.transfer.requests import State
 
     try:
         return State(word.upper())
@@ -360,7 +362,7 @@ def _tell(what: str, count: int, json: bool) -> None:
 
 
 def _exit_code(counts: dict[State, int]) -> int:
-    from gsync.transfer.database import State
+    from gsync.transfer.requests import State
 
     return 1 if counts.get(State.FAILED) else 0
 
@@ -376,31 +378,30 @@ def _described(request: Request) -> dict[str, Any]:
             "changed": rfc3339(request.changed)}
 
 
-def _described_transfer(t: Transfer) -> dict[str, Any]:
-    import os
+def _transfers_json(rows: Iterable[tuple[str, bytes, bytes]]) -> Iterator[str]:
+    from gsync.cli.output import path_json
 
-    from gsync.session.status import rfc3339
-
-    return {"id": t.id, "request": t.request, "kind": t.kind, "owner": t.owner, "from": t.source,
-            "from_path": os.fsdecode(t.source_path), "to": t.store, "to_path": os.fsdecode(t.path), "size": t.size,
-            "checksum": t.checksum, "state": t.state.value, "tries": t.tries,
-            "not_before": rfc3339(t.not_before) if t.state.value == "RETRY" else None, "category": t.category,
-            "reason": t.reason, "created": rfc3339(t.created), "changed": rfc3339(t.changed),
-            "publication": t.publication}
+    return (f'{text[:-1]}, "from_path": {path_json(source)}, "to_path": {path_json(path)}}}'
+            for text, source, path in rows)
 
 
 def _list_requests(queue: _Queue, states: list[State], owner: str | None, kind: str | None, limit: int,
                    json: bool) -> None:
-    from gsync.cli.output import path_shown, print_json, print_table
+    from itertools import chain
 
-    found = queue.transfers.find_requests(states=states, owner=owner, kind=kind, limit=limit or -1)
-    rows = [{**_described(request), "transfers": {s.value: n for s, n in queue.transfers.counts(request.id).items()}}
-            for request in found]
-    if owner is None and kind in (None, "failure") and (not states or "RETRY" in {state.value for state in states}):
-        rows += _failures(queue)  # few, and a person should see them: below the others, whatever the limit
+    from gsync.cli.output import path_shown, print_json_array, print_table
+    from gsync.transfer import listing
+
+    of: dict[str, Any] = {"states": states, "owner": owner, "kind": kind, "limit": limit or -1}
+    # few, and a person should see them: below the others, whatever the limit
+    failures = _failures(queue) if owner is None and kind in (None, "failure") and (
+        not states or "RETRY" in {state.value for state in states}) else []
     if json:
-        print_json(rows)
-    elif not rows:
+        print_json_array(chain(listing.find_requests_json(queue.transfers, **of), map(dumps, failures)))
+        return
+    rows = [{**_described(request), "transfers": {s.value: n for s, n in queue.transfers.counts(request.id).items()}}
+            for request in listing.find_requests(queue.transfers, **of)] + failures
+    if not rows:
         print("nothing is queued" if not (states or owner or kind) else "no such requests")
     else:
         print_table(["REQUEST", "KIND", "OWNER", "STATE", "TRANSFERS", "CREATED", "WHAT"],
@@ -446,36 +447,38 @@ def _print_failures(found: SessionFailures, json: bool) -> None:
 
 def _list_transfers(queue: _Queue, states: list[State], owner: str | None, kind: str | None,
                     link: tuple[str, str] | None, limit: int, json: bool) -> None:
-    from gsync.cli.output import print_json, print_table
+    from gsync.cli.output import print_json_array, print_table
+    from gsync.transfer import listing
 
-    found = queue.transfers.find(states=states, owner=owner, kind=kind, link=link, limit=limit or -1)
+    of: dict[str, Any] = {"states": states, "owner": owner, "kind": kind, "link": link, "limit": limit or -1}
     if json:
-        print_json([_described_transfer(t) for t in found])
-    elif not found:
+        print_json_array(_transfers_json(listing.find_json(queue.transfers, **of)))
+    elif not (found := listing.find(queue.transfers, **of)):
         print("no such transfers")
     else:
         print_table(["ID", "REQUEST", "STATE", "TRIES", "FROM", "TO", "WHY"], map(_line, found))
 
 
 def _line(t: Transfer) -> list[str]:
-    from gsync.transfer.database import shown_place
+    from gsync.transfer.requests import shown_place
 
     return [str(t.id), t.request[:8], t.state.value, str(t.tries), shown_place(t.source, t.source_path),
             shown_place(t.store, t.path), t.reason]
 
 
 def _print_request(queue: _Queue, request: Request, json: bool, all_: bool = False) -> None:
-    from gsync.cli.output import path_shown, print_json, print_table
+    from gsync.cli.output import path_shown, print_json_array, print_table
+    from gsync.transfer import listing
 
     operations = queue.transfers.operations(request.id)
     counts = {s.value: n for s, n in queue.transfers.counts(request.id).items()}
-    found = queue.transfers.page(request=request.id, limit=-1 if all_ or json else _SHOWN)
     if json:
-        print_json({**_described(request), "transfers": counts,
-                    "operations": [{"kind": o.kind, "state": o.state.value, "arguments": o.arguments}
-                                   for o in operations],
-                    "rows": [_described_transfer(t) for t in found]})
+        head = dumps({**_described(request), "transfers": counts, "operations": [
+            {"kind": o.kind, "state": o.state.value, "arguments": o.arguments} for o in operations]})
+        print_json_array(_transfers_json(listing.of_request_json(queue.transfers, request.id)),
+                         f'{head[:-1]}, "rows": ', "}")
         return
+    found = queue.transfers.page(request=request.id, limit=-1 if all_ else _SHOWN)
     for key, value in (("request", request.id), ("kind", request.kind), ("owner", request.owner),
                        ("what", path_shown(request.label)), ("state", request.state.value),
                        ("operations", ", ".join(f"{o.kind} {o.state.value}" for o in operations)),

@@ -27,8 +27,8 @@ from gsync.transfer import eosfile, manifestcopy
 from gsync.transfer.archivelook import Found, beyond, differs, look
 from gsync.transfer.archives import Archive, Archives
 from gsync.transfer.batches import Batches, Killed, Options
-from gsync.transfer.database import State
 from gsync.transfer.manifest import Entry, Header, Manifest, ManifestError, Writer
+from gsync.transfer.requests import State
 from gsync.transfer.store import Category, Store, StoreError
 from gsync.transfer.tree import DiskTree, TreeError
 from gsync.transfer.vaultcopy import Vault, in_vault, item_of

@@ -20,8 +20,9 @@ from gsync.errors import GsyncError, UsageError
 from gsync.log import get_logger
 from gsync.model import NS
 from gsync.transfer.catalog import Catalog, CatalogError, Entry
-from gsync.transfer.database import ENDED, Transfers
+from gsync.transfer.database import Transfers
 from gsync.transfer.registry import Stores
+from gsync.transfer.requests import ENDED
 from gsync.transfer.retry import RetryPolicy
 from gsync.transfer.store import Category
 
@@ -70,8 +71,7 @@ class Publisher:
         self._open_catalog = open_catalog
         self._thresholds = thresholds or Thresholds()
         self._policy = policy or RetryPolicy()
-        with transfers.atomic() as db:
-            db.execute(_TABLE)
+        transfers.make_tables(_TABLE)
 
     def run(self, stop: threading.Event, every: float = 10.0) -> None:
         """Look every so many seconds, until stopped."""

@@ -232,9 +232,7 @@ class Stores:
 
     def is_back(self, store: str) -> None:
         """It was seen to answer: a ban by the queue ends, one by hand does not."""
-        with self._transfers.atomic() as db:
-            by_queue = db.execute("SELECT 1 FROM bans WHERE store=? AND by_queue", (store,)).fetchone()
-        if by_queue:
+        if self._transfers.read("SELECT 1 FROM bans WHERE store=? AND by_queue", (store,)):
             self.allow(store)
 
     def forget(self, store: str) -> None:

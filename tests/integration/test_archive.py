@@ -21,8 +21,8 @@ import pytest
 from gsync.errors import LockedError
 from gsync.transfer.archive import Verify
 from gsync.transfer.batches import Killed
-from gsync.transfer.database import State
 from gsync.transfer.manifest import Entry
+from gsync.transfer.requests import State
 from gsync.transfer.store import Category, Store, StoreError
 from gsync.transfer.tree import DiskTree, TreeError
 from gsync.transfer.worker import Worker

@@ -311,7 +311,8 @@ def test_a_dry_run_changes_nothing(nights: Nights) -> None:
 
 def test_what_the_queue_shows_and_says(nights: Nights) -> None:
     """One request for each unit; kill and retry by the queue are followed."""
-    from gsync.transfer.database import State, Transfers
+    from gsync.transfer.database import Transfers
+    from gsync.transfer.requests import State
 
     bad, good = nights.make(night_of(2), 1, listed=False), nights.make(night_of(2), 2)
     nights.round(now=datetime.now(UTC) - timedelta(days=2))

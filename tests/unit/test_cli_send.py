@@ -10,7 +10,8 @@ import pytest
 
 from gsync.transfer import Client
 from gsync.transfer.catalog import SqliteCatalog
-from gsync.transfer.database import NewOperation, NewRequest, NewTransfer, State, Transfers
+from gsync.transfer.database import Transfers
+from gsync.transfer.requests import NewOperation, NewRequest, NewTransfer, State
 from tests.cli import Cli
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from gsync.transfer.database import NewOperation, NewRequest, NewTransfer, Transfers
+from gsync.transfer.database import Transfers
+from gsync.transfer.requests import NewOperation, NewRequest, NewTransfer
 from tests.cli import Cli
 
 

@@ -22,7 +22,8 @@ from pathlib import Path
 
 import pytest
 
-from gsync.transfer.database import NewOperation, NewRequest, State, Transfers
+from gsync.transfer.database import Transfers
+from gsync.transfer.requests import NewOperation, NewRequest, State
 from gsync.transfer.retry import RetryPolicy
 from gsync.transfer.store import Category, StoreError, category_of
 from gsync.transfer.stores.vault import VaultStore, make_vault

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from gsync.errors import UsageError
-from gsync.transfer.database import NewOperation, NewRequest, NewTransfer, State, Transfers
+from gsync.transfer.database import Transfers
+from gsync.transfer.requests import NewOperation, NewRequest, NewTransfer, State
 
 
 @pytest.fixture
