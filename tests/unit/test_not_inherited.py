@@ -145,7 +145,7 @@ def test_dirac_14_ten_poisoned_files_do_not_starve_the_spool(place: Place, monke
     for n in range(15):
         (spool / f"0{n:03d}.json").write_text("{" * n)
     with monkeypatch.context() as patched:
-        patched.setattr(Transfers, "_insert", full)
+        patched.setattr(Transfers, "insert", full)
         id_ = place.submit("x")
     place.run()
     assert place.of(id_) == [("x", "DONE", 0)]
@@ -171,7 +171,7 @@ def test_aso_16_a_file_of_the_spool_is_whole_and_none_overwrites_another(place: 
 
     place.write("x")
     with monkeypatch.context() as patched:
-        patched.setattr(Transfers, "_insert", full)
+        patched.setattr(Transfers, "insert", full)
         patched.setattr(time, "time_ns", lambda: 1)
         ids = [place.submit("x", replace=True) for _ in range(5)]
     spool = Path(place.home, "spool")
