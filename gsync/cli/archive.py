@@ -48,7 +48,7 @@ def create(
     As root, on a file system that can, every file and directory is made immutable (chattr +i) until the archive is
     deleted; elsewhere a change is found by put and purge, which then refuse.
     """
-    with _archiver(state, json, "checksum") as (archiver, root):
+    with _archiver(state, json, "checksum", writes=True) as (archiver, root):
         if dry_run:
             entries, size = archiver.survey(root(directory), vault)
             say(json, {"root": _text(root(directory)), "entries": entries, "bytes": size, "dry_run": True},
@@ -62,7 +62,7 @@ def _step(name: str, afterwards: str, about: str) -> None:
     def step(directory: DirArgument, retry: RetryOption = False, verify: VerifyOption = "checksum",
              batch: BatchOption = 1000, jobs: JobsOption = 2, retries: RetriesOption = 5,
              dry_run: DryRunOption = False, json: JsonOption = False, state: StateOption = None) -> int:
-        with _archiver(state, json, verify, batch, jobs, retries) as (archiver, root):
+        with _archiver(state, json, verify, batch, jobs, retries, writes=name == "put") as (archiver, root):
             if dry_run:
                 return _looked(json, name, directory, archiver.look(root(directory), name, retry))
             _done(json, getattr(archiver, name)(root(directory), retry), afterwards)
@@ -89,7 +89,7 @@ def delete(directory: DirArgument, retry: RetryOption = False, yes: YesOption = 
     from gsync.cli.output import asked, path_shown
     from gsync.errors import UsageError
 
-    with _archiver(state, json, "checksum") as (archiver, root):
+    with _archiver(state, json, "checksum", writes=True) as (archiver, root):
         if dry_run:
             return _looked(json, "delete from the vault", directory, archiver.look_at_copy(root(directory)))
         archive = archiver.archives.the(root(directory))
@@ -235,16 +235,16 @@ def directory_of(directory: str, must: bool = True) -> bytes:
 
 
 @contextmanager
-def _archiver(state: str | None, json: bool, verify: str, batch: int = 1000, jobs: int = 2, retries: int = 5
-              ) -> Iterator[tuple[Archiver, Callable[..., bytes]]]:
-    """What does the work, and how it wants a directory."""
+def _archiver(state: str | None, json: bool, verify: str, batch: int = 1000, jobs: int = 2, retries: int = 5,
+              writes: bool = False) -> Iterator[tuple[Archiver, Callable[..., bytes]]]:
+    """What does the work, and how it wants a directory. writes: to the vault."""
     from gsync.transfer.archive import Archiver
     from gsync.transfer.registry import Stores
 
     with archives_of(state) as archives, working(json, verify, batch, jobs, retries) as (options, level, show):
         stores = Stores(archives.transfers)
         try:
-            yield Archiver(archives, stores.get, options, level, show), directory_of
+            yield Archiver(archives, stores.writable if writes else stores.get, options, level, show), directory_of
         finally:
             stores.close()
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gsync.transfer.database import Transfers
     from gsync.transfer.failures import SessionFailures
     from gsync.transfer.registry import Place, Stores
-    from gsync.transfer.requests import NewTransfer, Request, State, Transfer
+    from gsync.transfer.requests import NewOperation, NewTransfer, Request, State, Transfer
     from gsync.transfer.retry import RetryPolicy
     from gsync.volume.home import Home
 
@@ -43,6 +43,8 @@ def submit(
     register: Annotated[str | None, typer.Option(
         "--register", metavar="CATALOG", autocompletion=completion.catalogs,
         help="Have gsync publish make the files known there once they have arrived.")] = None,
+    move: Annotated[bool, typer.Option("--move", help=(
+        "Remove the source once all has arrived, each file after its copy was read and compared."))] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Do it here and now, and end with what became of it.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be moved.")] = False,
     json: JsonOption = False, state: StateOption = None,
@@ -55,7 +57,8 @@ def submit(
     catalog = None if register is None else parse_catalog(register)
     with _Queue(state) as queue:
         src, dst = queue.stores.place(source), queue.stores.place(destination)
-        operations = _operations(queue.stores, src, dst, {"replace": replace, "verify": verify}, catalog)
+        operations = _operations(queue.stores, src, dst, {"replace": replace, "verify": verify}, catalog,
+                                 move)
         moves = [t for operation in operations for t in operation.transfers]
         files = sum(len(operation.transfers) for operation in operations if operation.kind == "copy")
         size = sum(t.size or 0 for t in moves)
@@ -146,7 +149,7 @@ def kill(ids: Requests = None, owner: OwnerOption = None, link: LinkOption = Non
         if dry_run:
             _tell("would kill", count, json)
             return
-        if not yes and not asked(f"Kill {count} transfers?"):
+        if count and not yes and not asked(f"Kill {count} transfers?"):
             raise UsageError("queue kill: nothing was killed; --yes kills without asking")
         _tell("kill", _orders(queue, "kill", ids, owner, link), json)
 
@@ -178,8 +181,15 @@ def run(once: Annotated[bool, typer.Option("--once", help="End when nothing is l
 
     options = node_options(state, settings)
     log.setup(options.log_level)
-    failed = _work(state, None, options, once=once)
-    return 1 if once and failed else 0
+    ended = _work(state, None, options, once=once)
+    if not once:
+        return 0
+    with _Queue(state) as queue:
+        waiting = sum(n for s, n in queue.transfers.counts().items() if s.value not in ("DONE", "FAILED", "KILLED"))
+    done, failed, killed = (ended.get(word, 0) for word in ("DONE", "FAILED", "KILLED"))
+    print(f"{done} done, {failed} failed" + (f", {killed} killed" if killed else "")
+          + (f", {waiting} waiting for their time or store" if waiting else ""))
+    return 1 if failed else 0
 
 
 # what commands share
@@ -213,23 +223,21 @@ class _Queue:
         return found
 
 
-def _work(state: str | None, request: str | None, options: Options, once: bool = False) -> int:
-    """Run a worker until it ends or a signal comes; how many transfers failed meanwhile."""
+def _work(state: str | None, request: str | None, options: Options, once: bool = False) -> dict[str, int]:
+    """Run a worker until it ends or a signal comes; how many transfers came to which state meanwhile."""
     import signal
     import threading
 
-    from gsync.transfer.requests import State
     from gsync.transfer.worker import Settings, Worker
     from gsync.volume.home import Home
 
     settings = Settings(jobs=options.queue_jobs, job_timeout=options.queue_job_timeout, history=options.queue_history,
                         policy=retry_policy(options))
     stop = threading.Event()
-    failed: list[int] = []
+    ended: dict[str, int] = {}
 
     def told(transfer: Transfer, now: State, reason: str) -> None:
-        if now is State.FAILED:
-            failed.append(transfer.id)
+        ended[now.value] = ended.get(now.value, 0) + 1
 
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -237,7 +245,7 @@ def _work(state: str | None, request: str | None, options: Options, once: bool =
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return len(failed)
+    return ended
 
 
 def node_options(state: str | None, settings: list[str] | None = None) -> Options:
@@ -260,20 +268,23 @@ def _me() -> str:
     return getpass.getuser()
 
 
-def _operations(stores: Stores, src: Place, dst: Place, arguments: dict[str, bool], catalog: str | None) -> list[Any]:
-    """Directories, then what is in them, then the directories' attributes. UsageError if there is no such source."""
+def _operations(stores: Stores, src: Place, dst: Place, arguments: dict[str, bool], catalog: str | None, move: bool
+                ) -> list[NewOperation]:
+    """Directories, then what is in them, then the directories' attributes; with `move` the source goes then. UsageError
+    if there is no such source."""
     from gsync.errors import UsageError
     from gsync.transfer.requests import NewOperation, NewTransfer
 
-    source = stores.get(src.store)
-    stores.get(dst.store)
+    source = stores.writable(src.store) if move else stores.get(src.store)
+    stores.writable(dst.store)
     item = source.stat(src.path)
     if item is None:
         raise UsageError(f"{src}: is not there")
     chosen = {key: value for key, value in arguments.items() if value}
     if not item.is_dir:
         one = NewTransfer(src.store, src.path, dst.store, dst.path, item.size, catalog=catalog)
-        return [NewOperation("copy", [one], chosen)]
+        gone = [NewTransfer(dst.store, dst.path, src.store, src.path, item.size)] if move else []
+        return [NewOperation("copy", [one], chosen), *([NewOperation("remove", gone)] if move else [])]
     folders: list[NewTransfer] = []
     files: list[NewTransfer] = []
 
@@ -292,6 +303,10 @@ def _operations(stores: Stores, src: Place, dst: Place, arguments: dict[str, boo
         todo += walk(todo.pop())
     found = [NewOperation("mkdir", folders), NewOperation("copy", files, chosen),
              NewOperation("meta", sorted(folders, key=lambda t: t.path, reverse=True))]
+    if move:  # a directory goes if nothing has come into it; there is no other replica to be asked for
+        found += [NewOperation("remove", [NewTransfer(t.store, t.path, t.source, t.source_path) for t in files]),
+                  NewOperation("remove", [NewTransfer("", b"", t.source, t.source_path) for t in sorted(
+                      folders, key=lambda t: t.source_path, reverse=True)])]
     return [operation for operation in found if operation.transfers]
 
 

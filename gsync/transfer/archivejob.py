@@ -36,7 +36,8 @@ def handle(context: Context, t: Transfer) -> None:
                 archive.root, Place(archive.store, archive.place), window,
                 tuple(context.arguments.get("excluded_xattrs", ())))
         elif operation in ("put", "purge", "get"):
-            work = Archiver(archives, context.stores.get, Options(), verify, told)
+            open_store = context.stores.writable if operation == "put" else context.stores.get
+            work = Archiver(archives, open_store, Options(), verify, told)
             getattr(work, operation)(archive.root, retry=True)
         else:
             raise UsageError(f"gsync archive {operation} goes on with it, the queue does not")

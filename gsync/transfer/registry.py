@@ -185,6 +185,9 @@ class Stores:
             return Place(store + ("/" if store.endswith(":") else ""), os.fsencode(last))
         if colon and "/" not in name and not os.path.lexists(text):
             raise UsageError(f"{text!r}: there is no store {name!r}; gsync store list shows those that are there")
+        if not colon and "/" not in text and not os.path.lexists(text) and any(k.name == text for k in self.all()):
+            raise UsageError(f"{text!r} is a store: {text}:PATH is a place in it, {text}: its root; ./{text} is a "
+                             "path here")
         path = os.path.abspath(text)
         return Place(LOCAL, os.fsencode(os.path.join(os.path.realpath(os.path.dirname(path)),
                                                      os.path.basename(path)))[1:])
