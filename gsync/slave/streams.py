@@ -9,6 +9,9 @@ from typing import Any
 
 from gsync.slave.protocol import Fenced
 
+WALK = "reshaped -"      # a mark that no worker makes: whoever goes on from it has to look at all of the master
+_STANDING = ("stime", "entry_stime", "mark")
+_NUMBER = "streams"      # the fact of how many streams there were at the last commit
 
 class Streams:
     """Over facts by name. stream: of the connection."""
@@ -34,31 +37,47 @@ class Streams:
 
     @property
     def _all(self) -> str:
-        """The suffix of what holds for all streams together."""
+        """Of how many the connection's stream is one, as text; "" where it is alone."""
         return self.stream.partition("of")[2]
 
     def standing(self) -> tuple[int | None, int | None, str | None]:
         """stime, entry_stime and mark; of a stream that has none yet, those of the last walk through all of the master.
-        """
+        After the master has come to be of more parts, or fewer, what all of the former ones had reached, and WALK."""
+        former = self.fact(_NUMBER)
+        if former not in (None, self._all):
+            stime = self._everyones(str(former))
+            return (None, None, None) if stime is None else (stime, None, WALK)
         for suffix in ((f":{self.stream}", f":all{self._all}") if self.stream else ("",)):
-            stime, entry_stime, mark = (self.fact(fact + suffix) for fact in ("stime", "entry_stime", "mark"))
+            stime, entry_stime, mark = (self.fact(fact + suffix) for fact in _STANDING)
             if isinstance(stime, int):
                 return (stime, entry_stime if isinstance(entry_stime, int) else None,
                         mark if isinstance(mark, str) else None)
         return None, None, None
 
     def set_standing(self, stime: int, entry_stime: int | None, mark: str | None, walked: bool) -> None:
+        former = self.fact(_NUMBER)
+        if former not in (None, self._all):
+            for suffix in _suffixes(str(former)):
+                for fact in _STANDING:
+                    self.set_fact(fact + suffix, None)
         for suffix in ((f":{self.stream}", *([f":all{self._all}"] if walked else [])) if self.stream else ("",)):
-            for fact, value in (("stime", stime), ("mark", mark), ("entry_stime", entry_stime)):
+            for fact, value in (("stime", stime), ("entry_stime", entry_stime), ("mark", mark)):
                 if value is not None or fact == "mark":
                     self.set_fact(fact + suffix, value)
+        if former != self._all:
+            self.set_fact(_NUMBER, self._all)
 
     def everyones_stime(self) -> int | None:
         """Up to which all streams are at the slave; None if one never was."""
-        if not self.stream:
-            stime = self.fact("stime")
-            return stime if isinstance(stime, int) else None
-        walked = self.fact(f"stime:all{self._all}")
-        stimes = [self.fact(f"stime:{n}of{self._all}") or walked for n in range(int(self._all))]
+        return self._everyones(self._all)
+
+    def _everyones(self, number: str) -> int | None:
+        *suffixes, walked = _suffixes(number)
+        stimes = [self.fact("stime" + suffix) or self.fact("stime" + walked) for suffix in suffixes or [walked]]
         known = [stime for stime in stimes if isinstance(stime, int)]
         return min(known) if len(known) == len(stimes) else None
+
+
+def _suffixes(number: str) -> list[str]:
+    """Those of the facts of each of so many streams, and the one of what holds for all of them."""
+    return [*(f":{n}of{number}" for n in range(int(number))), f":all{number}"] if number else [""]
