@@ -77,6 +77,9 @@ class Files:
             raise FileNotFoundError(errno.ENOENT, "another inode")
         return fd, os.fstat(fd)
 
+    def fstat(self, fd: int) -> os.stat_result:
+        return os.fstat(fd)
+
     def xattrs(self, fd: int, st: os.stat_result) -> list[tuple[bytes, bytes]]:
         self.meddle(os.readlink(b"/proc/self/fd/%d" % fd))
         return [(os.fsencode(n), os.getxattr(fd, n)) for n in os.listxattr(fd)]

@@ -146,6 +146,8 @@ def read_changes(file: BinaryIO) -> Iterator[Changes]:
                 data.append(gfids[m[1]])
             elif shape == _META:
                 meta.append(gfids[m[2]])
+                if m[3] in _LENGTH_FOPS:
+                    data.append(gfids[m[2]])
                 if m[3] not in _META_FOPS:
                     scan.unknown_meta(m)
             elif shape == _PLAIN:
@@ -211,6 +213,7 @@ _HEADER = re.compile(rb"GlusterFS Changelog \| version: v(\d+)\.(\d+) \| encodin
 _HEAD = re.compile(rb"([EM])" + _UUID + rb"\0(\d{1,9})\0")
 _FOPS = {b"%d" % fop: fop for fop in Fop}
 _META_FOPS = {b"%d" % fop for fop in META_FOPS}
+_LENGTH_FOPS = {b"%d" % fop for fop in (Fop.XATTROP, Fop.FXATTROP)}  # recorded where a sharded file changes its length
 
 _BLOCK = 1 << 16  # small: the values of a part are gone before the garbage collector looks at them often
 _LONGEST_RECORD = 1 << 16  # longer than any real one: a path of 64 KiB

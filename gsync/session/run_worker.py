@@ -68,6 +68,10 @@ class CurrentTree:
         assert self.tree is not None
         return self.tree.open(gfid)
 
+    def fstat(self, fd: int) -> os.stat_result:
+        assert self.tree is not None
+        return self.tree.fstat(fd)
+
     def xattrs(self, fd: int, st: os.stat_result) -> list[tuple[bytes, bytes]]:
         assert self.tree is not None
         return self.tree.xattrs(fd, st)
@@ -143,7 +147,8 @@ class Parts:
         self._mount: AuxMount | None = None
         self._gsyncd = session.gsyncd_slave()
         if volume.gluster is not None:
-            self._mount = AuxMount(volume.gluster.name, volume.gluster.host, os.path.join(session.own, "mount"))
+            self._mount = AuxMount(volume.gluster.name, volume.gluster.host, os.path.join(session.own, "mount"),
+                                   sharded=volume.gluster.sharded)
         self.filters = Filter(self.options.exclude) if self.options.exclude else None
         self.source = CurrentTree()
         self._orders = orders

@@ -456,14 +456,14 @@ class Worker:
         self.state.crawl = "Changelog" if piece.last else "History"
         self.state.in_step = False
         self.db.reset()
-        for changelog in piece.changelogs:
-            self._read(changelog.path)
-        if self._leftovers:
-            self._take_leftovers(recursive=False)
-        if doubt:
-            self.db.add_doubt()
         tree = self._tree()
         try:
+            for changelog in piece.changelogs:
+                self._read(changelog.path, tree)
+            if self._leftovers:
+                self._take_leftovers(tree, recursive=False)
+            if doubt:
+                self.db.add_doubt()
             self._take_due()
             batch = self._batch(tree)
             batch.apply()
@@ -480,7 +480,7 @@ class Worker:
         _log.info("batch synced", changelogs=len(piece.changelogs), **self.progress.since(before), stime=piece.upto,
                   took=time.monotonic() - started)
 
-    def _read(self, path: bytes) -> None:
+    def _read(self, path: bytes, tree: Tree) -> None:
         """Put what a changelog says to look at into the tables. HistoryGap if it does not say all."""
         try:
             file = open(path, "rb")  # noqa: SIM115 closed below; only opening it may find it purged
@@ -491,14 +491,14 @@ class Worker:
                 self.db.add_names(name for _, _, names in part.entries for name in names)
                 self.db.add_dirs(EnumDir(gfid, None, False, False)
                                  for fop, gfid, _ in part.entries if fop == Fop.MKDIR)
-                self.db.add_gfids(part.data, Data.SEND)
+                self.db.add_gfids(tree.wholes(part.data), Data.SEND)
                 self.db.add_gfids(part.meta, Data.NONE)
                 for problem in part.problems:
                     if problem.kind is not ProblemKind.UNKNOWN_FOP:
                         raise HistoryGap(f"{os.fsdecode(path)}: {problem}")
                     _log.error("changelog", file=os.fsdecode(path), problem=problem)
 
-    def _take_leftovers(self, recursive: bool) -> None:
+    def _take_leftovers(self, tree: Tree, recursive: bool) -> None:
         """What the agent knows of batches that were not committed [7]."""
         assert self.connection is not None
         client = self.connection.client
@@ -506,13 +506,9 @@ class Worker:
             self.db.add_names(names)
         for dirs in client.leftover_dirs():
             self.db.add_dirs(EnumDir(gfid, None, recursive, False) for gfid in dirs)
-        tree = self._open_tree()
-        try:
-            for gfids in client.leftover_gfids():
-                for gfid in gfids:
-                    self.db.add_names(tree.names_of(gfid))
-        finally:
-            tree.close()
+        for gfids in client.leftover_gfids():
+            for gfid in gfids:
+                self.db.add_names(tree.names_of(gfid))
 
     def _take_due(self) -> None:
         """Failures whose time has come, and deletes that were approved, go with this batch."""
@@ -614,10 +610,10 @@ class Worker:
         self.state.in_step = False
         started, before = time.monotonic(), replace(self.progress)
         self._last_commit = started
-        if self._leftovers:
-            self._take_leftovers(recursive=True)
         tree = self._tree()
         try:
+            if self._leftovers:
+                self._take_leftovers(tree, recursive=True)
             tree.check_whole()
             self._take_due()
             batch = self._batch(tree, recursive=True, floor=crawl.floor, checkpoint=self._interim)

@@ -23,6 +23,9 @@ class Source(Protocol):
         """A descriptor of the regular file with this identity, checked, and what fstat told of it.
         FileNotFoundError if it is gone."""
 
+    def fstat(self, fd: int) -> os.stat_result:
+        """What fstat tells of an open file now, as it is to be sent."""
+
     def xattrs(self, fd: int, st: os.stat_result) -> list[tuple[bytes, bytes]]:
         """The xattrs of an open file that is sent with the attributes st."""
 

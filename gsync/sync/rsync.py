@@ -195,7 +195,7 @@ class RsyncEngine:
 
     def _look(self, file: _File) -> None:
         """Note how the source is now."""
-        file.st = os.fstat(file.fd)
+        file.st = self._source.fstat(file.fd)
         if file.request.place == "N":
             st, xattrs = file.st, self._source.xattrs(file.fd, file.st)
             file.meta = MetaRow(file.request.gfid, st.st_mode, st.st_uid, st.st_gid, st.st_mtime_ns, st.st_atime_ns,

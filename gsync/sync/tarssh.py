@@ -29,6 +29,7 @@ _WRITE = 256 << 10  # bytes gathered before they are written
 _READ = 128 << 10  # an extent up to this is read and gathered instead of sent by itself
 _LIMITED_PIECE = 256 << 10  # longest extent under a rate limit
 _AT_ONCE = 1 << 20  # what one sendfile sends: a pause waits for it
+_LOOK = 128 << 10  # what is looked at for being zeros
 _TRIES = 3
 _BOXES_OUT = 2
 _BLOCK = 4096  # not sparse, whatever its count of blocks says
@@ -170,7 +171,7 @@ class StreamEngine:
         try:
             for attempt in range(_TRIES):
                 if attempt:
-                    st = os.fstat(fd)
+                    st = self._source.fstat(fd)
                 if st.st_size <= stream.INLINE_MAX and (st.st_size <= _BLOCK or st.st_blocks * 512 >= st.st_size):
                     sent = self._send_short(fd, st, request, box, last=attempt == _TRIES - 1)
                 else:
@@ -336,5 +337,19 @@ def _extents(fd: int, size: int, longest: int) -> Iterator[tuple[int, int]]:
         except OSError as exc:
             if exc.errno == errno.ENXIO:
                 return  # a hole up to the end
+            if exc.errno == errno.EOPNOTSUPP:  # a sharded GlusterFS volume
+                yield from _not_zero(fd, size)
+                return
             raise _Torn(exc) from exc
         yield from _pieces(start, at, longest)
+
+
+def _not_zero(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """The same for a source that does not tell where its holes are."""
+    for offset, length in _pieces(0, size, _LOOK):
+        try:
+            data = _read(fd, length, offset)
+        except OSError as exc:
+            raise _Torn(exc) from exc
+        if data.count(0) < length:
+            yield offset, length

@@ -16,7 +16,8 @@ from gsync.errors import UsageError
 
 # What a volume must have set so that its changes are recorded.
 NEEDED = {"changelog.changelog": "on", "geo-replication.indexing": "on"}
-_CONCERN = ("changelog.", "geo-replication.")            # what the options that are of interest begin with
+_CONCERN = ("changelog.", "geo-replication.", "features.shard")  # what the options that are of interest begin with
+_ON = ("on", "yes", "true", "enable", "1")
 ROLLOVER = 15.0                                          # s: GlusterFS's default of changelog.rollover-time
 WORKDIR = "/var/lib/glusterd"
 _PATIENCE = 60.0                                         # s
@@ -74,10 +75,15 @@ class GlusterInfo:
                 missing += [brick for brick in mine if not connected[brick.number]]
         return missing
 
+    @property
+    def sharded(self) -> bool:
+        """Whether long files are kept in pieces."""
+        return self.options.get("features.shard", "off") in _ON
+
     def lacks(self) -> dict[str, str]:
         """The options that have to be set, with the values they need."""
         return {name: value for name, value in NEEDED.items()
-                if self.options.get(name, "off") not in (value, "yes", "true", "enable", "1")}
+                if self.options.get(name, "off") not in _ON}
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "id": self.volume_id, "kind": self.kind, "redundant": self.redundant,

@@ -23,22 +23,25 @@ _GRACE = 5.0   # s that a client has to end
 _LOOK = 0.02
 
 
-def mount_argv(volume: str, host: str, place: str, log: str) -> list[str]:
-    """The client process; it ends with the thread that starts it."""
+def mount_argv(volume: str, host: str, place: str, log: str, sharded: bool) -> list[str]:
+    """The client process; it ends with the thread that starts it. Client -1 is the one of geo-replication: it would see
+    the pieces of a sharded volume, and of a file the first one only. Unless told not to, the kernel keeps what was read
+    of a file until its size or time is another one: both may stay, or be set back."""
     passed = [f"--xlator-option={volume}-{cache}.pass-through=true" for cache in _CACHES]
     return ["unshare", "--mount", "--propagation", "private", "--", "setpriv", "--pdeathsig", "TERM", "--",
             "glusterfs", "--no-daemon", f"--volfile-server={host}", f"--volfile-id={volume}", "--acl",
-            "--aux-gfid-mount", "--client-pid=-1", f"--reader-thread-count={_READERS}",
-            "--entry-timeout=0", f"--attribute-timeout={_ATTRIBUTES}",
+            "--aux-gfid-mount", *([] if sharded else ["--client-pid=-1"]), f"--reader-thread-count={_READERS}",
+            "--entry-timeout=0", "--fopen-keep-cache=off", f"--attribute-timeout={_ATTRIBUTES}",
             "--negative-timeout=0", f"--log-file={log}", *passed, place]
 
 
 class AuxMount:
     """The mount, once `open` has been called; made anew when its process has ended. `place`: a folder for it."""
 
-    def __init__(self, volume: str, host: str, place: str, patience: float = 60.0,
+    def __init__(self, volume: str, host: str, place: str, sharded: bool = False, patience: float = 60.0,
                  meanwhile: Callable[[], None] = lambda: None) -> None:
-        self._volume, self._host, self._place, self._patience = volume, host, place, patience
+        self._volume, self._host, self._place, self._sharded = volume, host, place, sharded
+        self._patience = patience
         self._log = place + ".log"
         self._meanwhile = meanwhile
         self._client: subprocess.Popen[bytes] | None = None
@@ -49,8 +52,9 @@ class AuxMount:
         return self._client is not None and self._client.poll() is None
 
     def open(self) -> int:
-        """A new descriptor of the volume's root. Transient if it cannot be mounted now."""
-        if not self.alive:
+        """A new descriptor of the volume's root. Transient if it cannot be mounted now. A sharded volume is mounted
+        anew, which ends the mount before: a client keeps pieces in mind that others have replaced."""
+        if self._sharded or not self.alive:
             self.close()
             self._mount()
         return os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._root)
@@ -58,8 +62,8 @@ class AuxMount:
     def _mount(self) -> None:
         os.makedirs(self._place, 0o700, exist_ok=True)
         try:
-            self._client = subprocess.Popen(mount_argv(self._volume, self._host, self._place, self._log),
-                                            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            argv = mount_argv(self._volume, self._host, self._place, self._log, self._sharded)
+            self._client = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                                             stderr=subprocess.DEVNULL)
         except FileNotFoundError as exc:
             raise Faulty(f"volume {self._volume} cannot be mounted: {exc.filename} is not installed") from None

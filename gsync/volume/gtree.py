@@ -13,6 +13,7 @@ import os
 import re
 import stat
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -27,8 +28,12 @@ _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _AWAY = (errno.ENOTCONN, errno.ECONNABORTED, errno.ESHUTDOWN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH)
 _OURS_AND_THEIRS = (STATE_DIR, b".glusterfs", b".trashcan", b".gfid", b".meta")  # at the root
 _HANDLE = re.compile(rb"(?:\.\./){2}[0-9a-f]{2}/[0-9a-f]{2}/([0-9a-f-]{36})/(.+)", re.DOTALL)
+_SHARDS = tuple(uuid.UUID(text).bytes for text in (    # .shard and .shard/.remove_me of any sharded volume
+    "be318638-e8a0-4c6d-977d-7a937aa84806", "77dd5a45-dbf5-4592-b31b-b440382302e9"))
+_PIECE = re.compile(rb"(?:be318638-e8a0-4c6d-977d-7a937aa84806|/\.shard)/([0-9a-f-]{36})\.\d+\0?")
 _PAGE = 5000
 _LOOKERS = 4
+_MOVES = stat.S_ISGID | stat.S_ISVTX
 _TRIES = 5          # of finding a directory that is being renamed
 _DEEPEST = 100_000
 
@@ -85,12 +90,12 @@ class GlusterTree(Tree):
 
     def look(self, dirfd: int, dirpath: bytes, name: Name) -> Resolved:
         now = time.time_ns()
-        if is_internal(name):
+        if is_internal(name) or (name == (ROOT_GFID, b".shard") and self._info.sharded):
             return Resolved(name, Verdict.EXCLUDED, now)
         fd = -1
         try:
             fd = os.open(name[1], _PLACE, dir_fd=dirfd)
-            st = os.fstat(fd)  # of the very lookup
+            st = self.fstat(fd)  # of the very lookup
             place = b"/proc/self/fd/%d" % fd
             gfid = self._gfid(place)
             if self._filter and self._filter.excludes(dirpath + name[1], stat.S_ISDIR(st.st_mode)):
@@ -139,6 +144,8 @@ class GlusterTree(Tree):
         """None: it moved meanwhile."""
         if gfid == ROOT_GFID:
             return os.open(b".", _DIR, dir_fd=self._root_fd), b""
+        if gfid in _SHARDS and self._info.sharded:
+            return self._no(Verdict.EXCLUDED)
         fd = os.open(_aux(gfid), _PLACE | os.O_DIRECTORY, dir_fd=self._by_gfid)
         keep = False
         try:
@@ -174,8 +181,31 @@ class GlusterTree(Tree):
             return os.open(b".", flags, dir_fd=self._root_fd)
         return os.open(_aux(gfid), flags, dir_fd=self._by_gfid)
 
+    def fstat(self, fd: int) -> os.stat_result:
+        """Without the mark that a file bears while it moves to another brick: mounts hide it, but not always."""
+        st = os.fstat(fd)
+        if stat.S_ISREG(st.st_mode) and st.st_mode & _MOVES == _MOVES and self._info.subvolumes > 1:
+            return os.stat_result((st.st_mode & ~_MOVES, *st[1:]),
+                                  {name: getattr(st, name) for name in dir(st) if name.startswith("st_")})
+        return st
+
     def hint(self, gfid: Gfid) -> None:
         pass  # a gfid is all that is needed
+
+    def wholes(self, gfids: Sequence[Gfid]) -> Sequence[Gfid]:
+        return [self._whole(gfid) for gfid in gfids] if self._info.sharded else gfids
+
+    def _whole(self, gfid: Gfid) -> Gfid:
+        """Of a piece the file. gfid itself if it is none, and if it is gone: that changed the file's length, which is
+        recorded as well."""
+        places = self._gfid2paths(gfid)
+        if not places:
+            try:
+                places = [os.getxattr(b"/proc/self/fd/%d/%s" % (self._by_gfid, _aux(gfid)), "glusterfs.gfid2path")]
+            except OSError as exc:
+                self._check(exc)
+        found = next((match for place in places if (match := _PIECE.fullmatch(place))), None)
+        return gfid_parse(found[1].decode("ascii")) if found else gfid
 
     # where an inode is
 
@@ -236,21 +266,25 @@ class GlusterTree(Tree):
         place = self._place_of_dir(gfid)
         if place is not None:
             return [place]
-        handle = self._handle(gfid)
         names: set[Name] = set()
-        try:
-            for xattr in os.listxattr(handle, follow_symlinks=False):
-                if xattr.startswith("trusted.gfid2path."):
-                    parent, _, bname = os.getxattr(handle, xattr, follow_symlinks=False).partition(b"/")
-                    names.add((gfid_parse(parent.decode("ascii")), bname))
-        except OSError:
-            pass  # on another brick
+        for found in self._gfid2paths(gfid):
+            parent, _, bname = found.partition(b"/")
+            names.add((gfid_parse(parent.decode("ascii")), bname))
         if not names:
             try:
                 names.update(self._paths_by_mount(gfid))
             except OSError as exc:
                 self._check(exc)
         return sorted(names)
+
+    def _gfid2paths(self, gfid: Gfid) -> list[bytes]:
+        """<pargfid>/<bname> of an inode that is no directory, by the brick; none if it is on another one."""
+        handle = self._handle(gfid)
+        try:
+            return [os.getxattr(handle, xattr, follow_symlinks=False)
+                    for xattr in os.listxattr(handle, follow_symlinks=False) if xattr.startswith("trusted.gfid2path.")]
+        except OSError:
+            return []
 
     def all_dirs(self) -> Iterator[list[Gfid]]:
         page: list[Gfid] = []

@@ -144,6 +144,10 @@ class Tree(ABC):
     def hint(self, gfid: Gfid) -> None:
         """Keep what is known of an inode's place for the syncer threads."""
 
+    def wholes(self, gfids: Sequence[Gfid]) -> Sequence[Gfid]:
+        """The inodes whose content changed when these were written to: of what is kept in pieces, the files."""
+        return gfids
+
     @abstractmethod
     def names_of(self, gfid: Gfid) -> list[Name]:
         """The names that gfid has now as far as can be told; the caller resolves them anyway."""
@@ -219,11 +223,15 @@ class Tree(ABC):
             if exc.errno in GONE:
                 raise FileNotFoundError(exc.errno, exc.strerror) from exc
             raise
-        st = os.fstat(fd)
+        st = self.fstat(fd)
         if not stat.S_ISREG(st.st_mode):
             os.close(fd)
             raise FileNotFoundError(errno.ENOENT, "no regular file any more")
         return fd, st
+
+    def fstat(self, fd: int) -> os.stat_result:
+        """What an open inode has, as everybody is to see it."""
+        return os.fstat(fd)
 
     def digest(self, gfid: Gfid) -> tuple[int, str]:
         """Size and BLAKE2b of the file's content, as the agent computes it."""
@@ -244,7 +252,7 @@ class Tree(ABC):
         if fd is None:
             return None
         try:
-            st, xattrs = os.fstat(fd), self._xattrs(b"/proc/self/fd/%d" % fd)
+            st, xattrs = self.fstat(fd), self._xattrs(b"/proc/self/fd/%d" % fd)
             self.sends(st, xattrs)
             return Attrs.of(st), xattrs
         finally:
@@ -256,7 +264,7 @@ class Tree(ABC):
         if fd is None:
             return None
         try:
-            return os.fstat(fd)
+            return self.fstat(fd)
         finally:
             os.close(fd)
 

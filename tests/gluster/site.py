@@ -112,11 +112,16 @@ class GlusterSite:
         assert said == "s: no failures\n", said
         return True
 
-    def set_back(self, seconds: int) -> None:
-        """The slave believes that its stimes are so much older; the session is stopped."""
+    def walks(self) -> int:
+        """How often workers have walked through the whole volume."""
+        return sum(path.read_text(errors="replace").count("hybrid crawl done")
+                   for node in self.nodes for path in node.home.glob("sessions/*/brick_*/log"))
+
+    def set_back(self, time_ns: int) -> None:
+        """The slave believes that its stimes are of then; the session is stopped."""
         with contextlib.closing(sqlite3.connect(self.slave / ".gsync" / "index.db", timeout=30)) as db, db:
-            db.execute("UPDATE facts SET value=value-? WHERE (key GLOB 'stime*' OR key GLOB 'entry_stime*') "
-                       "AND value NOTNULL", (seconds * 10**9,))
+            db.execute("UPDATE facts SET value=? WHERE (key GLOB 'stime*' OR key GLOB 'entry_stime*') "
+                       "AND value NOTNULL", (time_ns,))
 
     def watch_from(self, node: GsyncNode, master: Path) -> None:
         """From now on what is asked is asked on this node, and the master is seen by this mount."""
@@ -139,10 +144,11 @@ class GlusterSite:
 
 
 @contextlib.contextmanager
-def gluster_site(folder: Path, shape: str = "replica 2", settings: Sequence[str] = (), slave: str = ""
-                 ) -> Iterator[GlusterSite]:
-    """shape: of the master volume; slave: of the slave volume, "" for a plain tree."""
-    with cluster(folder, shape, slave=slave or "one brick") as site, sshd_on(site["s1"], folder / "sshd") as config:
+def gluster_site(folder: Path, shape: str = "replica 2", settings: Sequence[str] = (), slave: str = "",
+                 options: dict[str, str] | None = None) -> Iterator[GlusterSite]:
+    """shape, options: of the master volume; slave: the shape of the slave volume, "" for a plain tree."""
+    with (cluster(folder, shape, options=options, slave=slave or "one brick") as site,
+          sshd_on(site["s1"], folder / "sshd") as config):
         made = GlusterSite(folder, site, config, settings, to_volume=bool(slave))
         try:
             yield made

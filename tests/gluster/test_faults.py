@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.gluster.churn import Churn
 from tests.gluster.site import GlusterSite, gluster_site
 from tests.gluster.test_master import change_older, changes
 
@@ -83,8 +84,8 @@ def test_brick_node_daemon_and_mount_go_away(tmp_path: Path) -> None:
         assert site.no_failures()
 
 
-def test_a_node_is_cut_off(tmp_path: Path) -> None:
-    with gluster_site(tmp_path, "arbiter") as site:
+def test_a_node_is_cut_off_while_all_is_renamed(tmp_path: Path) -> None:
+    with gluster_site(tmp_path, "arbiter", options={"network.ping-timeout": "8"}) as site:
         changes(site.master, "first", inherited=False)
         site.start()
         site.settle("at first")
@@ -92,13 +93,20 @@ def test_a_node_is_cut_off(tmp_path: Path) -> None:
         node = site.cluster.bricks()[number][0]
         other = next(each for each in site.nodes if each.host is not node)
         master = other.host.mount("mvol", "/mnt/other", "acl")
-        site.cluster.hosts.cut(node.name)
         site.watch_from(other, master)
-        changes(master, "cut", inherited=False)
-        change_older(master, "first")
+        with Churn(master / "storm"):
+            site.cluster.hosts.cut(node.name)
+            changes(master, "cut", inherited=False)
+            change_older(master, "first")
+            site.wait("status says which node is silent",
+                      lambda: "nothing was heard of node" in site.report()[number]["reason"])
+            site.wait("another one has taken over", lambda: active(site) != number)
         site.settle("without the node")
-        site.cluster.hosts.heal(node.name)
-        changes(master, "healed", inherited=False)
+        with Churn(master / "second storm"):
+            site.cluster.hosts.heal(node.name)
+            changes(master, "healed", inherited=False)
+            change_older(master, "cut")
+            site.wait("healed", lambda: site.cluster.healed(node=other.host))
         site.settle("with the node again")
         site.wait("all are well", lambda: sorted(brick["state"] for brick in site.report()) ==
                   ["Active", "Passive", "Passive"])
@@ -138,7 +146,7 @@ def test_a_part_of_the_volume_that_is_away_is_not_taken_for_deleted(tmp_path: Pa
             (site.slave / "dir" / name).read_text() == "changed" for name in names) == reached)
         assert sorted(os.listdir(site.slave / "dir")) == names
         site.stop()
-        site.set_back(seconds=30 * 86400)        # so that the whole volume is to be walked
+        site.set_back(10**18)        # so that the whole volume is to be walked
         site.go_on()
         site.wait("it says why it is not", lambda: "a part of the volume cannot be reached" in str(site.report()))
         assert sorted(os.listdir(site.slave / "dir")) == names

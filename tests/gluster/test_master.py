@@ -36,6 +36,7 @@ def changes(root: Path, tag: str, inherited: bool = True) -> None:
     if inherited:
         os.setxattr(deep, "system.posix_acl_default", acl({4321: 5}))
     os.utime(top / "empty", ns=(10**18, 10**18 + 123456789))
+    write_as_before(top / "as before", b"a" * 5000)
     os.rename(top / "plain", top / "renamed")
     os.rename(top / "a" / "b", top / "moved")
     os.rename(top / "link", top / "a" / "link")
@@ -45,12 +46,20 @@ def changes(root: Path, tag: str, inherited: bool = True) -> None:
     (top / "gone-dir").rmdir()
 
 
+def write_as_before(file: Path, content: bytes) -> None:
+    """What tells only by its content that it was written: mounts that keep something in mind take it for the same."""
+    with file.open("r+b" if file.exists() else "wb") as stream:
+        stream.write(content)
+    os.utime(file, ns=(10**18, 10**18))
+
+
 def change_older(root: Path, tag: str) -> None:
     """What `changes` made under this tag is written to, renamed, removed."""
     top = root / tag
     with (top / "renamed").open("a") as file:
         file.write("more")
     (top / "empty").write_text("not empty")
+    write_as_before(top / "as before", b"b" * 5000)
     (top / "hard").unlink()
     (top / "moved" / "c" / "file2").hardlink_to(top / "moved" / "c" / "file")
     os.rename(top / "moved", root / f"{tag}-moved")

@@ -1,0 +1,115 @@
+"""What bricks have recorded is incomplete, damaged, or looks otherwise than usual: nothing is lost all the same."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.gluster.cluster import MASTER, ROLLOVER
+from tests.gluster.site import GlusterSite, gluster_site
+from tests.gluster.test_master import all_crawls, change_older, changes
+
+pytestmark = [pytest.mark.gluster, pytest.mark.root]
+
+
+def changelogs(brick: Path) -> list[Path]:
+    return sorted((brick / ".glusterfs" / "changelogs").glob("2*/*/*/CHANGELOG.*"), key=lambda path: path.name)
+
+
+def record(site: GlusterSite, on: bool) -> None:
+    site.cluster.nodes[0].gluster("volume", "set", MASTER, "changelog.changelog", "on" if on else "off")
+
+
+def unrecorded(site: GlusterSite, tag: str) -> None:
+    """Changes of every kind while nothing is recorded, to what `changes` made under tag and tag-gone."""
+    record(site, on=False)
+    change_older(site.master, tag)
+    shutil.rmtree(site.master / f"{tag}-gone")
+    changes(site.master, f"{tag}-off", inherited=False)
+    record(site, on=True)
+    changes(site.master, f"{tag}-on", inherited=False)
+
+
+@pytest.mark.parametrize("shape", ["replica 2", "distribute 2"])
+def test_recording_is_switched_off_and_on_again(tmp_path: Path, shape: str) -> None:
+    with gluster_site(tmp_path, shape) as site:
+        for tag in ("live", "live-gone", "history", "history-gone"):
+            changes(site.master, tag, inherited=False)
+        site.start()
+        site.settle("at first")
+        unrecorded(site, "live")
+        site.settle("while the session runs")
+        site.stop()
+        unrecorded(site, "history")
+        site.go_on()
+        site.settle("while it was stopped")
+        record(site, on=False)
+        site.wait("status says that nothing is recorded",
+                  lambda: all("recorded nothing" in brick["reason"] for brick in site.report()))
+        record(site, on=True)
+        site.settle("at last")
+        assert site.no_failures()
+
+
+def test_records_of_deletes_with_their_paths(tmp_path: Path) -> None:
+    with gluster_site(tmp_path, "replica 2", options={"changelog.capture-del-path": "on"}) as site:
+        all_crawls(site)
+        _, brick = site.cluster.bricks()[0]
+        assert any(b"\0live/gone-dir\0" in path.read_bytes() for path in changelogs(brick))
+
+
+def test_a_brick_is_killed_while_it_writes_a_changelog(tmp_path: Path) -> None:
+    with gluster_site(tmp_path, "replica 2") as site:
+        changes(site.master, "first", inherited=False)
+        site.start()
+        site.settle("at first")
+        end = threading.Event()
+
+        def write() -> None:
+            n = 0
+            while not end.is_set():
+                (site.master / f"file{n}").write_text(str(n))
+                os.rename(site.master / f"file{n}", site.master / f"renamed{n}")
+                if n % 3 == 0:
+                    (site.master / f"renamed{n}").unlink()
+                n += 1
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            for node, brick in site.cluster.bricks() * 2:
+                site.cluster.kill_brick(node, brick)
+                live = brick / ".glusterfs" / "changelogs" / "CHANGELOG"
+                if live.exists() and live.stat().st_size > 100:      # as if it had not come to the end of a record
+                    os.truncate(live, live.stat().st_size - 7)
+                site.cluster.start_bricks()
+                site.wait("healed", site.cluster.healed)
+        finally:
+            end.set()
+            writer.join()
+        change_older(site.master, "first")
+        site.settle("after it")
+        assert site.no_failures()
+
+
+def test_a_changelog_ends_in_the_middle_of_a_record(tmp_path: Path) -> None:
+    with gluster_site(tmp_path, "one brick") as site:
+        changes(site.master, "first")
+        site.start()
+        site.settle("at first")
+        site.stop()
+        _, brick = site.cluster.bricks()[0]
+        before, walks = len(changelogs(brick)), site.walks()
+        changes(site.master, "second")
+        change_older(site.master, "first")
+        site.wait("it is recorded", lambda: len(changelogs(brick)) > before, 10 * ROLLOVER)
+        last = changelogs(brick)[-1]
+        os.truncate(last, last.stat().st_size - 5)
+        site.go_on()
+        site.settle("without the last record")
+        assert site.walks() == walks + 1
+        assert site.no_failures()
