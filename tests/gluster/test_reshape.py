@@ -51,6 +51,7 @@ def test_bricks_are_added_and_removed(tmp_path: Path) -> None:
         site.settle("at first")
 
         first, second = site.cluster.nodes
+        old = [f"{node.address}:{brick}" for node, brick in site.cluster.bricks()]
         more = [f"{node.address}:{node.bricks / f'{MASTER}-more'}" for node in (first, second)]
         with Churn(site.master / "churn-add"):
             first.gluster("volume", "add-brick", MASTER, *more, "force")
@@ -64,15 +65,15 @@ def test_bricks_are_added_and_removed(tmp_path: Path) -> None:
         site.settle("with more bricks")
         assert one_active_in_each(site, 2)
 
-        with Churn(site.master / "churn-remove"):
-            first.gluster("volume", "remove-brick", MASTER, *more, "start")
+        with Churn(site.master / "churn-remove"):    # the first ones, so that the others have new numbers
+            first.gluster("volume", "remove-brick", MASTER, *old, "start")
             change_older(site.master, "added")
-            site.wait("files were moved off those bricks", lambda: completed(site, "remove-brick", MASTER, *more),
+            site.wait("files were moved off those bricks", lambda: completed(site, "remove-brick", MASTER, *old),
                       PATIENCE)
         for n in range(FILES):       # the last ones that these bricks see, and their changelogs go with them
             (site.master / "many" / f"file{n}").write_text("last")
         os.unlink(site.master / "many" / "file1")
-        first.gluster("volume", "remove-brick", MASTER, *more, "commit")
+        first.gluster("volume", "remove-brick", MASTER, *old, "commit")
         site.wait("the mount has followed", lambda: can_make(site.master / "after"))
         changes(site.master, "removed", inherited=False)
         site.wait("their workers have ended", lambda: one_active_in_each(site, 1))
