@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from gsync.errors import Faulty, Transient
 
-_CACHES = ("md-cache", "io-cache", "quick-read", "open-behind", "readdir-ahead", "read-ahead", "nl-cache")
+_CACHES = ("md-cache", "io-cache", "open-behind", "readdir-ahead", "read-ahead", "nl-cache")
 _ATTRIBUTES = 0.05  # s: what a lookup brought along need not be asked for again by the stat that follows
 _READERS = 4        # threads of the client that take requests
 _GRACE = 5.0   # s that a client has to end
@@ -26,8 +26,10 @@ _LOOK = 0.02
 def mount_argv(volume: str, host: str, place: str, log: str, sharded: bool) -> list[str]:
     """The client process; it ends with the thread that starts it. Client -1 is the one of geo-replication: it would see
     the pieces of a sharded volume, and of a file the first one only. Unless told not to, the kernel keeps what was read
-    of a file until its size or time is another one: both may stay, or be set back."""
-    passed = [f"--xlator-option={volume}-{cache}.pass-through=true" for cache in _CACHES]
+    of a file until its size or time is another one: both may stay, or be set back. quick-read does the same, though it
+    is passed through (seen with 10.3)."""
+    passed = [*(f"--xlator-option={volume}-{cache}.pass-through=true" for cache in _CACHES),
+              f"--xlator-option={volume}-quick-read.max-file-size=0"]
     return ["unshare", "--mount", "--propagation", "private", "--", "setpriv", "--pdeathsig", "TERM", "--",
             "glusterfs", "--no-daemon", f"--volfile-server={host}", f"--volfile-id={volume}", "--acl",
             "--aux-gfid-mount", *([] if sharded else ["--client-pid=-1"]), f"--reader-thread-count={_READERS}",
