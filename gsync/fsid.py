@@ -27,10 +27,9 @@ _NO_HANDLES = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EOVERFLOW)
 
 # PyDLL keeps the interpreter lock: these calls take a microsecond, handing the lock over takes more.
 _libc = ctypes.PyDLL(None, use_errno=True)
+# No argtypes: converting by them takes longer than the call. So: ints that fit an int, bytes, references made before.
 _name_to_handle_at = _libc.name_to_handle_at
-_name_to_handle_at.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
 _open_by_handle_at = _libc.open_by_handle_at
-_open_by_handle_at.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
 _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 
@@ -48,10 +47,8 @@ class _Buffers(threading.local):
 
     def __init__(self) -> None:
         self.raw = bytearray(8 + _MAX_HANDLE)
-        self.fh = (ctypes.c_char * len(self.raw)).from_buffer(self.raw)
-        self.at = ctypes.addressof(self.fh)
-        self.mount = ctypes.c_int()
-        self.mount_at = ctypes.addressof(self.mount)
+        self.handle = ctypes.byref((ctypes.c_char * len(self.raw)).from_buffer(self.raw))
+        self.mount = ctypes.byref(ctypes.c_int())
 
 
 _buffers = _Buffers()
@@ -59,12 +56,12 @@ _SIZE = struct.pack("=I", _MAX_HANDLE)
 
 
 def _handle_at(dirfd: int, name: bytes, flags: int) -> bytes:
-    buf = _buffers
-    buf.raw[0:4] = _SIZE
-    if _name_to_handle_at(dirfd, name, buf.at, buf.mount_at, flags) != 0:
+    raw = _buffers.raw
+    raw[0:4] = _SIZE
+    if _name_to_handle_at(dirfd, name, _buffers.handle, _buffers.mount, flags):
         err = ctypes.get_errno()
         raise OSError(err, os.strerror(err), name)
-    return bytes(buf.raw[4:8 + buf.raw[0]])
+    return bytes(raw[4:8 + raw[0]])
 
 
 def _birth_handle_at(dirfd: int, name: bytes, flags: int) -> bytes:
