@@ -55,20 +55,34 @@ sys.exit(main())
 '''
 
 
+def name() -> str:
+    """What the zipapp is called where it is kept: another name for other modules."""
+    return f"agent-{_digest(_contents())}.pyz"
+
+
 def zipapp() -> bytes:
     """The bytes of the zipapp; the same for the same modules."""
+    contents = _contents()
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path, data in contents:
+            archive.writestr(zipfile.ZipInfo(path), data, zipfile.ZIP_DEFLATED)
+        sizes = [(path, len(data)) for path, data in contents]
+        archive.writestr(zipfile.ZipInfo("__main__.py"), f"SIZES = {sizes!r}\nDIGEST = {_digest(contents)!r}\n{_MAIN}")
+    return out.getvalue()
+
+
+def _contents() -> list[tuple[str, bytes]]:
+    """Every module of the agent: its path in the zipapp, and its source."""
     files = [_PACKAGE / f"{name}.py" for name in [*_MODULES, *_STORE]]
     files += [path for path in sorted((_PACKAGE / "slave").rglob("*.py")) if path.stem not in _NOT_IN_AGENT]
-    out = io.BytesIO()
-    sizes: list[tuple[str, int]] = []
-    digest = blake2b(digest_size=8)
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        contents = [(path, path.read_bytes()) for path in files] + [(_PACKAGE / f"{name}.py", b"") for name in _EMPTY]
-        for path, data in contents:
-            name = str(path.relative_to(_PACKAGE.parent))
-            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
-            sizes.append((name, len(data)))
-            digest.update(data)
-        archive.writestr(zipfile.ZipInfo("__main__.py"),
-                         f"SIZES = {sizes!r}\nDIGEST = {digest.hexdigest()!r}\n{_MAIN}")
-    return out.getvalue()
+    contents = [(path, path.read_bytes()) for path in files] + [(_PACKAGE / f"{name}.py", b"") for name in _EMPTY]
+    return [(str(path.relative_to(_PACKAGE.parent)), data) for path, data in contents]
+
+
+def _digest(contents: list[tuple[str, bytes]]) -> str:
+    digest = blake2b(_MAIN.encode(), digest_size=10)
+    for path, data in contents:
+        digest.update(b"%s\0%d\0" % (path.encode(), len(data)))
+        digest.update(data)
+    return digest.hexdigest()

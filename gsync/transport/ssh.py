@@ -7,7 +7,6 @@ The user's ~/.ssh/config holds; what must be certain is said on the command line
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import os
@@ -181,8 +180,7 @@ class SshLink:
         self._options = options or SshOptions()
         self._memory = memory
         self._ssh = ssh_argv(slave, self._options)
-        self._agent = bundle.zipapp()
-        self._agent_name = f"agent-{hashlib.sha256(self._agent).hexdigest()[:20]}.pyz"
+        self._agent_name = bundle.name()
         self._restricted = self._options.identity is not None
         fast = self._fast_ciphers()
         offered = fast is not None and self._remembers_aes()
@@ -264,12 +262,13 @@ class SshLink:
 
     def _push(self, folder: str, name: str) -> str:
         """Put the agent into a folder over there; its path."""
-        _log.info("bringing the agent along", slave=self.slave, bytes=len(self._agent))
+        agent = bundle.zipapp()
+        _log.info("bringing the agent along", slave=self.slave, bytes=len(agent))
         channel = self.spawn([b"/bin/sh", b"-c", _PUSH.encode(), b"gsync", os.fsencode(folder), name.encode(),
-                              b"%d" % len(self._agent)])
+                              b"%d" % len(agent)])
         try:
             with suppress(OSError):
-                channel.write(self._agent)
+                channel.write(agent)
             channel.end_input()
             path = os.fsdecode(channel.stdout.read()).rstrip("\n")
             if channel.end(patience=60) != 0:

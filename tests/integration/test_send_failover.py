@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from gsync.transfer import Client
-from gsync.transfer.requests import State
+from gsync.transfer.database import State
 
 pytestmark = pytest.mark.slow
 
