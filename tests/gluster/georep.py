@@ -1,4 +1,5 @@
-"""GlusterFS's own geo-replication on a test site, from mvol to svol: what gsync takes over from, and is measured against."""
+"""GlusterFS's own geo-replication on a test site, from mvol to svol: gsync takes over from it and is measured against
+it."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ _CONFIG = {"use_meta_volume": "true", "secondary_access_mount": "true", "access_
 
 
 class GeoRep:
-    """The session, created with pushed keys; the sshd of the slave node takes the keys of its root's authorized_keys."""
+    """The session, created with pushed keys; the slave node's sshd takes the keys of its root's authorized_keys."""
 
     def __init__(self, site: Cluster) -> None:
         self._site = site
@@ -24,7 +25,8 @@ class GeoRep:
             _make_key(node, self._slave)
         self.node.gluster("system::", "execute", "gsec_create")
         self._say("create", "push-pem", "force")
-        wait_until("the keys are pushed", lambda: "features.read-only: on" in self._slave.gluster("volume", "info", SLAVE))
+        wait_until("the keys are pushed",
+                   lambda: "features.read-only: on" in self._slave.gluster("volume", "info", SLAVE))
         for name, value in _CONFIG.items():
             self._say("config", name, value)
 
@@ -60,7 +62,8 @@ class GeoRep:
         wait_until(f"the checkpoint of gsyncd\n{self.status()}", reached, PATIENCE)
 
     def log(self) -> str:
-        return "".join(f"--- {node.name} {path}\n{path.read_text(errors='replace')[-6000:]}" for node in self._site.nodes
+        return "".join(f"--- {node.name} {path}\n{path.read_text(errors='replace')[-6000:]}"
+                       for node in self._site.nodes
                        for path in node.path("/var/log/glusterfs/geo-replication").rglob("gsyncd.log"))
 
 

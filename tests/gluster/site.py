@@ -1,4 +1,4 @@
-"""gsync on the nodes of a GlusterFS cluster: a session from the volume to the slave node, to a plain tree or a volume."""
+"""gsync on the nodes of a GlusterFS cluster: a session from the volume to the slave node, to a tree or a volume."""
 
 from __future__ import annotations
 
