@@ -15,7 +15,7 @@ from gsync.changelog.htime import Htime
 from gsync.changelog.reader import History
 from gsync.model import NS
 from gsync.process import start_time, started_at
-from gsync.volume.gluster import BrickAt, GlusterInfo
+from gsync.volume.gluster import CHANGELOG, BrickAt, GlusterInfo
 
 _PIDS = "/run/gluster/vols"
 _LATE = 3                # rollovers after which a brick that lists nothing counts as down
@@ -83,14 +83,15 @@ class BrickRecord:
 
     def problem(self, complete_up_to: int | None) -> str:
         """Why the brick does not record now; "" if it does."""
+        switch_on = f"gluster volume set {self._info.name} {CHANGELOG} on"
         if complete_up_to is None:
-            return (f"brick {self._brick} has no changelogs: gluster volume set {self._info.name} "
-                    "changelog.changelog on")
+            return f"brick {self._brick} has no changelogs: {switch_on}"
         late = time.time_ns() - complete_up_to > _LATE * self._rollover * NS + 2 * _AT_ONCE
         if self.pid() is None:
             return f"brick {self._brick} does not run: gluster volume status {self._info.name}"
         if late and time.monotonic() - self._listed_at > _LATE * self._rollover:
-            return f"brick {self._brick} has recorded nothing for {(time.time_ns() - complete_up_to) // NS} s"
+            how = f": {switch_on}" if CHANGELOG in self._info.lacks() else ""
+            return f"brick {self._brick} has recorded nothing for {(time.time_ns() - complete_up_to) // NS} s{how}"
         return ""
 
 

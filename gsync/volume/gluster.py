@@ -15,7 +15,8 @@ from typing import Any
 from gsync.errors import UsageError
 
 # What a volume must have set so that its changes are recorded.
-NEEDED = {"changelog.changelog": "on", "geo-replication.indexing": "on"}
+CHANGELOG = "changelog.changelog"
+NEEDED = {CHANGELOG: "on", "geo-replication.indexing": "on"}
 _CONCERN = ("changelog.", "geo-replication.", "features.shard")  # what the options that are of interest begin with
 _ON = ("on", "yes", "true", "enable", "1")
 ROLLOVER = 15.0                                          # s: GlusterFS's default of changelog.rollover-time
