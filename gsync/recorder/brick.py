@@ -48,8 +48,9 @@ class BrickPort:
             return RecorderStatus(FAULTY, f"changelogs cannot be read: {exc}", updated=time.time_ns(), watching_since=0)
         return RecorderStatus(
             FAULTY if problem else RECORDING, problem, pid=self.holder() or 0, detector="GlusterFS",
-            gaps=self.record.gaps, unbroken_since=unbroken, watching_since=watching or 0, complete_up_to=complete,
-            last_changelog=None if complete is None else self.record.last_ts, updated=time.time_ns())
+            gaps=self.record.gaps, unbroken_since=unbroken, watching_since=max(watching or 0, unbroken or 0),
+            complete_up_to=complete, last_changelog=None if complete is None else self.record.last_ts,
+            updated=time.time_ns())
 
     def poke(self) -> bool:
         """A brick closes its changelogs when it likes."""

@@ -394,6 +394,7 @@ class Worker:
                 _log.warning("the recorder has a gap since the crawl, walking the tree again")
                 self._crawl_whole = True
                 return True
+            self._history.check(self.state.stime or 0)
             piece = self._feed.take(self._position, status.complete_up_to)  # the status that settled the doubt
             due = self.ledger.next_due()
             others = (self._leftovers or doubt or self.ledger.any_approved()

@@ -12,6 +12,7 @@ import time
 
 from gsync.changelog import layout
 from gsync.changelog.htime import Htime
+from gsync.changelog.layout import HistoryGap
 from gsync.changelog.reader import History
 from gsync.model import NS
 from gsync.process import start_time, started_at
@@ -105,3 +106,8 @@ class BrickHistory(History):
     def covered_from(self) -> int | None:
         covered, since = super().covered_from(), self._record.look()[1]
         return None if covered is None or since is None else max(covered, since)
+
+    def check(self, stime: int) -> None:
+        covered = self.covered_from()
+        if covered is None or covered > stime:
+            raise HistoryGap("the brick was down, or did not record")
