@@ -170,9 +170,9 @@ class Cluster:
         owner = self["s1"] if volume == SLAVE else self.nodes[0]
         owner.gluster("volume", "start", volume, "force")
 
-    def healed(self, volume: str = MASTER, node: Node | None = None) -> bool:
-        """Whether no brick has anything to heal; node: whom to ask."""
-        owner = node or (self["s1"] if volume == SLAVE else self.nodes[0])
+    def healed(self, volume: str = MASTER) -> bool:
+        """Whether no brick has anything to heal."""
+        owner = self["s1"] if volume == SLAVE else self.nodes[0]
         try:
             info = ET.fromstring(owner.gluster("--xml", "volume", "heal", volume, "info"))
         except ET.ParseError:  # it says nothing while bricks come and go
