@@ -16,6 +16,7 @@ from gsync.model import ROOT_GFID
 from gsync.slave import stream
 from gsync.slave.client import SlaveClient
 from gsync.slave.protocol import FillRow
+from gsync.slave.receive import TreeReceiver
 from gsync.transport.link import Channel
 from gsync.transport.local import LocalLink
 from tests.engines import local
@@ -166,6 +167,27 @@ def test_xattrs_of_a_long_file_outlast_the_buffer(talk: Talk) -> None:
 
 
 @pytest.mark.root
+def test_long_extents_of_every_alignment_arrive(talk: Talk) -> None:
+    whole, odd_end, odd_start = os.urandom(8 * MIB), os.urandom(5 * MIB + 123), os.urandom(6 * MIB + 1)
+    second = len(whole) + 3 * 4096
+    third = second + len(odd_end) + 77
+    size = third + len(odd_start) + 9
+    talk.begin()
+    assert talk.box(long_item((0, whole), (second, odd_end), (third, odd_start), size=size)) == []
+    arrived = (talk.root / ".gsync/limbo/new" / G.hex()).read_bytes()
+    assert arrived == whole + bytes(3 * 4096) + odd_end + bytes(77) + odd_start + bytes(9)
+
+
+def test_what_the_disk_does_not_take_past_the_page_cache_goes_through_it(tmp_path: Path) -> None:
+    receiver = object.__new__(TreeReceiver)
+    receiver._past_cache = True
+    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    receiver._set_direct(fd, True)
+    receiver._write_direct(fd, memoryview(b"x" * 1001), 7)  # EINVAL from a file system on a disk
+    assert os.pread(fd, 2000, 0) == bytes(7) + b"x" * 1001
+    os.close(fd)
+
+
 def test_bytes_of_an_item_that_fails_are_drained(talk: Talk) -> None:
     (talk.root / ".gsync/limbo/new" / G.hex() / "x").mkdir(parents=True)
     talk.begin()
