@@ -27,7 +27,7 @@ from gsync.errors import SLAVE_WIDE, SlaveError, Transient, UsageError
 from gsync.model import Gfid, Name
 from gsync.slave.directory import Directory
 from gsync.slave.ground import Asked, Ground, Works, is_volume, volume_of
-from gsync.slave.limbo import Step
+from gsync.slave.page import Step
 from gsync.slave.protocol import (
     ERROR,
     Busy,
@@ -229,7 +229,7 @@ class Agent:
         self.timeout = float(params["timeout"])
         return Hello(rpc.PROTOCOL, gsync.__version__, os.getpid(), boot_id, found.stime, found.entry_stime, epoch,
                      found.unclean, found.empty, found.free, found.caps, platform.python_version(), os.geteuid(),
-                     found.mark).to_json()
+                     found.mark, found.volume_id).to_json()
 
     def fill(self, params: Params) -> dict[str, Any]:
         rows, places, problems = _decoded(FillRow.from_json, params["rows"])

@@ -19,14 +19,13 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from enum import Enum
 
-from gsync.errors import SLAVE_WIDE
 from gsync.fsid import syncfs
 from gsync.model import ROOT_GFID, STATE_DIR, Gfid, Name, shown
 from gsync.namespace import Entry
 from gsync.slave.index import LIMBO_NEW, LIMBO_OLD, Touched
-from gsync.slave.limbo import Limbo, Step, name_in_limbo
+from gsync.slave.limbo import Limbo, name_in_limbo
+from gsync.slave.page import NOT_TO_FILL, READ, SPECIAL, TEMPORARY, Page, Place, Step, answer_of
 from gsync.slave.protocol import (
     ABSENT,
     ADOPTED,
@@ -43,57 +42,28 @@ from gsync.slave.protocol import (
     FillRow,
     LandedRow,
     MetaRow,
-    Problem,
     RemoveAnswer,
     RemoveRow,
 )
 from gsync.slave.tree import Found, SlaveTree
 
-_SPECIAL = (stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
-_TEMPORARY = b"t."  # begins the names of links in limbo/new that are on their way to a name
-_READ = 1 << 20
 
 
-class _Place(Enum):
-    """Where a directory is, as far as filling names in it goes."""
-
-    IN_TREE = "in the tree"
-    UNATTACHED = "unattached"   # new, in limbo/new itself: nothing in it is visible, known before, or durable
-    DETACHED = "detached"       # in limbo/old, or below a directory there
-    AWAY = "away"               # nowhere
-
-
-_NOT_TO_FILL = (_Place.DETACHED, _Place.AWAY)
-
-
-class _Page:
+class _Page(Page):
     """What one call of fill or remove has found out and done."""
 
     def __init__(self) -> None:
-        self.vacated: list[Name] = []
-        self.displaced: list[Gfid] = []
-        self.errors: list[Problem] = []
+        super().__init__()
         self.touched: list[Touched] = []
-        self.places: dict[Gfid, _Place] = {}
         self.empty: dict[Gfid, bool] = {}
         self.known: dict[Gfid, list[Entry]] = {}  # what the index said at the beginning and nothing has changed
         self.in_new: set[str] | None = None       # the names in limbo/new
-        self.fatal: OSError | None = None
 
     def forget(self) -> None:
         """A directory has moved or gone: what was found out about others may be wrong now."""
         self.places.clear()
         self.known.clear()
-
-    def failed(self, row: int, exc: OSError | ValueError | OverflowError) -> None:
-        """Note what became of one row; an error that concerns the whole slave ends the page."""
-        if isinstance(exc, OSError):
-            self.errors.append(Problem(row, exc.errno or errno.EIO, exc.strerror or str(exc)))
-            if exc.errno in SLAVE_WIDE:
-                self.fatal = exc
-        else:
-            self.errors.append(Problem(row, errno.EINVAL, str(exc)))
 
 
 class Apply:
@@ -116,31 +86,27 @@ class Apply:
         page = _Page()
         answers = [ERROR] * len(rows)
         moves: list[int] = []
+
+        def prepare(i: int) -> None:
+            answer = self._prepare(page, rows[i])
+            if answer is None:
+                moves.append(i)
+            else:
+                answers[i] = answer
+
+        def place(i: int) -> None:
+            answers[i] = self._place(page, rows[i])
+
         self.tree.turn()
         try:
             with self.index.transaction():
                 page.known = self.index.entries_of_all([row.gfid for row in rows])
-                for i, row in enumerate(rows):
-                    try:
-                        answer = self._prepare(page, row)
-                    except (OSError, ValueError, OverflowError) as exc:
-                        page.failed(i, exc)
-                        if page.fatal:
-                            break
-                        continue
-                    if answer is None:
-                        moves.append(i)
-                    else:
-                        answers[i] = answer
+                page.each(range(len(rows)), prepare)
                 self.index.touch(page.touched)
-            self._raise_fatal(page)
+            page.raise_fatal()
             self.step("names to touch noted")
             if moves:
                 self._sync_touched(page)
-
-                def place(i: int) -> None:
-                    answers[i] = self._place(page, rows[i])
-
                 self._change(page, moves, place)
         finally:
             self.tree.settle()
@@ -154,43 +120,33 @@ class Apply:
     def _change(self, page: _Page, numbers: Sequence[int], change: Callable[[int], None]) -> None:
         """(c) for these rows: change their names, each on its own, and have the index follow."""
         with self.index.transaction():
-            for i in numbers:
-                try:
-                    change(i)
-                except (OSError, ValueError, OverflowError) as exc:
-                    page.failed(i, exc)
-                    if page.fatal:
-                        break
+            page.each(numbers, change)
             self.step("names changed")
-        self._raise_fatal(page)
+        page.raise_fatal()
         self.step("index follows")
 
-    def _raise_fatal(self, page: _Page) -> None:
-        if page.fatal:
-            raise page.fatal
-
-    def _where(self, page: _Page, gfid: Gfid) -> _Place:
+    def _where(self, page: _Page, gfid: Gfid) -> Place:
         place = page.places.get(gfid)
         if place is None:
             place = page.places[gfid] = self._find_place(gfid)
         return place
 
-    def _find_place(self, gfid: Gfid) -> _Place:
+    def _find_place(self, gfid: Gfid) -> Place:
         try:
             self.tree.dir(gfid)
         except FileNotFoundError:
-            return _Place.AWAY
+            return Place.AWAY
         name = self.index.parent_of(gfid)
         if name is not None and name[0] == LIMBO_NEW:
-            return _Place.UNATTACHED
-        return _Place.DETACHED if self.index.is_below(gfid, LIMBO_OLD) else _Place.IN_TREE
+            return Place.UNATTACHED
+        return Place.DETACHED if self.index.is_below(gfid, LIMBO_OLD) else Place.IN_TREE
 
     def _prepare(self, page: _Page, row: FillRow) -> str | None:
         """(a) for one name: its answer, or None if something has to be moved to it. This runs for every name there is:
         what is right already costs one look at the name and a share of a SELECT, what is new not even the look."""
         pargfid, bname, gfid = row.pargfid, row.bname, row.gfid
         place = page.places.get(pargfid) or self._where(page, pargfid)
-        if place in _NOT_TO_FILL:
+        if place in NOT_TO_FILL:
             return PARENT
         kind = stat.S_IFMT(row.mode)
         mine = page.known.get(gfid)
@@ -204,7 +160,7 @@ class Apply:
                 page.forget()
                 mine.remove(entry)
                 break
-        occupant = None if place is _Place.UNATTACHED and self._is_empty(page, pargfid) else \
+        occupant = None if place is Place.UNATTACHED and self._is_empty(page, pargfid) else \
             self.index.get(pargfid, bname)
         if occupant is None and (other := self._other_spelling(pargfid, bname)) is not None and other.gfid != gfid:
             with suppress(FileNotFoundError):  # it may have come already, before the other one
@@ -212,16 +168,16 @@ class Apply:
             raise OSError(errno.EEXIST, f"the slave cannot tell it from {shown(other.bname)}")
         if mine or gfid.hex() in self._new_names(page):
             return self._move(page, row, place, mine, occupant)
-        if self._adopt and place is _Place.IN_TREE and self._take_over(row, occupant):
+        if self._adopt and place is Place.IN_TREE and self._take_over(row, occupant):
             page.known.pop(gfid, None)
             return ADOPTED
-        free = place is _Place.UNATTACHED and occupant is None
+        free = place is Place.UNATTACHED and occupant is None
         if kind == stat.S_IFREG:
             return DIRECT if free and row.nlink == 1 else NEW
         page.known.pop(gfid, None)
         if kind == stat.S_IFDIR:
             self._make_dir(gfid)
-            page.places[gfid] = _Place.UNATTACHED
+            page.places[gfid] = Place.UNATTACHED
             page.empty[gfid] = True
             return MADE
         if free:
@@ -264,14 +220,14 @@ class Apply:
             page.in_new = set(os.listdir(self.tree.new_fd))
         return page.in_new
 
-    def _move(self, page: _Page, row: FillRow, place: _Place, mine: Sequence[Entry], occupant: Entry | None
+    def _move(self, page: _Page, row: FillRow, place: Place, mine: Sequence[Entry], occupant: Entry | None
               ) -> str | None:
         """(b) for one name: note every name outside limbo that the move may change, with who is there.
 
         A move within limbo/new is done at once: its row has to be there before a crash can find it in the tree, in a
         directory that the same page attaches.
         """
-        if place is _Place.UNATTACHED and occupant is None and all(e.pargfid == LIMBO_NEW for e in mine):
+        if place is Place.UNATTACHED and occupant is None and all(e.pargfid == LIMBO_NEW for e in mine):
             page.known.pop(row.gfid, None)
             page.empty[row.pargfid] = False
             self._new_names(page).discard(row.gfid.hex())
@@ -307,7 +263,7 @@ class Apply:
     def _make_special(self, dirfd: int, pargfid: Gfid, bname: bytes, row: FillRow) -> Entry:
         """Make a symlink, FIFO, socket or device whole at a name in limbo/new that no row is about."""
         kind = stat.S_IFMT(row.mode)
-        if kind not in _SPECIAL:
+        if kind not in SPECIAL:
             raise ValueError(f"no kind of inode: mode {row.mode:o}")
         try:
             _make(dirfd, bname, kind, row)
@@ -366,7 +322,7 @@ class Apply:
 
     def _place(self, page: _Page, row: FillRow) -> str:
         """(c) for one name: look again at who is where, then move [21, 22]."""
-        if self._where(page, row.pargfid) in _NOT_TO_FILL:
+        if self._where(page, row.pargfid) in NOT_TO_FILL:
             return PARENT
         found, occupant = self._occupant(page, row.pargfid, row.bname)
         if occupant is not None and occupant.gfid == row.gfid:
@@ -468,7 +424,7 @@ class Apply:
             return
         except FileExistsError:
             pass
-        temporary = _TEMPORARY + name_in_limbo(row.gfid)
+        temporary = TEMPORARY + name_in_limbo(row.gfid)
         with suppress(FileNotFoundError):
             os.unlink(temporary, dir_fd=tree.new_fd)
         os.link(source.bname, temporary, src_dir_fd=tree.dir(source.pargfid), dst_dir_fd=tree.new_fd,
@@ -494,7 +450,7 @@ class Apply:
             there: list[int] = []
             with self.index.transaction():
                 for i, row in enumerate(rows):
-                    if self._where(page, row.pargfid) is _Place.AWAY:
+                    if self._where(page, row.pargfid) is Place.AWAY:
                         continue
                     there.append(i)
                     entry = self.index.get(row.pargfid, row.bname)
@@ -509,7 +465,7 @@ class Apply:
         return RemoveAnswer(page.displaced, page.errors)
 
     def _remove(self, page: _Page, row: RemoveRow, keep_last: bool) -> None:
-        if self._where(page, row.pargfid) is _Place.AWAY:
+        if self._where(page, row.pargfid) is Place.AWAY:
             return
         found, entry = self._occupant(page, row.pargfid, row.bname)
         if found is None or (entry is None and self._other_spelling(row.pargfid, row.bname) is not None):
@@ -589,7 +545,7 @@ class Apply:
                 try:
                     answers.append(0 if self.tree.set_attrs_of(row) else ABSENT)
                 except OSError as exc:
-                    answers.append(_errno(exc))
+                    answers.append(answer_of(exc))
         finally:
             self.tree.settle()
         return answers
@@ -610,7 +566,7 @@ class Apply:
                     self.tree.set_attrs_at(self.tree.new_fd, entry, meta)
                     answers.append(0)
             except OSError as exc:
-                answers.append(_errno(exc))
+                answers.append(answer_of(exc))
         return answers
 
     def _fetch(self, gfid: Gfid) -> None:
@@ -632,7 +588,7 @@ class Apply:
                 except FileNotFoundError:
                     answers.append((ABSENT, 0, ""))
                 except OSError as exc:
-                    answers.append((_errno(exc), 0, ""))
+                    answers.append((answer_of(exc), 0, ""))
         finally:
             self.tree.settle()
         return answers
@@ -645,7 +601,7 @@ class Apply:
         digest, size = hashlib.blake2b(), 0
         with open(fd, "rb", buffering=0) as file:
             while True:
-                data = file.read(_READ)
+                data = file.read(READ)
                 if not data:
                     return size, digest.hexdigest()
                 digest.update(data)
@@ -661,7 +617,7 @@ class Apply:
                 try:
                     answers.append(0 if self._expose(gfid) else ABSENT)
                 except OSError as exc:
-                    answers.append(_errno(exc))
+                    answers.append(answer_of(exc))
         finally:
             self.tree.settle()
         return answers
@@ -746,10 +702,3 @@ def _make(dirfd: int, bname: bytes, kind: int, row: FillRow) -> None:
         os.symlink(row.target, bname, dir_fd=dirfd)
     else:
         os.mknod(bname, kind | 0o600, row.rdev if kind in (stat.S_IFCHR, stat.S_IFBLK) else 0, dir_fd=dirfd)
-
-
-def _errno(exc: OSError) -> int:
-    """What to answer for one inode; an error that concerns the whole slave is raised."""
-    if exc.errno in SLAVE_WIDE:
-        raise exc
-    return exc.errno or errno.EIO

@@ -13,7 +13,7 @@ from gsync.slave.apply import Apply
 from gsync.slave.fence import receivers_gone
 from gsync.slave.ground import Asked, Found, Whereabouts
 from gsync.slave.identity import Taken, keep_apart, look, probe, take
-from gsync.slave.limbo import Step
+from gsync.slave.page import Step
 from gsync.slave.protocol import stream_of
 from gsync.slave.recover import recover
 from gsync.slave.survey import Survey, survey

@@ -185,6 +185,18 @@ def holder(lock_fd: int) -> dict[str, Any]:
         return {}
 
 
+def at_work(folder_fd: int) -> str:
+    """Which session's agent holds the lock in this folder now, "" if none does. Takes no lock."""
+    with suppress(OSError):
+        lock_fd = os.open(AGENT_LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder_fd)
+        try:
+            if is_locked(lock_fd):
+                return str(holder(lock_fd).get("session", "?"))
+        finally:
+            os.close(lock_fd)
+    return ""
+
+
 def wait_for_others(lock_fd: int, session: str, stream: str) -> None:
     """SlaveError while the agent of another session works there, Busy while that of another stream of ours does: it is
     not ours to end."""

@@ -52,6 +52,7 @@ class Found(NamedTuple):
     empty: bool
     free: int
     caps: Caps
+    volume_id: str = ""
 
 
 class Works(Protocol):

@@ -11,13 +11,14 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 from gsync.errors import SlaveError
 from gsync.fsid import whereabouts
 from gsync.model import NS, STATE_DIR, shown
 from gsync.slave import fence
+from gsync.slave.page import works
 from gsync.slave.protocol import Caps, stream_of
 from gsync.slave.tree import OPEN_DIR, make_state, place_of
 
@@ -222,12 +223,6 @@ def probe(state_fd: int, real_handles: bool) -> Caps:
         _clean(folder)
         os.close(os.open(b"file", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder))
         place = place_of(folder) + b"/file"
-
-        def works(attempt: Callable[[], object]) -> bool:
-            try:
-                return attempt() is not False
-            except OSError:
-                return False
 
         def keeps_ns() -> bool:
             os.utime(b"file", ns=(NS + 123456789, NS + 987654321), dir_fd=folder)

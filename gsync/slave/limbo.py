@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import date, timedelta
 from hashlib import blake2b
@@ -17,13 +16,13 @@ from hashlib import blake2b
 from gsync.model import Gfid
 from gsync.namespace import Entry
 from gsync.slave.index import LIMBO_NEW, LIMBO_OLD, Waiting
+from gsync.slave.page import Step
 from gsync.slave.tree import OPEN_DIR, Found, SlaveTree
 
 _PAGE = 1000
 _LONGEST = 255
 _FOREIGN = b"x."  # begins the names of inodes in limbo/old that no gfid is known of
 
-Step = Callable[[str], None]
 
 
 def name_in_limbo(gfid: Gfid) -> bytes:

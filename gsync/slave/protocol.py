@@ -274,7 +274,7 @@ class Caps(NamedTuple):
 class Hello(NamedTuple):
     """What the agent says of itself and its tree. stime None: nothing was ever committed. unclean: the last agent was
     killed. empty: nothing was there. free: bytes. uid: whose rights it has. mark: what was given with
-    the commit of the stime."""
+    the commit of the stime. volume_id: of a slave that is a GlusterFS volume, its id."""
 
     protocol: int
     version: str
@@ -290,6 +290,7 @@ class Hello(NamedTuple):
     python: str
     uid: int
     mark: str | None
+    volume_id: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {**self._asdict(), "caps": self.caps._asdict()}

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from gsync.model import Gfid, Name
 from gsync.namespace import Entry
 from gsync.slave.index import LIMBO_OLD, Waiting
-from gsync.slave.limbo import Limbo, Step, gfid_in_limbo
+from gsync.slave.limbo import Limbo, gfid_in_limbo
+from gsync.slave.page import Step
 from gsync.slave.tree import Found, SlaveTree
 
 _PAGE = 1000

@@ -35,7 +35,8 @@ _WITHOUT = {
 class Survey(NamedTuple):
     """now: the clock there, ns. state: missing (the folder above it is there), empty, ours, foreign, or refused.
     problems: why it cannot be the slave, one line each. free: bytes; inodes: how many more, None without a limit.
-    lacks: kinds of attributes and names that it cannot hold, as far as can be seen from outside."""
+    lacks: kinds of attributes and names that it cannot hold, as far as can be seen from outside. volume_id: of a
+    GlusterFS volume, its id."""
 
     protocol: int
     version: str
@@ -49,6 +50,7 @@ class Survey(NamedTuple):
     inodes: int | None
     file_system: str
     lacks: list[str]
+    volume_id: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return self._asdict()
@@ -104,14 +106,9 @@ def _busy(root_fd: int) -> str:
     with suppress(OSError):
         state_fd = os.open(STATE_DIR, OPEN_DIR, dir_fd=root_fd)
         try:
-            lock_fd = os.open(fence.AGENT_LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=state_fd)
+            return fence.at_work(state_fd)
         finally:
             os.close(state_fd)
-        try:
-            if fence.is_locked(lock_fd):
-                return str(fence.holder(lock_fd).get("session", "?"))
-        finally:
-            os.close(lock_fd)
     return ""
 
 

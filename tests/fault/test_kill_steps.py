@@ -26,32 +26,35 @@ TRIES = 8
 
 # ------------------------------------------------------------------- every durable step, in one process
 
-def prepared(w: World) -> None:
-    for path in ("m/d/x", "m/e", "m/gone/below"):
-        w.mkdir(path)
-    for n, path in enumerate(("m/a", "m/b", "m/c", "m/d/f", "m/d/x/g", "m/e/h", "m/gone/i", "m/gone/below/j")):
-        w.mk(path, str(n))
+def prepared(w: World, top: str = "m") -> None:
+    for path in ("d/x", "e", "gone/below"):
+        w.mkdir(f"{top}/{path}")
+    for n, path in enumerate(("a", "b", "c", "d/f", "d/x/g", "e/h", "gone/i", "gone/below/j")):
+        w.mk(f"{top}/{path}", str(n))
     w.quiet()
     w.check_equal()
 
 
-def changed(w: World) -> None:
+def changed(w: World, top: str = "m") -> None:
     """A batch in which everything happens: new, renamed, replaced, removed, linked, rewritten."""
-    w.mkdir("m/new/deep")
-    w.mk("m/new/k", "new")
-    w.mk("m/new/deep/l", "new")
-    w.mv("m/d", "m/new/d")                # an old directory in a new one,
-    w.mv("m/new/d/x", "m/e/x")            # and one out of it
-    w.mv("m/a", "m/b")                    # over another
-    w.mk("m/a", "another")
-    w.mv("m/new/d/f", "m/t")              # a swap
-    w.mv("m/c", "m/new/d/f")
-    w.mv("m/t", "m/c")
-    w.ln("m/c", "m/new/second")
-    w.write("m/e/h", "rewritten")
-    w.symlink("../e", "m/new/link")
-    w.chmod("m/e", 0o700)
-    w.rm("m/gone")
+    def at(path: str) -> str:
+        return f"{top}/{path}"
+
+    w.mkdir(at("new/deep"))
+    w.mk(at("new/k"), "new")
+    w.mk(at("new/deep/l"), "new")
+    w.mv(at("d"), at("new/d"))            # an old directory in a new one,
+    w.mv(at("new/d/x"), at("e/x"))        # and one out of it
+    w.mv(at("a"), at("b"))                # over another
+    w.mk(at("a"), "another")
+    w.mv(at("new/d/f"), at("t"))          # a swap
+    w.mv(at("c"), at("new/d/f"))
+    w.mv(at("t"), at("c"))
+    w.ln(at("c"), at("new/second"))
+    w.write(at("e/h"), "rewritten")
+    w.symlink("../e", at("new/link"))
+    w.chmod(at("e"), 0o700)
+    w.rm(at("gone"))
     w.poll()
     w.cut()
 

@@ -44,10 +44,10 @@ class SlaveHost:
         self.node, self.far = node, far
         self.folder = folder
 
-    def volume(self, name: str, shape: str = "one", **options: str) -> Path:
-        """A volume, started and mounted; the path of the mount for everyone."""
+    def volume(self, name: str, shape: str = "one", brick: Path | None = None, **options: str) -> Path:
+        """A volume, started and mounted; the path of the mount for everyone. brick: where its one brick lies."""
         bricks, words = SHAPES[shape]
-        places = [f"{self.node.address}:{self.node.bricks}/{name}-{n}" for n in range(bricks)]
+        places = [f"{self.node.address}:{brick or self.node.bricks / f'{name}-{n}'}" for n in range(bricks)]
         self.node.gluster("volume", "create", name, *words, *places, "force")
         if shape == "shard":
             options = {"features.shard": "on", "features.shard-block-size": "4MB", **options}
@@ -92,16 +92,25 @@ def slave_host(folder: Path) -> Iterator[SlaveHost]:
         yield SlaveHost(node, hosts["far"], folder)
 
 
-class HostLink(LocalLink):
-    """Programs on the host, with pipes to them; the agent takes this way to the volume: gfapi or mount."""
+# Runs a command where libgfapi cannot be loaded.
+_WITHOUT_GFAPI = ("unshare", "--mount", "sh", "-c", 'mount --bind /dev/null "$0" && exec "$@"', next(
+    iter(map(str, Path("/usr/lib").glob("*/libgfapi.so.0"))), "libgfapi.so.0"))
 
-    def __init__(self, host: SlaveHost, volume: str, way: str) -> None:
+
+class HostLink(LocalLink):
+    """Programs on a host, with pipes to them; the agent takes this way to the volume: gfapi or mount."""
+
+    def __init__(self, node: Node, volume: str, way: str) -> None:
         super().__init__(Slave(f"::{volume}".encode()))
-        self._host, self._way = host, way
+        self._node, self._way = node, way
 
     def agent(self, argv: Sequence[bytes]) -> Channel:
-        start = self._host.node.argv("setpriv", "--pdeathsig", "KILL", "env", f"GSYNC_GLUSTER={self._way}")
-        return Channel([*(word.encode() for word in start), *_PROGRAM, *argv])
+        return Channel([*self.there(), *_PROGRAM, *argv])
+
+    def there(self) -> list[bytes]:
+        """What begins a command that runs on the host."""
+        hidden = _WITHOUT_GFAPI if self._way == "mount" else ()
+        return [word.encode() for word in self._node.argv("setpriv", "--pdeathsig", "KILL", *hidden)]
 
 
 class Side:
@@ -119,13 +128,15 @@ class Side:
     def connect(self) -> Hello:
         """(Again.)"""
         self.epoch = next(self.epochs)
-        self.link = HostLink(self.host, self.volume, self.way)
+        self.link = HostLink(self.host.node, self.volume, self.way)
         self.client = SlaveClient(self.link)
         try:
             self.hello = self.client.hello(VOLUME_ID, "test", "test", self.epoch)
         except BaseException:
             self.client.close()
             raise
+        maps = self.host.node.run("cat", f"/proc/{self.host.lock_holder(self.volume)}/maps")
+        assert ("libgfapi" in maps) == (self.way == "gfapi")
         self.engine = StreamEngine(self.link, self.source, self.epoch, self.client.ticket, Flow())
         self._open = True
         return self.hello

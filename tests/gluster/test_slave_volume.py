@@ -7,6 +7,7 @@ import itertools
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ import pytest
 from gsync.errors import Faulty, GsyncError, SlaveError, Transient
 from gsync.model import ROOT_GFID
 from gsync.slave.client import SlaveClient
-from gsync.slave.protocol import MetaRow
+from gsync.slave.protocol import FillRow, MetaRow
 from gsync.sync.postbox import Request
 from tests.engines import Files
+from tests.gluster.cluster import SHAPES, Node, cluster
 from tests.gluster.slavehost import VOLUME_ID, HostLink, Side, SlaveHost, slave_host
 from tests.hosts import wait_until
 from tests.trees import acl
@@ -322,7 +324,7 @@ def test_a_younger_connection_ends_an_older_one(side: Side, top: tuple[bytes, by
     old[0].close()
     side.file(b"a", b"x", top[1])
     epoch = side.epoch - 1
-    client = SlaveClient(HostLink(side.host, side.volume, side.way))
+    client = SlaveClient(HostLink(side.host.node, side.volume, side.way))
     with pytest.raises(Faulty, match="epoch"):
         client.hello(VOLUME_ID, "test", "test", epoch)
     client.close()
@@ -334,7 +336,7 @@ def test_a_read_only_volume_is_written(side: Side, top: tuple[bytes, bytes]) -> 
     node.gluster("volume", "set", side.volume, "features.read-only", "on")
     try:
         if side.volume.startswith("shard"):
-            client = SlaveClient(HostLink(side.host, side.volume, side.way))
+            client = SlaveClient(HostLink(side.host.node, side.volume, side.way))
             with pytest.raises(SlaveError, match=r"sharded and read-only.*features\.read-only off"):
                 client.hello(VOLUME_ID, "test", "test", side.epoch)
             client.close()
@@ -371,3 +373,41 @@ def test_a_mount_that_dies_is_no_loss(host: SlaveHost) -> None:
     assert set(side.listed(ROOT_GFID)) == {b"a", b"b"}
     side.close()
     side.source.close()
+
+
+@pytest.mark.parametrize("way", ["gfapi", "mount"])
+def test_a_frozen_agent_on_another_host_does_nothing_more(tmp_path: Path, way: str) -> None:
+    """The hosts know of each other by the volume alone."""
+    def connected(node: Node, epoch: int) -> SlaveClient:
+        client = SlaveClient(HostLink(node, "copy", way))
+        try:
+            hello = client.hello(VOLUME_ID, "test", "test", epoch)
+        except BaseException:
+            client.close()
+            raise
+        pids[epoch] = hello.pid
+        return client
+
+    def folder(n: int) -> FillRow:
+        return Side.row(b"%d" % n, bytes(15) + bytes([100 + n]), mode=stat.S_IFDIR | 0o755)
+
+    pids: dict[int, int] = {}
+    with cluster(tmp_path, "replica 2") as site:
+        site.make("copy", SHAPES["replica 2"])
+        first, second = site.nodes
+        with closing(connected(first, 1)) as old:
+            assert old.fill([folder(1)]).answers == ["made"]
+            assert old.fill([folder(1)]).answers == ["ok"]
+            first.run("kill", "-STOP", pids[1])
+            late = old.submit("fill", rows=[folder(2).to_json()])
+            with closing(connected(second, 2)) as new:
+                assert new.fill([folder(3)]).answers == ["made"]
+                first.run("kill", "-CONT", pids[1])
+                with pytest.raises(GsyncError):
+                    late.result(60)
+                assert new.fill([folder(3)]).answers == ["ok"]
+                assert set(dict(new.list(ROOT_GFID)[0])) == {b"1", b"3"}
+                assert new.known([folder(2).gfid]) == [False]
+                with pytest.raises(Faulty, match="epoch"):
+                    connected(first, 1)
+                new.commit(5, 5, 2, clear=True)

@@ -19,12 +19,11 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import date, timedelta
-from enum import Enum
 
-from gsync.errors import SLAVE_WIDE
 from gsync.model import ROOT_GFID, STATE_DIR, Gfid, Name
 from gsync.slave.gluster.state import State, Waiting
 from gsync.slave.gluster.volume import Node, Volume, set_node_attrs
+from gsync.slave.page import NOT_TO_FILL, READ, SPECIAL, TEMPORARY, Page, Place, Step, answer_of
 from gsync.slave.protocol import (
     ABSENT,
     ADOPTED,
@@ -41,7 +40,6 @@ from gsync.slave.protocol import (
     FillRow,
     LandedRow,
     MetaRow,
-    Problem,
     RemoveAnswer,
     RemoveRow,
 )
@@ -54,13 +52,9 @@ LIMBO_OLD: Gfid = RESERVED + b"limbo/old\0"
 LIMBO_DEL: Gfid = RESERVED + b"limbo/del\0"
 TRASH: Gfid = RESERVED + b"trash\0\0\0\0\0"
 
-_SPECIAL = (stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
 _PAGE = 1000
-_READ = 1 << 20
 _LONGEST = 255
 _DEEPEST = 100_000  # a chain of parents that is longer is a circle
-
-Step = Callable[[str], None]
 
 
 def in_limbo(gfid: Gfid) -> bytes:
@@ -76,40 +70,15 @@ def of_limbo(bname: bytes) -> Gfid | None:
         return None
 
 
-class _Place(Enum):
-    """Where a directory is, as far as filling names in it goes."""
-
-    IN_TREE = "in the tree"
-    UNATTACHED = "unattached"   # new, in limbo/new itself: nothing in it is visible, known before, or durable
-    DETACHED = "detached"       # in limbo/old, or in the trash, or about to be deleted
-    AWAY = "away"               # nowhere
-
-
-_NOT_TO_FILL = (_Place.DETACHED, _Place.AWAY)
-
-
-class _Page:
+class _Page(Page):
     """What one call of fill or remove has found out and done."""
 
     def __init__(self) -> None:
-        self.vacated: list[Name] = []
-        self.displaced: list[Gfid] = []
-        self.errors: list[Problem] = []
+        super().__init__()
         self.touched: list[tuple[Gfid, bytes, Gfid, int]] = []
         self.guests: list[tuple[Gfid, int]] = []
         self.made: list[Gfid] = []
-        self.places: dict[Gfid, _Place] = {}
         self.fresh: set[Gfid] = set()  # directories made by this page: nothing is in them
-        self.fatal: OSError | None = None
-
-    def failed(self, row: int, exc: OSError | ValueError | OverflowError) -> None:
-        """Note what became of one row; an error that concerns the whole slave ends the page."""
-        if isinstance(exc, OSError):
-            self.errors.append(Problem(row, exc.errno or errno.EIO, exc.strerror or str(exc)))
-            if exc.errno in SLAVE_WIDE:
-                self.fatal = exc
-        else:
-            self.errors.append(Problem(row, errno.EINVAL, str(exc)))
 
 
 class VolumeApply:
@@ -135,27 +104,24 @@ class VolumeApply:
         page = _Page()
         answers = [ERROR] * len(rows)
         moves: list[int] = []
-        for i, row in enumerate(rows):
+
+        def prepare(i: int) -> None:
             self._look()
-            try:
-                answer = self._prepare(page, row)
-            except (OSError, ValueError, OverflowError) as exc:
-                page.failed(i, exc)
-                if page.fatal:
-                    break
-                continue
+            answer = self._prepare(page, rows[i])
             if answer is None:
                 moves.append(i)
             else:
                 answers[i] = answer
+
+        def place(i: int) -> None:
+            answers[i] = self._place(page, rows[i])
+
+        page.each(range(len(rows)), prepare)
         self._note(page)
-        self._raise_fatal(page)
+        page.raise_fatal()
         if moves:
-            self.volume.sync() if not self.volume.write_through else None
-
-            def place(i: int) -> None:
-                answers[i] = self._place(page, rows[i])
-
+            if not self.volume.write_through:
+                self.volume.sync()
             self._change(page, moves, place)
         return FillAnswer(answers, page.vacated, page.displaced, page.errors)
 
@@ -169,44 +135,36 @@ class VolumeApply:
 
     def _change(self, page: _Page, numbers: Sequence[int], change: Callable[[int], None]) -> None:
         """(c) for these rows, each on its own."""
+        def looked(i: int) -> None:
+            self._look()
+            change(i)
+
         try:
-            for i in numbers:
-                self._look()
-                try:
-                    change(i)
-                except (OSError, ValueError, OverflowError) as exc:
-                    page.failed(i, exc)
-                    if page.fatal:
-                        break
+            page.each(numbers, looked)
             self.step("names changed")
         finally:
             self.state.write()
-        self._raise_fatal(page)
+        page.raise_fatal()
 
-    @staticmethod
-    def _raise_fatal(page: _Page) -> None:
-        if page.fatal:
-            raise page.fatal
-
-    def _where(self, page: _Page, gfid: Gfid) -> _Place:
+    def _where(self, page: _Page, gfid: Gfid) -> Place:
         place = page.places.get(gfid)
         if place is None:
             place = page.places[gfid] = self._find_place(gfid)
         return place
 
-    def _find_place(self, gfid: Gfid) -> _Place:
+    def _find_place(self, gfid: Gfid) -> Place:
         if gfid == ROOT_GFID:
-            return _Place.IN_TREE
+            return Place.IN_TREE
         node = self.volume.at(LIMBO_NEW, in_limbo(gfid))
         if node is not None and node.gfid == gfid:
-            return _Place.UNATTACHED
+            return Place.UNATTACHED
         node = self.volume.node(gfid)
         if node is None or not node.is_dir:
-            return _Place.AWAY
+            return Place.AWAY
         chain = self._chain(gfid)
         if not chain or chain[-1] != ROOT_GFID:
-            return _Place.AWAY
-        return _Place.DETACHED if any(g in (LIMBO_OLD, LIMBO_DEL, TRASH) for g in chain) else _Place.IN_TREE
+            return Place.AWAY
+        return Place.DETACHED if any(g in (LIMBO_OLD, LIMBO_DEL, TRASH) for g in chain) else Place.IN_TREE
 
     def _chain(self, gfid: Gfid) -> list[Gfid]:
         """The directories above one, nearest first."""
@@ -223,18 +181,18 @@ class VolumeApply:
         """(a) for one name: its answer, or None if something has to be moved to it."""
         pargfid, bname, gfid = row.pargfid, row.bname, row.gfid
         place = self._where(page, pargfid)
-        if place in _NOT_TO_FILL:
+        if place in NOT_TO_FILL:
             return PARENT
         kind = stat.S_IFMT(row.mode)
         occupant = None if pargfid in page.fresh else self.volume.at(pargfid, bname)
         if occupant is not None and occupant.gfid == gfid and occupant.kind == kind:
-            return ADOPTED if self._adopt and self.state.standing()[0] is None and place is _Place.IN_TREE else OK
+            return ADOPTED if self._adopt and self.state.standing()[0] is None and place is Place.IN_TREE else OK
         node = self.volume.node(gfid)
         if node is not None:
             if node.kind != kind:
                 raise OSError(errno.EEXIST, "the slave has another kind of inode with this gfid")
             return self._move(page, row, place, node, occupant)
-        free = place is _Place.UNATTACHED and occupant is None
+        free = place is Place.UNATTACHED and occupant is None
         if kind == stat.S_IFREG:
             return DIRECT if free and row.nlink == 1 else NEW
         if kind == stat.S_IFDIR:
@@ -246,11 +204,11 @@ class VolumeApply:
             return OK
         return self._move(page, row, place, self._make_special(LIMBO_NEW, in_limbo(gfid), row), occupant)
 
-    def _move(self, page: _Page, row: FillRow, place: _Place, node: Node, occupant: Node | None) -> str | None:
+    def _move(self, page: _Page, row: FillRow, place: Place, node: Node, occupant: Node | None) -> str | None:
         """(b) for one name: note every name outside limbo that the move may change. A move from limbo/new into a
         directory there is done at once: nobody sees it, and a crash throws it away."""
         page.fresh.discard(row.pargfid)
-        if place is _Place.UNATTACHED and occupant is None and self._is_new(row.gfid):
+        if place is Place.UNATTACHED and occupant is None and self._is_new(row.gfid):
             return self._place(page, row)
         page.touched.append((row.pargfid, row.bname, row.gfid, row.since))
         if occupant is not None:
@@ -259,7 +217,7 @@ class VolumeApply:
             name = self.volume.parent(row.gfid)
             if name is not None and not name[0].startswith(RESERVED):
                 page.touched.append((*name, row.gfid, row.since))
-                if place is _Place.UNATTACHED or LIMBO_NEW in self._chain(row.pargfid):
+                if place is Place.UNATTACHED or LIMBO_NEW in self._chain(row.pargfid):
                     page.guests.append((row.gfid, row.since))
         return None
 
@@ -272,14 +230,14 @@ class VolumeApply:
 
     def _make_dir(self, page: _Page, gfid: Gfid) -> None:
         self.volume.make(LIMBO_NEW, in_limbo(gfid), gfid, stat.S_IFDIR | 0o700)
-        page.places[gfid] = _Place.UNATTACHED
+        page.places[gfid] = Place.UNATTACHED
         page.fresh.add(gfid)
         page.made.append(gfid)
         self.step("directory made")
 
     def _make_special(self, pargfid: Gfid, bname: bytes, row: FillRow) -> Node:
         """Make a symlink, FIFO, socket or device whole at a free name."""
-        if stat.S_IFMT(row.mode) not in _SPECIAL:
+        if stat.S_IFMT(row.mode) not in SPECIAL:
             raise ValueError(f"no kind of inode: mode {row.mode:o}")
         self.volume.make(pargfid, bname, row.gfid, row.mode, row.uid, row.gid, row.rdev, row.target)
         try:
@@ -303,7 +261,7 @@ class VolumeApply:
 
     def _place(self, page: _Page, row: FillRow) -> str:
         """(c) for one name: look again at who is where, then move [21, 22]."""
-        if self._where(page, row.pargfid) in _NOT_TO_FILL:
+        if self._where(page, row.pargfid) in NOT_TO_FILL:
             return PARENT
         occupant = self.volume.at(row.pargfid, row.bname)
         if occupant is not None and occupant.gfid == row.gfid:
@@ -375,7 +333,7 @@ class VolumeApply:
                 volume.link(row.gfid, row.pargfid, row.bname)
                 self.step("linked")
                 return OK
-        temporary = b"t." + limbo_name
+        temporary = TEMPORARY + limbo_name
         with suppress(FileNotFoundError):
             volume.unlink(LIMBO_NEW, temporary)
         volume.link(row.gfid, LIMBO_NEW, temporary)
@@ -395,15 +353,15 @@ class VolumeApply:
         """Take names away: an inode whose last name it is waits in limbo/old [17], or with keep_last keeps it."""
         page = _Page()
         there: list[int] = []
-        for i, row in enumerate(rows):
-            try:
-                found = self.volume.at(row.pargfid, row.bname)
-            except OSError as exc:
-                page.failed(i, exc)
-                continue
+
+        def find(i: int) -> None:
+            row = rows[i]
+            found = self.volume.at(row.pargfid, row.bname)
             if found is not None:
                 there.append(i)
                 page.touched.append((row.pargfid, row.bname, found.gfid, row.since))
+
+        page.each(range(len(rows)), find)
         self._note(page)
         self._change(page, there, lambda i: self._remove(page, rows[i], keep_last))
         return RemoveAnswer(page.displaced, page.errors)
@@ -476,7 +434,7 @@ class VolumeApply:
             except FileNotFoundError:
                 answers.append(ABSENT)
             except OSError as exc:
-                answers.append(_errno(exc))
+                answers.append(answer_of(exc))
         return answers
 
     def landed(self, rows: Sequence[LandedRow]) -> list[int]:
@@ -500,7 +458,7 @@ class VolumeApply:
                 except FileNotFoundError:
                     answers.append((ABSENT, 0, ""))
                 except OSError as exc:
-                    answers.append((_errno(exc), 0, ""))
+                    answers.append((answer_of(exc), 0, ""))
         return answers
 
     @staticmethod
@@ -508,7 +466,7 @@ class VolumeApply:
         file = volume.open(gfid)
         try:
             digest, size = hashlib.blake2b(), 0
-            while (data := file.pread(_READ, size)):
+            while (data := file.pread(READ, size)):
                 digest.update(data)
                 size += len(data)
             return size, digest.hexdigest()
@@ -685,10 +643,3 @@ class VolumeApply:
                 continue
             if time.mktime((day + timedelta(days=1)).timetuple()) + self._retention < time.time():
                 self._discard(TRASH, bname, node.gfid)
-
-
-def _errno(exc: OSError) -> int:
-    """What to answer for one inode; an error that concerns the whole slave is raised."""
-    if exc.errno in SLAVE_WIDE:
-        raise exc
-    return exc.errno or errno.EIO

@@ -19,9 +19,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from gsync.errors import SlaveError, Transient
-from gsync.fsid import syncfs
 from gsync.model import ROOT_GFID, Gfid, gfid_parse, gfid_str
-from gsync.slave.gluster.syncpoints import SyncPoints
+from gsync.slave.gluster.syncpoints import Storage
 from gsync.slave.gluster.volfile import Site, program
 from gsync.slave.gluster.volume import (
     GFID2PATH,
@@ -58,10 +57,8 @@ class AuxMount:
         client = program("glusterfs")
         if client is None:
             raise SlaveError("there is neither libgfapi nor GlusterFS's client on that host: install glusterfs-client")
-        bricks = site.local_bricks()
-        self._brick_fds = [os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for path in bricks or ()]
-        self.write_through = bricks is None
-        self._points = SyncPoints(self, site.subvolumes)
+        self._storage = Storage(self, site)
+        self.write_through = self._storage.write_through
         self._folder = tempfile.mkdtemp(prefix="gsync-mount-")
         try:
             self._root = self._mount(client, site)
@@ -110,8 +107,7 @@ class AuxMount:
         for folder in (place, self._folder):
             with suppress(OSError):
                 os.rmdir(folder)
-        for fd in self._brick_fds:
-            os.close(fd)
+        self._storage.close()
 
     @contextmanager
     def anew(self) -> Iterator[AuxMount]:
@@ -300,10 +296,7 @@ class AuxMount:
             return os.getxattr(self._path(gfid), "trusted.glusterfs.pathinfo", follow_symlinks=False)
 
     def sync(self) -> None:
-        for fd in self._brick_fds:
-            syncfs(fd)
-        if self.write_through:
-            self._points.sync()
+        self._storage.sync()
 
 
 class _File:

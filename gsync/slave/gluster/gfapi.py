@@ -21,9 +21,8 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from gsync.errors import Transient
-from gsync.fsid import syncfs
 from gsync.model import NS, ROOT_GFID, Gfid
-from gsync.slave.gluster.syncpoints import SyncPoints
+from gsync.slave.gluster.syncpoints import Storage
 from gsync.slave.gluster.volfile import Site
 from gsync.slave.gluster.volume import (
     GFID2PATH,
@@ -140,10 +139,8 @@ class GfapiVolume:
     def __init__(self, site: Site, lib: _Library) -> None:
         self.name, self.id = site.name, site.id
         self._lib = lib
-        bricks = site.local_bricks()
-        self._brick_fds = [os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for path in bricks or ()]
-        self.write_through = bricks is None
-        self._points = SyncPoints(self, site.subvolumes)
+        self._storage = Storage(self, site)
+        self.write_through = self._storage.write_through
         self._stat = _STATS[platform.machine()]()
         self._at_stat = ctypes.byref(self._stat)
         self._buffer = ctypes.create_string_buffer(_NAMES)
@@ -172,8 +169,7 @@ class GfapiVolume:
     def close(self) -> None:
         for gfid in list(self._objects):
             self._lib.h_close(self._objects.pop(gfid))
-        for fd in self._brick_fds:
-            os.close(fd)
+        self._storage.close()
         # No glfs_fini: it waits for bricks that are gone, and this process is about to end.
 
     @contextmanager
@@ -429,17 +425,14 @@ class GfapiVolume:
         return self._getxattr(gfid, b"trusted.glusterfs.pathinfo")
 
     def sync(self) -> None:
-        for fd in self._brick_fds:
-            syncfs(fd)
-        if self.write_through:
-            self._points.sync()
+        self._storage.sync()
 
 
-class _File:
-    """A File."""
+class _Data:
+    """Reading and writing, by the calls for it: (buffer or address, bytes, offset), which say how many it were."""
 
-    def __init__(self, lib: _Library, fd: int, gfid: Gfid) -> None:
-        self._lib, self._fd, self._gfid = lib, fd, gfid
+    def __init__(self, gfid: Gfid, read: Callable[[Any, int, int], int], write: Callable[[int, int, int], int]) -> None:
+        self._gfid, self._read, self._write = gfid, read, write
 
     def _ok(self, result: int) -> int:
         if result < 0:
@@ -450,12 +443,21 @@ class _File:
         at, keep = _address(data)
         done = 0
         while done < len(data):
-            done += self._ok(self._lib.pwrite(self._fd, at + done, len(data) - done, offset + done, 0, None, None))
+            done += self._ok(self._write(at + done, len(data) - done, offset + done))
         del keep
 
     def pread(self, size: int, offset: int) -> bytes:
         buffer = ctypes.create_string_buffer(size)
-        return ctypes.string_at(buffer, self._ok(self._lib.pread(self._fd, buffer, size, offset, 0, None)))
+        return ctypes.string_at(buffer, self._ok(self._read(buffer, size, offset)))
+
+
+class _File(_Data):
+    """A File."""
+
+    def __init__(self, lib: _Library, fd: int, gfid: Gfid) -> None:
+        super().__init__(gfid, lambda buffer, size, offset: lib.pread(fd, buffer, size, offset, 0, None),
+                         lambda at, size, offset: lib.pwrite(fd, at, size, offset, 0, None, None))
+        self._lib, self._fd = lib, fd
 
     def truncate(self, size: int) -> None:
         self._ok(self._lib.ftruncate(self._fd, size, None, None))
@@ -469,29 +471,13 @@ class _File:
             self._ok(self._lib.close(fd))
 
 
-class _Short:
+class _Short(_Data):
     """A File by its handle, never opened: GlusterFS's anonymous descriptors. It saves two calls to the bricks."""
 
     def __init__(self, lib: _Library, fs: int, handle: int, gfid: Gfid, volume: GfapiVolume) -> None:
-        self._lib, self._fs, self._handle, self._gfid, self._volume = lib, fs, handle, gfid, volume
-
-    def _ok(self, result: int) -> int:
-        if result < 0:
-            raise _fail(self._gfid.hex())
-        return result
-
-    def pwrite(self, data: bytes | memoryview, offset: int) -> None:
-        at, keep = _address(data)
-        done = 0
-        while done < len(data):
-            done += self._ok(self._lib.h_anonymous_write(self._fs, self._handle, at + done, len(data) - done,
-                                                         offset + done))
-        del keep
-
-    def pread(self, size: int, offset: int) -> bytes:
-        buffer = ctypes.create_string_buffer(size)
-        return ctypes.string_at(buffer, self._ok(self._lib.h_anonymous_read(self._fs, self._handle, buffer, size,
-                                                                            offset)))
+        super().__init__(gfid, lambda buffer, size, offset: lib.h_anonymous_read(fs, handle, buffer, size, offset),
+                         lambda at, size, offset: lib.h_anonymous_write(fs, handle, at, size, offset))
+        self._volume = volume
 
     def _opened(self, do: Callable[[File], None]) -> None:
         file = self._volume.open(self._gfid, write=True)

@@ -28,10 +28,12 @@ from gsync.model import NS, ROOT_GFID, STATE_DIR, Gfid
 from gsync.slave import fence
 from gsync.slave.gluster import apply as names
 from gsync.slave.gluster import state, syncpoints, volfile
-from gsync.slave.gluster.apply import Step, VolumeApply
+from gsync.slave.gluster.apply import VolumeApply
 from gsync.slave.gluster.backend import open_volume
 from gsync.slave.gluster.volume import Space, Volume
 from gsync.slave.ground import Asked, Found, Whereabouts
+from gsync.slave.identity import ACL_OF_A_PROBE
+from gsync.slave.page import Step, works
 from gsync.slave.protocol import RESERVED, Caps, Fenced, stream_of
 from gsync.slave.survey import Survey
 
@@ -195,16 +197,14 @@ class VolumeGround:
         if full := _full(self._name, space):
             problems.append(full)
         return Survey(rpc.PROTOCOL, gsync.__version__, platform.python_version(), os.geteuid(), time.time_ns(), kind,
-                      problems, self._busy(), space.free, space.inodes, "glusterfs", [])
+                      problems, self._busy(), space.free, space.inodes, "glusterfs", [], reached.id)
 
     def _busy(self) -> str:
         """Which session works there now by way of this host, "" if none does."""
-        path = os.path.join(_RUN, b"volume-" + self._volume.id.encode(), fence.AGENT_LOCK)
         with suppress(OSError):
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = os.open(os.path.join(_RUN, b"volume-" + self._volume.id.encode()), os.O_RDONLY | os.O_DIRECTORY)
             try:
-                if fence.is_locked(fd):
-                    return str(fence.holder(fd).get("session", "?"))
+                return fence.at_work(fd)
             finally:
                 os.close(fd)
         return ""
@@ -236,7 +236,7 @@ class VolumeGround:
         caps = _probe(volume)
         fence.unlock(self._lock_fds[1])
         self.works = works
-        return Found(*kept.standing(), unclean, empty, volume.space().free, caps)
+        return Found(*kept.standing(), unclean, empty, volume.space().free, caps, volume.id)
 
     def _take(self, volume: Volume, session: str, epoch: int, ticket: str) -> Pass:
         """End what an older connection runs at this host, then take the others their passes."""
@@ -338,22 +338,14 @@ def _probe(volume: Volume) -> Caps:
         volume.unlink(names.STATE, b"probe")
     volume.make(names.STATE, b"probe", gfid, stat.S_IFREG | 0o600)
     try:
-        def works(attempt: Callable[[], object]) -> bool:
-            try:
-                return attempt() is not False
-            except OSError:
-                return False
-
         def keeps_ns() -> bool:
             volume.set_attrs(gfid, None, None, (NS + 987654321, NS + 123456789))
             node = volume.node(gfid)
             return node is not None and node.mtime == NS + 987654321
 
-        acl = bytes.fromhex("02000000" "01000600ffffffff" "0200060001000000" "04000400ffffffff" "10000600ffffffff"
-                            "20000400ffffffff")
         return Caps(xattr=works(lambda: volume.set_xattr(gfid, b"user.gsync", b"1")),
                     trusted=volume.privileged_xattrs,
-                    acl=works(lambda: volume.set_xattr(gfid, b"system.posix_acl_access", acl)),
+                    acl=works(lambda: volume.set_xattr(gfid, b"system.posix_acl_access", ACL_OF_A_PROBE)),
                     utime_ns=works(keeps_ns))
     finally:
         volume.unlink(names.STATE, b"probe")

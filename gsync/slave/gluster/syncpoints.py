@@ -1,4 +1,5 @@
-"""Stable storage on bricks that only the network reaches: a file on each subvolume that is written and synced.
+"""Stable storage in a volume. Where all bricks are on this host, their file systems are synced; else there is a file on
+each subvolume that is written and synced.
 
 A sync of one file makes the file system's journal durable up to then (ext4, xfs), so everything that was done on the
 brick before it, but the content of other files: those are synced when they are written. GlusterFS itself has no call
@@ -8,14 +9,17 @@ that reaches all bricks. Standard library only, Python 3.9.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import stat
 from typing import TYPE_CHECKING
 
+from gsync.fsid import syncfs
 from gsync.model import Gfid
 from gsync.slave.protocol import RESERVED
 
 if TYPE_CHECKING:
+    from gsync.slave.gluster.volfile import Site
     from gsync.slave.gluster.volume import Volume
 
 FOLDER: Gfid = RESERVED + b"sync\0\0\0\0\0\0"
@@ -23,16 +27,29 @@ _BRICK = re.compile(rb"<POSIX\([^)]*\):[^:>]*")  # the folder and host of a bric
 _TRIES = 40  # names per subvolume until one is found that lies there
 
 
-class SyncPoints:
-    """The files, found or made when they are first needed."""
+class Storage:
+    """write_through: files have to be synced one by one. The files are found or made when they are first needed."""
 
-    def __init__(self, volume: Volume, subvolumes: int) -> None:
+    def __init__(self, volume: Volume, site: Site) -> None:
         self._volume = volume
-        self._subvolumes = subvolumes
+        self._subvolumes = site.subvolumes
         self._gfids: list[Gfid] = []
+        bricks = site.local_bricks()
+        self.write_through = bricks is None
+        self._brick_fds = [os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for path in bricks or ()]
+
+    def close(self) -> None:
+        for fd in self._brick_fds:
+            os.close(fd)
 
     def sync(self) -> None:
         """Make durable what was done on every subvolume."""
+        for fd in self._brick_fds:
+            syncfs(fd)
+        if self.write_through:
+            self._sync_points()
+
+    def _sync_points(self) -> None:
         if not self._gfids:
             self._gfids = self._find()
         for gfid in self._gfids:
