@@ -61,7 +61,7 @@ def create(
     from gsync.volume.home import Home
 
     home = Home(state)
-    texts = _settings(settings or []) | ({"adopt": "true"} if adopt else {})
+    texts = _settings(settings or []) | ({"adopt": "true"} if adopt or from_gsyncd else {})
     target = places.slave_at(slave)
     volume, is_new = places.find_master(home, master)
     sessions = SessionHome(home)
@@ -73,10 +73,8 @@ def create(
     session = sessions.find_or_new(volume.name, slave_text, name, texts)
     if accept_host_key is not None:
         accept_key(target, session.options, accept_host_key)
-    before = _gsyncd(volume, target, sessions.home) if from_gsyncd else None
-    findings = preflight(session, volume, home)
-    if force:
-        findings = [replace(f, level=Level.WARNING) if f.forcible else f for f in findings]
+    looked = preflight(session, volume, home, from_gsyncd=from_gsyncd)
+    findings = [replace(f, level=Level.WARNING) if force and f.forcible else f for f in looked.findings]
     refusing = [f for f in findings if f.level is Level.ERROR]
     if not refusing:
         if volume.gluster is not None:
@@ -86,8 +84,8 @@ def create(
         if is_new or (session.on_meta_volume and volume.gluster is None):
             keep_volume(home, volume)
         sessions.save(session, texts)
-        if before is not None:
-            replace_file(os.fsencode(session.gsyncd), before.encode("ascii") + b"\n")
+        if from_gsyncd:
+            replace_file(os.fsencode(session.gsyncd), looked.slave_volume.encode("ascii") + b"\n")
     if json:
         print_json({"session": session.name, "created": not refusing,
                     "findings": [{"level": f.level.value, "text": f.text} for f in findings]})
@@ -97,33 +95,6 @@ def create(
             print(f"session {session.name} is created: {path_shown(volume.path)} to {path_shown(session.slave)}\n"
                   f"next: gsync start {session.name}")
     return _refused(refusing, json=json) if refusing else 0
-
-
-def _gsyncd(volume: Volume, slave: Slave, home: Home) -> str:
-    """What GlusterFS's own geo-replication has noted of this volume; the id by which it knows the slave."""
-    import sys
-
-    from gsync.errors import UsageError
-    from gsync.session.status import rfc3339
-    from gsync.volume.gstime import standings
-
-    if volume.gluster is None or not slave.path.startswith(b"::"):
-        raise UsageError("--from-gsyncd: that goes from a GlusterFS volume to the GlusterFS volume that it was "
-                         "replicated to; for a plain tree use --adopt")
-    found = {brick.path: standings(brick.path, volume.uuid) for brick in volume.bricks_here()}
-    slaves = {each.slave for all_of in found.values() for each in all_of}
-    if not slaves:
-        raise UsageError(f"--from-gsyncd: nothing is noted on the bricks of {volume.gluster.name} here: was it ever "
-                         "replicated by GlusterFS?")
-    for path, all_of in found.items():
-        for each in all_of:
-            entries = f", names up to {rfc3339(each.entry_stime)}" if each.entry_stime else ""
-            print(f"info: {path}: slave {each.slave} holds everything up to {rfc3339(each.stime)}{entries}",
-                  file=sys.stderr)
-    if len(slaves) > 1:
-        raise UsageError(f"--from-gsyncd: the volume had several slaves: {', '.join(sorted(slaves))}; delete those "
-                         "that are no more with gluster volume geo-replication ... delete reset-sync-time")
-    return slaves.pop()
 
 
 def _set_options(volume: Volume, home: Home, *, yes: bool) -> Volume:

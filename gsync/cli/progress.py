@@ -6,7 +6,7 @@ A RunView is the supervisor's Observer. It acts on nothing; it prints changes on
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gsync.cli.output import duration_text, print_json, size_text
@@ -21,24 +21,16 @@ PROGRESS_EVERY = 1.0  # seconds between two progress events
 
 
 class Totals:
-    """Files and bytes of the whole run: a worker that is started again counts from nothing."""
+    """Files and bytes of the whole run, all workers together: one that is started again counts from nothing."""
 
     def __init__(self) -> None:
-        self._before = (0, 0)
-        self._now = (0, 0)
-        self._pid: int | None = None
+        self._done: dict[int, tuple[int, int]] = {}  # by pid
 
-    def take(self, status: WorkerStatus) -> tuple[int, int]:
-        if status.pid is not None:
-            if status.pid != self._pid:
-                self._before, self._now = self.sum, (0, 0)
-                self._pid = status.pid
-            self._now = (status.files_done, status.bytes_done)
-        return self.sum
-
-    @property
-    def sum(self) -> tuple[int, int]:
-        return self._before[0] + self._now[0], self._before[1] + self._now[1]
+    def take(self, statuses: Sequence[WorkerStatus]) -> tuple[int, int]:
+        for status in statuses:
+            if status.pid is not None:
+                self._done[status.pid] = status.files_done, status.bytes_done
+        return sum(files for files, _ in self._done.values()), sum(size for _, size in self._done.values())
 
 
 def _of(done: str, total: str | None) -> str:
@@ -124,8 +116,9 @@ class RunView:
         log.warning(f"{child} ended", reason=ending.line, again_in=pause)
         self.event("restart", child=child, reason=ending.line, pause_seconds=pause)
 
-    def tick(self, status: WorkerStatus) -> None:
-        files, size = self.totals.take(status)
+    def tick(self, statuses: Sequence[WorkerStatus]) -> None:
+        files, size = self.totals.take(statuses)
+        status = WorkerStatus.of_all(statuses)
         shown = (status.state, status.reason, status.crawl)
         if shown != self._shown:
             self._shown = shown
@@ -155,9 +148,10 @@ class RunView:
         if self._live is not None:
             self._live.show(progress_line(status, files, size))
 
-    def finish(self, status: WorkerStatus, exit_code: int) -> str:
+    def finish(self, statuses: Sequence[WorkerStatus], exit_code: int) -> str:
         """The last words: as an event and a log line, and as the text for a terminal."""
-        files, size = self.totals.take(status)
+        files, size = self.totals.take(statuses)
+        status = WorkerStatus.of_all(statuses)
         log.info("done", files=files, bytes=size, failures=status.failures, held=status.held,
                  stime=rfc3339(status.stime), took=time.monotonic() - self._started)
         self.event("done", exit_code=exit_code, files=files, bytes=size, failures=status.failures,

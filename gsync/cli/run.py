@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gsync.session.options import Options
     from gsync.session.session import Session
     from gsync.session.status import WorkerStatus
-    from gsync.session.supervisor import Ending
+    from gsync.session.supervisor import Ending, RecorderAt, WorkerAt
     from gsync.transport.link import Slave
     from gsync.volume.home import Home, Volume
 
@@ -164,28 +164,23 @@ def _supervise(session: Session, given: dict[str, Any], volume: Volume, home: Ho
 
     from gsync.cli.output import print_error, print_json
     from gsync.cli.progress import LiveLine, RunView
-    from gsync.recorder.status import RecorderPort
-    from gsync.session.child import child_argv
-    from gsync.session.status import WorkerStatus
     from gsync.session.supervisor import DONE, DONE_WITH_FAILURES, Supervisor
 
     until = time.time_ns()
     live = LiveLine() if sys.stderr.isatty() and not json else None
     with _logging(session, quiet=live is not None) as logfile:
         view = RunView(session.name, logfile.line, json=json, live=live)
-        worker = child_argv("gsync.session.run_worker",
-                            [session.name, "--home", home.path, "--settings", dumps(given),
-                             *(["--once-until", str(until)] if once else [])])
-        supervisor = Supervisor(worker, session.worker_status, _recorder_argv(session, volume, home),
-                                RecorderPort(volume.brick()).holder, view, once=once)
+        args = ["--settings", dumps(given), *(["--once-until", str(until)] if once else [])]
+        supervisor = Supervisor([_worker(part, home, args) for part in _parts(session, volume)],
+                                _recorder(session, volume, home), view, once=once)
         try:
             ending = supervisor.run()
         finally:
             if live is not None:
                 live.close()
-        status = WorkerStatus.read(session.worker_status) or WorkerStatus()
-        code = _exit_code(ending, status)
-        summary = view.finish(status, code)
+        statuses = supervisor.look()
+        code = _exit_code(ending, statuses)
+        summary = view.finish(statuses, code)
         if code > DONE_WITH_FAILURES:
             if json:
                 print_json(_error_event(ending.line, code))
@@ -203,11 +198,61 @@ def _recorder_argv(session: Session, volume: Volume, home: Home) -> list[str]:
     return child_argv("gsync.recorder", recorder_args(volume.name, home.path, session.options))
 
 
-def _exit_code(ending: Ending, status: WorkerStatus) -> int:
+def _parts(session: Session, volume: Volume) -> list[Session]:
+    """The session as each worker of the run has it: of a GlusterFS volume one for each subvolume, through a brick of it
+    that this node has and that records, if one does. UsageError where there is none for one."""
+    from gsync.errors import UsageError
+    from gsync.recorder.brick import port_of
+    from gsync.recorder.status import FAULTY
+    from gsync.volume.gluster import read_info
+
+    if volume.gluster is None:
+        return [session]
+    info = read_info(volume.gluster.name, volume.gluster.host)
+    if info.lacks():
+        raise UsageError(f"volume {volume.name}: its changes are not recorded: " + "; ".join(
+            f"gluster volume set {info.name} {name} {value}" for name, value in info.lacks().items()))
+    chosen: dict[int, Session] = {}
+    for part in session.parts(volume):
+        assert part.part is not None
+        status = port_of(volume, part.part.brick).status()
+        if part.part.subvolume not in chosen or (status is not None and status.state != FAULTY):
+            chosen[part.part.subvolume] = part
+    for brick in info.bricks:
+        if brick.subvolume not in chosen:
+            raise UsageError(f"volume {volume.name}: a run works through the bricks of this node, and none of them "
+                             f"holds what brick {brick} does: gsync create and start work on all nodes")
+    return list(chosen.values())
+
+
+def _worker(session: Session, home: Home, args: list[str]) -> WorkerAt:
+    from gsync.durable import make_dirs
+    from gsync.session.child import child_argv
+    from gsync.session.supervisor import WorkerAt
+
+    make_dirs(session.own.encode("utf-8", "surrogateescape"))
+    brick = ["--brick", str(session.part.brick)] if session.part else []
+    name = f"worker of brick {session.part.brick}" if session.part else "worker"
+    return WorkerAt(name, child_argv("gsync.session.run_worker", [session.name, "--home", home.path, *brick, *args]),
+                    session.worker_status)
+
+
+def _recorder(session: Session, volume: Volume, home: Home) -> RecorderAt | None:
+    """None for a GlusterFS volume, which records by itself."""
+    from gsync.recorder.status import RecorderPort
+    from gsync.session.supervisor import RecorderAt
+
+    if volume.gluster is not None:
+        return None
+    return RecorderAt(_recorder_argv(session, volume, home), RecorderPort(volume.brick()).holder)
+
+
+def _exit_code(ending: Ending, statuses: Sequence[WorkerStatus]) -> int:
     """A run that was stopped is done, with failures if there are any."""
     from gsync.session.supervisor import DONE, DONE_WITH_FAILURES
 
-    return DONE_WITH_FAILURES if ending.code == DONE and (status.failures or status.held) else ending.code
+    failed = any(status.failures or status.held for status in statuses)
+    return DONE_WITH_FAILURES if ending.code == DONE and failed else ending.code
 
 
 @contextmanager

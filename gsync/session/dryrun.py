@@ -23,7 +23,6 @@ from gsync.session.run_worker import Parts
 from gsync.session.session import Session
 from gsync.session.status import WorkerStatus
 from gsync.session.supervisor import Child
-from gsync.slave.client import SlaveClient
 from gsync.volume.home import Home, Volume
 from gsync.volume.tree import DirReader, Resolved, Tree, Verdict
 
@@ -167,13 +166,15 @@ def _slave_names(slave: Slave, gfid: Gfid) -> Iterator[tuple[bytes, Gfid | None]
 def dry_run(session: Session, volume: Volume, home: Home, recorder_argv: list[str]) -> Iterator[Planned]:
     """The plan of a session that does not run. A recorder runs meanwhile, for its index of the tree.
 
-    A slave that is not ours yet stays so. One that may be adopted is not looked into: all is to be compared.
+    A slave that is not ours yet stays so. One that may be adopted is not looked into: all is to be compared. Of a
+    GlusterFS volume all is seen through one brick's worker.
     """
+    session = session.parts(volume)[0]
     parts = Parts(session, volume, home, threading.Event(), lambda: Order.RUN)
     status = WorkerStatus.read(session.worker_status)
     first = status is None or status.stime is None
-    with _recorded(volume, recorder_argv), closing(parts.open_tree()) as tree, closing(parts.link()) as link, \
-            closing(SlaveClient(link, session.options.slave_timeout, master=volume.path)) as client:
+    with _recorded(volume, recorder_argv), closing(parts), closing(parts.open_tree()) as tree, \
+            closing(parts.link()) as link, closing(parts.client(link)) as client:
         if client.look(volume.uuid, session.options.adopt, first):
             epoch = lease_of(session, home).take()
             if epoch is None:
@@ -187,7 +188,11 @@ def dry_run(session: Session, volume: Volume, home: Home, recorder_argv: list[st
 
 @contextmanager
 def _recorded(volume: Volume, recorder_argv: list[str]) -> Iterator[None]:
-    """With the recorder's index up to date; a recorder that did not run before is ended after."""
+    """With the recorder's index up to date; a recorder that did not run before is ended after. A GlusterFS volume needs
+    none."""
+    if volume.gluster is not None:
+        yield
+        return
     port = RecorderPort(volume.brick(), timeout=1.0)
     now = time.time_ns()
     child = None if port.holder() else Child("recorder", recorder_argv, lambda name, line: None)

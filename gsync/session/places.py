@@ -33,7 +33,8 @@ def find_master(home: Home, master: str) -> tuple[Volume, bool]:
     try:
         os.close(os.open(real, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     except FileNotFoundError:
-        raise UsageError(f"master {_shown(master)}: no such directory" + ("" if "/" in master else " or volume")) \
+        raise UsageError(f"master {_shown(master)}: no such directory" + ("" if "/" in master else
+                         " or volume; gsync volume add --gluster makes one of a GlusterFS volume")) \
             from None
     except OSError as exc:
         raise UsageError(f"master {_shown(master)}: {exc.strerror}") from None

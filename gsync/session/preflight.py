@@ -25,9 +25,12 @@ from gsync.session.metavolume import MetaVolume
 from gsync.session.options import Options
 from gsync.session.run_worker import Parts
 from gsync.session.session import Session
+from gsync.session.status import rfc3339
 from gsync.slave.client import SlaveClient
 from gsync.slave.survey import Survey
 from gsync.transport.link import Link, parse_slave
+from gsync.volume import gstime
+from gsync.volume.gbrick import BrickHistory, BrickRecord
 from gsync.volume.gluster import GlusterInfo
 from gsync.volume.home import Home, Volume
 
@@ -54,14 +57,27 @@ class Finding:
     forcible: bool = False
 
 
-def preflight(session: Session, volume: Volume, home: Home) -> list[Finding]:
-    """All that is found, errors first. The session need not be saved, nor the volume kept."""
+@dataclass(frozen=True)
+class Looked:
+    """What was found, errors first. slave_volume: the id of a slave that is a GlusterFS volume, "" if it is none or did
+    not answer."""
+
+    findings: list[Finding]
+    slave_volume: str = ""
+
+
+def preflight(session: Session, volume: Volume, home: Home, *, from_gsyncd: bool = False) -> Looked:
+    """Look at both ends. The session need not be saved, nor the volume kept. from_gsyncd: it is to go on where
+    GlusterFS's own geo-replication of the volume to this slave stopped."""
     try:
         places.check_apart(volume, parse_slave(session.slave), home)
     except UsageError as exc:
-        return [_usage(str(exc))]  # nothing else matters then
-    findings = _here(session, volume, home) + _there(session, volume, home)
-    return sorted(findings, key=lambda finding: list(Level).index(finding.level))
+        return Looked([_usage(str(exc))])  # nothing else matters then
+    findings, slave_volume = _there(session, volume, home)
+    findings += _here(session, volume, home)
+    if from_gsyncd:
+        findings += _taken_over(volume, slave_volume)
+    return Looked(sorted(findings, key=lambda finding: list(Level).index(finding.level)), slave_volume)
 
 
 def _usage(text: str) -> Finding:
@@ -78,7 +94,10 @@ def _here(session: Session, volume: Volume, home: Home) -> list[Finding]:
     if options.use_meta_volume and not MetaVolume(options.meta_volume_mnt, os.path.join(home.path, "x")).mounted:
         findings.append(_usage(f"use-meta-volume is set, but nothing is mounted at {_shown(options.meta_volume_mnt)}: "
                                "mount it, or gsync config --site set use-meta-volume false"))
-    if options.sync_method != "tarssh" and shutil.which(options.rsync_command) is None:
+    if parse_slave(session.slave).is_volume:
+        if options.sync_method == "rsync":
+            findings.append(_usage("sync-method rsync does not go to a GlusterFS volume: use auto or tarssh"))
+    elif options.sync_method != "tarssh" and shutil.which(options.rsync_command) is None:
         findings.append(_no_rsync(options.sync_method, "here"))
     return findings
 
@@ -96,32 +115,56 @@ def _gluster(info: GlusterInfo, options: Options) -> list[Finding]:
     return findings
 
 
+def _taken_over(volume: Volume, slave_volume: str) -> list[Finding]:
+    """What GlusterFS's own geo-replication has noted of this slave, and what that means for the first crawl."""
+    if volume.gluster is None or not slave_volume:
+        return [_usage("--from-gsyncd goes from a GlusterFS volume to the GlusterFS volume that it was replicated to; "
+                       "for anything else there is --adopt")]
+    findings = []
+    for at in volume.bricks_here():
+        brick = volume.brick(at.number)
+        found = gstime.standing(brick.root, volume.uuid, slave_volume)
+        if found is None:
+            findings.append(Finding(Level.WARNING, f"brick {at}: GlusterFS has noted nothing of this slave"))
+            continue
+        history = BrickHistory(os.fsencode(brick.changelogs), BrickRecord(volume.gluster, at, brick.changelogs))
+        goes_on = "goes on from there" if history.reaches_back_to(found.stime) else \
+            "has changelogs of a part of the time since, so the volume is walked"
+        entries = f" (of names up to {rfc3339(found.entry_stime)})" if found.entry_stime else ""
+        findings.append(Finding(Level.INFO, f"brick {at}: the slave holds everything up to {rfc3339(found.stime)}"
+                                f"{entries}; it {goes_on}"))
+    if all(finding.level is Level.WARNING for finding in findings):
+        findings.append(_usage(f"--from-gsyncd: nothing is noted of this slave on the bricks of {volume.gluster.name} "
+                               "here: was it ever replicated there by GlusterFS? --adopt compares everything"))
+    return findings
+
+
 def _no_rsync(method: str, where: str) -> Finding:
     if method == "rsync":
         return _usage(f"sync-method is rsync, but rsync is not installed {where}: install it, or use auto")
     return Finding(Level.INFO, f"rsync is not installed {where}: large files that change in part are sent whole")
 
 
-def _there(session: Session, volume: Volume, home: Home) -> list[Finding]:
-    """What the slave says, if it can be asked."""
+def _there(session: Session, volume: Volume, home: Home) -> tuple[list[Finding], str]:
+    """What the slave says, if it can be asked; and its volume's id."""
     with tempfile.TemporaryDirectory(prefix="gsync-") as scratch:
         folder = session.folder if os.path.isdir(session.folder) else scratch  # there is none before the session is
         try:
             link = Parts(dataclasses.replace(session, folder=folder), volume, home, threading.Event(),
                          lambda: Order.RUN).link()
         except UsageError as exc:
-            return [_usage(str(exc))]
+            return [_usage(str(exc))], ""
         except GsyncError as exc:
-            return [Finding(Level.ERROR, str(exc), forcible=True)]
+            return [Finding(Level.ERROR, str(exc), forcible=True)], ""
         try:
             return _asked(link, session, volume)
         except GsyncError as exc:
-            return [Finding(Level.ERROR, str(exc))]
+            return [Finding(Level.ERROR, str(exc))], ""
         finally:
             link.close()
 
 
-def _asked(link: Link, session: Session, volume: Volume) -> list[Finding]:
+def _asked(link: Link, session: Session, volume: Volume) -> tuple[list[Finding], str]:
     slave = f"slave {link.slave}"
     client = SlaveClient(link, session.options.slave_timeout, master=volume.path)
     try:
@@ -138,8 +181,8 @@ def _asked(link: Link, session: Session, volume: Volume) -> list[Finding]:
     findings += _room(slave, survey, volume)
     findings += _losses(slave, survey)
     findings += _clock(slave, survey.now - before - took // 2, took // 2)
-    if session.options.sync_method != "tarssh" and link.slave.host is not None and not link.has_rsync() \
-            and shutil.which(session.options.rsync_command):
+    if session.options.sync_method != "tarssh" and link.slave.host is not None and not link.slave.is_volume \
+            and not link.has_rsync() and shutil.which(session.options.rsync_command):
         findings.append(_no_rsync(session.options.sync_method, "at the slave"))
     if survey.state == "missing":
         findings.append(Finding(Level.INFO, f"{slave}: the directory is made at the first start"))
@@ -149,7 +192,7 @@ def _asked(link: Link, session: Session, volume: Volume) -> list[Finding]:
     elif survey.state == "foreign":
         findings.append(Finding(Level.INFO, f"{slave}: what it holds is compared with the master and taken over; what "
                                 "the master has not is deleted"))
-    return findings
+    return findings, survey.volume_id
 
 
 def _versions(slave: str, survey: Survey) -> list[Finding]:

@@ -146,6 +146,7 @@ class Parts:
         self.recorder = port_of(volume, number, stop)
         self._mount: AuxMount | None = None
         self._gsyncd = session.gsyncd_slave()
+        self._slave_volume = self._gsyncd or ""  # the id of a slave that is a volume; a passive worker need not know it
         if volume.gluster is not None:
             self._mount = AuxMount(volume.gluster.name, volume.gluster.host, os.path.join(session.own, "mount"),
                                    sharded=volume.gluster.sharded)
@@ -169,8 +170,8 @@ class Parts:
         """Up to when GlusterFS's own geo-replication brought this brick's changes to the slave, if it did."""
         if self._gsyncd is None:
             return None
-        found = gstime.standings(self.brick.root, self.volume.uuid)
-        return next((each.stime for each in found if each.slave == self._gsyncd and each.stime), None)
+        found = gstime.standing(self.brick.root, self.volume.uuid, self._gsyncd)
+        return found.stime if found else None
 
     def open_tree(self) -> Tree:
         self.source.tree = tree = self._open_tree()
@@ -204,8 +205,7 @@ class Parts:
         options = self.options
         link = self._spare.take() or self.link()
         try:
-            client = SlaveClient(link, options.slave_timeout, silence=self.others.silence,
-                                 master=self.volume.path if self.volume.gluster is None else None, stream=self.stream)
+            client = self.client(link, self.others.silence)
             syncer: Syncer | None = None
             try:
                 flow = Flow(Timetable.parse(options.bandwidth_limit), options.sync_jobs, paused=self.paused)
@@ -215,6 +215,7 @@ class Parts:
                 hello = client.hello(self.volume.uuid, self.volume.name, self.session.name, epoch,
                                      adopt=options.adopt, delete_retention=options.delete_retention,
                                      make=self.first and not self.others.was_connected(), leave=left_alone(options))
+                self._slave_volume = hello.volume_id
                 self.others.begin(epoch)
                 return Connection(client, hello, syncer, link,
                                   direct=options.sync_method != "rsync" and hello.caps.case_sensitive)
@@ -226,6 +227,10 @@ class Parts:
         except BaseException:
             link.close()
             raise
+
+    def client(self, link: Link, silence: float | None = None) -> SlaveClient:
+        return SlaveClient(link, self.options.slave_timeout, silence=silence,
+                           master=self.volume.path if self.volume.gluster is None else None, stream=self.stream)
 
     @property
     def stream(self) -> str:
@@ -240,9 +245,9 @@ class Parts:
         """Tell the recorder which changelogs this session still needs; a hint, so not fsynced."""
         self.others.committed(stime)
         if self.volume.gluster is not None:  # which keeps its changelogs
-            if self._gsyncd is not None:
+            if self._slave_volume:
                 with suppress(OSError):  # of no use to gsync itself
-                    gstime.note(self.brick.root, self.volume.uuid, self._gsyncd, stime)
+                    gstime.note(self.brick.root, self.volume.uuid, self._slave_volume, stime)
             return
         path = os.path.join(self.volume.needed, self.session.name)
         try:

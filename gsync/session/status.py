@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -50,6 +50,10 @@ def _no_pending() -> dict[str, int]:
 
 def _no_rate() -> dict[str, float]:
     return {"files": 0.0, "bytes": 0.0}
+
+
+# Of several workers' states the first of these is that of all.
+_WORST_FIRST = ("Faulty", "Initializing", "Paused", "Active", "Passive", "Stopped")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +111,26 @@ class WorkerStatus:
             path=last.path, recorder=last.recorder,
             files_done=last.files_done, bytes_done=last.bytes_done, epoch=last.epoch,
             updated=time.time_ns()).write(path)
+
+    @classmethod
+    def of_all(cls, statuses: Sequence[WorkerStatus]) -> WorkerStatus:
+        """What the workers of a session, each with a part of the master, amount to."""
+        if len(statuses) == 1:
+            return statuses[0]
+        state = min((s.state for s in statuses), key=_WORST_FIRST.index)
+        of_it = [s for s in statuses if s.state == state]
+        first = next((s for s in of_it if not s.in_step), of_it[0])
+        stimes = [s.stime for s in statuses if s.stime is not None]
+        return cls(
+            state=state, reason=next((s.reason for s in of_it if s.reason), ""), crawl=first.crawl, phase=first.phase,
+            stime=min(stimes) if len(stimes) == len(statuses) else None,
+            lag_seconds=max((s.lag_seconds for s in statuses if s.lag_seconds is not None), default=None),
+            pending={kind: sum(s.pending[kind] for s in statuses) for kind in _no_pending()},
+            failures=sum(s.failures for s in statuses), held=sum(s.held for s in statuses),
+            lacks=sorted({kind for s in statuses for kind in s.lacks}),
+            files_done=sum(s.files_done for s in statuses), bytes_done=sum(s.bytes_done for s in statuses),
+            rate={kind: sum(s.rate[kind] for s in statuses) for kind in _no_rate()},
+            in_step=all(s.in_step for s in statuses))
 
     @property
     def alive(self) -> bool:

@@ -1,6 +1,7 @@
-"""What `gsync run` does: keeps a recorder and a worker running until it is told to stop, or the work is done.
+"""What `gsync run` does: keeps a recorder and a worker running until it is told to stop, or the work is done. Of a
+GlusterFS volume there is a worker for each subvolume, and no recorder: its bricks record.
 
-Promise: both end when the supervisor does, however it ends; a child that dies is started again, with growing pauses;
+Promise: all end when the supervisor does, however it ends; a child that dies is started again, with growing pauses;
 a recorder that ran before is used and left running. Nothing here is needed for convergence: a child may be
 killed at any moment.
 Not here: what the children do, and how progress is shown (the Observer's).
@@ -51,8 +52,8 @@ class Observer(Protocol):
     def ended(self, child: str, ending: Ending, pause: float | None) -> None:
         """The child is gone; it is started again in `pause` seconds, None: not again."""
 
-    def tick(self, status: WorkerStatus) -> None:
-        """Called a few times per second with what the worker says of itself now."""
+    def tick(self, statuses: Sequence[WorkerStatus]) -> None:
+        """Called a few times per second with what each worker says of itself now."""
 
 
 class Child:
@@ -142,6 +143,23 @@ class Retry:
         return pause
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerAt:
+    """A worker: what to call it, the command, and where it writes its status."""
+
+    name: str
+    argv: list[str]
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecorderAt:
+    """A recorder: the command, and what gives the pid of a running one of the brick."""
+
+    argv: list[str]
+    holder: Callable[[], int | None]
+
+
 class _Kept(Retry):
     """A child that is to run, and what starts it."""
 
@@ -157,31 +175,45 @@ class _Kept(Retry):
         return self.child
 
 
+class _Worker(_Kept):
+    """While it does not run, its status is written by the supervisor. done: how it ended, once its work is done."""
+
+    def __init__(self, at: WorkerAt, pauses: Sequence[float]) -> None:
+        super().__init__(at.name, at.argv, pauses)
+        self.status_path = at.status
+        self.done: Ending | None = None
+        self.was_active = False
+        self.locked = 0
+
+    def look(self) -> WorkerStatus:
+        """What the worker says, or what was noted for it."""
+        status = WorkerStatus.read(self.status_path) or WorkerStatus()
+        if self.child is not None and status.pid == self.child.pid and status.state == "Active":
+            self.was_active = True
+        return status
+
+    def note(self, state: str, reason: str = "") -> None:
+        WorkerStatus.note(self.status_path, state, reason)
+
+
 class Supervisor:
-    """Runs the two children.
+    """Runs the children."""
 
-    `recorder_holder` gives the pid of a running recorder of the brick. While no worker runs, the supervisor writes
-    `worker_status` for it.
-    """
-
-    def __init__(self, worker_argv: list[str], worker_status: str, recorder_argv: list[str],
-                 recorder_holder: Callable[[], int | None], observer: Observer, *, once: bool,
+    def __init__(self, workers: Sequence[WorkerAt], recorder: RecorderAt | None, observer: Observer, *, once: bool,
                  pauses: Sequence[float] = PAUSES) -> None:
-        self._recorder = _Kept("recorder", recorder_argv, pauses)
-        self._worker = _Kept("worker", worker_argv, pauses)
-        self._status_path = worker_status
-        self._holder = recorder_holder
+        self._workers = [_Worker(at, pauses) for at in workers]
+        self._recorder = _Kept("recorder", recorder.argv, pauses) if recorder else None
+        self._holder = recorder.holder if recorder else lambda: None
         self._observer = observer
         self._once = once
-        self._active = False
-        self._locked = 0
         self._selector = selectors.DefaultSelector()
         self.signal: signal.Signals | None = None
 
     def run(self) -> Ending:
         """Until the work is done, cannot be done, or a signal (kept in `signal`) says stop."""
         ending = Ending(INTERNAL, "")
-        WorkerStatus.note(self._status_path, "Initializing")
+        for worker in self._workers:
+            worker.note("Initializing")
         with self._signals():
             try:
                 ending = self._keep_running()
@@ -189,74 +221,80 @@ class Supervisor:
                 self._end_children()
                 self._selector.close()
                 reason = ending.line if ending.code > DONE_WITH_FAILURES else ""
-                WorkerStatus.note(self._status_path, "Stopped", reason)
+                for worker in self._workers:
+                    worker.note("Stopped", reason)
         return ending
+
+    def look(self) -> list[WorkerStatus]:
+        """What each worker says."""
+        return [worker.look() for worker in self._workers]
 
     def _keep_running(self) -> Ending:
         while self.signal is None:
             final = self._step()
             if final is not None:
                 return final
-            self._observer.tick(self._look())
+            self._observer.tick(self.look())
             self._wait(TICK)
         return Ending(DONE, "")
 
-    def _look(self) -> WorkerStatus:
-        """What the worker says, or what was noted for it."""
-        status = WorkerStatus.read(self._status_path) or WorkerStatus()
-        child = self._worker.child
-        if child is not None and status.pid == child.pid and status.state == "Active":
-            self._active = True
-        return status
+    @property
+    def _all(self) -> list[_Kept]:
+        return [*([self._recorder] if self._recorder else []), *self._workers]
 
     def _step(self) -> Ending | None:
-        """Looks after both children once; how the run ends, None while it goes on."""
-        for kept, judge in ((self._recorder, self._recorder_ended), (self._worker, self._worker_ended)):
+        """Looks after the children once; how the run ends, None while it goes on."""
+        for kept in self._all:
             if kept.child is not None:
                 ended = kept.child.poll()
                 if ended is not None:
-                    if kept is self._worker:
-                        self._observer.tick(self._look())  # its last words
+                    if isinstance(kept, _Worker):
+                        self._observer.tick(self.look())  # its last words
                     self._forget(kept)
-                    final = judge(ended)
+                    final = self._worker_ended(kept, ended) if isinstance(kept, _Worker) else \
+                        self._recorder_ended(kept, ended)
                     if final is not None:
                         return final
-            elif time.monotonic() >= kept.due and (kept is self._worker or self._needs_recorder()):
+            elif time.monotonic() >= kept.due and self._is_needed(kept):
                 self._selector.register(kept.start(self._observer.heard).output, selectors.EVENT_READ, kept.child)
         return None
 
-    def _needs_recorder(self) -> bool:
+    def _is_needed(self, kept: _Kept) -> bool:
+        if isinstance(kept, _Worker):
+            return kept.done is None
         if self._holder() is None:
             return True
-        self._recorder.due = time.monotonic() + TICK  # it may end while this run goes on
+        kept.due = time.monotonic() + TICK  # it may end while this run goes on
         return False
 
-    def _recorder_ended(self, ending: Ending) -> Ending | None:
+    def _recorder_ended(self, recorder: _Kept, ending: Ending) -> Ending | None:
         if ending.code == LOCKED:  # another one was a moment faster: it will do
-            self._recorder.again(TICK)
+            recorder.again(TICK)
             return None
         if ending.code == USAGE:
             return ending
-        return self._restart(self._recorder, ending)
+        return self._restart(recorder, ending)
 
-    def _worker_ended(self, ending: Ending) -> Ending | None:
+    def _worker_ended(self, worker: _Worker, ending: Ending) -> Ending | None:
         if ending.code in (DONE, DONE_WITH_FAILURES) and self._once:
-            return ending
-        if ending.code == LOCKED and self._locked < LOCKED_TRIES:
-            self._locked += 1
-            self._worker.again(TICK)
+            worker.done = ending
+            ends = [each.done for each in self._workers]
+            return None if None in ends else max(filter(None, ends), key=lambda end: end.code)
+        if ending.code == LOCKED and worker.locked < LOCKED_TRIES:
+            worker.locked += 1
+            worker.again(TICK)
             return None
-        if ending.code in (USAGE, LOCKED) or (ending.code == SLAVE and (self._once or not self._active)):
+        if ending.code in (USAGE, LOCKED) or (ending.code == SLAVE and (self._once or not worker.was_active)):
             return ending
-        self._locked = 0
-        return self._restart(self._worker, ending)
+        worker.locked = 0
+        return self._restart(worker, ending)
 
     def _restart(self, kept: _Kept, ending: Ending) -> Ending | None:
         pause = kept.again()
         if self._once and ending.code > 0 and kept.failed >= TRIES:
             return ending
-        if kept is self._worker:
-            WorkerStatus.note(self._status_path, "Faulty", ending.line)
+        if isinstance(kept, _Worker):
+            kept.note("Faulty", ending.line)
         self._observer.ended(kept.name, ending, pause)
         return None
 
@@ -280,7 +318,7 @@ class Supervisor:
         """SIGTERM, time to end in order, SIGKILL. A second SIGINT or SIGTERM shortens the time."""
         asked, self.signal = self.signal, None
         number, end = signal.SIGTERM, time.monotonic() + GRACE
-        left = [kept for kept in (self._worker, self._recorder) if kept.child is not None]
+        left = [kept for kept in reversed(self._all) if kept.child is not None]
         for kept in left:
             assert kept.child is not None
             kept.child.send(number)

@@ -283,6 +283,7 @@ class Worker:
         checkpoint = self._checkpoint()
         return piece.upto is not None and piece.upto > self.state.stime and bool(
             self._limbo or time.monotonic() - self._last_commit > IDLE_COMMIT
+            or (self._once is not None and piece.upto >= self._once)
             or (checkpoint is not None and self._applied_upto < checkpoint <= piece.upto))
 
     def start(self, epoch: int) -> None:
@@ -540,8 +541,9 @@ class Worker:
         return False
 
     def _done(self) -> bool:
+        # With others it may wait for their stimes, and these may have ended.
         return (self._once is not None and self.state.in_step and self._applied_upto >= self._once
-                and not self._limbo and self.db.fact("doubt_time") is None)
+                and (self._shares or not self._limbo) and self.db.fact("doubt_time") is None)
 
     def _keep_doubt(self, resolved: int, gaps: int, renewed: bool, whole: bool = False) -> None:
         """Before the commit, durably: the names of this batch are in doubt [20], or the whole tree. renewed: so are

@@ -105,7 +105,8 @@ class Cluster:
             for node in self.nodes:
                 node.mount(META, META_MNT)
             self.master = first.mount(MASTER, "/mnt/m", "acl")
-            self.slave = self["s1"].mount(SLAVE, "/mnt/s", "acl", "attribute-timeout=0", "entry-timeout=0")
+            self.slave = self["s1"].mount(SLAVE, "/mnt/s", "acl", "attribute-timeout=0", "entry-timeout=0",
+                                          "direct-io-mode=enable")
             self._open = opened.pop_all()
 
     def __getitem__(self, name: str) -> Node:

@@ -1,4 +1,5 @@
-"""gsync on the nodes of a GlusterFS cluster: a session from the volume to the slave node, to a tree or a volume."""
+"""gsync on the nodes of a GlusterFS cluster: a session from the volume to a plain tree, or to a volume, on the slave
+node."""
 
 from __future__ import annotations
 
@@ -70,7 +71,7 @@ class GlusterSite:
             node.gsync("volume", "add", "--gluster", MASTER)
         self.first = self.nodes[0]
         more = [word for setting in settings for word in ("-o", setting)]
-        self.first.gsync("create", MASTER, self.slave_arg, "--name", "s", *create, *more)
+        self.created = self.first.gsync("create", MASTER, self.slave_arg, "--name", "s", *create, *more).stderr
 
     def start(self) -> None:
         for node in self.nodes:
@@ -92,10 +93,14 @@ class GlusterSite:
 
     def settle(self, what: str = "the trees are equal") -> None:
         """All that was done until now is at the slave, by a checkpoint; then the trees are equal."""
-        self.first.gsync("checkpoint", "s", "now")
-        self.wait(f"{what}: checkpoint", lambda: self._reached())
+        self.reach(what)
         found = compare(self.master, self.slave, IGNORED)
         assert not found, f"{what}\n" + "\n".join(map(str, found[:20])) + "".join(node.log() for node in self.nodes)
+
+    def reach(self, what: str) -> None:
+        """All that was done until now is at the slave, by a checkpoint."""
+        self.first.gsync("checkpoint", "s", "now")
+        self.wait(f"{what}: checkpoint", self._reached)
 
     def _reached(self) -> bool:
         return bool(json.loads(self.first.gsync("checkpoint", "s", "status", "--json").stdout)["reached"])

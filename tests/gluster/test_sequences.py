@@ -145,3 +145,17 @@ def test_live_history_and_replay(tmp_path: Path, shape: str) -> None:
 def test_a_thousand_files_that_are_made_and_renamed_with_one_sync_job(tmp_path: Path) -> None:
     with gluster_site(tmp_path, "distribute 2", ["sync-jobs=1"]) as site:
         in_three_ways(site, create_and_rename)
+
+
+def test_to_a_volume(tmp_path: Path) -> None:
+    """There is no index at the slave: the volume is asked where its directories are."""
+    with gluster_site(tmp_path, "distribute 2 x replica 2", slave="distribute 2") as site:
+        site.start()
+        site.settle("at first")
+        all_of_them(site.master / "live")
+        site.settle("live")
+        site.stop()
+        all_of_them(site.master / "history")
+        site.go_on()
+        site.settle("history")
+        assert site.no_failures()

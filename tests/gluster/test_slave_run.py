@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from tests.gluster.cluster import Node
 from tests.gluster.slavehost import SlaveHost, slave_host
 from tests.gluster.test_master import change_older, changes
+from tests.gluster.test_sequences import all_of_them
 from tests.hosts import sshd_on, wait_until
 from tests.place import Place
 from tests.trees import compare
@@ -22,10 +24,11 @@ pytestmark = [pytest.mark.gluster, pytest.mark.root]
 class FarPlace(Place):
     """A master on another host than the volume's."""
 
-    def __init__(self, folder: Path, host: SlaveHost, volume: str, shape: str, ssh_config: Path) -> None:
+    def __init__(self, folder: Path, host: SlaveHost, volume: str, shape: str, ssh_config: Path,
+                 brick: Path | None = None) -> None:
         folder.mkdir()
         self.host, self.volume = host, volume
-        self.mount = host.volume(volume, shape)
+        self.mount = host.volume(volume, shape, brick)
         super().__init__(folder, slave_arg=f"s::{volume}", args=("--ssh-config", ssh_config))
 
     def argv(self, *args: object) -> list[str]:
@@ -72,6 +75,16 @@ def test_every_crawl(host: SlaveHost, ssh_config: Path, tmp_path: Path, shape: s
     assert place.differences() == []
 
 
+def test_sequences_that_broke_others(host: SlaveHost, ssh_config: Path, tmp_path: Path) -> None:
+    place = FarPlace(tmp_path / "p", host, "sequences", "dist", ssh_config)
+    with place.follow():
+        all_of_them(place.master / "live")
+        wait_until("the volume is equal", place.equal, 120)
+    all_of_them(place.master / "history")
+    place.once()
+    assert place.differences() == []
+
+
 def test_killed_in_the_middle_it_goes_on(host: SlaveHost, ssh_config: Path, tmp_path: Path) -> None:
     place = FarPlace(tmp_path / "p", host, "killed", "dist", ssh_config)
     for d in range(20):
@@ -113,6 +126,55 @@ def brick_pid(node: Node, brick: Path) -> int:
     return int(file.read_text())
 
 
+def test_full_bricks(host: SlaveHost, ssh_config: Path, tmp_path: Path) -> None:
+    """It is said, nothing is half there, and it goes on by itself."""
+    image = tmp_path / "image"
+    with image.open("wb") as file:
+        file.truncate(300 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", image], check=True)
+    disk = host.node.bricks / "full"
+    disk.mkdir()
+    host.node.run("mount", "-o", "loop", image, disk)
+    place = FarPlace(tmp_path / "p", host, "full", "one", ssh_config, disk / "brick")
+    changes(place.master, "a")
+    with place.follow():
+        host.node.run("fallocate", "-l", "200M", disk / "filler")
+        changes(place.master, "b")
+        (tmp_path / "big").write_bytes(os.urandom(120 << 20))
+        (tmp_path / "big").rename(place.master / "big")
+        reason = place.wait_for(lambda brick: brick["state"] == "Faulty")["reason"]
+        assert "No space left" in reason or "is full" in reason
+        assert not (place.mount / "big").exists()
+        host.node.run("rm", disk / "filler")
+        wait_until("it has gone on", place.equal, 120)
+
+
+def test_deleted_files_lie_in_the_trash_of_the_volume(host: SlaveHost, ssh_config: Path, tmp_path: Path) -> None:
+    place = FarPlace(tmp_path / "p", host, "trash", "dist", ssh_config)
+    (place.master / "d" / "e").mkdir(parents=True)
+    (place.master / "d" / "e" / "f").write_bytes(b"below")
+    (place.master / "file").write_bytes(b"kept")
+    place.once("--delete-retention", "1")
+    shutil.rmtree(place.master / "d")
+    (place.master / "file").unlink()
+    place.once("--delete-retention", "1")
+    assert place.differences() == []
+    day, = (place.mount / ".gsync" / "trash").iterdir()
+    assert {path.name.partition(".")[0]: path for path in day.iterdir()}.keys() == {"d", "file"}
+    assert sorted(path.read_bytes() for path in day.rglob("*") if path.is_file()) == [b"below", b"kept"]
+
+
+def test_a_foreign_volume_is_taken_over(host: SlaveHost, ssh_config: Path, tmp_path: Path) -> None:
+    """The gfids there are others, so all of it is replaced, and only when that is asked for."""
+    place = FarPlace(tmp_path / "p", host, "taken", "dist", ssh_config)
+    changes(place.master, "a")
+    shutil.copytree(place.master / "a" / "moved", place.mount / "a" / "moved")
+    (place.mount / "foreign").write_bytes(b"x")
+    assert "it is not empty and no gsync slave" in place.once(code=4).stderr
+    place.once("--adopt")
+    assert place.differences() == []
+
+
 def test_what_cannot_be_a_slave_is_said_in_one_line(host: SlaveHost, ssh_config: Path, tmp_path: Path) -> None:
     place = FarPlace(tmp_path / "p", host, "stopped", "one", ssh_config)
     host.node.run("umount", "/mnt/stopped")
@@ -130,6 +192,11 @@ def test_what_cannot_be_a_slave_is_said_in_one_line(host: SlaveHost, ssh_config:
     host.node.path("/mnt/foreign/file").touch()
     assert "it is not empty and no gsync slave: give an empty volume" in said("s::foreign")
     host.volume("norsync")
+    created = subprocess.run(place.argv("create", place.master, "s::norsync", "-o", f"ssh-config={ssh_config}", "-o",
+                                        "sync-method=rsync"), env=place.env, stdin=subprocess.DEVNULL,
+                             capture_output=True, text=True, check=False)
+    assert created.returncode == 2
+    assert "sync-method rsync does not go to a GlusterFS volume" in created.stderr
     assert "sync-method rsync does not go to a GlusterFS volume" in said("s::norsync", "--sync-method", "rsync")
     created = subprocess.run(place.argv("create", place.master, "s::neither", "-o", f"ssh-config={ssh_config}"),
                              env=place.env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)

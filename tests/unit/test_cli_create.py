@@ -152,6 +152,10 @@ class TestCreate:
         assert any("session another works there now" in line for line in said)
         assert any("goes on from there" in line for line in findings(cli, "photos", copy, code=0))
 
+    def test_only_a_volume_is_taken_over_from_gsyncd(self, cli: Cli, tree: Path, copy: Path) -> None:
+        said = findings(cli, tree, copy, "--from-gsyncd", code=2)
+        assert said[0].startswith("error: --from-gsyncd goes from a GlusterFS volume to the GlusterFS volume that it")
+
     def test_clocks_that_are_apart(self, cli: Cli, tree: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         real = SlaveClient.survey
         for seconds, text in [(60, "its clock is ahead by 60 s"), (-7, "its clock is behind by 7 s")]:

@@ -42,12 +42,22 @@ def test_the_live_line_counts_the_whole_run(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_totals_add_up_over_workers() -> None:
     totals = Totals()
-    assert totals.take(WorkerStatus()) == (0, 0)
-    assert totals.take(WorkerStatus(pid=1, files_done=5, bytes_done=50)) == (5, 50)
-    assert totals.take(WorkerStatus(pid=1, files_done=7, bytes_done=70)) == (7, 70)
-    assert totals.take(WorkerStatus(state="Faulty", files_done=7, bytes_done=70)) == (7, 70)  # noted, none runs
-    assert totals.take(WorkerStatus(pid=2, files_done=1, bytes_done=10)) == (8, 80)
-    assert totals.sum == (8, 80)
+    assert totals.take([WorkerStatus()]) == (0, 0)
+    assert totals.take([WorkerStatus(pid=1, files_done=5, bytes_done=50)]) == (5, 50)
+    assert totals.take([WorkerStatus(pid=1, files_done=7, bytes_done=70)]) == (7, 70)
+    assert totals.take([WorkerStatus(state="Faulty", files_done=7, bytes_done=70)]) == (7, 70)  # noted, none runs
+    assert totals.take([WorkerStatus(pid=2, files_done=1, bytes_done=10)]) == (8, 80)
+    assert totals.take([WorkerStatus(pid=2, files_done=1, bytes_done=10),
+                        WorkerStatus(pid=3, files_done=2, bytes_done=20)]) == (10, 100)
+
+
+def test_several_workers_amount_to_the_worst_of_them() -> None:
+    behind = replace(ACTIVE, in_step=False, crawl="History", phase="syncing", stime=5, lag_seconds=9.0, failures=1)
+    both = WorkerStatus.of_all([replace(ACTIVE, in_step=True, stime=7, lag_seconds=1.0), behind])
+    assert (both.state, both.crawl, both.phase, both.in_step) == ("Active", "History", "syncing", False)
+    assert (both.stime, both.lag_seconds, both.failures) == (5, 9.0, 1)
+    broken = WorkerStatus.of_all([ACTIVE, WorkerStatus(state="Faulty", reason="brick b does not run")])
+    assert (broken.state, broken.reason, broken.stime) == ("Faulty", "brick b does not run", None)
 
 
 class Watched:
@@ -77,19 +87,19 @@ def test_a_log_line_per_change_and_no_more(
         caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
     watched = Watched(caplog, capsys, json=False)
     for status in (WorkerStatus(), WorkerStatus(), ACTIVE, replace(ACTIVE, files_done=1600)):
-        watched.view.tick(status)
+        watched.view.tick([status])
     assert watched.lines() == ["worker state=Initializing", "worker state=Active crawl=Hybrid"]
     in_step = replace(ACTIVE, in_step=True, files_done=4000)
     for status in (in_step, replace(in_step, in_step=False), in_step):
-        watched.view.tick(status)
+        watched.view.tick([status])
     (line,) = watched.lines()
     assert line.startswith("in step files=4000 bytes=3145728 took=")
     watched.view.ended("worker", Ending(-9, "worker was killed by SIGKILL"), 0.5)
-    watched.view.tick(WorkerStatus(state="Faulty", reason="worker was killed by SIGKILL"))
+    watched.view.tick([WorkerStatus(state="Faulty", reason="worker was killed by SIGKILL")])
     assert watched.lines() == [
         "worker ended reason='worker was killed by SIGKILL' again_in=0.500",
         "worker state=Faulty reason='worker was killed by SIGKILL'"]
-    text = watched.view.finish(replace(in_step, failures=2), 1)
+    text = watched.view.finish([replace(in_step, failures=2)], 1)
     assert watched.lines()[0].startswith("done files=4000 bytes=3145728 failures=2 held=0 stime=None took=")
     assert "4,000 files, 3.0 MiB in " in text
     assert "2 failures, 0 held: see gsync failures, gsync hold" in text
@@ -98,17 +108,17 @@ def test_a_log_line_per_change_and_no_more(
 
 def test_the_same_as_events(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
     watched = Watched(caplog, capsys, json=True)
-    watched.view.tick(ACTIVE)
+    watched.view.tick([ACTIVE])
     state, progress = watched.events()
     assert (state["event"], state["session"], state["state"], state["crawl"]) == ("state", "s", "Active", "Hybrid")
     assert progress["event"] == "progress"
     assert (progress["files"], progress["files_total"], progress["phase"]) == (1500, 4000, "syncing")
     assert (progress["rate"], progress["eta_seconds"], progress["in_step"]) == (ACTIVE.rate, 10.0, False)
-    watched.view.tick(ACTIVE)
-    watched.view.tick(replace(ACTIVE, files_done=1501))  # too soon
+    watched.view.tick([ACTIVE])
+    watched.view.tick([replace(ACTIVE, files_done=1501)])  # too soon
     assert watched.events() == []
     watched.view.ended("worker", Ending(4, "lost"), 2.0)
-    watched.view.finish(ACTIVE, 0)
+    watched.view.finish([ACTIVE], 0)
     restart, done = watched.events()
     assert (restart["event"], restart["child"], restart["reason"]) == ("restart", "worker", "lost")
     assert (done["event"], done["exit_code"], done["files"], done["bytes"]) == ("done", 0, 1500, 3 << 20)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gsync.model import NS
-from gsync.volume.gstime import Standing, note, standings
+from gsync.volume.gstime import Standing, note, standing
 
 MASTER, SLAVE, OTHER = (f"{n}21a4c6d-c5a5-4c24-991a-19163e218c6a" for n in range(3))
 
@@ -22,8 +22,10 @@ def test_what_gsyncd_has_noted_is_read(tmp_path: Path) -> None:
     os.setxattr(tmp_path, f"trusted.glusterfs.{MASTER}.xtime", struct.pack(">II", 1_700_000_100, 0))
     os.setxattr(tmp_path, f"trusted.glusterfs.{OTHER}.{SLAVE}.stime", struct.pack(">II", 1, 0))
     os.setxattr(tmp_path, f"trusted.glusterfs.{MASTER}.{OTHER}.stime", b"short")
-    assert standings(str(tmp_path), MASTER) == [
-        Standing(SLAVE, 1_700_000_000 * NS + 250_000_000, 1_700_000_009 * NS)]
+    assert standing(str(tmp_path), MASTER, SLAVE) == Standing(1_700_000_000 * NS + 250_000_000, 1_700_000_009 * NS)
+    assert standing(str(tmp_path), MASTER, OTHER) is None
+    os.setxattr(tmp_path, f"trusted.glusterfs.{MASTER}.{SLAVE}.stime", bytes(8))  # it was reset
+    assert standing(str(tmp_path), MASTER, SLAVE) is None
 
 
 def test_what_we_note_is_in_its_form_and_never_too_late(tmp_path: Path) -> None:
@@ -31,4 +33,6 @@ def test_what_we_note_is_in_its_form_and_never_too_late(tmp_path: Path) -> None:
     for kind in ("stime", "entry_stime"):
         value = os.getxattr(tmp_path, f"trusted.glusterfs.{MASTER}.{SLAVE}.{kind}")
         assert value == struct.pack(">II", 1_700_000_000, 999_999)
-    assert standings(str(tmp_path), MASTER)[0].stime <= 1_700_000_000 * NS + 999_999_999
+    found = standing(str(tmp_path), MASTER, SLAVE)
+    assert found is not None
+    assert found.stime <= 1_700_000_000 * NS + 999_999_999

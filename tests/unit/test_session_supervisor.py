@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from gsync.process import start_time
 from gsync.session import supervisor
 from gsync.session.child import child_argv
 from gsync.session.status import WorkerStatus
-from gsync.session.supervisor import TICK, Ending, Supervisor
+from gsync.session.supervisor import TICK, Ending, RecorderAt, Supervisor, WorkerAt
 
 PAUSES = (0.01, 0.02, 0.05)
 SLEEPS = "import time; time.sleep(600)"
@@ -56,7 +56,8 @@ class Seen:
     def ended(self, child: str, ending: Ending, pause: float | None) -> None:
         self.endings.append((child, ending))
 
-    def tick(self, status: WorkerStatus) -> None:
+    def tick(self, statuses: Sequence[WorkerStatus]) -> None:
+        status = WorkerStatus.of_all(statuses)
         if self.states[-1:] != [status.state]:
             self.states.append(status.state)
         if status.pid is not None:
@@ -74,8 +75,9 @@ class World:
         def argv(name: str, code: str) -> list[str]:
             return [sys.executable, "-c", PRELUDE + code, str(folder), name]
 
-        self.supervisor = Supervisor(argv("worker", worker), str(folder / "status"), argv("recorder", recorder),
-                                     lambda: self.holder, self.seen, once=once, pauses=PAUSES)
+        self.supervisor = Supervisor(
+            [WorkerAt("worker", argv("worker", worker), str(folder / "status"))],
+            RecorderAt(argv("recorder", recorder), lambda: self.holder), self.seen, once=once, pauses=PAUSES)
 
     def starts(self, name: str) -> list[str]:
         path = self.folder / name
@@ -120,6 +122,17 @@ sys.exit({code})
     assert "hello" in world.seen.lines
     assert len(world.starts("worker")) == 1
     assert {start_time(pid) for pid in world.pids()} == {None}
+
+
+def test_once_ends_when_all_workers_are_done_with_the_worst_code(tmp_path: Path) -> None:
+    def at(name: str, code: str) -> WorkerAt:
+        return WorkerAt(name, [sys.executable, "-c", PRELUDE + code, str(tmp_path), name], f"{tmp_path}/{name}.status")
+
+    seen = Seen(tmp_path)
+    workers = [at("a", "sys.exit(1)"), at("b", "while not os.path.exists(folder + '/a'): time.sleep(0.01)"),
+               at("c", "if runs == 1: os.kill(os.getpid(), signal.SIGKILL)")]
+    assert Supervisor(workers, None, seen, once=True, pauses=PAUSES).run().code == 1
+    assert [len((tmp_path / name).read_text().splitlines()) for name in "abc"] == [1, 1, 2]
 
 
 @pytest.mark.parametrize("code", [2, 3, 4])
@@ -167,7 +180,7 @@ if runs == 1:
     sys.exit("gsync: no space left")
 time.sleep(600)
 """)
-    world.supervisor._worker._pauses = (2 * TICK,)  # one look at the least comes in between
+    world.supervisor._workers[0]._pauses = (2 * TICK,)  # one look at the least comes in between
     world.stop_when(lambda status: status.stime == 2)
     world.supervisor.run()
     assert "Faulty" in world.seen.states
