@@ -23,6 +23,15 @@ def start_time(pid: int) -> int | None:
     return None if state in (b"Z", b"X") else int(fields[18])
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether somebody has stopped the process (SIGSTOP, a debugger): it does nothing until it is let go on."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] in (b"T", b"t")
+    except (OSError, IndexError):
+        return False
+
+
 def started_at(pid: int) -> int | None:
     """The same in ns since the epoch, to some 10 ms (and as the clock is set now)."""
     ticks = start_time(pid)

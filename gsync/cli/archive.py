@@ -48,7 +48,7 @@ def create(
     As root, on a file system that can, every file and directory is made immutable (chattr +i) until the archive is
     deleted; elsewhere a change is found by put and purge, which then refuse.
     """
-    with _archiver(state, json, "checksum") as (archiver, root):
+    with _archiver(state, json, "checksum", writes=True) as (archiver, root):
         if dry_run:
             entries, size = archiver.survey(root(directory), vault)
             say(json, {"root": _text(root(directory)), "entries": entries, "bytes": size, "dry_run": True},
@@ -57,63 +57,41 @@ def create(
         _done(json, archiver.create(root(directory), vault), "next: gsync archive put DIR")
 
 
-@app.command("put")
-def put(
-    directory: DirArgument, retry: RetryOption = False, verify: VerifyOption = "checksum", batch: BatchOption = 1000,
-    jobs: JobsOption = 2, retries: RetriesOption = 5, dry_run: DryRunOption = False, json: JsonOption = False,
-    state: StateOption = None,
-) -> int:
-    """Copy DIR into its vault, and read it back there. Stops at the first error."""
-    with _archiver(state, json, verify, batch, jobs, retries) as (archiver, root):
-        if dry_run:
-            return _looked(json, "put", directory, archiver.look(root(directory), "put", retry))
-        _done(json, archiver.put(root(directory), retry), "next: gsync archive purge DIR")
-    return 0
+def _step(name: str, afterwards: str, about: str) -> None:
+    """One of put, purge, get: they have the same options."""
+    def step(directory: DirArgument, retry: RetryOption = False, verify: VerifyOption = "checksum",
+             batch: BatchOption = 1000, jobs: JobsOption = 2, retries: RetriesOption = 5,
+             dry_run: DryRunOption = False, json: JsonOption = False, state: StateOption = None) -> int:
+        with _archiver(state, json, verify, batch, jobs, retries, writes=name == "put") as (archiver, root):
+            if dry_run:
+                return _looked(json, name, directory, archiver.look(root(directory), name, retry))
+            _done(json, getattr(archiver, name)(root(directory), retry), afterwards)
+        return 0
+
+    app.command(name, help=about)(step)
 
 
-@app.command("purge")
-def purge(
-    directory: DirArgument, retry: RetryOption = False, verify: VerifyOption = "checksum", batch: BatchOption = 1000,
-    jobs: JobsOption = 2, retries: RetriesOption = 5, dry_run: DryRunOption = False, json: JsonOption = False,
-    state: StateOption = None,
-) -> int:
-    """Remove the copy on the disk. Refused unless every file is durable in the vault and whole.
+_step("put", "next: gsync archive purge DIR",
+      "Copy DIR into its vault, and read it back there. Stops at the first error.")
+_step("purge", "next: gsync archive get DIR brings it back", """Remove the copy on the disk.
 
-    The vault is read through before anything is removed; with --verify size that is left out, if it was read through
-    before.
-    """
-    with _archiver(state, json, verify, batch, jobs, retries) as (archiver, root):
-        if dry_run:
-            return _looked(json, "purge", directory, archiver.look(root(directory), "purge", retry))
-        _done(json, archiver.purge(root(directory), retry), "next: gsync archive get DIR brings it back")
-    return 0
+Refused unless every file is durable in the vault and whole. The vault is read through before anything is removed; with
+--verify size that is left out, if it was read through before.""")
+_step("get", "", """Bring DIR back from its vault, with owners, modes, times, ACLs, xattrs and hard links.
 
-
-@app.command("get")
-def get(
-    directory: DirArgument, retry: RetryOption = False, verify: VerifyOption = "checksum", batch: BatchOption = 1000,
-    jobs: JobsOption = 2, retries: RetriesOption = 5, dry_run: DryRunOption = False, json: JsonOption = False,
-    state: StateOption = None,
-) -> int:
-    """Bring DIR back from its vault, with owners, modes, times, ACLs, xattrs and hard links.
-
-    What the vault cannot give is listed by status; all the rest is brought back.
-    """
-    with _archiver(state, json, verify, batch, jobs, retries) as (archiver, root):
-        if dry_run:
-            return _looked(json, "get", directory, archiver.look(root(directory), "get", retry))
-        _done(json, archiver.get(root(directory), retry), "")
-    return 0
+What the vault cannot give is listed by status; all the rest is brought back.""")
 
 
 @app.command("delete")
-def delete(directory: DirArgument, retry: RetryOption = False, yes: YesOption = False, json: JsonOption = False,
-           state: StateOption = None) -> None:
+def delete(directory: DirArgument, retry: RetryOption = False, yes: YesOption = False, dry_run: DryRunOption = False,
+           json: JsonOption = False, state: StateOption = None) -> int:
     """Remove the vault's copy and give DIR back to its users. (--retry is not needed to go on with a delete.)"""
     from gsync.cli.output import asked, path_shown
     from gsync.errors import UsageError
 
-    with _archiver(state, json, "checksum") as (archiver, root):
+    with _archiver(state, json, "checksum", writes=True) as (archiver, root):
+        if dry_run:
+            return _looked(json, "delete from the vault", directory, archiver.look_at_copy(root(directory)))
         archive = archiver.archives.the(root(directory))
         only = "" if archive.on_disk else " It is the only copy: the disk has been purged."
         what = path_shown(_text(archive.root))
@@ -121,6 +99,7 @@ def delete(directory: DirArgument, retry: RetryOption = False, yes: YesOption = 
             raise UsageError(f"archive delete {directory}: not deleted; --yes deletes it without asking.{only}")
         archiver.delete(archive.root)
         say(json, {"root": _text(archive.root), "deleted": True}, f"{what}: the archive is deleted")
+    return 0
 
 
 @app.command("rebuild")
@@ -128,14 +107,18 @@ def rebuild(
     directory: DirArgument,
     vault: Annotated[str | None, typer.Option("--vault", metavar="STORE", help="Where it lies, if that is not known "
                                               "here any more.", autocompletion=completion.stores)] = None,
-    json: JsonOption = False, state: StateOption = None,
-) -> None:
+    dry_run: DryRunOption = False, json: JsonOption = False, state: StateOption = None,
+) -> int:
     """Make a lost manifest of DIR again from its vault, or take up an archive that is not known here.
 
     DIR must be the very path that was archived.
     """
     with _archiver(state, json, "checksum") as (archiver, root):
-        _done(json, archiver.rebuild(root(directory, must=False), vault), "")
+        path = root(directory, must=False)
+        if dry_run:
+            return _looked(json, "rebuild an archive of", directory, archiver.look_at_lost(path, vault))
+        _done(json, archiver.rebuild(path, vault), "")
+    return 0
 
 
 @app.command("list")
@@ -252,16 +235,16 @@ def directory_of(directory: str, must: bool = True) -> bytes:
 
 
 @contextmanager
-def _archiver(state: str | None, json: bool, verify: str, batch: int = 1000, jobs: int = 2, retries: int = 5
-              ) -> Iterator[tuple[Archiver, Callable[..., bytes]]]:
-    """What does the work, and how it wants a directory."""
+def _archiver(state: str | None, json: bool, verify: str, batch: int = 1000, jobs: int = 2, retries: int = 5,
+              writes: bool = False) -> Iterator[tuple[Archiver, Callable[..., bytes]]]:
+    """What does the work, and how it wants a directory. writes: to the vault."""
     from gsync.transfer.archive import Archiver
     from gsync.transfer.registry import Stores
 
     with archives_of(state) as archives, working(json, verify, batch, jobs, retries) as (options, level, show):
         stores = Stores(archives.transfers)
         try:
-            yield Archiver(archives, stores.get, options, level, show), directory_of
+            yield Archiver(archives, stores.writable if writes else stores.get, options, level, show), directory_of
         finally:
             stores.close()
 

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 from gsync.model import shown
@@ -33,6 +34,27 @@ def print_json(value: Any) -> None:
     sys.stdout.flush()
 
 
+def path_json(path: bytes) -> str:
+    """A path as JSON; with its bytes beside it if it is not UTF-8."""
+    try:
+        return json.dumps(path.decode())
+    except UnicodeDecodeError:
+        return json.dumps(json_ready(os.fsdecode(path)))
+
+
+def print_json_array(texts: Iterable[str], before: str = "", after: str = "") -> None:
+    """A JSON array of objects that are JSON already, on one line of stdout, as they come. before, after: what stands
+    around it."""
+    texts = iter(texts)
+    sys.stdout.write(before + "[")
+    separator = ""
+    while some := list(islice(texts, _LONG)):
+        sys.stdout.write(separator + ", ".join(some))
+        separator = ", "
+    sys.stdout.write("]" + after + "\n")
+    sys.stdout.flush()
+
+
 def path_shown(path: str) -> str:
     return shown(os.fsencode(path))
 
@@ -56,7 +78,7 @@ _LONG = 1000  # rows; laying more out for the width of a terminal takes too long
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table as wide as its contents on a pipe, as the terminal on one (but a long one)."""
-    from itertools import chain, islice
+    from itertools import chain
 
     rows = iter(rows)
     first = list(islice(rows, _LONG))

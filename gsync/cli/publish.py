@@ -42,12 +42,16 @@ def run(settings: SetOption = None, state: StateOption = None) -> None:
 
 @app.command("once")
 def once(force: Annotated[bool, typer.Option("--force", help="All that has arrived, due or not.")] = False,
+         dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is due; change nothing.")] = False,
          settings: SetOption = None, json: JsonOption = False, state: StateOption = None) -> int:
     """Publish what is due now (see gsync publish run --help). Ends with 1 if a catalog did not take something."""
     from gsync.cli.queue import node_options
     from gsync.transfer.publish import Publication
 
     with _publisher(state, node_options(state, settings)) as publisher:
+        if dry_run:
+            _print_due(publisher.look(force), json)
+            return 0
         done = publisher.once(force)
         _print_counts(done, json)
     return 1 if done.get(Publication.FAILED) or done.get(Publication.RETRY) else 0
@@ -108,6 +112,16 @@ def _publisher(state: str | None, options: Options | None = None) -> Iterator[Pu
     finally:
         stores.close()
         transfers.close()
+
+
+def _print_due(due: dict[str, int], json: bool) -> None:
+    from gsync.cli.output import print_json
+
+    if json:
+        print_json([{"catalog": catalog, "due": count} for catalog, count in due.items()])
+    else:
+        print("\n".join(f"would give {count} entries to {catalog}" for catalog, count in due.items())
+              or "nothing is due")
 
 
 def _print_counts(done: dict[Publication, int], json: bool) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from json import dumps
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,9 +13,10 @@ from gsync.cli.options import JsonOption, SetOption, StateOption, overrides
 
 if TYPE_CHECKING:
     from gsync.session.options import Options
-    from gsync.transfer.database import NewTransfer, Request, State, Transfer, Transfers
+    from gsync.transfer.database import Transfers
     from gsync.transfer.failures import SessionFailures
     from gsync.transfer.registry import Place, Stores
+    from gsync.transfer.requests import NewOperation, NewTransfer, Request, State, Transfer
     from gsync.transfer.retry import RetryPolicy
     from gsync.volume.home import Home
 
@@ -24,6 +26,7 @@ _SHOWN = 100  # transfers that `show` prints
 OwnerOption = Annotated[str | None, typer.Option("--owner", help="Of this owner.")]
 LinkOption = Annotated[str | None, typer.Option("--link", metavar="FROM,TO", help=(
     "From this store to that one; either may be left out."))]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say how many it would be.")]
 Requests = Annotated[list[str] | None, typer.Argument(
     metavar="[ID]…", help="Requests (or the first digits), transfers by number.", autocompletion=completion.requests)]
 
@@ -40,6 +43,8 @@ def submit(
     register: Annotated[str | None, typer.Option(
         "--register", metavar="CATALOG", autocompletion=completion.catalogs,
         help="Have gsync publish make the files known there once they have arrived.")] = None,
+    move: Annotated[bool, typer.Option("--move", help=(
+        "Remove the source once all has arrived, each file after its copy was read and compared."))] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Do it here and now, and end with what became of it.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be moved.")] = False,
     json: JsonOption = False, state: StateOption = None,
@@ -47,12 +52,13 @@ def submit(
     """Queue a copy of a file, or of a directory with all that is in it. A worker (gsync queue run) does it."""
     from gsync.cli.output import path_shown, print_json, size_text
     from gsync.transfer.catalog import parse_catalog
-    from gsync.transfer.database import NewRequest
+    from gsync.transfer.requests import NewRequest
 
     catalog = None if register is None else parse_catalog(register)
     with _Queue(state) as queue:
         src, dst = queue.stores.place(source), queue.stores.place(destination)
-        operations = _operations(queue.stores, src, dst, {"replace": replace, "verify": verify}, catalog)
+        operations = _operations(queue.stores, src, dst, {"replace": replace, "verify": verify}, catalog,
+                                 move)
         moves = [t for operation in operations for t in operation.transfers]
         files = sum(len(operation.transfers) for operation in operations if operation.kind == "copy")
         size = sum(t.size or 0 for t in moves)
@@ -121,28 +127,29 @@ def show(ident: Annotated[str, typer.Argument(metavar="ID", help="The request, o
 
 
 @app.command("retry")
-def retry(ids: Requests = None, owner: OwnerOption = None, link: LinkOption = None,
+def retry(ids: Requests = None, owner: OwnerOption = None, link: LinkOption = None, dry_run: DryRunOption = False,
           json: JsonOption = False, state: StateOption = None) -> None:
     """Try what FAILED or was KILLED again, with its tries counted anew; what waits in RETRY does not wait longer."""
     with _Queue(state) as queue:
-        _tell("retry", _orders(queue, "retry", ids, owner, link), json)
+        what = "would retry" if dry_run else "retry"
+        _tell(what, _orders(queue, what, ids, owner, link), json)
 
 
 @app.command("kill")
 def kill(ids: Requests = None, owner: OwnerOption = None, link: LinkOption = None,
          yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-         dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how many it would be.")] = False,
+         dry_run: DryRunOption = False,
          json: JsonOption = False, state: StateOption = None) -> None:
     """Kill what is not finished of requests, an owner or a link; it stays killed. What was brought stays there."""
     from gsync.cli.output import asked
     from gsync.errors import UsageError
 
     with _Queue(state) as queue:
-        count = _orders(queue, "count", ids, owner, link)
+        count = _orders(queue, "would kill", ids, owner, link)
         if dry_run:
             _tell("would kill", count, json)
             return
-        if not yes and not asked(f"Kill {count} transfers?"):
+        if count and not yes and not asked(f"Kill {count} transfers?"):
             raise UsageError("queue kill: nothing was killed; --yes kills without asking")
         _tell("kill", _orders(queue, "kill", ids, owner, link), json)
 
@@ -174,8 +181,15 @@ def run(once: Annotated[bool, typer.Option("--once", help="End when nothing is l
 
     options = node_options(state, settings)
     log.setup(options.log_level)
-    failed = _work(state, None, options, once=once)
-    return 1 if once and failed else 0
+    ended = _work(state, None, options, once=once)
+    if not once:
+        return 0
+    with _Queue(state) as queue:
+        waiting = sum(n for s, n in queue.transfers.counts().items() if s.value not in ("DONE", "FAILED", "KILLED"))
+    done, failed, killed = (ended.get(word, 0) for word in ("DONE", "FAILED", "KILLED"))
+    print(f"{done} done, {failed} failed" + (f", {killed} killed" if killed else "")
+          + (f", {waiting} waiting for their time or store" if waiting else ""))
+    return 1 if failed else 0
 
 
 # what commands share
@@ -209,23 +223,21 @@ class _Queue:
         return found
 
 
-def _work(state: str | None, request: str | None, options: Options, once: bool = False) -> int:
-    """Run a worker until it ends or a signal comes; how many transfers failed meanwhile."""
+def _work(state: str | None, request: str | None, options: Options, once: bool = False) -> dict[str, int]:
+    """Run a worker until it ends or a signal comes; how many transfers came to which state meanwhile."""
     import signal
     import threading
 
-    from gsync.transfer.database import State
     from gsync.transfer.worker import Settings, Worker
     from gsync.volume.home import Home
 
     settings = Settings(jobs=options.queue_jobs, job_timeout=options.queue_job_timeout, history=options.queue_history,
                         policy=retry_policy(options))
     stop = threading.Event()
-    failed: list[int] = []
+    ended: dict[str, int] = {}
 
     def told(transfer: Transfer, now: State, reason: str) -> None:
-        if now is State.FAILED:
-            failed.append(transfer.id)
+        ended[now.value] = ended.get(now.value, 0) + 1
 
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -233,7 +245,7 @@ def _work(state: str | None, request: str | None, options: Options, once: bool =
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return len(failed)
+    return ended
 
 
 def node_options(state: str | None, settings: list[str] | None = None) -> Options:
@@ -256,20 +268,23 @@ def _me() -> str:
     return getpass.getuser()
 
 
-def _operations(stores: Stores, src: Place, dst: Place, arguments: dict[str, bool], catalog: str | None) -> list[Any]:
-    """Directories, then what is in them, then the directories' attributes. UsageError if there is no such source."""
+def _operations(stores: Stores, src: Place, dst: Place, arguments: dict[str, bool], catalog: str | None, move: bool
+                ) -> list[NewOperation]:
+    """Directories, then what is in them, then the directories' attributes; with `move` the source goes then. UsageError
+    if there is no such source."""
     from gsync.errors import UsageError
-    from gsync.transfer.database import NewOperation, NewTransfer
+    from gsync.transfer.requests import NewOperation, NewTransfer
 
-    source = stores.get(src.store)
-    stores.get(dst.store)
+    source = stores.writable(src.store) if move else stores.get(src.store)
+    stores.writable(dst.store)
     item = source.stat(src.path)
     if item is None:
         raise UsageError(f"{src}: is not there")
     chosen = {key: value for key, value in arguments.items() if value}
     if not item.is_dir:
         one = NewTransfer(src.store, src.path, dst.store, dst.path, item.size, catalog=catalog)
-        return [NewOperation("copy", [one], chosen)]
+        gone = [NewTransfer(dst.store, dst.path, src.store, src.path, item.size)] if move else []
+        return [NewOperation("copy", [one], chosen), *([NewOperation("remove", gone)] if move else [])]
     folders: list[NewTransfer] = []
     files: list[NewTransfer] = []
 
@@ -288,12 +303,16 @@ def _operations(stores: Stores, src: Place, dst: Place, arguments: dict[str, boo
         todo += walk(todo.pop())
     found = [NewOperation("mkdir", folders), NewOperation("copy", files, chosen),
              NewOperation("meta", sorted(folders, key=lambda t: t.path, reverse=True))]
+    if move:  # a directory goes if nothing has come into it; there is no other replica to be asked for
+        found += [NewOperation("remove", [NewTransfer(t.store, t.path, t.source, t.source_path) for t in files]),
+                  NewOperation("remove", [NewTransfer("", b"", t.source, t.source_path) for t in sorted(
+                      folders, key=lambda t: t.source_path, reverse=True)])]
     return [operation for operation in found if operation.transfers]
 
 
 def _state(word: str) -> State:
     from gsync.errors import UsageError
-    from gsync.transfer.database import State
+    from gsync.transfer.requests import State
 
     try:
         return State(word.upper())
@@ -313,15 +332,15 @@ def _link(text: str | None) -> tuple[str, str] | None:
 
 
 def _orders(queue: _Queue, what: str, ids: list[str] | None, owner: str | None, link: str | None) -> int:
-    """kill, retry, or count what kill would be about: for each of the requests and transfers named."""
+    """kill or retry (or "would kill", "would retry": how many it would be) of the requests and transfers named."""
     from gsync.errors import UsageError
     from gsync.transfer.failures import PREFIX
 
     order = {"kill": queue.transfers.kill, "retry": queue.transfers.retry,
-             "count": queue.transfers.count_unfinished}[what]
+             "would kill": queue.transfers.count_killable, "would retry": queue.transfers.count_retryable}[what]
     if not ids:
         if owner is None and link is None:
-            raise UsageError(f"queue {'retry' if what == 'retry' else 'kill'}: of what? Give ids, --owner or --link")
+            raise UsageError(f"queue {what.split()[-1]}: of what? Give ids, --owner or --link")
         return order(owner=owner, link=_link(link))
     total = 0
     for ident in ids:
@@ -353,11 +372,12 @@ def _tell(what: str, count: int, json: bool) -> None:
         print_json({"action": what, "transfers": count})
     else:
         print({"kill": f"{count} transfers killed", "would kill": f"would kill {count} transfers",
-               "retry": f"{count} transfers are tried again"}[what])
+               "retry": f"{count} transfers are tried again",
+               "would retry": f"would try {count} transfers again"}[what])
 
 
 def _exit_code(counts: dict[State, int]) -> int:
-    from gsync.transfer.database import State
+    from gsync.transfer.requests import State
 
     return 1 if counts.get(State.FAILED) else 0
 
@@ -373,31 +393,30 @@ def _described(request: Request) -> dict[str, Any]:
             "changed": rfc3339(request.changed)}
 
 
-def _described_transfer(t: Transfer) -> dict[str, Any]:
-    import os
+def _transfers_json(rows: Iterable[tuple[str, bytes, bytes]]) -> Iterator[str]:
+    from gsync.cli.output import path_json
 
-    from gsync.session.status import rfc3339
-
-    return {"id": t.id, "request": t.request, "kind": t.kind, "owner": t.owner, "from": t.source,
-            "from_path": os.fsdecode(t.source_path), "to": t.store, "to_path": os.fsdecode(t.path), "size": t.size,
-            "checksum": t.checksum, "state": t.state.value, "tries": t.tries,
-            "not_before": rfc3339(t.not_before) if t.state.value == "RETRY" else None, "category": t.category,
-            "reason": t.reason, "created": rfc3339(t.created), "changed": rfc3339(t.changed),
-            "publication": t.publication}
+    return (f'{text[:-1]}, "from_path": {path_json(source)}, "to_path": {path_json(path)}}}'
+            for text, source, path in rows)
 
 
 def _list_requests(queue: _Queue, states: list[State], owner: str | None, kind: str | None, limit: int,
                    json: bool) -> None:
-    from gsync.cli.output import path_shown, print_json, print_table
+    from itertools import chain
 
-    found = queue.transfers.find_requests(states=states, owner=owner, kind=kind, limit=limit or -1)
-    rows = [{**_described(request), "transfers": {s.value: n for s, n in queue.transfers.counts(request.id).items()}}
-            for request in found]
-    if owner is None and kind in (None, "failure") and (not states or "RETRY" in {state.value for state in states}):
-        rows += _failures(queue)  # few, and a person should see them: below the others, whatever the limit
+    from gsync.cli.output import path_shown, print_json_array, print_table
+    from gsync.transfer import listing
+
+    of: dict[str, Any] = {"states": states, "owner": owner, "kind": kind, "limit": limit or -1}
+    # few, and a person should see them: below the others, whatever the limit
+    failures = _failures(queue) if owner is None and kind in (None, "failure") and (
+        not states or "RETRY" in {state.value for state in states}) else []
     if json:
-        print_json(rows)
-    elif not rows:
+        print_json_array(chain(listing.find_requests_json(queue.transfers, **of), map(dumps, failures)))
+        return
+    rows = [{**_described(request), "transfers": {s.value: n for s, n in queue.transfers.counts(request.id).items()}}
+            for request in listing.find_requests(queue.transfers, **of)] + failures
+    if not rows:
         print("nothing is queued" if not (states or owner or kind) else "no such requests")
     else:
         print_table(["REQUEST", "KIND", "OWNER", "STATE", "TRANSFERS", "CREATED", "WHAT"],
@@ -443,36 +462,38 @@ def _print_failures(found: SessionFailures, json: bool) -> None:
 
 def _list_transfers(queue: _Queue, states: list[State], owner: str | None, kind: str | None,
                     link: tuple[str, str] | None, limit: int, json: bool) -> None:
-    from gsync.cli.output import print_json, print_table
+    from gsync.cli.output import print_json_array, print_table
+    from gsync.transfer import listing
 
-    found = queue.transfers.find(states=states, owner=owner, kind=kind, link=link, limit=limit or -1)
+    of: dict[str, Any] = {"states": states, "owner": owner, "kind": kind, "link": link, "limit": limit or -1}
     if json:
-        print_json([_described_transfer(t) for t in found])
-    elif not found:
+        print_json_array(_transfers_json(listing.find_json(queue.transfers, **of)))
+    elif not (found := listing.find(queue.transfers, **of)):
         print("no such transfers")
     else:
         print_table(["ID", "REQUEST", "STATE", "TRIES", "FROM", "TO", "WHY"], map(_line, found))
 
 
 def _line(t: Transfer) -> list[str]:
-    from gsync.transfer.database import shown_place
+    from gsync.transfer.requests import shown_place
 
     return [str(t.id), t.request[:8], t.state.value, str(t.tries), shown_place(t.source, t.source_path),
             shown_place(t.store, t.path), t.reason]
 
 
 def _print_request(queue: _Queue, request: Request, json: bool, all_: bool = False) -> None:
-    from gsync.cli.output import path_shown, print_json, print_table
+    from gsync.cli.output import path_shown, print_json_array, print_table
+    from gsync.transfer import listing
 
     operations = queue.transfers.operations(request.id)
     counts = {s.value: n for s, n in queue.transfers.counts(request.id).items()}
-    found = queue.transfers.page(request=request.id, limit=-1 if all_ or json else _SHOWN)
     if json:
-        print_json({**_described(request), "transfers": counts,
-                    "operations": [{"kind": o.kind, "state": o.state.value, "arguments": o.arguments}
-                                   for o in operations],
-                    "rows": [_described_transfer(t) for t in found]})
+        head = dumps({**_described(request), "transfers": counts, "operations": [
+            {"kind": o.kind, "state": o.state.value, "arguments": o.arguments} for o in operations]})
+        print_json_array(_transfers_json(listing.of_request_json(queue.transfers, request.id)),
+                         f'{head[:-1]}, "rows": ', "}")
         return
+    found = queue.transfers.page(request=request.id, limit=-1 if all_ else _SHOWN)
     for key, value in (("request", request.id), ("kind", request.kind), ("owner", request.owner),
                        ("what", path_shown(request.label)), ("state", request.state.value),
                        ("operations", ", ".join(f"{o.kind} {o.state.value}" for o in operations)),

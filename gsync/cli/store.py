@@ -31,6 +31,8 @@ def add(
     json: JsonOption = False, state: StateOption = None,
 ) -> None:
     """Give a store a name. It is opened to see that it is there; an empty directory becomes a vault with tar://."""
+    import os
+
     from gsync.cli.output import print_json
     from gsync.errors import UsageError
 
@@ -40,6 +42,8 @@ def add(
         if not equals:
             raise UsageError(f"store add: {each!r} is not of the form KEY=VALUE")
         options[key] = value
+    if url in (".", "..") or url.startswith(("./", "../", "~/")):
+        url = os.path.abspath(os.path.expanduser(url))
     with _stores(state) as stores:
         stores.add(name, url, options, read_only)
         known = stores.known(name)

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import json
 import os
-import sqlite3
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,12 +24,13 @@ from gsync.errors import GsyncError, UsageError
 from gsync.log import get_logger
 from gsync.model import shown
 from gsync.transfer import eosfile, manifestcopy
+from gsync.transfer.archivelook import Found, beyond, differs, look
 from gsync.transfer.archives import Archive, Archives
 from gsync.transfer.batches import Batches, Killed, Options
-from gsync.transfer.database import State
 from gsync.transfer.manifest import Entry, Header, Manifest, ManifestError, Writer
+from gsync.transfer.requests import State
 from gsync.transfer.store import Category, Store, StoreError
-from gsync.transfer.tree import DiskTree, TreeError, about
+from gsync.transfer.tree import DiskTree, TreeError
 from gsync.transfer.vaultcopy import Vault, in_vault, item_of
 
 log = get_logger("gsync.archive")
@@ -310,48 +311,17 @@ class Archiver:
             bad = []
             for entry in batch:
                 job.batches.pause_point()
-                if why := self._not_as_archived(job.archive, tree, entry):
+                if why := differs(job.archive, tree, entry):
                     bad.append((entry.path, why))
             return bad
 
         count = job.batches.run((e for _, e in manifest.entries()), check)
-        more = self._not_in(manifest, tree)
+        more = beyond(manifest, tree)
         self._archives.fail(job.archive, ((path, "is not in the archive") for path in more))
         if count or more:
             raise ArchiveError(f"{shown(job.archive.root)}: not purged, nothing {job.more}was removed: "
                                f"{count + len(more)} entries on the disk are not what is in the vault; gsync archive "
                                "status shows them")
-
-    @staticmethod
-    def _not_as_archived(archive: Archive, tree: DiskTree, entry: Entry) -> str:
-        """Why an entry on the disk must not be removed. What is not there is fine, it is in the vault; what is
-        immutable cannot have another content with the same size and mtime."""
-        if not entry.path or tree.look(entry.path) is None:
-            return ""
-        if entry.link is not None and tree.look(entry.link) is None:  # a purge that was killed got so far
-            entry = replace(entry, link=None)
-        with about(entry.path):
-            read = entry.has_content and not (archive.frozen and tree.is_frozen(entry.path))
-        # A directory's mtime tells what happened to its names, and these are looked at.
-        why = tree.content_differs(entry, read) or tree.attributes_differ(entry, opened=entry.is_dir)
-        return f"is not as it was archived: {why}" if why else ""
-
-    @staticmethod
-    def _not_in(manifest: Manifest, tree: DiskTree) -> list[bytes]:
-        """Some of what the tree holds beyond the manifest."""
-        known = sqlite3.connect("")  # on disk when it grows
-        try:
-            known.execute("CREATE TABLE known (path BLOB PRIMARY KEY) WITHOUT ROWID")
-            known.executemany("INSERT INTO known VALUES (?)", ((e.path,) for _, e in manifest.entries()))
-            more = []
-            for found in tree.walk():
-                if not known.execute("SELECT 1 FROM known WHERE path = ?", (found.path,)).fetchone():
-                    more.append(found.path)
-                    if len(more) == 100:
-                        break
-            return more
-        finally:
-            known.close()
 
     # get
 
@@ -436,36 +406,6 @@ class Archiver:
                 bad.append((entry.path, why))
         return bad
 
-    # dry runs
-
-    def look(self, root: bytes, operation: str, retry: bool = False) -> tuple[int, int, list[tuple[bytes, str]]]:
-        """What put, purge or get would do: entries, bytes, and the entries for which it would fail. Refuses what the
-        operation would refuse, and changes nothing."""
-        archive = self._archives.the(root)
-        self._refuse(archive, operation, retry)
-        manifest, read = self._archives.manifest(archive), self._verify is not Verify.SIZE
-        vault, tree = self._vault(archive.store, archive.place), DiskTree(root)
-        entries = size = 0
-        bad: list[tuple[bytes, str]] = []
-        try:
-            for _, entry in manifest.entries():
-                lacks = vault.lacks(entry, read) if in_vault(entry) else ""
-                if operation == "put":
-                    if lacks and (why := tree.content_differs(entry, read=False)):
-                        bad.append((entry.path, why))
-                elif lacks:
-                    bad.append((entry.path, lacks))
-                elif operation == "purge" and (why := self._not_as_archived(archive, tree, entry)):
-                    bad.append((entry.path, why))
-                if operation != "put" or lacks:
-                    entries += 1
-                    size += entry.size if entry.has_content else 0
-            if operation == "purge":
-                bad += [(path, "is not in the archive") for path in self._not_in(manifest, tree)]
-        finally:
-            tree.close()
-        return entries, size, bad
-
     # delete, rebuild
 
     def delete(self, root: bytes) -> None:
@@ -490,6 +430,8 @@ class Archiver:
             if listed:
                 job.vault.store.delete(at)
                 continue
+            if job.vault.store.stat(at) is None:  # a delete that was killed got so far
+                continue
             stack.append((at, True))
             for item in job.vault.store.list(at):
                 if item.kind == stat.S_IFDIR:
@@ -500,14 +442,7 @@ class Archiver:
     def rebuild(self, root: bytes, store: str | None) -> Archive:
         """Make a lost manifest, or all that is known of an archive, again from its vault: from the copy of the
         manifest there, or, if that is lost too, from the members."""
-        archive = self._archives.at(root)
-        name = store or (archive.store if archive else None)
-        if name is None:
-            raise UsageError(f"{shown(root)}: say where it lies: gsync archive rebuild {shown(root)} --vault STORE")
-        self._refuse_nested(root)
-        vault = self._vault(name, self._archives.place_of(root))
-        if vault.store.stat(vault.path(b"")) is None:
-            raise UsageError(f"{shown(root)}: {name} holds no archive of it")
+        archive, name, vault = self._to_rebuild(root, store)
         made = not os.path.isdir(root)
         if made:
             os.makedirs(root)
@@ -532,6 +467,46 @@ class Archiver:
         finally:
             tree.close()
         return self._archives.change(archive, entries=header.directories + header.files, size=header.bytes)
+
+    def _to_rebuild(self, root: bytes, store: str | None) -> tuple[Archive | None, str, Vault]:
+        """What is known of it here, and in which store it lies. UsageError if that holds nothing of it."""
+        archive = self._archives.at(root)
+        name = store or (archive.store if archive else None)
+        if name is None:
+            raise UsageError(f"{shown(root)}: say where it lies: gsync archive rebuild {shown(root)} --vault STORE")
+        self._refuse_nested(root)
+        vault = self._vault(name, self._archives.place_of(root))
+        if vault.store.stat(vault.path(b"")) is None:
+            raise UsageError(f"{shown(root)}: {name} holds no archive of it")
+        return archive, name, vault
+
+    # dry runs: what an operation would do. They refuse what it would refuse, and change nothing
+
+    def look(self, root: bytes, operation: str, retry: bool = False) -> Found:
+        """What put, purge or get would do."""
+        archive = self._archives.the(root)
+        self._refuse(archive, operation, retry)
+        tree = DiskTree(root)
+        try:
+            return look(operation, archive, self._archives.manifest(archive), self._vault(archive.store, archive.place),
+                        tree, self._verify is not Verify.SIZE)
+        finally:
+            tree.close()
+
+    def look_at_copy(self, root: bytes) -> Found:
+        """What delete would remove from the vault."""
+        archive = self._archives.the(root)
+        sizes = [item.size if item.is_file else 0
+                 for item in manifestcopy.members(self._vault(archive.store, archive.place))]
+        return len(sizes), sum(sizes), []
+
+    def look_at_lost(self, root: bytes, store: str | None) -> Found:
+        """What rebuild would find in the vault."""
+        _, name, vault = self._to_rebuild(root, store)
+        with tempfile.TemporaryDirectory() as folder:
+            header = manifestcopy.fetch(vault, os.fsencode(os.path.join(folder, "manifest")), Header(
+                root, name, vault.place, time.time_ns())).header
+        return header.directories + header.files, header.bytes, []
 
     # what every operation does
 

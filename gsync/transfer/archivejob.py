@@ -5,21 +5,19 @@ It is what the command does with --retry, under the same request. Not here: how 
 
 from __future__ import annotations
 
-import os
-
 from gsync.errors import UsageError
 from gsync.transfer.archive import Archiver, Verify
 from gsync.transfer.archives import Archive, Archives
 from gsync.transfer.backup import Backup, Window
 from gsync.transfer.batches import Killed, Options
-from gsync.transfer.database import Transfer
 from gsync.transfer.handlers import Context
 from gsync.transfer.registry import Place
+from gsync.transfer.requests import Transfer
 
 
 def handle(context: Context, t: Transfer) -> None:
     """Go on with it. UsageError, which no new try changes, if the archive is at another step by now."""
-    archives = Archives(context.transfers, os.path.dirname(context.transfers.spool), t)
+    archives = Archives(context.transfers, context.transfers.home, t)
     archive = archives.get(str(context.arguments["archive"]))
     if archive is None:
         raise UsageError("the archive is not there any more")
@@ -38,7 +36,8 @@ def handle(context: Context, t: Transfer) -> None:
                 archive.root, Place(archive.store, archive.place), window,
                 tuple(context.arguments.get("excluded_xattrs", ())))
         elif operation in ("put", "purge", "get"):
-            work = Archiver(archives, context.stores.get, Options(), verify, told)
+            open_store = context.stores.writable if operation == "put" else context.stores.get
+            work = Archiver(archives, open_store, Options(), verify, told)
             getattr(work, operation)(archive.root, retry=True)
         else:
             raise UsageError(f"gsync archive {operation} goes on with it, the queue does not")

@@ -21,20 +21,21 @@ from gsync.durable import fsync_dir, make_dirs
 from gsync.errors import UsageError
 from gsync.model import shown
 from gsync.process import Lock
-from gsync.transfer.database import TAKEN, NewOperation, NewRequest, NewTransfer, State, Transfer, Transfers
+from gsync.transfer.database import Transfers
 from gsync.transfer.manifest import Manifest
 from gsync.transfer.registry import LOCAL
+from gsync.transfer.requests import TAKEN, NewOperation, NewRequest, NewTransfer, State, Transfer
 
-_TABLES = ("""
+_TABLES = """
 CREATE TABLE IF NOT EXISTS archives (
     id TEXT PRIMARY KEY, kind TEXT NOT NULL, root BLOB NOT NULL, store TEXT NOT NULL, place BLOB NOT NULL,
     operation TEXT NOT NULL, done INTEGER NOT NULL, frozen INTEGER NOT NULL DEFAULT 0,
     checked INTEGER NOT NULL DEFAULT 0, entries INTEGER NOT NULL DEFAULT 0, size INTEGER NOT NULL DEFAULT 0,
     stage TEXT NOT NULL DEFAULT '', entries_done INTEGER NOT NULL DEFAULT 0, entries_all INTEGER NOT NULL DEFAULT 0,
     size_done INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '', request TEXT NOT NULL DEFAULT '',
-    transfer INTEGER NOT NULL DEFAULT 0, created INTEGER NOT NULL, changed INTEGER NOT NULL) WITHOUT ROWID""", """
+    transfer INTEGER NOT NULL DEFAULT 0, created INTEGER NOT NULL, changed INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS archive_failures (
-    archive TEXT NOT NULL, path BLOB NOT NULL, why TEXT NOT NULL, PRIMARY KEY (archive, path)) WITHOUT ROWID""")
+    archive TEXT NOT NULL, path BLOB NOT NULL, why TEXT NOT NULL, PRIMARY KEY (archive, path)) WITHOUT ROWID"""
 _NEVER = 1 << 62  # when the lease of a job runs out: its lock tells better whether its process lives
 _HELD = (*TAKEN, State.KILL)
 _WORKER = "command "  # begins the name of a worker that is no worker of the queue
@@ -109,10 +110,7 @@ class Archives:
         self._under = under
         self.folder = os.path.join(home, "archives")
         self.transfers = transfers
-        with transfers.atomic() as db:
-            self._db = db
-            for statement in _TABLES:
-                db.execute(statement)
+        transfers.make_tables(_TABLES)
 
     # which there are
 
@@ -159,7 +157,7 @@ class Archives:
         return next(iter(self._rows("WHERE id = ?", id)), None)
 
     def _rows(self, where: str, *values: object) -> list[Archive]:
-        rows = self._db.execute(f"SELECT {', '.join(_COLUMNS)} FROM archives {where}", values)
+        rows = self.transfers.read(f"SELECT {', '.join(_COLUMNS)} FROM archives {where}", values)
         return [_archive(row) for row in rows]
 
     # changes
@@ -189,24 +187,24 @@ class Archives:
 
     def fail(self, archive: Archive, failures: Iterator[tuple[bytes, str]]) -> None:
         """Note entries that the operation could not do; the first reason is kept."""
-        with self.transfers.atomic():
-            self._db.executemany("INSERT OR IGNORE INTO archive_failures VALUES (?, ?, ?)",
+        with self.transfers.atomic() as db:
+            db.executemany("INSERT OR IGNORE INTO archive_failures VALUES (?, ?, ?)",
                                  ((archive.id, path, why) for path, why in failures))
 
     def failures(self, archive: Archive, limit: int = -1) -> list[tuple[bytes, str]]:
         """Path and reason of what the last operation could not do; limit -1: all."""
-        return list(self._db.execute("SELECT path, why FROM archive_failures WHERE archive = ? ORDER BY path LIMIT ?",
-                                     (archive.id, limit)))
+        return self.transfers.read("SELECT path, why FROM archive_failures WHERE archive = ? ORDER BY path LIMIT ?",
+                                   (archive.id, limit))
 
     def count_failures(self, archive: Archive) -> int:
-        return int(self._db.execute("SELECT count(*) FROM archive_failures WHERE archive = ?",
-                                    (archive.id,)).fetchone()[0])
+        return int(self.transfers.read("SELECT count(*) FROM archive_failures WHERE archive = ?",
+                                       (archive.id,))[0][0])
 
     def remove(self, archive: Archive) -> None:
         """Forget it, with its manifest."""
-        with self.transfers.atomic():
-            self._db.execute("DELETE FROM archives WHERE id = ?", (archive.id,))
-            self._db.execute("DELETE FROM archive_failures WHERE archive = ?", (archive.id,))
+        with self.transfers.atomic() as db:
+            db.execute("DELETE FROM archives WHERE id = ?", (archive.id,))
+            db.execute("DELETE FROM archive_failures WHERE archive = ?", (archive.id,))
         folder = os.path.join(self.folder, archive.id)
         if os.path.isdir(folder):
             shutil.rmtree(folder)

@@ -23,7 +23,8 @@ from gsync.durable import fsync_dir, make_dirs, replace_file
 from gsync.errors import UsageError
 from gsync.namespace import check_version
 from gsync.process import Lock
-from gsync.transfer.database import ENDED, State, Transfer, Transfers
+from gsync.transfer.database import Transfers
+from gsync.transfer.requests import ENDED, State, Transfer
 
 LARGEST = 1000                      # transfers in a file
 _STATE = ".gsync-reporter.db"       # in the outbox: what was reported there

@@ -24,9 +24,9 @@ from gsync.transfer import eosfile
 from gsync.transfer.archive import Incomplete, Verify, ending
 from gsync.transfer.archives import Archive, Archives
 from gsync.transfer.batches import Batches, Failures, Options
-from gsync.transfer.database import State
 from gsync.transfer.manifest import Entry, Header, Manifest, Writer
 from gsync.transfer.registry import Place
+from gsync.transfer.requests import State
 from gsync.transfer.store import Category, Store, StoreError
 from gsync.transfer.tree import DiskTree, Found, TreeError
 from gsync.transfer.vaultcopy import item_of

@@ -25,18 +25,9 @@ from gsync.errors import UsageError
 from gsync.log import get_logger
 from gsync.model import NS, shown
 from gsync.transfer.catalog import open_catalog, parse_catalog
-from gsync.transfer.database import (
-    ENDED,
-    NewOperation,
-    NewRequest,
-    NewTransfer,
-    Request,
-    State,
-    Transfer,
-    Transfers,
-    new_id,
-)
+from gsync.transfer.database import Transfers
 from gsync.transfer.registry import Place, Stores
+from gsync.transfer.requests import ENDED, NewOperation, NewRequest, NewTransfer, Request, State, Transfer, new_id
 from gsync.transfer.retry import RetryPolicy
 from gsync.transfer.send import FAILOVER_FOLDER, Attempt, NoPlace, Plan, Sending, measure, request_of, sending
 from gsync.transfer.store import Category, StoreError
@@ -210,7 +201,7 @@ class Client:
     def _send_by_spool(self, plan: Plan, label: str, priority: int) -> Sent:
         """Without the database: what is known stands in the spool, and the queue goes over all of it again later."""
         def note(plan: Plan) -> None:
-            self.transfers.keep_in_spool(request_of(plan, label, priority))
+            self.transfers.spool.keep(request_of(plan, label, priority))
 
         note(plan)
         work = Sending(plan, self.stores, lambda text: open_catalog(text, self.home), note)
@@ -225,7 +216,7 @@ class Client:
                 break
             failed += work.failed
         if work.plan.at is None and not work.plan.begun:
-            self.transfers.forget_kept(plan.request)
+            self.transfers.spool.forget(plan.request)
             return self._sent(work.plan, [], failed)
         self.transfers.submit_kept(request_of(work.plan, label, priority))
         return self._sent(work.plan, _words(work.plan, [op.kind for op in request_of(plan).operations]), failed)

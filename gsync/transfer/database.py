@@ -12,21 +12,35 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 import sqlite3
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, fields, replace
-from enum import Enum
+from dataclasses import replace
 from typing import Any
 
-from gsync.durable import make_dirs, replace_file
-from gsync.errors import UsageError
+from gsync.durable import make_dirs
+from gsync.errors import LockedError, UsageError
 from gsync.log import get_logger
-from gsync.model import NS, shown
+from gsync.model import NS
 from gsync.namespace import check_version
-from gsync.process import is_alive, start_time
+from gsync.process import is_stopped
+from gsync.transfer.requests import (
+    AGAIN,
+    COLUMNS,
+    ENDED,
+    TAKEN,
+    NewRequest,
+    Operation,
+    Request,
+    State,
+    Transfer,
+    operation_of,
+    replicas_text,
+    request_of,
+    transfer_of,
+)
+from gsync.transfer.spool import Spool, read
 
 _log = get_logger(__name__)
 
@@ -34,25 +48,9 @@ SCHEMA_VERSION = 1
 FILE = "transfers.db"
 PAGE = 1000
 _PATIENCE = 30.0  # seconds that a writer waits for another one
+_WRITE_LOCK = 120
+_LOOK = 1.0       # seconds after which it looks who that is
 
-
-class State(Enum):
-    """Of a transfer; operations and requests are shown in these words too."""
-
-    QUEUED = "QUEUED"          # an operation before its own is not done
-    NEW = "NEW"                # may be taken
-    ACQUIRED = "ACQUIRED"      # a worker has it, for as long as its lease runs
-    SUBMITTED = "SUBMITTED"    # bytes may be moving
-    VERIFYING = "VERIFYING"    # they have arrived, and are looked at
-    DONE = "DONE"
-    RETRY = "RETRY"            # NEW again once its time has come
-    FAILED = "FAILED"
-    KILL = "KILL"              # whoever has it is to let go
-    KILLED = "KILLED"
-
-
-TAKEN = (State.ACQUIRED, State.SUBMITTED, State.VERIFYING)
-ENDED = (State.DONE, State.FAILED, State.KILLED)
 
 _SCHEMA = """
 CREATE TABLE requests (
@@ -85,136 +83,22 @@ CREATE TABLE bans (
 """
 
 
-def new_id() -> str:
-    """An id for a request: 16 hex digits."""
-    return secrets.token_hex(8)
-
-
-@dataclass(frozen=True, slots=True)
-class NewTransfer:
-    """What is to be moved: from a path in a store (a name, or a URL) to one. size and checksum (SHA-256, hex) where
-    they are known. catalog: where it is to be published once it is done. replicas: other places (store, path) of the
-    same content, taken where the source is corrupt."""
-
-    source: str
-    source_path: bytes
-    store: str
-    path: bytes
-    size: int | None = None
-    checksum: str | None = None
-    catalog: str | None = None
-    replicas: tuple[tuple[str, bytes], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class NewOperation:
-    """kind names who does it (worker.Handler); arguments are for that one."""
-
-    kind: str
-    transfers: Sequence[NewTransfer]
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class NewRequest:
-    """kind: the command that made it: archive, deliver, send, queue. priority: -3 to 3, a share doubles with each."""
-
-    kind: str
-    owner: str
-    operations: Sequence[NewOperation]
-    label: str = ""
-    priority: int = 0
-    id: str = field(default_factory=new_id)
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    id: str
-    kind: str
-    owner: str
-    priority: int
-    label: str
-    created: int
-    changed: int
-    state: State
-
-
-@dataclass(frozen=True, slots=True)
-class Operation:
-    id: int
-    request: str
-    position: int
-    kind: str
-    arguments: dict[str, Any]
-    state: State
-
-
-@dataclass(frozen=True, slots=True)
-class Transfer:
-    """A row of the table; kind is the operation's, times in ns since the epoch."""
-
-    id: int
-    request: str
-    operation: int
-    kind: str
-    owner: str
-    priority: int
-    source: str
-    source_path: bytes
-    store: str
-    path: bytes
-    size: int | None
-    checksum: str | None
-    state: State
-    tries: int
-    not_before: int
-    worker: str | None
-    lease: int
-    category: str | None
-    reason: str
-    created: int
-    changed: int
-    publication: str
-    catalog: str | None
-    replicas: tuple[tuple[str, bytes], ...]
-
-    @property
-    def link(self) -> tuple[str, str]:
-        """Source and destination: transfers of one link go together."""
-        return self.source, self.store
-
-
-_COLUMNS = ", ".join(f.name for f in fields(Transfer))
 _MUTABLE = {"size", "checksum", "tries", "not_before", "worker", "lease", "category", "reason", "publication",
             "catalog", "source", "source_path", "replicas"}
 
 
-def _transfer(row: Sequence[Any]) -> Transfer:
-    values: list[Any] = list(row)
-    values[12] = State(values[12])
-    values[-1] = replicas_of(values[-1])
-    return Transfer(*values)
+class Held(LockedError, sqlite3.OperationalError):
+    """Another process writes to the database, and does not end."""
 
-
-def _request(row: Sequence[Any]) -> Request:
-    values: list[Any] = list(row)
-    values[7] = State(values[7])
-    return Request(*values)
-
-
-def _operation(row: Sequence[Any]) -> Operation:
-    values: list[Any] = list(row)
-    values[4], values[5] = json.loads(values[4]), State(values[5])
-    return Operation(*values)
-
-
-def replicas_text(replicas: Sequence[tuple[str, bytes]]) -> str:
-    """As the table has them."""
-    return json.dumps([[store, path.decode("latin-1")] for store, path in replicas]) if replicas else ""
-
-
-def replicas_of(text: str) -> tuple[tuple[str, bytes], ...]:
-    return tuple((store, path.encode("latin-1")) for store, path in json.loads(text)) if text else ()
+    def __init__(self, path: str, pid: int | None) -> None:
+        if pid is None:
+            text = "another process writes to it and does not end"
+        elif is_stopped(pid):
+            text = (f"process {pid} is stopped in the middle of writing to it; kill -CONT {pid} lets it go on, "
+                    f"kill -9 {pid} ends it, and nothing is lost")
+        else:
+            text = f"process {pid} has been writing to it for {_PATIENCE:.0f} s; gsync goes on when that is done"
+        super().__init__(f"{path}: {text}")
 
 
 class Transfers:
@@ -222,13 +106,13 @@ class Transfers:
 
     def __init__(self, home: str) -> None:
         self.home = home
-        self.spool = os.path.join(home, "spool")
-        path = os.path.join(home, FILE)
+        self.spool = Spool(os.path.join(home, "spool"))
+        self._path = os.path.join(home, FILE)
         try:
             make_dirs(os.fsencode(home))
-            self._db = _connect(path)
+            self._db = _connect(self._path)
         except (OSError, sqlite3.Error) as exc:
-            raise UsageError(f"{path}: {getattr(exc, 'strerror', None) or exc}") from exc
+            raise UsageError(f"{self._path}: {getattr(exc, 'strerror', None) or exc}") from exc
 
     def close(self) -> None:
         self._db.close()
@@ -239,7 +123,7 @@ class Transfers:
         if self._db.in_transaction:
             yield self._db
             return
-        self._db.execute("BEGIN IMMEDIATE")
+        self._begin()
         try:
             yield self._db
         except BaseException:
@@ -247,9 +131,36 @@ class Transfers:
             raise
         self._db.execute("COMMIT")
 
-    def read(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+    def _begin(self) -> None:
+        """Wait for whoever writes; Held if that takes too long, or would: a process that is stopped."""
+        end = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as exc:
+                if exc.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                    raise
+                pid = _writer(self._path)
+                if time.monotonic() > end or (pid is not None and is_stopped(pid)):
+                    raise Held(self._path, pid) from exc
+
+    def make_tables(self, schema: str) -> None:
+        """Make what is missing of the tables and indexes of another module; if none is, nobody is waited for."""
+        there = {row[0] for row in self.read("SELECT name FROM sqlite_master")}
+        if there.issuperset(re.findall(r"IF NOT EXISTS (\w+)", schema)):
+            return
+        with self.atomic() as db:
+            for statement in schema.split(";"):
+                db.execute(statement)
+
+    def read(self, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[Any]:
         """Rows, without waiting for who writes."""
         return self._db.execute(sql, values).fetchall()
+
+    def each(self, sql: str, values: Sequence[Any] = ()) -> Iterator[Any]:
+        """The same, one row after the other."""
+        return iter(self._db.execute(sql, values))
 
     # putting in
 
@@ -257,55 +168,37 @@ class Transfers:
         """Its id. Durable when this returns: in the database, else in the spool, from where `sweep` takes it."""
         try:
             with self.atomic():
-                self._insert(request)
+                self.insert(request)
         except sqlite3.OperationalError as exc:
             _log.warning("the database cannot be written, the request goes to the spool", request=request.id, error=exc)
-            self._write_spool(request, f"{request.id}.json")
+            self.spool.write(request)
         return request.id
 
     def begin(self, request: NewRequest, worker: str, lease: float) -> None:
         """Submit, with the first operation taken by this worker for `lease` seconds; sqlite3.OperationalError if the
         database cannot be written, and then nothing is."""
         with self.atomic() as db:
-            self._insert(request)
+            self.insert(request)
             first = db.execute("SELECT id FROM operations WHERE request=? AND position=0", (request.id,)).fetchone()[0]
             rows = db.execute("SELECT id FROM transfers WHERE operation=?", (first,)).fetchall()
             self.advance([row[0] for row in rows], State.NEW, State.ACQUIRED, worker=worker,
                          lease=time.time_ns() + int(lease * NS))
 
-    def keep_in_spool(self, request: NewRequest) -> None:
-        """Note a request that this process is at, as it is now, without the database: `sweep` takes it in if the
-        process dies before it calls `submit_kept`."""
-        self._write_spool(request, _busy_name(request.id))
-
     def submit_kept(self, request: NewRequest) -> None:
         """Submit what was kept in the spool so far."""
         self.submit(request)
-        self.forget_kept(request.id)
-
-    def forget_kept(self, request: str) -> None:
-        """What was kept in the spool has come to nothing."""
-        with suppress(FileNotFoundError):
-            os.unlink(os.path.join(self.spool, _busy_name(request)))
-
-    def _write_spool(self, request: NewRequest, name: str) -> None:
-        make_dirs(os.fsencode(self.spool))
-        replace_file(os.fsencode(os.path.join(self.spool, name)), _to_json(request))
+        self.spool.forget(request.id)
 
     def sweep(self) -> int:
         """Take in what lies in the spool; how many requests. What cannot be read is put aside as *.bad, and holds up
         nothing else."""
         taken = 0
-        for name in sorted(os.listdir(self.spool)) if os.path.isdir(self.spool) else []:
-            if not name.endswith(".json") and not _is_orphaned(name):
-                continue
-            path = os.path.join(self.spool, name)
+        for path in self.spool.waiting():
             try:
-                with open(path, "rb") as file:
-                    request = _from_json(file.read())
+                request = read(path)
                 with self.atomic() as db:
                     if not db.execute("SELECT 1 FROM requests WHERE id=?", (request.id,)).fetchone():
-                        self._insert(request)
+                        self.insert(request)
             except FileNotFoundError:
                 continue  # another worker was faster
             except sqlite3.OperationalError as exc:
@@ -321,7 +214,8 @@ class Transfers:
             taken += 1
         return taken
 
-    def _insert(self, request: NewRequest) -> None:
+    def insert(self, request: NewRequest) -> None:
+        """The request, within the caller's transaction."""
         if not request.operations or any(not operation.transfers for operation in request.operations):
             raise ValueError("a request has operations, and an operation transfers")
         now, db = time.time_ns(), self._db
@@ -470,9 +364,9 @@ class Transfers:
                 values += banned
         rows: list[Transfer] = []
         size = 0
-        for raw in self._db.execute(f"SELECT {_COLUMNS} FROM transfers WHERE {' AND '.join(wheres)} "
+        for raw in self._db.execute(f"SELECT {COLUMNS} FROM transfers WHERE {' AND '.join(wheres)} "
                                     "ORDER BY priority DESC, id LIMIT ?", (*values, limit)):
-            row = _transfer(raw)
+            row = transfer_of(raw)
             size += row.size or 0
             if rows and max_bytes is not None and size > max_bytes:
                 break
@@ -484,7 +378,7 @@ class Transfers:
         until = time.time_ns() + int(lease * NS)
         with self.atomic() as db:
             db.execute("UPDATE owners SET lease=? WHERE worker=?", (until, worker))
-            db.execute(f"UPDATE transfers SET lease=? WHERE worker=? AND state IN {_sql((*TAKEN, State.KILL))}",
+            db.execute(f"UPDATE transfers SET lease=? WHERE worker=? AND state IN {states_sql((*TAKEN, State.KILL))}",
                        (until, worker))
 
     def release(self, worker: str, owner: str) -> None:
@@ -494,24 +388,24 @@ class Transfers:
 
     def run_out(self, limit: int = PAGE) -> list[Transfer]:
         """Transfers whose worker has not renewed its lease: what became of them has to be looked at."""
-        return self._rows(f"WHERE state IN {_sql((*TAKEN, State.KILL))} AND lease<? AND worker IS NOT NULL LIMIT ?",
-                          (time.time_ns(), limit))
+        return self._rows(f"WHERE state IN {states_sql((*TAKEN, State.KILL))} AND lease<? AND worker IS NOT NULL "
+                          "LIMIT ?", (time.time_ns(), limit))
 
     def held(self, worker: str) -> list[Transfer]:
         """All that a worker has."""
-        return self._rows(f"WHERE worker=? AND state IN {_sql((*TAKEN, State.KILL))}", (worker,))
+        return self._rows(f"WHERE worker=? AND state IN {states_sql((*TAKEN, State.KILL))}", (worker,))
 
     def workers(self) -> set[str]:
         """Those that have owners or transfers now."""
         return {row[0] for row in self._db.execute(
             f"SELECT DISTINCT worker FROM owners WHERE worker IS NOT NULL UNION SELECT DISTINCT worker FROM transfers "
-            f"WHERE state IN {_sql((*TAKEN, State.KILL))} AND worker IS NOT NULL")}
+            f"WHERE state IN {states_sql((*TAKEN, State.KILL))} AND worker IS NOT NULL")}
 
     def give_up(self, worker: str) -> None:
         """A worker is known to be dead: its leases end now."""
         with self.atomic() as db:
             db.execute("UPDATE owners SET lease=0 WHERE worker=?", (worker,))
-            db.execute(f"UPDATE transfers SET lease=0 WHERE worker=? AND state IN {_sql((*TAKEN, State.KILL))}",
+            db.execute(f"UPDATE transfers SET lease=0 WHERE worker=? AND state IN {states_sql((*TAKEN, State.KILL))}",
                        (worker,))
 
     def version(self) -> int:
@@ -546,35 +440,35 @@ class Transfers:
              ids: Sequence[int] = (), reason: str = "killed") -> int:
         """What waits is KILLED at once, what a worker has is KILL until that lets go; what has ended stays as it is.
         How many that were."""
-        wheres, values = _selection(request, owner, link, ids)
+        wheres, values = selection(request, owner, link, ids)
         if not wheres:
             raise ValueError("what is to be killed?")
         where = " AND ".join(wheres)
         with self.atomic() as db:
+            waits = (State.QUEUED, State.NEW, State.RETRY)
             waiting = [row[0] for row in db.execute(
-                f"SELECT id FROM transfers WHERE {where} AND state IN {_sql((State.QUEUED, State.NEW, State.RETRY))}",
-                values)]
+                f"SELECT id FROM transfers WHERE {where} AND state IN {states_sql(waits)}", values)]
             taken = [row[0] for row in db.execute(
-                f"SELECT id FROM transfers WHERE {where} AND state IN {_sql(TAKEN)}", values)]
-            self.advance(waiting, (State.QUEUED, State.NEW, State.RETRY), State.KILLED, reason=reason)
+                f"SELECT id FROM transfers WHERE {where} AND state IN {states_sql(TAKEN)}", values)]
+            self.advance(waiting, waits, State.KILLED, reason=reason)
             self.advance(taken, TAKEN, State.KILL, reason=reason)
             return len(waiting) + len(taken)
 
     def retry(self, *, request: str | None = None, owner: str | None = None, link: tuple[str, str] | None = None,
               ids: Sequence[int] = ()) -> int:
         """FAILED and KILLED begin anew with no tries counted, RETRY does not wait any longer; how many."""
-        wheres, values = _selection(request, owner, link, ids)
+        wheres, values = selection(request, owner, link, ids)
         if not wheres:
             raise ValueError("what is to be tried again?")
         with self.atomic() as db:
             found = db.execute(f"SELECT id, operation FROM transfers WHERE {' AND '.join(wheres)} AND state IN "
-                               f"{_sql((State.FAILED, State.KILLED, State.RETRY))} ORDER BY id", values).fetchall()
+                               f"{states_sql(AGAIN)} ORDER BY id", values).fetchall()
             for ident, operation in found:
                 request_id, position = db.execute("SELECT request, position FROM operations WHERE id=?",
                                                   (operation,)).fetchone()
                 before = db.execute("SELECT 1 FROM operations WHERE request=? AND position<? AND state<>'DONE'",
                                     (request_id, position)).fetchone()
-                self.advance([ident], (State.FAILED, State.KILLED, State.RETRY), State.QUEUED if before else State.NEW,
+                self.advance([ident], AGAIN, State.QUEUED if before else State.NEW,
                              tries=0, not_before=0, worker=None, lease=0, reason="", category=None)
             return len(found)
 
@@ -605,17 +499,17 @@ class Transfers:
     def requests(self, *, where: str = "1", values: Sequence[Any] = (), limit: int = -1) -> Iterator[Request]:
         for row in self._db.execute("SELECT id, kind, owner, priority, label, created, changed, state FROM requests "
                                     f"WHERE {where} ORDER BY created, id LIMIT ?", (*values, limit)):
-            yield _request(row)
+            yield request_of(row)
 
     def operations(self, request: str) -> list[Operation]:
-        return [_operation(row) for row in self._db.execute(
+        return [operation_of(row) for row in self._db.execute(
             "SELECT id, request, position, kind, arguments, state FROM operations WHERE request=? ORDER BY position",
             (request,))]
 
     def operation(self, ident: int) -> Operation:
         row = self._db.execute("SELECT id, request, position, kind, arguments, state FROM operations WHERE id=?",
                                (ident,)).fetchone()
-        return _operation(row)
+        return operation_of(row)
 
     def transfer(self, ident: int) -> Transfer | None:
         rows = self._rows("WHERE id=?", (ident,))
@@ -625,7 +519,7 @@ class Transfers:
              operation: int | None = None, state: State | None = None, after: int = 0, limit: int = PAGE
              ) -> list[Transfer]:
         """A page by id; the next one begins after the last id of this one."""
-        wheres, values = _selection(request, owner, link, ())
+        wheres, values = selection(request, owner, link)
         if operation is not None:
             wheres.append("operation=?")
             values.append(operation)
@@ -634,38 +528,19 @@ class Transfers:
             values.append(state.value)
         return self._rows(f"WHERE {' AND '.join([*wheres, 'id>?'])} ORDER BY id LIMIT ?", [*values, after, limit])
 
-    def find(self, *, states: Sequence[State] = (), owner: str | None = None, kind: str | None = None,
-             link: tuple[str, str] | None = None, limit: int = -1) -> list[Transfer]:
-        """The newest `limit` (-1: all) that are so, in the order of their ids. kind: of their requests; link: either
-        store may be empty."""
-        wheres, values = _selection(None, owner, link, ())
-        if states:
-            wheres.append(f"state IN {_sql(states)}")
-        if kind is not None:
-            wheres.append("request IN (SELECT id FROM requests WHERE kind=?)")
-            values.append(kind)
-        return self._rows(f"WHERE {' AND '.join(wheres) or '1'} ORDER BY id DESC LIMIT ?", [*values, limit])[::-1]
-
-    def find_requests(self, *, states: Sequence[State] = (), owner: str | None = None, kind: str | None = None,
-                      limit: int = -1) -> list[Request]:
-        """The newest `limit` (-1: all) that are so, the newest last."""
-        wheres, values = _selection(None, owner, None, ())
-        if states:
-            wheres.append(f"state IN {_sql(states)}")
-        if kind is not None:
-            wheres.append("kind=?")
-            values.append(kind)
-        rows = self._db.execute("SELECT id, kind, owner, priority, label, created, changed, state FROM requests "
-                                f"WHERE {' AND '.join(wheres) or '1'} ORDER BY created DESC, id DESC LIMIT ?",
-                                (*values, limit))
-        return [_request(row) for row in rows][::-1]
-
-    def count_unfinished(self, *, request: str | None = None, owner: str | None = None,
-                         link: tuple[str, str] | None = None, ids: Sequence[int] = ()) -> int:
+    def count_killable(self, **of: Any) -> int:
         """How many `kill` would be about."""
-        wheres, values = _selection(request, owner, link, ids)
-        row = self._db.execute(f"SELECT count(*) FROM transfers WHERE {' AND '.join(wheres) or '1'} AND state NOT IN "
-                               f"{_sql(ENDED)}", values).fetchone()
+        return self._count(f"state NOT IN {states_sql(ENDED)}", **of)
+
+    def count_retryable(self, **of: Any) -> int:
+        """How many `retry` would be about."""
+        return self._count(f"state IN {states_sql(AGAIN)}", **of)
+
+    def _count(self, where: str, *, request: str | None = None, owner: str | None = None,
+               link: tuple[str, str] | None = None, ids: Sequence[int] = ()) -> int:
+        wheres, values = selection(request, owner, link, ids)
+        row = self._db.execute(f"SELECT count(*) FROM transfers WHERE {' AND '.join([*wheres, where])}",
+                               values).fetchone()
         return int(row[0])
 
     def counts(self, request: str | None = None) -> dict[State, int]:
@@ -674,11 +549,12 @@ class Transfers:
                 self._db.execute(f"SELECT state, count(*) FROM transfers {where} GROUP BY state", values)}
 
     def _rows(self, where: str, values: Sequence[Any]) -> list[Transfer]:
-        return [_transfer(row) for row in self._db.execute(f"SELECT {_COLUMNS} FROM transfers {where}", values)]
+        return [transfer_of(row) for row in self._db.execute(f"SELECT {COLUMNS} FROM transfers {where}", values)]
 
 
-def _selection(request: str | None, owner: str | None, link: tuple[str, str] | None, ids: Sequence[int]
-               ) -> tuple[list[str], list[Any]]:
+def selection(request: str | None = None, owner: str | None = None, link: tuple[str, str] | None = None,
+              ids: Sequence[int] = ()) -> tuple[list[str], list[Any]]:
+    """Conditions for transfers, and their values."""
     wheres: list[str] = []
     values: list[Any] = []
     if request is not None:
@@ -706,12 +582,12 @@ def _marks(values: Collection[Any]) -> str:
     return ",".join("?" * len(values))
 
 
-def _sql(states: Iterable[State]) -> str:
+def states_sql(states: Iterable[State]) -> str:
     return "(" + ", ".join(f"'{state.value}'" for state in states) + ")"
 
 
 def _connect(path: str) -> sqlite3.Connection:
-    db = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
+    db = sqlite3.connect(path, timeout=_LOOK, isolation_level=None, check_same_thread=False)
     os.chmod(path, 0o600)
     version = check_version(db, path, SCHEMA_VERSION)
     db.execute("PRAGMA journal_mode=WAL")
@@ -727,37 +603,15 @@ def _connect(path: str) -> sqlite3.Connection:
     return db
 
 
-def _busy_name(request: str) -> str:
-    """Names the process that is at it."""
-    return f"{request}.{os.getpid()}-{start_time(os.getpid())}.busy"
-
-
-def _is_orphaned(name: str) -> bool:
-    """Whether it is a file of keep_in_spool, of a process that is gone."""
-    match = re.fullmatch(r"[0-9a-f]+\.([0-9]+)-([0-9]+)\.busy", name)
-    return match is not None and not is_alive(int(match[1]), int(match[2]))
-
-
-def _to_json(request: NewRequest) -> bytes:
-    return json.dumps({
-        "id": request.id, "kind": request.kind, "owner": request.owner, "label": request.label,
-        "priority": request.priority, "operations": [
-            {"kind": operation.kind, "arguments": dict(operation.arguments), "transfers": [
-                [t.source, t.source_path.decode("latin-1"), t.store, t.path.decode("latin-1"), t.size, t.checksum,
-                 t.catalog, replicas_text(t.replicas)] for t in operation.transfers]}
-            for operation in request.operations]}).encode()
-
-
-def _from_json(data: bytes) -> NewRequest:
-    found = json.loads(data)
-    operations = [NewOperation(operation["kind"], [
-        NewTransfer(source, source_path.encode("latin-1"), store, path.encode("latin-1"), size, checksum, catalog,
-                    replicas_of(replicas))
-        for source, source_path, store, path, size, checksum, catalog, replicas in operation["transfers"]],
-        operation["arguments"]) for operation in found["operations"]]
-    return NewRequest(found["kind"], found["owner"], operations, found["label"], found["priority"], found["id"])
-
-
-def shown_place(store: str, path: bytes) -> str:
-    """A place for people."""
-    return f"{store}:{shown(path)}" if store != "/" else "/" + shown(path)
+def _writer(path: str) -> int | None:
+    """The pid of the process that writes to the database, if it is on this host: who has the lock on the byte of the
+    wal-index that SQLite calls WAL_WRITE_LOCK."""
+    try:
+        st = os.stat(path + "-shm")
+        with open("/proc/locks", encoding="ascii") as file:
+            lines = [line.split() for line in file]
+    except OSError:
+        return None
+    inode = f"{os.major(st.st_dev):02x}:{os.minor(st.st_dev):02x}:{st.st_ino}"
+    return next((int(line[4]) for line in lines if len(line) == 8 and line[3] == "WRITE" and line[5] == inode
+                 and int(line[6]) <= _WRITE_LOCK and (line[7] == "EOF" or int(line[7]) >= _WRITE_LOCK)), None)

@@ -175,7 +175,9 @@ class Alerts:
         "Sender; empty: gsync at this host.")] = ""
     smtp_host: Annotated[str, Help("The server that takes the mail.")] = "localhost"
     smtp_port: Annotated[int, Field(ge=0, le=65535), Help("Its port; 0: the usual one for smtp-security.")] = 0
-    smtp_security: Annotated[Literal["none", "starttls", "tls"], Help("How the connection is protected.")] = "none"
+    smtp_security: Annotated[Literal["none", "starttls", "tls"], Help(
+        "How the connection is protected. The server's certificate must be one that this host trusts; SSL_CERT_FILE in "
+        "the environment names others.")] = "none"
     smtp_user: Annotated[str, Help("Name to log in with; empty: not at all.")] = ""
     smtp_password_file: Annotated[str, AfterValidator(_home), Help("File with the password in its first line.")] = ""
     command: Annotated[str, AfterValidator(_command), Help(

@@ -27,11 +27,11 @@ from gsync.model import NS, shown
 from gsync.transfer import checksums, handover, units
 from gsync.transfer.alert import Alarm
 from gsync.transfer.checksums import Verdict, verify, walk
-from gsync.transfer.database import State as QueueState
 from gsync.transfer.dataset import DataSet, Settings
 from gsync.transfer.deliverdb import AT_WORK, THERE, Deliveries, Delivery, KilledByOrder, Stage, State
 from gsync.transfer.gate import Gate, Stopped
 from gsync.transfer.registry import Stores
+from gsync.transfer.requests import State as QueueState
 from gsync.transfer.retry import RetryPolicy
 from gsync.transfer.source import Listing, Source, differs
 from gsync.transfer.store import Category, Item, Store, StoreError, category_of
@@ -682,7 +682,7 @@ class DataSetDelivery:
                                     + ", ".join(shown(path) for path in lost[:10]))
             else:
                 handover.seal(os.path.join(self._destination, row.path))
-                self._db.stage(row, Stage.BACKUP, True)
+                self._db.stage(row, Stage.BACKUP, True, anew=True)
                 reason = "" if row.reason.startswith("backup: ") else row.reason
                 self._db.change(row, backed_up=1, reason=reason)
                 self._db.carried_out(row, Stage.BACKUP)

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import json
 import os
-import sqlite3
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime
 from enum import StrEnum
 from typing import Any
 
 from gsync.errors import UsageError
-from gsync.transfer.database import ENDED, TAKEN, NewOperation, NewRequest, NewTransfer, Transfers
-from gsync.transfer.database import State as QueueState
+from gsync.transfer.database import Transfers
 from gsync.transfer.dataset import DataSet
+from gsync.transfer.requests import ENDED, TAKEN, NewOperation, NewRequest, NewTransfer
+from gsync.transfer.requests import State as QueueState
 from gsync.transfer.store import Category
 from gsync.transfer.units import Unit
 
@@ -147,10 +146,7 @@ class Deliveries:
 
     def __init__(self, transfers: Transfers) -> None:
         self.transfers = transfers
-        with transfers.atomic() as db:
-            for statement in _SCHEMA.split(";"):
-                if statement.strip():
-                    db.execute(statement)
+        transfers.make_tables(_SCHEMA)
 
     # data sets
 
@@ -167,12 +163,11 @@ class Deliveries:
                        (dataset.name, dataset.staging, dataset.destination))
 
     def set_row(self, name: str) -> SetRow | None:
-        with self.transfers.atomic() as db:
-            row = db.execute("SELECT name, staging, destination, looked, note, down_since, down_what, down_told FROM "
-                             "deliver_sets WHERE name=?", (name,)).fetchone()
-        if row is None:
+        rows = self.transfers.read("SELECT name, staging, destination, looked, note, down_since, down_what, down_told "
+                                   "FROM deliver_sets WHERE name=?", (name,))
+        if not rows:
             return None
-        values: list[Any] = list(row)
+        values: list[Any] = list(rows[0])
         values[7] = bool(values[7])
         return SetRow(*values)
 
@@ -194,12 +189,8 @@ class Deliveries:
         request = NewRequest(KIND, dataset.name, steps, f"{dataset.name} {unit}".encode(
             "utf-8", "backslashreplace").decode())
         with self.transfers.atomic() as db:
-            self.transfers.submit(request)
+            self.transfers.insert(request)
             ids = [row.id for row in self.transfers.page(request=request.id)]
-            if len(ids) != len(steps):  # it went to the spool: not without its unit
-                with suppress(FileNotFoundError):
-                    os.unlink(os.path.join(self.transfers.spool, f"{request.id}.json"))
-                raise sqlite3.OperationalError("the request could not be entered")
             db.execute("INSERT INTO deliver_units (dataset, path, grp, day, state, request, step, backup_step, seen, "
                        "changed) VALUES (?,?,?,?,?,?,?,?,?,?)",
                        (dataset.name, unit.path, unit.group, day.isoformat(), State.WAITING.value, request.id, ids[0],
@@ -215,8 +206,7 @@ class Deliveries:
         return next(iter(self._rows("WHERE dataset=? AND path=?", (dataset, path))), None)
 
     def known(self, dataset: str) -> set[bytes]:
-        with self.transfers.atomic() as db:
-            return {row[0] for row in db.execute("SELECT path FROM deliver_units WHERE dataset=?", (dataset,))}
+        return {row[0] for row in self.transfers.read("SELECT path FROM deliver_units WHERE dataset=?", (dataset,))}
 
     def in_state(self, dataset: str, states: Sequence[State]) -> list[Delivery]:
         marks = ",".join("?" * len(states))
@@ -271,19 +261,18 @@ class Deliveries:
 
     def _rows(self, where: str, values: Sequence[object]) -> list[Delivery]:
         deliveries = []
-        with self.transfers.atomic() as db:
-            rows = db.execute(_SELECT + where, values).fetchall()
-            for row in rows:
-                found: list[Any] = list(row)
-                stages = {Stage(stage): (bool(ok), at) for stage, ok, at in db.execute(
-                    "SELECT stage, ok, at FROM deliver_stages WHERE unit=?", (found[0],))}
-                ordered = {Stage(what): at for what, at in db.execute(
-                    "SELECT what, at FROM deliver_orders WHERE unit=?", (found[0],))}
-                found[4] = date.fromisoformat(found[4])
-                found[5] = State(found[5])
-                found[17] = bool(found[17])
-                found[21] = json.loads(found[21])
-                deliveries.append(Delivery(*found, stages, ordered))  # type: ignore[call-arg]
+        read = self.transfers.read
+        for row in read(_SELECT + where, values):
+            found: list[Any] = list(row)
+            stages = {Stage(stage): (bool(ok), at) for stage, ok, at in read(
+                "SELECT stage, ok, at FROM deliver_stages WHERE unit=?", (found[0],))}
+            ordered = {Stage(what): at for what, at in read(
+                "SELECT what, at FROM deliver_orders WHERE unit=?", (found[0],))}
+            found[4] = date.fromisoformat(found[4])
+            found[5] = State(found[5])
+            found[17] = bool(found[17])
+            found[21] = json.loads(found[21])
+            deliveries.append(Delivery(*found, stages, ordered))  # type: ignore[call-arg]
         return deliveries
 
     # changes
@@ -341,11 +330,12 @@ class Deliveries:
                 self.transfers.retry(request=row.request)
         return True
 
-    def stage(self, row: Delivery, stage: Stage, ok: bool) -> None:
-        """Note the outcome of a stage. One that was so before keeps its time."""
+    def stage(self, row: Delivery, stage: Stage, ok: bool, anew: bool = False) -> None:
+        """Note the outcome of a stage. One that was so before keeps its time, unless it was done anew."""
         with self.transfers.atomic() as db:
             db.execute("INSERT INTO deliver_stages VALUES (?,?,?,?) ON CONFLICT (unit, stage) DO UPDATE SET "
-                       "ok=excluded.ok, at=excluded.at WHERE ok<>excluded.ok", (row.id, stage, ok, time.time_ns()))
+                       "ok=excluded.ok, at=excluded.at WHERE ok<>excluded.ok OR ?",
+                       (row.id, stage, ok, time.time_ns(), anew))
             self._touch(row)
 
     def backup_shown(self, row: Delivery, state: QueueState, reason: str = "") -> None:
@@ -379,16 +369,14 @@ class Deliveries:
 
     def groups(self, dataset: str) -> list[tuple[bytes, date, int, str]]:
         """Group, day, how often it changed, and what its page shows (see page.py); the newest first."""
-        with self.transfers.atomic() as db:
-            return [(row[0], date.fromisoformat(row[1]), row[2], row[3]) for row in db.execute(
-                "SELECT grp, day, changed, rendered FROM deliver_groups WHERE dataset=? ORDER BY day DESC, grp DESC",
-                (dataset,))]
+        return [(row[0], date.fromisoformat(row[1]), row[2], row[3]) for row in self.transfers.read(
+            "SELECT grp, day, changed, rendered FROM deliver_groups WHERE dataset=? ORDER BY day DESC, grp DESC",
+            (dataset,))]
 
     def rendered(self, dataset: str, grp: bytes, what: str) -> None:
         with self.transfers.atomic() as db:
             db.execute("UPDATE deliver_groups SET rendered=? WHERE dataset=? AND grp=?", (what, dataset, grp))
 
     def counts(self, dataset: str) -> dict[State, int]:
-        with self.transfers.atomic() as db:
-            return {State(row[0]): row[1] for row in db.execute(
-                "SELECT state, count(*) FROM deliver_units WHERE dataset=? GROUP BY state", (dataset,))}
+        return {State(row[0]): row[1] for row in self.transfers.read(
+            "SELECT state, count(*) FROM deliver_units WHERE dataset=? GROUP BY state", (dataset,))}

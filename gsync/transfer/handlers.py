@@ -15,8 +15,9 @@ from typing import Any
 
 from gsync.model import shown
 from gsync.transfer import mover
-from gsync.transfer.database import Transfer, Transfers
+from gsync.transfer.database import Transfers
 from gsync.transfer.registry import Stores
+from gsync.transfer.requests import Transfer
 from gsync.transfer.store import Category, Content, Store, StoreError
 
 

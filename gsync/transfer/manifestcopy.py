@@ -55,7 +55,7 @@ def fetch(vault: Vault, path: bytes, header: Header) -> Manifest:
         return found
     more_path = path + b".more"
     try:
-        return _from_members(vault, path, header, _copy(vault, MORE, more_path))
+        return _frommembers(vault, path, header, _copy(vault, MORE, more_path))
     finally:
         with suppress(FileNotFoundError):
             os.unlink(more_path)
@@ -82,14 +82,14 @@ def _copy(vault: Vault, name: bytes, path: bytes) -> Manifest | None:
             os.unlink(new)
 
 
-def _from_members(vault: Vault, path: bytes, header: Header, more: Manifest | None) -> Manifest:
+def _frommembers(vault: Vault, path: bytes, header: Header, more: Manifest | None) -> Manifest:
     writer, known = Writer(path), sqlite3.connect("")  # on disk when it grows
     try:
         known.execute("CREATE TABLE known (path BLOB PRIMARY KEY) WITHOUT ROWID")
         for _, entry in more.entries() if more is not None else ():
             known.execute("INSERT INTO known VALUES (?)", (entry.path,))
             writer.add(entry)
-        for item in _members(vault):
+        for item in members(vault):
             below = item.path[len(vault.place) + 1:]
             if not known.execute("SELECT 1 FROM known WHERE path = ?", (below,)).fetchone():
                 writer.add(_entry_of(vault, item, below))
@@ -99,8 +99,8 @@ def _from_members(vault: Vault, path: bytes, header: Header, more: Manifest | No
         writer.close()
 
 
-def _members(vault: Vault) -> Iterator[Item]:
-    """All that the vault holds of the archive with its xattrs, a directory before what is in it."""
+def members(vault: Vault) -> Iterator[Item]:
+    """All that the vault holds of the archive but the manifest, with xattrs, a directory before what is in it."""
     stack = [vault.path(b"")]
     while stack:
         item = vault.store.stat(stack.pop())

@@ -373,7 +373,7 @@ def _why(row: Delivery) -> str:
     titles = {"list": "The list", "missing": "Missing", "extra": "Not in the list", "mismatching": "Checksum differs",
               "odd": "Neither file nor directory"}
     for what, names in row.problems.items():
-        if names:
+        if names and names != [row.reason]:
             items = "".join(f"<li><code>{_text(name)}</code></li>" for name in names)
             parts.append(f"<details><summary>{titles.get(what, escape(what))}: {len(names)}</summary><ul>{items}</ul>"
                          "</details>")

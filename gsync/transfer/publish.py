@@ -20,8 +20,9 @@ from gsync.errors import GsyncError, UsageError
 from gsync.log import get_logger
 from gsync.model import NS
 from gsync.transfer.catalog import Catalog, CatalogError, Entry
-from gsync.transfer.database import ENDED, Transfers
+from gsync.transfer.database import Transfers
 from gsync.transfer.registry import Stores
+from gsync.transfer.requests import ENDED
 from gsync.transfer.retry import RetryPolicy
 from gsync.transfer.store import Category
 
@@ -70,8 +71,7 @@ class Publisher:
         self._open_catalog = open_catalog
         self._thresholds = thresholds or Thresholds()
         self._policy = policy or RetryPolicy()
-        with transfers.atomic() as db:
-            db.execute(_TABLE)
+        transfers.make_tables(_TABLE)
 
     def run(self, stop: threading.Event, every: float = 10.0) -> None:
         """Look every so many seconds, until stopped."""
@@ -102,17 +102,9 @@ class Publisher:
 
     def _take(self, without: set[str], force: bool) -> tuple[str, list[Any]]:
         """The next block: its catalog, and (transfer, known before) of each."""
-        now = time.time_ns()
-        limits = self._thresholds
+        now, limit = time.time_ns(), self._thresholds.block
         with self._transfers.atomic() as db:
-            found = db.execute(
-                f"SELECT t.catalog, t.request, count(*), min(t.changed), max(t.publication='RETRY'), "
-                f"r.state IN ({_ENDED}) FROM {_JOINED} WHERE {_WAITING} GROUP BY t.catalog, t.request", {"now": now})
-            due: dict[str, list[str]] = {}
-            for catalog, request, count, oldest, again, ended in found:
-                if catalog not in without and (force or again or ended or count >= limits.min_files
-                                               or now - oldest >= limits.max_age * NS):
-                    due.setdefault(catalog, []).append(request)
+            due = {catalog: requests for catalog, requests in self._due(now, force).items() if catalog not in without}
             if not due:
                 return "", []
             catalog, requests = next(iter(due.items()))
@@ -122,13 +114,28 @@ class Publisher:
                     "SELECT t.id, t.request, t.owner, t.store, t.path, t.size, t.checksum, t.changed, p.transfer, "
                     f"coalesce(p.tries, 0) FROM {_JOINED} WHERE {_WAITING} AND t.catalog=:catalog AND "
                     "t.request=:request ORDER BY t.id LIMIT :limit",
-                    {"now": now, "catalog": catalog, "request": request, "limit": limits.block - len(rows)}).fetchall()
-                if len(rows) >= limits.block:
+                    {"now": now, "catalog": catalog, "request": request, "limit": limit - len(rows)}).fetchall()
+                if len(rows) >= limit:
                     break
             db.executemany("UPDATE transfers SET publication='ACQUIRED' WHERE id=?", ((row[0],) for row in rows))
             db.executemany("INSERT INTO publications (transfer, lease) VALUES (?,?) ON CONFLICT (transfer) DO UPDATE "
                            "SET lease=excluded.lease", ((row[0], now + int(LEASE * NS)) for row in rows))
             return catalog, rows
+
+    def _due(self, now: int, force: bool) -> dict[str, dict[str, int]]:
+        """By catalog and request: how many publications are due."""
+        limits = self._thresholds
+        due: dict[str, dict[str, int]] = {}
+        for catalog, request, count, oldest, again, ended in self._transfers.read(
+                f"SELECT t.catalog, t.request, count(*), min(t.changed), max(t.publication='RETRY'), r.state IN "
+                f"({_ENDED}) FROM {_JOINED} WHERE {_WAITING} GROUP BY t.catalog, t.request", {"now": now}):
+            if force or again or ended or count >= limits.min_files or now - oldest >= limits.max_age * NS:
+                due.setdefault(catalog, {})[request] = count
+        return due
+
+    def look(self, force: bool = False) -> dict[str, int]:
+        """How many entries `once` would give to which catalog."""
+        return {catalog: sum(requests.values()) for catalog, requests in self._due(time.time_ns(), force).items()}
 
     def _publish(self, text: str, rows: Sequence[Any], down: set[str]) -> dict[Publication, int]:
         again = any(row[8] is not None for row in rows)

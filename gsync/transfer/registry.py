@@ -185,6 +185,9 @@ class Stores:
             return Place(store + ("/" if store.endswith(":") else ""), os.fsencode(last))
         if colon and "/" not in name and not os.path.lexists(text):
             raise UsageError(f"{text!r}: there is no store {name!r}; gsync store list shows those that are there")
+        if not colon and "/" not in text and not os.path.lexists(text) and any(k.name == text for k in self.all()):
+            raise UsageError(f"{text!r} is a store: {text}:PATH is a place in it, {text}: its root; ./{text} is a "
+                             "path here")
         path = os.path.abspath(text)
         return Place(LOCAL, os.fsencode(os.path.join(os.path.realpath(os.path.dirname(path)),
                                                      os.path.basename(path)))[1:])
@@ -232,9 +235,7 @@ class Stores:
 
     def is_back(self, store: str) -> None:
         """It was seen to answer: a ban by the queue ends, one by hand does not."""
-        with self._transfers.atomic() as db:
-            by_queue = db.execute("SELECT 1 FROM bans WHERE store=? AND by_queue", (store,)).fetchone()
-        if by_queue:
+        if self._transfers.read("SELECT 1 FROM bans WHERE store=? AND by_queue", (store,)):
             self.allow(store)
 
     def forget(self, store: str) -> None:

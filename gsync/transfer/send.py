@@ -28,10 +28,11 @@ from gsync.errors import UsageError
 from gsync.log import get_logger
 from gsync.model import shown
 from gsync.transfer.catalog import Action, Catalog, CatalogError, Entry, open_catalog
-from gsync.transfer.database import NewOperation, NewRequest, NewTransfer, Transfer, Transfers
+from gsync.transfer.database import Transfers
 from gsync.transfer.handlers import Context
 from gsync.transfer.mover import content_of, copy, verify
 from gsync.transfer.registry import LOCAL, Place, Stores
+from gsync.transfer.requests import NewOperation, NewRequest, NewTransfer, Transfer
 from gsync.transfer.store import Category, Content, Store, StoreError
 
 _log = get_logger(__name__)

@@ -25,9 +25,10 @@ from gsync.errors import GsyncError
 from gsync.log import get_logger
 from gsync.model import NS, shown
 from gsync.process import is_alive, start_time
-from gsync.transfer.database import TAKEN, State, Transfer, Transfers, replicas_text
+from gsync.transfer.database import Transfers
 from gsync.transfer.handlers import KINDS, Context, handler_of, is_finished
 from gsync.transfer.registry import Stores
+from gsync.transfer.requests import TAKEN, State, Transfer, replicas_text
 from gsync.transfer.retry import RetryPolicy
 from gsync.transfer.store import Category, Content, StoreError
 

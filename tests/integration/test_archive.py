@@ -21,8 +21,8 @@ import pytest
 from gsync.errors import LockedError
 from gsync.transfer.archive import Verify
 from gsync.transfer.batches import Killed
-from gsync.transfer.database import State
 from gsync.transfer.manifest import Entry
+from gsync.transfer.requests import State
 from gsync.transfer.store import Category, Store, StoreError
 from gsync.transfer.tree import DiskTree, TreeError
 from gsync.transfer.worker import Worker
@@ -71,6 +71,7 @@ def test_everything_comes_back_from_the_vault(place: Place, tmp_path: Path) -> N
     place.run("purge", "--verify", "size")
     place.run("get")
     assert "not deleted" in place.run("delete", code=2)
+    assert "would delete from the vault" in place.run("delete", "--dry-run")
     place.run("delete", "--yes")
     assert changes(before, place.seen()) == []
     assert not [name for name in os.listdir(place.tree) if name.startswith(".archive")]
@@ -523,7 +524,10 @@ def test_rebuild(place: Place, lost: str) -> None:
         assert "is not there" in place.run("get", code=2)
     if lost.startswith("and"):
         damage(place, b'{"gsync":"manifest"' if lost == "and all copies" else b'{"type":"directory"')
-    place.run("rebuild", *(["--vault", place.vault] if lost != "the manifest" else []))
+    vault = ["--vault", place.vault] if lost != "the manifest" else []
+    assert "would rebuild an archive of 1" in place.run("rebuild", "--dry-run", *vault)
+    assert lost == "the manifest" or not place.tree.exists()
+    place.run("rebuild", *vault)
     assert place.markers == [".archive.purge.done"]
     place.run("get")
     now = place.seen()

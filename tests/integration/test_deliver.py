@@ -196,6 +196,7 @@ def test_late_files_come_in_one_step_and_are_backed_up_again(nights: Nights) -> 
     nights.run("backup")
     (found,) = nights.units().values()
     assert (found["backed_up"], found["colour"]) == (True, "green")
+    assert found["stages"]["backup"]["at"] >= found["stages"]["catchup"]["at"]
     assert nights.in_vault(unit) == contents(os.fsencode(nights.data / os.fsdecode(unit)))
 
 
@@ -310,7 +311,8 @@ def test_a_dry_run_changes_nothing(nights: Nights) -> None:
 
 def test_what_the_queue_shows_and_says(nights: Nights) -> None:
     """One request for each unit; kill and retry by the queue are followed."""
-    from gsync.transfer.database import State, Transfers
+    from gsync.transfer.database import Transfers
+    from gsync.transfer.requests import State
 
     bad, good = nights.make(night_of(2), 1, listed=False), nights.make(night_of(2), 2)
     nights.round(now=datetime.now(UTC) - timedelta(days=2))

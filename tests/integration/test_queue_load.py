@@ -19,8 +19,9 @@ from pathlib import Path
 import inotify_simple
 import pytest
 
-from gsync.transfer.database import NewOperation, NewRequest, NewTransfer, State, Transfer, Transfers
+from gsync.transfer.database import Transfers
 from gsync.transfer.registry import Stores
+from gsync.transfer.requests import NewOperation, NewRequest, NewTransfer, State, Transfer
 
 PATIENCE = 900.0
 WORKERS, JOBS = 3, 4

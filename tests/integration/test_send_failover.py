@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from gsync.transfer import Client
-from gsync.transfer.database import State
+from gsync.transfer.requests import State
 
 pytestmark = pytest.mark.slow
 

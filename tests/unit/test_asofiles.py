@@ -14,7 +14,8 @@ from gsync.errors import LockedError
 from gsync.process import Lock
 from gsync.transfer import asofiles
 from gsync.transfer.asofiles import Outbox
-from gsync.transfer.database import NewOperation, NewRequest, NewTransfer, State, Transfers
+from gsync.transfer.database import Transfers
+from gsync.transfer.requests import NewOperation, NewRequest, NewTransfer, State
 
 
 class World:

@@ -10,7 +10,8 @@ import pytest
 
 from gsync.transfer import Client
 from gsync.transfer.catalog import SqliteCatalog
-from gsync.transfer.database import NewOperation, NewRequest, NewTransfer, State, Transfers
+from gsync.transfer.database import Transfers
+from gsync.transfer.requests import NewOperation, NewRequest, NewTransfer, State
 from tests.cli import Cli
 
 
@@ -117,4 +118,5 @@ def test_when_something_is_due_is_a_setting_of_the_node(cli: Cli, file: Path, tm
     assert cli("publish", "once") == "nothing is due\n"
     cli("config", "--site", "set", "publish-min-files", "1")
     assert cli("publish", "once", "-o", "publish-min-files=2") == "nothing is due\n"
+    assert cli("publish", "once", "--dry-run") == f"would give 1 entries to {catalog}\n"
     assert cli("publish", "once") == "1 DONE\n"

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from gsync.transfer.database import NewOperation, NewRequest, NewTransfer, Transfers
+from gsync.transfer.database import Transfers
+from gsync.transfer.requests import NewOperation, NewRequest, NewTransfer
 from tests.cli import Cli
 
 
@@ -71,7 +72,7 @@ def test_a_file_is_queued_shown_and_done(cli: Cli, place: Path) -> None:
     found = shown(cli, "queue", "submit", "a:x", "b:y", "--owner", "ann")
     assert found["files"] == 1
     assert f"{found['id']}" in cli("queue", "list")
-    assert cli("queue", "run", "--once", "-o", "log-level=ERROR") == ""
+    assert cli("queue", "run", "--once", "-o", "log-level=ERROR") == "1 done, 0 failed\n"
     request = shown(cli, "queue", "show", found["id"][:6])
     assert (request["state"], request["owner"], request["transfers"]) == ("DONE", "ann", {"DONE": 1})
     assert (place / "b" / "y").read_text() == "hello"
@@ -108,9 +109,38 @@ def test_what_failed_says_why_and_is_tried_again(cli: Cli, place: Path) -> None:
     assert "store b: write x: File exists" in out
     (ident,) = [r["id"] for r in shown(cli, "queue", "list", "--in", "failed")]
     (place / "b" / "x").unlink()
+    assert cli("queue", "retry", ident, "--dry-run") == "would try 1 transfers again\n"
     assert cli("queue", "retry", ident) == "1 transfers are tried again\n"
     cli("queue", "run", "--once", "-o", "log-level=ERROR")
     assert shown(cli, "queue", "show", ident)["state"] == "DONE"
+
+
+def test_what_is_moved_goes_at_its_source_once_all_has_arrived(cli: Cli, place: Path) -> None:
+    (place / "a" / "d" / "e").mkdir(parents=True)
+    for name in ("d/x", "d/e/y"):
+        (place / "a" / name).write_text(name)
+    (place / "a" / "d" / "link").symlink_to("x")
+    (place / "b" / "d").mkdir()
+    (place / "b" / "d" / "x").write_text("another one")
+    cli("queue", "submit", "a:d", "b:d", "--move", "--wait", code=1)
+    assert sorted(os.listdir(place / "a" / "d")) == ["e", "link", "x"]  # as one did not arrive
+    (place / "b" / "d" / "x").unlink()
+    cli("queue", "submit", "a:d", "b:d", "--move")
+    assert cli("queue", "run", "--once", "-o", "log-level=ERROR") == "12 done, 0 failed\n"
+    assert os.listdir(place / "a") == []
+    assert (place / "b" / "d" / "e" / "y").read_text() == "d/e/y"
+
+
+def test_a_store_that_is_read_only_is_refused_at_once(cli: Cli, place: Path, tmp_path: Path) -> None:
+    (place / "a" / "x").write_text("hello")
+    cli("store", "add", "kept", str(place / "b"), "--read-only")
+    for command in (["queue", "submit", "a:x", "kept:x"], ["queue", "submit", "kept:y", "a:y", "--move"],
+                    ["archive", "create", str(place / "a"), "--vault", "kept"]):
+        assert cli.fails(*command, code=4) == "store kept is read-only"
+
+
+def test_a_bare_name_of_a_store_is_no_file_to_be_made_here(cli: Cli, place: Path) -> None:
+    assert "'b' is a store: b:PATH is a place in it" in cli.fails("backup", str(place / "a"), "b", code=2)
 
 
 def test_kill_by_request_owner_link_and_number(cli: Cli, place: Path) -> None:

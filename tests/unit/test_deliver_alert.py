@@ -6,13 +6,18 @@ import email
 import json
 import socket
 import socketserver
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from email.policy import default
 from pathlib import Path
 
 import pytest
+from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword
 
 from gsync.transfer.alert import Alarm
 from gsync.transfer.dataset import Alerts
@@ -96,6 +101,89 @@ def test_a_server_that_says_nothing_is_given_up(server: Server) -> None:
     began = time.monotonic()
     assert not Alarm(alerts(server, timeout=1)).tell("down", "raw", "why")
     assert time.monotonic() - began < 30
+
+
+# over TLS, to a server that gives mail to nobody who does not log in
+
+PASSWORD = "geheim"
+
+
+class Inbox:
+    """What aiosmtpd has taken."""
+
+    def __init__(self) -> None:
+        self.mails: list[Envelope] = []
+
+    async def handle_DATA(self, server: SMTP, session: object, envelope: Envelope) -> str:
+        self.mails.append(envelope)
+        return "250 fine"
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A key and a certificate for localhost that nobody trusts yet, in one file."""
+    path = tmp_path_factory.mktemp("tls") / "localhost.pem"
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+                    "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "2",
+                    "-keyout", path, "-out", f"{path}.crt"], check=True, capture_output=True)
+    path.write_text(path.read_text() + Path(f"{path}.crt").read_text())
+    return path
+
+
+@contextmanager
+def mail_server(certificate: Path, security: str) -> Iterator[tuple[Inbox, int]]:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    inbox = Inbox()
+
+    def known(server: object, session: object, envelope: object, mechanism: str, given: LoginPassword) -> AuthResult:
+        return AuthResult(success=given == LoginPassword(b"gsync", PASSWORD.encode()))
+
+    how = {"tls": {"ssl_context": context, "auth_require_tls": False}, "starttls": {"tls_context": context},
+           "none": {"auth_require_tls": False}}[security]
+    controller = Controller(inbox, "127.0.0.1", port, server_hostname="localhost", auth_required=True,
+                            authenticator=known, **how)
+    controller.start()
+    try:
+        yield inbox, port
+    finally:
+        controller.stop()
+
+
+def to_localhost(port: int, security: str, tmp_path: Path) -> Alerts:
+    password = tmp_path / "password"
+    password.write_text(f"{PASSWORD}\n")
+    return Alerts(mail_to="a@example.org", smtp_host="localhost", smtp_port=port, smtp_user="gsync",
+                  smtp_password_file=str(password), smtp_security=security)  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore:Requiring AUTH while not requiring TLS")
+@pytest.mark.parametrize("security", ["starttls", "tls"])
+def test_mail_goes_over_tls_to_a_server_that_is_trusted(certificate: Path, security: str, tmp_path: Path,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    with mail_server(certificate, security) as (inbox, port):
+        alarm = Alarm(to_localhost(port, security, tmp_path))
+        assert not alarm.tell("down", "raw", "why")  # its certificate is nobody's whom this host trusts
+        assert inbox.mails == []
+        monkeypatch.setenv("SSL_CERT_FILE", f"{certificate}.crt")
+        assert alarm.tell("down", "raw", "why")
+        (envelope,) = inbox.mails
+        assert envelope.rcpt_tos == ["a@example.org"]
+        assert b"Subject: gsync deliver: down: raw" in envelope.content
+
+
+@pytest.mark.filterwarnings("ignore:Requiring AUTH while not requiring TLS")
+@pytest.mark.parametrize("security", ["starttls", "tls"])
+def test_a_server_without_tls_gets_no_password(certificate: Path, security: str, tmp_path: Path,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", f"{certificate}.crt")
+    with mail_server(certificate, "none") as (inbox, port):
+        assert not Alarm(to_localhost(port, security, tmp_path)).tell("down", "raw", "why")
+        assert Alarm(to_localhost(port, "none", tmp_path)).tell("down", "raw", "why")
+        assert len(inbox.mails) == 1
 
 
 def test_no_server_is_no_exception() -> None:

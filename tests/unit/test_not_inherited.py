@@ -22,7 +22,8 @@ from pathlib import Path
 
 import pytest
 
-from gsync.transfer.database import NewOperation, NewRequest, State, Transfers
+from gsync.transfer.database import Transfers
+from gsync.transfer.requests import NewOperation, NewRequest, State
 from gsync.transfer.retry import RetryPolicy
 from gsync.transfer.store import Category, StoreError, category_of
 from gsync.transfer.stores.vault import VaultStore, make_vault
@@ -82,7 +83,7 @@ def test_eos_6_a_rename_that_fails_is_the_transfers_failure(place: Place, monkey
 def test_dirac_13_a_request_is_durable_when_submit_returns(place: Place) -> None:
     """Requests stayed in memory until a commit at the end; a crash left replicas that nobody knew of."""
     place.write("x")
-    program = ("import os, signal, sys\nfrom gsync.transfer.database import *\n"
+    program = ("import os, signal, sys\nfrom gsync.transfer.database import *; from gsync.transfer.requests import *\n"
                "db = Transfers(sys.argv[1])\n"
                "db.submit(NewRequest('queue', 'me', [NewOperation('copy', [NewTransfer('a', b'x', 'b', b'x')])]))\n"
                "os.kill(os.getpid(), signal.SIGKILL)\n")
@@ -144,7 +145,7 @@ def test_dirac_14_ten_poisoned_files_do_not_starve_the_spool(place: Place, monke
     for n in range(15):
         (spool / f"0{n:03d}.json").write_text("{" * n)
     with monkeypatch.context() as patched:
-        patched.setattr(Transfers, "_insert", full)
+        patched.setattr(Transfers, "insert", full)
         id_ = place.submit("x")
     place.run()
     assert place.of(id_) == [("x", "DONE", 0)]
@@ -170,7 +171,7 @@ def test_aso_16_a_file_of_the_spool_is_whole_and_none_overwrites_another(place: 
 
     place.write("x")
     with monkeypatch.context() as patched:
-        patched.setattr(Transfers, "_insert", full)
+        patched.setattr(Transfers, "insert", full)
         patched.setattr(time, "time_ns", lambda: 1)
         ids = [place.submit("x", replace=True) for _ in range(5)]
     spool = Path(place.home, "spool")

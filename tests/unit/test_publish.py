@@ -12,9 +12,10 @@ import pytest
 
 from gsync.transfer import publish as publish_module
 from gsync.transfer.catalog import Catalog, CatalogError, Entry, JsonLinesCatalog
-from gsync.transfer.database import NewOperation, NewRequest, NewTransfer, State, Transfers
+from gsync.transfer.database import Transfers
 from gsync.transfer.publish import Publication, Publisher, Thresholds
 from gsync.transfer.registry import Stores
+from gsync.transfer.requests import NewOperation, NewRequest, NewTransfer, State
 from gsync.transfer.retry import RetryPolicy
 from gsync.transfer.store import Category
 

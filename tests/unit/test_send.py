@@ -15,9 +15,10 @@ import gsync.transfer.client as client_module
 from gsync.errors import UsageError
 from gsync.transfer import Client, Sent
 from gsync.transfer.catalog import SqliteCatalog
-from gsync.transfer.database import State, Transfers
+from gsync.transfer.database import Transfers
 from gsync.transfer.handlers import Context
 from gsync.transfer.registry import Stores
+from gsync.transfer.requests import State
 from gsync.transfer.retry import RetryPolicy
 from gsync.transfer.send import FAILOVER_FOLDER, OPERATIONS, carry_out
 from gsync.transfer.store import Category, StoreError

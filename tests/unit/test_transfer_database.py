@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from gsync.errors import UsageError
-from gsync.transfer.database import NewOperation, NewRequest, NewTransfer, State, Transfers
+from gsync.transfer.database import Transfers
+from gsync.transfer.requests import NewOperation, NewRequest, NewTransfer, State
 
 
 @pytest.fixture
@@ -135,7 +136,7 @@ def test_what_the_database_cannot_take_waits_in_the_spool_and_a_bad_file_holds_u
         raise sqlite3.OperationalError("database or disk is full")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Transfers, "_insert", broken)
+        patched.setattr(Transfers, "insert", broken)
         ident = db.submit(request(files=2))
     assert db.request(ident) is None
     (tmp_path / "spool" / "0000.json").write_text("{")

@@ -14,9 +14,10 @@ from typing import Any, BinaryIO
 import pytest
 
 from gsync.transfer import handlers
-from gsync.transfer.database import NewOperation, NewRequest, NewTransfer, State, Transfer, Transfers
+from gsync.transfer.database import Transfers
 from gsync.transfer.handlers import Context
 from gsync.transfer.registry import Stores
+from gsync.transfer.requests import NewOperation, NewRequest, NewTransfer, State, Transfer
 from gsync.transfer.retry import RetryPolicy
 from gsync.transfer.store import Category, Content, StoreError
 from gsync.transfer.stores.dir import DirStore

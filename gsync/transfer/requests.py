@@ -1,0 +1,170 @@
+"""Requests, their operations and the transfers of these: as they are put in, and as the database has them.
+
+A request has operations in an order, an operation has transfers. Not here: how they change (database).
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from typing import Any
+
+from gsync.model import shown
+
+
+class State(Enum):
+    """Of a transfer; operations and requests are shown in these words too."""
+
+    QUEUED = "QUEUED"          # an operation before its own is not done
+    NEW = "NEW"                # may be taken
+    ACQUIRED = "ACQUIRED"      # a worker has it, for as long as its lease runs
+    SUBMITTED = "SUBMITTED"    # bytes may be moving
+    VERIFYING = "VERIFYING"    # they have arrived, and are looked at
+    DONE = "DONE"
+    RETRY = "RETRY"            # NEW again once its time has come
+    FAILED = "FAILED"
+    KILL = "KILL"              # whoever has it is to let go
+    KILLED = "KILLED"
+
+
+TAKEN = (State.ACQUIRED, State.SUBMITTED, State.VERIFYING)
+ENDED = (State.DONE, State.FAILED, State.KILLED)
+AGAIN = (State.FAILED, State.KILLED, State.RETRY)
+
+
+def new_id() -> str:
+    """An id for a request: 16 hex digits."""
+    return secrets.token_hex(8)
+
+
+@dataclass(frozen=True, slots=True)
+class NewTransfer:
+    """What is to be moved: from a path in a store (a name, or a URL) to one. size and checksum (SHA-256, hex) where
+    they are known. catalog: where it is to be published once it is done. replicas: other places (store, path) of the
+    same content, taken where the source is corrupt."""
+
+    source: str
+    source_path: bytes
+    store: str
+    path: bytes
+    size: int | None = None
+    checksum: str | None = None
+    catalog: str | None = None
+    replicas: tuple[tuple[str, bytes], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NewOperation:
+    """kind names who does it (worker.Handler); arguments are for that one."""
+
+    kind: str
+    transfers: Sequence[NewTransfer]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class NewRequest:
+    """kind: the command that made it: archive, deliver, send, queue. priority: -3 to 3, a share doubles with each."""
+
+    kind: str
+    owner: str
+    operations: Sequence[NewOperation]
+    label: str = ""
+    priority: int = 0
+    id: str = field(default_factory=new_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    id: str
+    kind: str
+    owner: str
+    priority: int
+    label: str
+    created: int
+    changed: int
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    id: int
+    request: str
+    position: int
+    kind: str
+    arguments: dict[str, Any]
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """A row of the table; kind is the operation's, times in ns since the epoch."""
+
+    id: int
+    request: str
+    operation: int
+    kind: str
+    owner: str
+    priority: int
+    source: str
+    source_path: bytes
+    store: str
+    path: bytes
+    size: int | None
+    checksum: str | None
+    state: State
+    tries: int
+    not_before: int
+    worker: str | None
+    lease: int
+    category: str | None
+    reason: str
+    created: int
+    changed: int
+    publication: str
+    catalog: str | None
+    replicas: tuple[tuple[str, bytes], ...]
+
+    @property
+    def link(self) -> tuple[str, str]:
+        """Source and destination: transfers of one link go together."""
+        return self.source, self.store
+
+
+COLUMNS = ", ".join(f.name for f in fields(Transfer))
+
+
+def transfer_of(row: Sequence[Any]) -> Transfer:
+    values: list[Any] = list(row)
+    values[12] = State(values[12])
+    values[-1] = replicas_of(values[-1])
+    return Transfer(*values)
+
+
+def request_of(row: Sequence[Any]) -> Request:
+    values: list[Any] = list(row)
+    values[7] = State(values[7])
+    return Request(*values)
+
+
+def operation_of(row: Sequence[Any]) -> Operation:
+    values: list[Any] = list(row)
+    values[4], values[5] = json.loads(values[4]), State(values[5])
+    return Operation(*values)
+
+
+def replicas_text(replicas: Sequence[tuple[str, bytes]]) -> str:
+    """As the table has them."""
+    return json.dumps([[store, path.decode("latin-1")] for store, path in replicas]) if replicas else ""
+
+
+def replicas_of(text: str) -> tuple[tuple[str, bytes], ...]:
+    return tuple((store, path.encode("latin-1")) for store, path in json.loads(text)) if text else ()
+
+
+def shown_place(store: str, path: bytes) -> str:
+    """A place for people."""
+    return f"{store}:{shown(path)}" if store != "/" else "/" + shown(path)

@@ -1,0 +1,84 @@
+"""Requests that wait in files because the database cannot be written, or before it has to be.
+
+<id>.json is a request that is to be taken in, <id>.<pid>-<start>.busy one that this process is still at: it is to be
+taken in only if the process dies. A file is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+
+from gsync.durable import make_dirs, replace_file
+from gsync.process import is_alive, start_time
+from gsync.transfer.requests import NewOperation, NewRequest, NewTransfer, replicas_of, replicas_text
+
+
+class Spool:
+    """The folder, which need not be there."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def write(self, request: NewRequest) -> None:
+        """Have a request taken in."""
+        self._write(request, f"{request.id}.json")
+
+    def keep(self, request: NewRequest) -> None:
+        """Have it taken in if this process dies before it says `forget`."""
+        self._write(request, _busy_name(request.id))
+
+    def forget(self, request: str) -> None:
+        """What was kept is in the database, or has come to nothing."""
+        with suppress(FileNotFoundError):
+            os.unlink(os.path.join(self.folder, _busy_name(request)))
+
+    def waiting(self) -> Iterator[str]:
+        """The files to be taken in, in the order of their names."""
+        for name in sorted(os.listdir(self.folder)) if os.path.isdir(self.folder) else []:
+            if name.endswith(".json") or _is_orphaned(name):
+                yield os.path.join(self.folder, name)
+
+    def _write(self, request: NewRequest, name: str) -> None:
+        make_dirs(os.fsencode(self.folder))
+        replace_file(os.fsencode(os.path.join(self.folder, name)), _to_json(request))
+
+
+def read(path: str) -> NewRequest:
+    """The request in a file. ValueError, KeyError or TypeError if there is none in it."""
+    with open(path, "rb") as file:
+        return _from_json(file.read())
+
+
+def _busy_name(request: str) -> str:
+    """Names the process that is at it."""
+    return f"{request}.{os.getpid()}-{start_time(os.getpid())}.busy"
+
+
+def _is_orphaned(name: str) -> bool:
+    """Whether it is a file of `keep`, of a process that is gone."""
+    match = re.fullmatch(r"[0-9a-f]+\.([0-9]+)-([0-9]+)\.busy", name)
+    return match is not None and not is_alive(int(match[1]), int(match[2]))
+
+
+def _to_json(request: NewRequest) -> bytes:
+    return json.dumps({
+        "id": request.id, "kind": request.kind, "owner": request.owner, "label": request.label,
+        "priority": request.priority, "operations": [
+            {"kind": operation.kind, "arguments": dict(operation.arguments), "transfers": [
+                [t.source, t.source_path.decode("latin-1"), t.store, t.path.decode("latin-1"), t.size, t.checksum,
+                 t.catalog, replicas_text(t.replicas)] for t in operation.transfers]}
+            for operation in request.operations]}).encode()
+
+
+def _from_json(data: bytes) -> NewRequest:
+    found = json.loads(data)
+    operations = [NewOperation(operation["kind"], [
+        NewTransfer(source, source_path.encode("latin-1"), store, path.encode("latin-1"), size, checksum, catalog,
+                    replicas_of(replicas))
+        for source, source_path, store, path, size, checksum, catalog, replicas in operation["transfers"]],
+        operation["arguments"]) for operation in found["operations"]]
+    return NewRequest(found["kind"], found["owner"], operations, found["label"], found["priority"], found["id"])

@@ -1,0 +1,66 @@
+"""A process that is frozen (SIGSTOP) in the middle of a transaction: nobody else hangs, and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gsync.transfer.database import Transfers
+from gsync.transfer.requests import NewOperation, NewRequest, NewTransfer, State
+from gsync.transfer.worker import Worker
+from tests.cli import Cli
+from tests.nights import Nights
+
+
+@pytest.fixture
+def cli(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    cli = Cli(tmp_path, capsys)
+    monkeypatch.setenv("GSYNC_HOME", cli.home.path)
+    return cli
+
+
+@pytest.fixture
+def looks(tmp_path: Path) -> list[list[str]]:
+    """Commands that change nothing."""
+    return [["queue", "list", "--json"], ["publish", "status", "--json"], ["archive", "list", "--json"],
+            ["store", "list", "--json"], ["deliver", "status", "--json", "-c", str(Nights(tmp_path).ini)],
+            ["queue", "kill", "--owner", "me", "--dry-run"]]
+
+
+@pytest.fixture
+def frozen(cli: Cli, looks: list[list[str]]) -> Iterator[int]:
+    """The pid of a process that has begun to write, and stands still."""
+    for command in looks:
+        cli(*command)
+    pid = os.fork()
+    if pid == 0:
+        transfers = Transfers(cli.home.path)
+        with transfers.atomic():
+            transfers.insert(NewRequest("queue", "slow", [NewOperation("copy", [NewTransfer("/", b"a", "/", b"b")])]))
+            os.kill(os.getpid(), signal.SIGSTOP)
+        os._exit(0)
+    os.waitpid(pid, os.WUNTRACED)
+    yield pid
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def test_others_look_spool_and_say_who_holds_it(cli: Cli, frozen: int, looks: list[list[str]], tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a")
+    for command in looks:
+        cli(*command)
+    spooled = json.loads(cli("queue", "submit", str(tmp_path / "a"), str(tmp_path / "b"), "--json"))["id"]
+    said = cli.fails("queue", "kill", "--owner", "me", "--yes", code=3)
+    assert f"process {frozen} is stopped in the middle of writing to it; kill -CONT {frozen} lets it go on" in said
+    assert json.loads(cli("queue", "list", "--json")) == []
+    os.kill(frozen, signal.SIGCONT)
+    Worker(cli.home.path, once=True).run()
+    found = {request["id"]: request["state"] for request in json.loads(cli("queue", "list", "--json"))}
+    assert len(found) == 2  # that of the frozen process too
+    assert found[spooled] == State.DONE.value
+    assert (tmp_path / "b").read_text() == "a"
