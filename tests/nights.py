@@ -23,7 +23,7 @@ from typing import Any
 
 from gsync.transfer import dataset
 from gsync.transfer.checksums import line_of, walk
-from gsync.transfer.deliver import Summary
+from gsync.transfer.deliverysite import Summary
 from gsync.transfer.registry import open_store
 from gsync.transfer.rounds import Rounds
 from gsync.transfer.stores.vault import make_vault

@@ -167,7 +167,7 @@ def _rounds(config: str, state: str | None, kill_file: str | None, backups: bool
 
 def _work(only: str, config: str, kill_file: str | None, backups: bool, json: bool, state: str | None) -> int:
     """One round. Its exit code; interrupted by a signal: that one, since the work was not done."""
-    from gsync.transfer.deliver import Summary
+    from gsync.transfer.deliverysite import Summary
     from gsync.transfer.gate import Stopped
 
     with _rounds(config, state, kill_file, backups) as rounds:

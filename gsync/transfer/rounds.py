@@ -23,8 +23,9 @@ from gsync.transfer import desistatus, page
 from gsync.transfer.alert import Alarm
 from gsync.transfer.database import Transfers
 from gsync.transfer.dataset import DataSet, Settings
-from gsync.transfer.deliver import DataSetDelivery, Down, Summary
+from gsync.transfer.deliver import DataSetDelivery
 from gsync.transfer.deliverdb import Deliveries, Stage
+from gsync.transfer.deliverysite import Down, Summary
 from gsync.transfer.gate import Gate, Stopped
 from gsync.transfer.registry import Stores
 

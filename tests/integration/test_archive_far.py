@@ -99,6 +99,7 @@ def test_a_backup_there_sends_what_has_changed(place: Place) -> None:
         assert here.stores.get("far").stat(b"copy/d/e/g") is not None  # nothing is deleted there
 
 
+@pytest.mark.soak
 def test_a_link_that_breaks_is_made_again(server: Sshd, tmp_path: Path) -> None:
     """Twice while everything is put, and while it comes back."""
     place = Place(tmp_path, "dir")

@@ -26,7 +26,7 @@ import sqlite3
 import stat
 import tarfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
@@ -36,6 +36,7 @@ from gsync.errors import UsageError
 from gsync.model import NS, shown
 from gsync.transfer.store import BLOCK, Category, Content, Item, StoreError, new_digest, parts_of, store_io
 from gsync.transfer.stores.tape import Tape
+from gsync.transfer.stores.vaultindex import PAGE, Catalog, Entry, Index, named, record_of, text_of
 
 FORMAT = 1
 MARKER = "gsync-vault.json"
@@ -45,7 +46,6 @@ _MOST = 20_000           # entries of one tar: what a batch keeps in memory
 _TAR_SIZE = 4 << 30      # bytes after which a batch begins another tar
 _TAR_BLOCK = 512
 _SIZE_DIGITS = 20
-_PAGE = 1000
 
 
 def make_vault(root: str) -> None:
@@ -61,16 +61,6 @@ def make_vault(root: str) -> None:
     replace_file(os.fsencode(os.path.join(root, MARKER)), json.dumps({"format": FORMAT}).encode() + b"\n")
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """An entry and where it is: in which tar, and from where on its bytes are (-1: it has none)."""
-
-    item: Item
-    tar: str = ""
-    offset: int = -1
-    sha256: str = ""
-
-
 @dataclass(slots=True)
 class _Batch:
     """What is being put together: a tar under a temporary name, and the lines of its index."""
@@ -78,7 +68,7 @@ class _Batch:
     file: io.BufferedRandom | None = None
     path: str = ""
     records: list[dict[str, Any]] = field(default_factory=list)
-    entries: dict[bytes, _Entry | None] = field(default_factory=dict)
+    entries: dict[bytes, Entry | None] = field(default_factory=dict)
     new: set[bytes] = field(default_factory=set)  # paths at which nothing may have been
 
 
@@ -98,7 +88,7 @@ class VaultStore:
         self._local = threading.local()
         self.probe()
         try:
-            self._catalog = _Catalog(os.path.join(self._root, "catalog.db"))
+            self._catalog = Catalog(os.path.join(self._root, "catalog.db"))
         except (sqlite3.Error, OSError) as exc:
             raise StoreError(f"store {self.name}: its catalog: {exc}", Category.STORE_DOWN) from exc
         self._refresh()
@@ -138,7 +128,7 @@ class VaultStore:
             with self._lock:
                 page = self._catalog.children(path, after)
             yield from (entry.item for entry in page)
-            if len(page) < _PAGE:
+            if len(page) < PAGE:
                 return
             after = page[-1].item.path
 
@@ -171,7 +161,7 @@ class VaultStore:
             into.write(block)
         return Content(entry.item.size, entry.sha256)
 
-    def _blocks(self, entry: _Entry) -> Iterator[bytes]:
+    def _blocks(self, entry: Entry) -> Iterator[bytes]:
         """The member's bytes; CORRUPT at the end, or where it ends too early, if they are not what was put."""
         path = entry.item.path
         if path in self._pending() or (entry.tar and entry.tar == self._batch_tar()):
@@ -206,7 +196,7 @@ class VaultStore:
             self._make_parents(path)
             given = item or Item(path, stat.S_IFREG, uid=os.geteuid(), gid=os.getegid())
             content, offset = self._append(path, source, given)
-            self._note(_Entry(_whole(given, path, content.size), self._batch_tar(), offset, content.sha256),
+            self._note(Entry(_whole(given, path, content.size), self._batch_tar(), offset, content.sha256),
                        new=there is None)
             self._roll()
             return content
@@ -223,7 +213,7 @@ class VaultStore:
             info = self._info(path, item, tarfile.SYMTYPE)
             info.linkname = os.fsdecode(item.target)
             self._write_header(info)
-            self._note(_Entry(replace(item, path=path, kind=stat.S_IFLNK, size=len(item.target),
+            self._note(Entry(replace(item, path=path, kind=stat.S_IFLNK, size=len(item.target),
                                       xattrs=item.xattrs or ()), self._batch_tar()), new=True)
             self._roll()
 
@@ -276,7 +266,7 @@ class VaultStore:
                     if self._catalog.children(path, b"", 1):
                         raise self._error("remove", path, errno.ENOTEMPTY)
             batch = self._begun()
-            batch.records.append({"gone": _text(path)})
+            batch.records.append({"gone": text_of(path)})
             batch.entries[path] = None
 
     def move(self, old: bytes, new: bytes) -> None:
@@ -290,7 +280,7 @@ class VaultStore:
             if new.startswith(old + b"/"):
                 raise self._error("move", new, errno.EINVAL)
             self._make_parents(new)
-            self._begun().records.append({"move": _text(old), "to": _text(new)})
+            self._begun().records.append({"move": text_of(old), "to": text_of(new)})
             self._flush()
 
     # batches
@@ -320,7 +310,7 @@ class VaultStore:
         assert self._batch is not None
         return self._batch
 
-    def _pending(self) -> Mapping[bytes, _Entry | None]:
+    def _pending(self) -> Mapping[bytes, Entry | None]:
         return self._batch.entries if self._batch else {}
 
     def _batch_tar(self) -> str:
@@ -371,7 +361,7 @@ class VaultStore:
             size = batch.file.tell()
             self._tape.keep(batch.path, name, size)
         lines = [json.dumps({"vault": FORMAT, "tar": name if size else None, "size": size})]
-        lines += [json.dumps(_named(record, os.path.basename(batch.path), name)) for record in batch.records]
+        lines += [json.dumps(named(record, os.path.basename(batch.path), name)) for record in batch.records]
         body = "\n".join(lines).encode("ascii") + b"\n"
         body += json.dumps({"end": len(batch.records), "sha256": hashlib.sha256(body).hexdigest()}).encode() + b"\n"
         index = os.path.join(self._root, name + ".idx")
@@ -424,7 +414,7 @@ class VaultStore:
             for name in fresh:
                 self._catalog.apply(self._read_index(name))
 
-    def _read_index(self, name: str) -> _Index:
+    def _read_index(self, name: str) -> Index:
         """CORRUPT if it is not closed, or not what it was closed with."""
         with open(os.path.join(self._root, name), "rb") as file:
             body = file.read()
@@ -434,7 +424,7 @@ class VaultStore:
             rows = [json.loads(line) for line in head.split(b"\n")]
             if end["sha256"] != hashlib.sha256(head + b"\n").hexdigest() or end["end"] != len(rows) - 1:
                 raise ValueError("it does not have its SHA-256")
-            return _Index(name, rows[0]["tar"], int(rows[0]["size"]), rows[1:])
+            return Index(name, rows[0]["tar"], int(rows[0]["size"]), rows[1:])
         except (ValueError, KeyError, TypeError, IndexError) as exc:
             raise StoreError(f"store {self.name}: index {name} is damaged: {exc}; bring it back from a copy of the "
                              "vault", Category.CORRUPT) from exc
@@ -445,7 +435,7 @@ class VaultStore:
         return StoreError(f"store {self.name}: {what} {shown(path) or '/'}: {os.strerror(number)}",
                           Category.PERMANENT, number)
 
-    def _entry(self, path: bytes) -> _Entry | None:
+    def _entry(self, path: bytes) -> Entry | None:
         try:
             parts_of(path)
         except ValueError:
@@ -456,9 +446,9 @@ class VaultStore:
             return pending[path]
         with self._lock:
             found = self._catalog.entry(path)
-        return found or (_Entry(Item(b"", stat.S_IFDIR, mode=0o755, xattrs=())) if not path else None)
+        return found or (Entry(Item(b"", stat.S_IFDIR, mode=0o755, xattrs=())) if not path else None)
 
-    def _file(self, path: bytes) -> _Entry:
+    def _file(self, path: bytes) -> Entry:
         entry = self._entry(path)
         if entry is None:
             raise self._error("read", path, errno.ENOENT)
@@ -486,12 +476,12 @@ class VaultStore:
         if path:
             self._write_header(self._info(path, given, tarfile.DIRTYPE))
         # Directories that two processes make at once are no conflict.
-        self._note(_Entry(replace(_whole(given, path, 0), kind=stat.S_IFDIR), self._batch_tar() if path else ""))
+        self._note(Entry(replace(_whole(given, path, 0), kind=stat.S_IFDIR), self._batch_tar() if path else ""))
 
-    def _note(self, entry: _Entry, new: bool = False) -> None:
+    def _note(self, entry: Entry, new: bool = False) -> None:
         batch = self._begun()
         batch.entries[entry.item.path] = entry
-        batch.records.append(_record(entry))
+        batch.records.append(record_of(entry))
         if new:
             batch.new.add(entry.item.path)
 
@@ -581,140 +571,3 @@ def _size_of(name: str, text: Any, default: int) -> int:
     if not match:
         raise UsageError(f"store {name}: tar-size {text!r}: a number of bytes, as 500M or 4G")
     return max(int(match[1]) << 10 * " KMGT".index(match[2] or " "), 1)
-
-
-# an index
-
-
-@dataclass(frozen=True, slots=True)
-class _Index:
-    name: str
-    tar: str | None
-    size: int
-    records: Sequence[Mapping[str, Any]]
-
-
-def _text(path: bytes) -> str:
-    return path.decode("latin-1")
-
-
-def _record(entry: _Entry) -> dict[str, Any]:
-    item = entry.item
-    record: dict[str, Any] = {
-        "path": _text(item.path), "kind": item.kind, "size": item.size, "mtime": item.mtime, "ctime": item.ctime,
-        "mode": item.mode, "uid": item.uid, "gid": item.gid}
-    if item.xattrs:
-        record["xattrs"] = [[_text(name), _text(value)] for name, value in item.xattrs]
-    if item.target is not None:
-        record["target"] = _text(item.target)
-    if entry.tar:
-        record |= {"tar": entry.tar, "offset": entry.offset, "sha256": entry.sha256}
-    return record
-
-
-def _named(record: dict[str, Any], temporary: str, name: str) -> dict[str, Any]:
-    """The record with the name that its tar gets."""
-    return {**record, "tar": name} if record.get("tar") == temporary and temporary else record
-
-
-def _entry_of(record: Mapping[str, Any]) -> _Entry:
-    target = record.get("target")
-    item = Item(record["path"].encode("latin-1"), record["kind"], record["size"], record["mtime"], record["ctime"],
-                record["mode"], record["uid"], record["gid"], None if target is None else target.encode("latin-1"),
-                tuple((n.encode("latin-1"), v.encode("latin-1")) for n, v in record.get("xattrs", ())))
-    return _Entry(item, record.get("tar", ""), record.get("offset", -1), record.get("sha256", ""))
-
-
-class _Catalog:
-    """What the indexes say together, in a SQLite file that may be thrown away."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        try:
-            self._open()
-        except sqlite3.DatabaseError:
-            for end in ("", "-wal", "-shm"):
-                with suppress(FileNotFoundError):
-                    os.unlink(path + end)
-            self._open()
-
-    def _open(self) -> None:
-        self._db = sqlite3.connect(self._path, timeout=60, isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=NORMAL")  # what a power cut takes back is read from the indexes again
-        self._db.executescript(
-            "CREATE TABLE IF NOT EXISTS entries (path BLOB PRIMARY KEY, parent BLOB NOT NULL, tar TEXT NOT NULL, "
-            "record TEXT NOT NULL) WITHOUT ROWID;"
-            "CREATE INDEX IF NOT EXISTS children ON entries (parent, path);"
-            "CREATE INDEX IF NOT EXISTS members ON entries (tar);"
-            "CREATE TABLE IF NOT EXISTS indexes (name TEXT PRIMARY KEY) WITHOUT ROWID;"
-            "CREATE TABLE IF NOT EXISTS tars (name TEXT PRIMARY KEY, size INTEGER NOT NULL) WITHOUT ROWID;")
-
-    def close(self) -> None:
-        self._db.close()
-
-    def indexes(self) -> set[str]:
-        return {row[0] for row in self._db.execute("SELECT name FROM indexes")}
-
-    def clear(self) -> None:
-        for table in ("entries", "indexes", "tars"):
-            self._db.execute(f"DELETE FROM {table}")
-
-    def entry(self, path: bytes) -> _Entry | None:
-        row = self._db.execute("SELECT path, record FROM entries WHERE path=?", (path,)).fetchone()
-        return _from_row(row) if row else None
-
-    def children(self, parent: bytes, after: bytes, limit: int = _PAGE) -> list[_Entry]:
-        rows = self._db.execute("SELECT path, record FROM entries WHERE parent=? AND path>? ORDER BY path LIMIT ?",
-                                (parent, after, limit))
-        return [_from_row(row) for row in rows]
-
-    def size_of_tar(self, name: str) -> int:
-        row = self._db.execute("SELECT size FROM tars WHERE name=?", (name,)).fetchone()
-        return int(row[0]) if row else -1
-
-    def dead_tars(self) -> list[str]:
-        return [row[0] for row in self._db.execute(
-            "SELECT name FROM tars WHERE NOT EXISTS (SELECT 1 FROM entries WHERE tar=tars.name)")]
-
-    def forget_tar(self, name: str) -> None:
-        self._db.execute("DELETE FROM tars WHERE name=?", (name,))
-
-    def apply(self, index: _Index) -> None:
-        db = self._db
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            if db.execute("INSERT OR IGNORE INTO indexes VALUES (?)", (index.name,)).rowcount:
-                if index.tar:
-                    db.execute("INSERT OR REPLACE INTO tars VALUES (?,?)", (index.tar, index.size))
-                for record in index.records:
-                    self._apply(record)
-            db.execute("COMMIT")
-        except BaseException:
-            db.execute("ROLLBACK")
-            raise
-
-    def _apply(self, record: Mapping[str, Any]) -> None:
-        if "gone" in record:
-            self._db.execute("DELETE FROM entries WHERE path=?", (record["gone"].encode("latin-1"),))
-        elif "move" in record:
-            old, new = record["move"].encode("latin-1"), record["to"].encode("latin-1")
-            below = self._db.execute("SELECT path FROM entries WHERE path=? OR (path>? AND path<?)",
-                                     (old, old + b"/", old + b"0")).fetchall()
-            for (path,) in below:
-                moved = new + path[len(old):]
-                self._db.execute("UPDATE entries SET path=?, parent=? WHERE path=?", (moved, _parent(moved), path))
-        else:
-            path = record["path"].encode("latin-1")
-            self._db.execute("INSERT OR REPLACE INTO entries VALUES (?,?,?,?)",
-                             (path, _parent(path), record.get("tar", ""), json.dumps(record)))
-
-
-def _from_row(row: tuple[bytes, str]) -> _Entry:
-    entry = _entry_of(json.loads(row[1]))
-    return replace(entry, item=replace(entry.item, path=row[0]))
-
-
-def _parent(path: bytes) -> bytes | None:
-    """b"" for what is at the top; something that is nobody's parent for the root itself."""
-    return path.rpartition(b"/")[0] if path else b"/"

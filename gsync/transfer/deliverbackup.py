@@ -1,0 +1,163 @@
+"""Backup of delivered units to a vault, a night at a time.
+
+Promise: a unit counts as backed up only once the vault says that all of it is durable, and what was put is what the
+unit's list says. Not here: when that is due (deliver, dataset), how a vault keeps things (stores/vault).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import BinaryIO, cast
+
+from gsync.log import get_logger
+from gsync.model import shown
+from gsync.transfer import checksums, handover
+from gsync.transfer.checksums import walk
+from gsync.transfer.deliverdb import THERE, Delivery, Stage
+from gsync.transfer.deliverysite import Down, Site, Summary, named
+from gsync.transfer.latefiles import LateFiles
+from gsync.transfer.requests import State as QueueState
+from gsync.transfer.store import Category, Item, Store, StoreError
+
+_log = get_logger(__name__)
+
+
+class Backups:
+    """Of one data set."""
+
+    def __init__(self, site: Site, late: LateFiles) -> None:
+        self._site, self._dataset, self._db, self._gate = site, site.dataset, site.db, site.gate
+        self._late = late
+        self._not_before = 0.0
+
+    def due(self) -> list[Delivery]:
+        """Units that the vault does not have and should have by now, or that are ordered."""
+        return self._db.to_back_up(self._dataset.name, self._site.latest(self._dataset.backup))
+
+    def put(self, done: Summary) -> None:
+        """Put into the vault what is due, with its late files."""
+        rows = self.due()
+        ordered = any(Stage.BACKUP in row.ordered for row in rows)
+        if not rows or (time.monotonic() < self._not_before and not ordered):
+            return
+        with suppress(Down):  # what the source cannot say now is not waited for: late files are backed up again
+            lock = self._dataset.checksum_lock
+            if not lock or not self._site.asked(lambda: self._site.source().locked(lock)):
+                self._late.fetch(done, [row for row in rows if row.caught < max(1, self._site.times_due(row))])
+        groups: dict[bytes, list[Delivery]] = {}
+        for row in rows:
+            groups.setdefault(row.grp, []).append(self._site.fresh(row))
+        for group, members in groups.items():
+            self._gate.check()
+            try:
+                done.backed_up += self._put_group([row for row in members if row.state in THERE])
+            except (StoreError, OSError) as exc:
+                reason = str(exc) if isinstance(exc, StoreError) else f"{named(exc)}: {exc.strerror or exc}"
+                _log.error("backup fails", set=self._dataset.name, group=shown(group), error=reason)
+                self._site.stores.close()
+                for row in members:
+                    self._failed(row, reason, tell=False)
+                self._tell(members[0], group, reason)
+                self._not_before = time.monotonic() + self._site.settings.common.retry_pause
+                if isinstance(exc, StoreError) and exc.category is Category.STORE_DOWN:
+                    return
+
+    def _tell(self, row: Delivery, group: bytes, reason: str) -> None:
+        row = self._site.fresh(row)
+        if row.told != f"backup: {reason}":
+            self._site.alarm.tell("backup failed", f"{self._dataset.name} {shown(group)}", reason)
+            self._db.change(row, told=f"backup: {reason}")
+
+    def _put_group(self, rows: Sequence[Delivery]) -> int:
+        """Put units into the vault together; how many it now has, durably."""
+        vault = self._site.stores.writable(self._dataset.vault)
+        put: dict[bytes, list[tuple[bytes, str]]] = {}
+        damaged: dict[bytes, list[bytes]] = {}
+        for row in rows:
+            self._db.backup_shown(row, QueueState.SUBMITTED)
+        with vault.batch():
+            for row in rows:
+                put[row.path], damaged[row.path] = self._put(vault, row)
+        count = 0
+        for row in rows:
+            lost = [path for path, digest in put[row.path]
+                    if not vault.durable(path) or _digest_in(vault, path) != digest]
+            if damaged[row.path]:
+                self._failed(row, "damaged since it was delivered: "
+                                    + ", ".join(shown(name) for name in damaged[row.path][:10]))
+            elif lost:
+                self._failed(row, "the vault does not have what was put: "
+                                    + ", ".join(shown(path) for path in lost[:10]))
+            else:
+                handover.seal(os.path.join(self._site.destination, row.path))
+                self._db.stage(row, Stage.BACKUP, True, anew=True)
+                reason = "" if row.reason.startswith("backup: ") else row.reason
+                self._db.change(row, backed_up=1, reason=reason)
+                self._db.carried_out(row, Stage.BACKUP)
+                self._db.backup_shown(row, QueueState.DONE)
+                count += 1
+        _log.info("backed up", set=self._dataset.name, group=shown(rows[0].grp) if rows else "", units=count)
+        return count
+
+    def _put(self, vault: Store, row: Delivery) -> tuple[list[tuple[bytes, str]], list[bytes]]:
+        """Path in the vault and digest of each file that was put; and the files that are not as their list says."""
+        place = os.path.join(self._site.destination, row.path)
+        root = os.fsencode(self._dataset.vault_path) + b"/" + row.path
+        listed = self._listed(row, place)
+        put, damaged = [], []
+        vault.mkdir(root, _item(place, root))
+        for name, mode in walk(place):
+            path, target = os.path.join(place, name), root + b"/" + name
+            if stat.S_ISDIR(mode):
+                vault.mkdir(target, _item(path, target))
+                continue
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            with open(fd, "rb", buffering=0) as file:
+                content = vault.put(target, cast(BinaryIO, _Reader(file, self._gate.check)), _item(path, target), True)
+            put.append((target, content.sha256))
+            if listed.get(name, content.sha256) != content.sha256 and Stage.CHECKSUM in row.stages \
+                    and row.stages[Stage.CHECKSUM][0]:
+                damaged.append(name)
+        return put, damaged
+
+    def _listed(self, row: Delivery, place: bytes) -> dict[bytes, str]:
+        if self._dataset.checksum_file:
+            with suppress(FileNotFoundError), open(os.path.join(place, self._site.list_name(row)), "rb") as file:
+                return dict(checksums.ChecksumList.parse(file.read()).digests)
+        return {}
+
+    def _failed(self, row: Delivery, reason: str, tell: bool = True) -> None:
+        row = self._site.fresh(row)
+        self._db.stage(row, Stage.BACKUP, False)
+        self._db.backup_shown(row, QueueState.RETRY, reason)
+        row = self._db.change(row, reason=f"backup: {reason}")
+        if tell:
+            self._site.tell(row, "backup failed", reason)
+            self._not_before = time.monotonic() + self._site.settings.common.retry_pause
+
+
+def _digest_in(vault: Store, path: bytes) -> str:
+    content = vault.content(path)
+    return content.sha256 if content is not None else vault.checksum(path)
+
+
+def _item(path: bytes, target: bytes) -> Item:
+    st = os.lstat(path)
+    mode = handover.SEALED_DIR_MODE if stat.S_ISDIR(st.st_mode) else stat.S_IMODE(st.st_mode)
+    return Item(target, stat.S_IFMT(st.st_mode), st.st_size, st.st_mtime_ns, st.st_ctime_ns, mode, st.st_uid, st.st_gid)
+
+
+class _Reader:
+    """A file that tells of each piece that is read."""
+
+    def __init__(self, file: object, tell: Callable[[int], None]) -> None:
+        self._file, self._tell = file, tell
+
+    def read(self, size: int = -1) -> bytes:
+        piece: bytes = self._file.read(size)  # type: ignore[attr-defined]
+        self._tell(len(piece))
+        return piece

@@ -1,0 +1,268 @@
+"""What all kinds of work on one data set share: its folders, its source, the rows of its units, and telling of them.
+
+Here a unit that a killed process was at is finished, or set back to where it can be done again. Not here: the work
+(deliver, latefiles, deliverbackup), the steps on the disk (handover).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import TypeVar
+
+from gsync.durable import make_dirs, replace_file
+from gsync.log import get_logger
+from gsync.model import NS, shown
+from gsync.transfer import handover, units
+from gsync.transfer.alert import Alarm
+from gsync.transfer.checksums import Verdict, verify
+from gsync.transfer.dataset import DataSet, Settings
+from gsync.transfer.deliverdb import AT_WORK, Deliveries, Delivery, KilledByOrder, State
+from gsync.transfer.gate import Gate
+from gsync.transfer.registry import Stores
+from gsync.transfer.source import Listing, Source
+from gsync.transfer.store import StoreError, category_of
+
+_log = get_logger(__name__)
+
+_T = TypeVar("_T")
+# What is wrong with a disk rather than with one unit.
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENODEV,
+                errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+_NAMES_KEPT = 1000  # of each kind, in the database and on the page
+DESTINATION, QUARANTINE = "destination", "quarantine"
+
+
+class Down(Exception):
+    """The source, a disk of ours or the vault cannot be used: nothing more is tried of this data set for now."""
+
+    def __init__(self, what: str, reason: str) -> None:
+        super().__init__(reason)
+        self.what, self.reason = what, reason
+
+
+@dataclass
+class Summary:
+    """What a cycle did."""
+
+    delivered: int = 0
+    quarantined: int = 0
+    caught_up: int = 0
+    backed_up: int = 0
+    down: str = ""
+    waiting: str = ""
+
+    def __str__(self) -> str:
+        counts = (f"{self.delivered} delivered, {self.quarantined} quarantined, {self.caught_up} with late files, "
+                  f"{self.backed_up} backed up")
+        return "; ".join(part for part in (counts, self.waiting, self.down) if part)
+
+
+class Site:
+    """A data set with its folders, its source and its rows. One object at a time works on it (the caller holds the
+    lock)."""
+
+    def __init__(self, dataset: DataSet, settings: Settings, deliveries: Deliveries, stores: Stores, alarm: Alarm,
+                 gate: Gate, clock: Callable[[], datetime]) -> None:
+        self.dataset = dataset
+        self.settings = settings
+        self.db = deliveries
+        self.stores = stores
+        self.alarm = alarm
+        self.gate = gate
+        self.clock = clock
+        self.pattern = units.Pattern(dataset.unit)
+        self.staging, self.destination, self.quarantine = (
+            os.fsencode(each) for each in (dataset.staging, dataset.destination, dataset.quarantine))
+        self._opened: Source | None = None
+
+    def close(self) -> None:
+        """Let go of the source; it is opened again when it is needed."""
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+
+    # the source
+
+    def source(self) -> Source:
+        """The open source; Down if it cannot be reached."""
+        if self._opened is None:
+            common = self.settings.common
+            rsync = common.rsync_command if self.dataset.method == "rsync" else ""
+            self._opened = self.asked(lambda: Source(
+                self.dataset.source, self.pattern, self.stores, self.gate, ssh_config=common.ssh_config,
+                rsync=rsync))
+        return self._opened
+
+    def asked(self, call: Callable[[], _T]) -> _T:
+        """What the source says of itself as a whole; any error is the source's: Down."""
+        try:
+            with self.gate.watch(self.close):
+                return call()
+        except StoreError as exc:
+            self.close()
+            raise Down("source", str(exc)) from exc
+
+    def listing(self, row: Delivery) -> Listing | None:
+        """What the source has of a unit now; None: it has no such unit."""
+        with self.gate.watch(self.close):
+            return self.source().listing(row.path)
+
+    def verify(self, row: Delivery, folder: bytes) -> Verdict:
+        """A folder against the unit's list of checksums."""
+        if not self.dataset.checksum_file:
+            return Verdict()
+        return verify(folder, self.list_name(row), self.gate.check)
+
+    def list_name(self, row: Delivery) -> bytes:
+        """The path of that list in the unit."""
+        unit = self.pattern.match(row.path)
+        assert unit is not None
+        return os.fsencode(units.fill(self.dataset.checksum_file, unit.fields))
+
+    def down(self, down: Down) -> None:
+        """Something is down: noted with the time since when, and told once it has lasted."""
+        row = self.db.set_row(self.dataset.name)
+        since = row.down_since if row is not None and row.down_since else time.time_ns()
+        _log.warning("cannot go on for now", set=self.dataset.name, what=down.what, why=down.reason)
+        told = row is not None and row.down_told
+        if not told and time.time_ns() - since >= self.settings.alerts.down_after * NS:
+            self.alarm.tell("down", f"{self.dataset.name}: {down.what}", down.reason)
+            told = True
+        self.db.change_set(self.dataset.name, down_since=since, down_what=down.reason, down_told=told, note="")
+
+    def up(self, what: str, note: str) -> None:
+        """It can be used (again). note: what the data set waits for nevertheless."""
+        row = self.db.set_row(self.dataset.name)
+        if row is not None and row.down_since:
+            _log.info("can go on again", set=self.dataset.name, what=what)
+            if row.down_told:
+                self.alarm.tell("recovered", f"{self.dataset.name}: {what}", f"it was down: {row.down_what}")
+        self.db.change_set(self.dataset.name, down_since=0, down_what="", down_told=False, note=note,
+                            looked=time.time_ns())
+
+    # units
+
+    def fresh(self, row: Delivery) -> Delivery:
+        """The row as it is now."""
+        found = self.db.get(row.dataset, row.path)
+        assert found is not None
+        return found
+
+    def times_due(self, row: Delivery) -> int:
+        """How often looking for late files of it has fallen due by now."""
+        hour = self.dataset.catchup
+        return 0 if hour is None else units.times_due(row.day, hour, self.clock(), self.dataset.catchup_days)
+
+    def latest(self, hour: int | None) -> date:
+        """The last day of which the work at this hour of the day after is due; without an hour none is."""
+        now = self.clock()
+        if hour is None:
+            return date.min
+        return now.date() - timedelta(days=1 if now.hour >= hour else 2)
+
+    def settle(self) -> None:
+        """Whatever a process before this one had begun is finished, or set back to where it can be done again."""
+        for row in self.db.in_state(self.dataset.name, AT_WORK):
+            with suppress(KilledByOrder):
+                self._settle(row)
+
+    def _settle(self, row: Delivery) -> None:
+        made = handover.incoming(self.destination, row.path)
+        place = os.path.join(self.destination, row.path)
+        if row.state is State.CATCHING_UP:
+            handover.mend(made, place)
+            handover.remove(made)
+            handover.tidy(self.destination)
+            self.db.change(row, state=State.DELIVERED)
+            return
+        root = self.destination if row.target == DESTINATION else self.quarantine
+        arrived = row.state is State.MOVING and row.mark == handover.mark_of(os.path.join(root, row.path))
+        handover.remove(handover.incoming(root, row.path))
+        handover.tidy(root)
+        if not arrived:
+            self.db.change(row, state=State.WAITING, mark="", target="")
+        elif row.target == DESTINATION:
+            self.delivered(row)
+        else:
+            self.put_aside(row)
+
+    def set_back(self, row: Delivery) -> None:
+        """It waits again, and no try is charged."""
+        row = self.fresh(row)
+        if row.state in AT_WORK:
+            with suppress(KilledByOrder, OSError):
+                self._settle(row)
+
+    def of_the_unit(self, row: Delivery, exc: OSError) -> StoreError:
+        """An error of this host's disks as one of the unit; Down if it is about more."""
+        reason = f"{named(exc)}: {exc.strerror or exc}"
+        if exc.errno in _OF_THE_DISK:
+            self.set_back(row)
+            raise Down("disk", reason) from exc
+        return StoreError(reason, category_of(exc.errno), exc.errno)
+
+    def delivered(self, row: Delivery) -> None:
+        """After the rename: it is at the destination."""
+        staged = os.path.join(self.staging, row.path)
+        handover.remove(staged)
+        handover.prune(self.staging, row.path)
+        self.remove_reason(row)
+        row = self.db.change(row, state=State.DELIVERED, mark="", target="", tries=0, not_before=0)
+        _log.info("delivered", set=self.dataset.name, unit=row, files=row.files, bytes=row.bytes)
+
+    def put_aside(self, row: Delivery) -> None:
+        """After the rename: it is in quarantine; the reason is put beside it."""
+        path = self._reason_path(row)
+        make_dirs(os.path.dirname(path))
+        text = {"unit": str(row), "reason": row.reason, "at": datetime.now(UTC).isoformat(timespec="seconds"),
+                **row.problems}
+        replace_file(path, json.dumps(text, indent=2).encode("ascii") + b"\n", 0o644)
+        handover.remove(os.path.join(self.staging, row.path))
+        handover.prune(self.staging, row.path)
+        row = self.db.change(row, state=State.QUARANTINED, mark="", target="", not_before=0, caught=max(
+            row.caught, self.times_due(row)))
+        _log.error("quarantined", set=self.dataset.name, unit=row, reason=row.reason)
+        self.tell(row, "quarantined", row.reason)
+
+    def unquarantine(self, row: Delivery, why: str) -> None:
+        """It begins anew with what there is of it."""
+        aside, staged = os.path.join(self.quarantine, row.path), os.path.join(self.staging, row.path)
+        if handover.mark_of(aside) and not handover.exists(staged):
+            make_dirs(os.path.dirname(staged), 0o750)
+            os.chmod(aside, 0o700)
+            handover.move(aside, self.staging, row.path, lambda mark: None)
+        self.db.change(row, state=State.WAITING, reason=why, tries=0, not_before=0, mark="", target="")
+        self.remove_reason(row)
+
+    def _reason_path(self, row: Delivery) -> bytes:
+        return os.path.join(self.quarantine, row.path + b".reason.json")
+
+    def remove_reason(self, row: Delivery) -> None:
+        """It is not in quarantine any more."""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.unlink(self._reason_path(row))
+            handover.prune(self.quarantine, row.path)
+
+    def tell(self, row: Delivery, event: str, reason: str) -> None:
+        """The same of the same unit is told once."""
+        if row.told != f"{event}: {reason}":
+            self.alarm.tell(event, f"{self.dataset.name} {shown(row.path)}", reason, {
+                "set": self.dataset.name, "unit": str(row), "request": row.request, **row.problems})
+            self.db.change(row, told=f"{event}: {reason}")
+
+
+def problems(verdict: Verdict) -> dict[str, list[str]]:
+    """As rows keep them: some of the names by what is wrong with them."""
+    return {what: names[:_NAMES_KEPT] for what, names in verdict.lists().items() if names}
+
+
+def named(exc: OSError) -> str:
+    """The path that an error of a disk is about."""
+    return shown(os.fsencode(exc.filename)) if exc.filename is not None else "a disk of this host"
