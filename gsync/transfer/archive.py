@@ -29,6 +29,7 @@ from gsync.transfer.archives import Archive, Archives
 from gsync.transfer.batches import Batches, Killed, Options
 from gsync.transfer.manifest import Entry, Header, Manifest, ManifestError, Writer
 from gsync.transfer.requests import State
+from gsync.transfer.restore import Restore
 from gsync.transfer.store import Category, Store, StoreError
 from gsync.transfer.tree import DiskTree, TreeError
 from gsync.transfer.vaultcopy import Vault, in_vault, item_of
@@ -332,11 +333,12 @@ class Archiver:
             if not retry and (strange := next(tree.walk(), None)) is not None:
                 raise ArchiveError(f"{shown(root)}: {shown(strange.path)} is in the way; the directory must be empty "
                                    "(gsync archive get --retry keeps what is there and is good)")
-            tree.begin_restore()
+            restore = job.restore
+            restore.begin()
             job.batches.stage("making directories", manifest.header.directories + 1)
             for entry in manifest.directories():
                 job.batches.pause_point()
-                tree.make_directory(entry)
+                restore.directory(entry)
             job.batches.stage("copying", manifest.header.files)
 
             def bring(batch: list[Entry]) -> list[tuple[bytes, str]]:
@@ -358,7 +360,7 @@ class Archiver:
             behind = manifest.behind_directories()
             job.batches.run((e for _, e in manifest.entries(behind) if e.link is None), bring)
             job.batches.run((e for _, e in manifest.entries(behind) if e.link is not None), bring)
-            tree.end_restore()
+            restore.end()
             job.batches.stage("setting attributes", manifest.header.directories + 1)
             for entry in manifest.reversed_directories():
                 tree.set_attributes(entry, bool(frozen))
@@ -384,12 +386,12 @@ class Archiver:
             if entry.link is not None and tree.look(entry.link) is None:
                 raise StoreError(f"{shown(entry.path)}: is a hard link of {shown(entry.link)}, which is missing",
                                  Category.CORRUPT)
-            tree.make_other(entry, frozen)
+            job.restore.other(entry, frozen)
             return
         tries = 0
         while True:
             try:
-                tree.make_file(entry, lambda into: job.vault.get(entry, into), frozen)
+                job.restore.file(entry, lambda into: job.vault.get(entry, into), frozen)
                 return
             except StoreError as exc:
                 if not job.batches.pause_for(exc, tries):
@@ -417,7 +419,7 @@ class Archiver:
                 self._delete_below(job, vault.path(b""))
             job.batches.stage("thawing")
             job.tree.thaw_all()
-            job.tree.end_restore()
+            job.restore.end()
             job.tree.set_marker(None)
             job.gone = True
 
@@ -598,6 +600,7 @@ class _Job:
         self._manifest = manifest
         self.vault = vault
         self.tree = tree
+        self.restore = Restore(tree)
         self.batches = batches
         self.checked: int | None = None
         self.falls_to = ""  # the operation that has to be done again if this one fails

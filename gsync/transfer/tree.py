@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
-import itertools
 import os
 import sqlite3
 import stat
@@ -28,17 +27,16 @@ from gsync.fsid import open_beneath, syncfs
 from gsync.model import shown
 from gsync.slave.attrs import set_attrs
 from gsync.slave.protocol import Caps, MetaRow
-from gsync.transfer.eosfile import LOG, MARKERS, NEW, RESERVED, SCRATCH
+from gsync.transfer.eosfile import LOG, MARKERS, NEW, RESERVED
 from gsync.transfer.manifest import Entry, Xattrs
 
-_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_PLACE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+PLACE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _BLOCK = 1 << 20
-_CHUNK, _HOLE = 64 << 10, 4 << 10  # a sparse file is written in chunks; zeros of a hole's length, aligned, are left out
 
 _GETFLAGS, _SETFLAGS = 0x80086601, 0x40086602  # FS_IOC_*FLAGS, linux/fs.h
-_IMMUTABLE, _APPEND = 0x10, 0x20
+IMMUTABLE, _APPEND = 0x10, 0x20
 _NO_FLAGS = (errno.ENOTTY, errno.EOPNOTSUPP, errno.EPERM, errno.ENOSYS, errno.EINVAL)
 
 # An entry that cannot be made as it was, by this user or on this file system.
@@ -85,7 +83,7 @@ def about(path: bytes) -> Iterator[None]:
         raise TreeError(path, exc.strerror or str(exc)) from exc
 
 
-def _flags(fd: int) -> int:
+def flags_of(fd: int) -> int:
     """The inode's flags (chattr), 0 where the file system has none."""
     out = bytearray(8)
     try:
@@ -99,46 +97,16 @@ def _flags(fd: int) -> int:
 
 def set_immutable(fd: int, wanted: bool) -> bool:
     """Whether the inode is immutable, or not, as wanted now; False where that cannot be set."""
-    flags = _flags(fd)
-    if bool(flags & _IMMUTABLE) == wanted:
+    flags = flags_of(fd)
+    if bool(flags & IMMUTABLE) == wanted:
         return True
     try:
-        fcntl.ioctl(fd, _SETFLAGS, struct.pack("=q", flags ^ _IMMUTABLE))
+        fcntl.ioctl(fd, _SETFLAGS, struct.pack("=q", flags ^ IMMUTABLE))
     except OSError as exc:
         if exc.errno in _NO_FLAGS:
             return False
         raise
     return True
-
-
-class _Holes:
-    """Writes to a file, leaving holes where there is nothing but zeros."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self._rest = file, b""
-
-    def write(self, data: bytes) -> int:
-        count = len(data)
-        data = self._rest + data
-        whole = len(data) - len(data) % _CHUNK
-        for at in range(0, whole, _CHUNK):
-            self._put(data[at:at + _CHUNK], _HOLE)
-        self._rest = data[whole:]
-        return count
-
-    def _put(self, block: bytes, parts: int) -> None:
-        if block.count(0) == len(block):
-            self._file.seek(len(block), os.SEEK_CUR)
-        elif parts and block.count(bytes(parts)):
-            for at in range(0, len(block), parts):
-                self._put(block[at:at + parts], 0)
-        else:
-            self._file.write(block)
-
-    def finish(self) -> None:
-        self._put(self._rest, _HOLE)
-        self._rest = b""
-        self._file.truncate(self._file.tell())
 
 
 class DiskTree:
@@ -151,7 +119,6 @@ class DiskTree:
         self.privileged = os.geteuid() == 0
         self.caps = Caps(root=self.privileged, chown=self.privileged, trusted=self.privileged)
         self.root_mtime: int | None = None  # what the root's is to be, where that is known better than from the root
-        self._number = itertools.count()
 
     def close(self) -> None:
         os.close(self.root_fd)
@@ -164,7 +131,7 @@ class DiskTree:
         if not path:
             yield self.root_fd
             return
-        fd = open_beneath(self.root_fd, path, _DIR)
+        fd = open_beneath(self.root_fd, path, DIR)
         try:
             yield fd
         finally:
@@ -181,7 +148,7 @@ class DiskTree:
     def place(self, path: bytes) -> Iterator[tuple[int, bytes]]:
         """An O_PATH descriptor of the entry's own inode, and a path to it for calls that take none."""
         with self.parent(path) as (dirfd, name):
-            fd = os.open(name, _PLACE, dir_fd=dirfd)
+            fd = os.open(name, PLACE, dir_fd=dirfd)
         try:
             yield fd, b"/proc/self/fd/%d" % fd
         finally:
@@ -261,7 +228,7 @@ class DiskTree:
                 raise TreeError(found.path, "is on another file system: unmount it, or archive it for itself")
             with about(found.path):
                 if stat.S_ISDIR(found.st.st_mode):
-                    fd = os.open(found.name, _DIR, dir_fd=found.dirfd)
+                    fd = os.open(found.name, DIR, dir_fd=found.dirfd)
                 elif stat.S_ISREG(found.st.st_mode):
                     fd = _open_quietly(found.dirfd, found.name)
                     size += found.st.st_size
@@ -277,7 +244,7 @@ class DiskTree:
         return count, size
 
     def _refuse_flags(self, path: bytes, fd: int) -> None:
-        if self.privileged and _flags(fd) & (_IMMUTABLE | _APPEND):
+        if self.privileged and flags_of(fd) & (IMMUTABLE | _APPEND):
             raise TreeError(path, "is immutable or append-only (lsattr shows it); chattr -i -a it first")
 
     def entries(self, freeze: bool, told: Callable[[int, int], None], excluded_xattrs: frozenset[bytes] = frozenset(),
@@ -326,7 +293,7 @@ class DiskTree:
                                   (_signed(st.st_ino),)).fetchone()
         sha256 = first[1] if first else ""
         if stat.S_ISDIR(st.st_mode) or stat.S_ISREG(st.st_mode):
-            flags = _DIR if stat.S_ISDIR(st.st_mode) else 0
+            flags = DIR if stat.S_ISDIR(st.st_mode) else 0
             fd = os.open(found.name, flags, dir_fd=found.dirfd) if flags else _open_quietly(found.dirfd, found.name)
             try:
                 if freeze:
@@ -391,9 +358,9 @@ class DiskTree:
     def is_frozen(self, path: bytes) -> bool:
         """Whether an entry is immutable, a regular file or a directory."""
         with self.parent(path) as (dirfd, name):
-            fd = os.open(name, _FILE, dir_fd=dirfd)
+            fd = os.open(name, FILE, dir_fd=dirfd)
         try:
-            return bool(_flags(fd) & _IMMUTABLE)
+            return bool(flags_of(fd) & IMMUTABLE)
         finally:
             os.close(fd)
 
@@ -455,135 +422,27 @@ class DiskTree:
             return xattrs
         return tuple((name, value) for name, value in xattrs if not name.startswith(_ROOTS))
 
-    # bringing back
-
-    def begin_restore(self) -> None:
-        """Make the scratch folder, empty and private."""
-        self.end_restore()
-        with about(SCRATCH), self.undisturbed():
-            os.mkdir(SCRATCH, 0o700, dir_fd=self.root_fd)
-            fd = os.open(SCRATCH, _DIR, dir_fd=self.root_fd)
-            try:
-                for acl in ("system.posix_acl_default", "system.posix_acl_access"):
-                    with suppress(OSError):
-                        os.removexattr(fd, acl)
-                os.fchmod(fd, 0o700)
-            finally:
-                os.close(fd)
-
-    def end_restore(self) -> None:
-        """Remove the scratch folder with what a process that was killed left in it."""
-        with about(SCRATCH), self.undisturbed():
-            try:
-                fd = os.open(SCRATCH, _DIR, dir_fd=self.root_fd)
-            except FileNotFoundError:
-                return
-            try:
-                for name in os.listdir(fd):
-                    os.unlink(name, dir_fd=fd)
-            finally:
-                os.close(fd)
-            os.rmdir(SCRATCH, dir_fd=self.root_fd)
-
-    def make_directory(self, entry: Entry) -> None:
-        """Make the directory, or make it usable; its attributes come last, by `set_attributes`."""
-        with about(entry.path):
-            if entry.path:
-                with self.parent(entry.path) as (dirfd, name), suppress(FileExistsError):
-                    os.mkdir(name, 0o700, dir_fd=dirfd)
-            self.open_up(entry.path)
-
-    def make_file(self, entry: Entry, fetch: Callable[[BinaryIO], None], freeze: bool) -> None:
-        """Bring a regular file back: fetch writes it; what fetch raises leaves the tree as it was."""
-        with self._scratch() as (folder, temporary), about(entry.path):
-            fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
-            with open(fd, "wb") as file:
-                if entry.sparse:
-                    holes = _Holes(file)
-                    fetch(holes)  # type: ignore[arg-type]
-                    holes.finish()
-                else:
-                    fetch(file)
-                file.flush()
-                self._set(fd, entry)
-            self._into_place(folder, temporary, entry, freeze)
-
-    def make_other(self, entry: Entry, freeze: bool) -> None:
-        """Bring back what has no content to fetch: a further hard link, a symlink, FIFO, socket or device."""
-        with self._scratch() as (folder, temporary), about(entry.path):
-            if entry.link is not None:
-                with self.parent(entry.link) as (dirfd, name):
-                    fd = os.open(name, _PLACE if entry.kind != stat.S_IFREG else _FILE, dir_fd=dirfd)
-                    try:
-                        thawed = entry.kind == stat.S_IFREG and bool(_flags(fd) & _IMMUTABLE)
-                        if thawed:
-                            set_immutable(fd, False)
-                        os.link(name, temporary, src_dir_fd=dirfd, dst_dir_fd=folder, follow_symlinks=False)
-                    finally:
-                        os.close(fd)
-            elif entry.kind == stat.S_IFLNK:
-                os.symlink(entry.target or b"", temporary, dir_fd=folder)
-            else:
-                os.mknod(temporary, entry.kind | 0o600, entry.rdev, dir_fd=folder)
-            if entry.link is None:
-                fd = os.open(temporary, _PLACE, dir_fd=folder)
-                try:
-                    self._set(b"/proc/self/fd/%d" % fd, entry)
-                finally:
-                    os.close(fd)
-            self._into_place(folder, temporary, entry, freeze)
-
-    @contextmanager
-    def _scratch(self) -> Iterator[tuple[int, bytes]]:
-        """The scratch folder and a new name in it, which is gone afterwards."""
-        folder = os.open(SCRATCH, _DIR, dir_fd=self.root_fd)
-        name = b"%d" % next(self._number)
-        try:
-            yield folder, name
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=folder)
-            os.close(folder)
-
-    def _into_place(self, folder: int, temporary: bytes, entry: Entry, freeze: bool) -> None:
-        with self.parent(entry.path) as (dirfd, name):
-            with suppress(FileNotFoundError):
-                there = os.open(name, _FILE, dir_fd=dirfd) if self._is_file(dirfd, name) else -1
-                if there >= 0:  # a damaged one that is frozen cannot be renamed over
-                    try:
-                        self.thaw_fd(entry.path, there)
-                    finally:
-                        os.close(there)
-            os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=dirfd)
-            if freeze and entry.kind == stat.S_IFREG:
-                fd = os.open(name, _FILE, dir_fd=dirfd)
-                try:
-                    set_immutable(fd, True)
-                finally:
-                    os.close(fd)
-
-    @staticmethod
-    def _is_file(dirfd: int, name: bytes) -> bool:
-        return stat.S_ISREG(os.stat(name, dir_fd=dirfd, follow_symlinks=False).st_mode)
+    # attributes
 
     def set_attributes(self, entry: Entry, freeze: bool = False) -> None:
         """Make the attributes of what is at the path those of the entry (owner, mode, ACLs and xattrs, times)."""
         with about(entry.path):
             if entry.is_dir or entry.kind == stat.S_IFREG:
                 with self.parent(entry.path) as (dirfd, name):
-                    fd = os.open(name, _DIR if entry.is_dir else _FILE, dir_fd=dirfd)
+                    fd = os.open(name, DIR if entry.is_dir else FILE, dir_fd=dirfd)
                 try:
                     self.thaw_fd(entry.path, fd)
-                    self._set(fd, entry)
+                    self.apply(fd, entry)
                     if freeze:
                         set_immutable(fd, True)
                 finally:
                     os.close(fd)
             else:
                 with self.place(entry.path) as (_, place):
-                    self._set(place, entry)
+                    self.apply(place, entry)
 
-    def _set(self, place: int | bytes, entry: Entry) -> None:
+    def apply(self, place: int | bytes, entry: Entry) -> None:
+        """Give an inode (a descriptor, or a path to it) the attributes of the entry."""
         st = os.stat(place)
         set_attrs(place, st, MetaRow(b"", entry.kind | entry.mode, entry.uid, entry.gid, entry.mtime, st.st_atime_ns,
                                      list(entry.xattrs)), self.caps)
@@ -600,7 +459,7 @@ class DiskTree:
                     os.rmdir(name, dir_fd=dirfd)
                 else:
                     if entry.kind == stat.S_IFREG:
-                        fd = os.open(name, _FILE, dir_fd=dirfd)
+                        fd = os.open(name, FILE, dir_fd=dirfd)
                         try:
                             self.thaw_fd(entry.path, fd)
                         finally:
@@ -634,16 +493,16 @@ class DiskTree:
         count = 0
         if not self.privileged:
             return 0
-        if _flags(self.root_fd) & _IMMUTABLE:
+        if flags_of(self.root_fd) & IMMUTABLE:
             self.thaw_fd(b"", self.root_fd)
             count += 1
         for found in self.walk():
             if found.st.st_dev != self.dev or not (stat.S_ISDIR(found.st.st_mode) or stat.S_ISREG(found.st.st_mode)):
                 continue
             with about(found.path):
-                fd = os.open(found.name, _DIR if stat.S_ISDIR(found.st.st_mode) else _FILE, dir_fd=found.dirfd)
+                fd = os.open(found.name, DIR if stat.S_ISDIR(found.st.st_mode) else FILE, dir_fd=found.dirfd)
                 try:
-                    if _flags(fd) & _IMMUTABLE:
+                    if flags_of(fd) & IMMUTABLE:
                         self.thaw_fd(found.path, fd)
                         count += 1
                 finally:
@@ -654,7 +513,7 @@ class DiskTree:
         """Whether entries can be made immutable here: tried on the root, which is left as it was."""
         if not self.privileged:
             return False
-        frozen = bool(_flags(self.root_fd) & _IMMUTABLE)
+        frozen = bool(flags_of(self.root_fd) & IMMUTABLE)
         return frozen or (set_immutable(self.root_fd, True) and set_immutable(self.root_fd, False))
 
     # gsync's own files at the root
@@ -663,7 +522,7 @@ class DiskTree:
     def undisturbed(self) -> Iterator[None]:
         """Around a change of gsync's own at the root: it is allowed though the root is frozen, and the root's times
         are afterwards what they were."""
-        frozen = bool(_flags(self.root_fd) & _IMMUTABLE)
+        frozen = bool(flags_of(self.root_fd) & IMMUTABLE)
         if frozen:
             self.thaw_fd(b"", self.root_fd)
         before = os.fstat(self.root_fd)
@@ -739,9 +598,9 @@ def hash_of(fd: int) -> tuple[int, str]:
 def _open_quietly(dirfd: int, name: bytes) -> int:
     """Open to read, leaving the atime alone where that is allowed."""
     try:
-        return os.open(name, _FILE | os.O_NOATIME, dir_fd=dirfd)
+        return os.open(name, FILE | os.O_NOATIME, dir_fd=dirfd)
     except PermissionError:
-        return os.open(name, _FILE, dir_fd=dirfd)
+        return os.open(name, FILE, dir_fd=dirfd)
 
 
 def _same(one: os.stat_result, other: os.stat_result) -> bool:

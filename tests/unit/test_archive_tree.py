@@ -12,6 +12,7 @@ import pytest
 
 from gsync.transfer import eosfile
 from gsync.transfer.manifest import Entry, Header, Manifest, Writer
+from gsync.transfer.restore import Restore
 from gsync.transfer.tree import DiskTree, TreeError
 from tests.trees import Entry as Seen
 from tests.trees import _differences, make_everything, scan
@@ -79,15 +80,15 @@ def test_everything_is_brought_back(tmp_path: Path, tree: Path, freeze: bool) ->
             if entry.path:
                 disk.remove(entry)
         assert os.listdir(tree) == []
-        disk.begin_restore()
+        Restore(disk).begin()
         for entry in manifest.directories():
-            disk.make_directory(entry)
+            Restore(disk).directory(entry)
         for entry in others(manifest):
             if entry.has_content:
-                disk.make_file(entry, lambda out, path=entry.path: out.write(contents[path]), freeze)  # type: ignore
+                Restore(disk).file(entry, lambda out, path=entry.path: out.write(contents[path]), freeze)  # type: ignore
             else:
-                disk.make_other(entry, freeze)
-        disk.end_restore()
+                Restore(disk).other(entry, freeze)
+        Restore(disk).end()
         for entry in manifest.reversed_directories():
             disk.set_attributes(entry, freeze)
         assert changes(before, tree) == []
@@ -180,14 +181,14 @@ def test_both_checks_tell_what_is_wrong(disk: DiskTree, tree: Path, tmp_path: Pa
 def test_a_file_that_cannot_be_fetched_leaves_what_is_there(disk: DiskTree, tree: Path, tmp_path: Path) -> None:
     manifest = manifest_of(disk, tmp_path)
     (entry,) = [e for e in others(manifest) if e.has_content and e.size]
-    disk.begin_restore()
+    Restore(disk).begin()
 
     def broken(out: object) -> None:
         raise OSError(errno.EIO, "vault")
 
     with pytest.raises(TreeError, match="vault"):
-        disk.make_file(entry, broken, False)
-    disk.end_restore()
+        Restore(disk).file(entry, broken, False)
+    Restore(disk).end()
     assert (tree / "d/f").read_text() == "content"
     assert sorted(os.listdir(tree)) == ["d", "empty"]
 
@@ -204,12 +205,12 @@ def test_a_directory_that_holds_more_than_the_archive_is_not_removed(disk: DiskT
 
 
 def test_what_a_killed_restore_left_is_swept(disk: DiskTree, tree: Path) -> None:
-    disk.begin_restore()
+    Restore(disk).begin()
     (tree / ".archive.tmp/7").touch()
-    disk.begin_restore()
+    Restore(disk).begin()
     assert os.listdir(tree / ".archive.tmp") == []
     assert stat.S_IMODE((tree / ".archive.tmp").stat().st_mode) == 0o700
-    disk.end_restore()
+    Restore(disk).end()
     assert not (tree / ".archive.tmp").exists()
 
 
