@@ -92,17 +92,21 @@ def list_(
     kind: Annotated[str | None, typer.Option("--kind", help=(
         "Made by: queue, send, archive, deliver; failure: what replication could not sync."))] = None,
     link: LinkOption = None,
+    since: Annotated[str | None, typer.Option("--since", metavar="TIME", help=(
+        "Put in since then: 2h, 3d (ago), 2026-11-23, 2026-11-23T12:00:00Z."))] = None,
+    until: Annotated[str | None, typer.Option("--until", metavar="TIME", help="And before then.")] = None,
     transfers: Annotated[bool, typer.Option("--transfers", help="Transfers rather than requests.")] = False,
     limit: Annotated[int, typer.Option("--limit", min=0, help="At most so many lines, the newest; 0: all.")] = 50,
     json: JsonOption = False, state: StateOption = None,
 ) -> None:
     """List requests, the newest last, or with --transfers (or --link) their transfers."""
     with _Queue(state) as queue:
-        states = [_state(word) for word in state_ or []]
+        of: dict[str, Any] = {"states": [_state(word) for word in state_ or []], "owner": owner, "kind": kind,
+                              "span": _span(since, until), "limit": limit or -1}
         if transfers or link:
-            _list_transfers(queue, states, owner, kind, _link(link), limit, json)
+            _list_transfers(queue, {**of, "link": _link(link)}, json)
         else:
-            _list_requests(queue, states, owner, kind, limit, json)
+            _list_requests(queue, of, json)
 
 
 @app.command("show")
@@ -320,6 +324,28 @@ def _state(word: str) -> State:
         raise UsageError(f"{word}: not one of {', '.join(state.value for state in State)}") from None
 
 
+def _span(since: str | None, until: str | None) -> tuple[int, int]:
+    """From when to when, ns."""
+    import time
+
+    from gsync.cli.store import seconds_of
+    from gsync.errors import UsageError
+    from gsync.session.checkpoint import parse_moment
+    from gsync.transfer.listing import EVER
+
+    now = time.time_ns()
+
+    def moment(text: str) -> int:
+        if text[-1:] in "smhdw":
+            return now - int(seconds_of(text) * 1e9)
+        try:
+            return parse_moment(text, now)
+        except ValueError:
+            raise UsageError(f"{text!r} is no time, as 2h, 3d (ago), 2026-11-23 or 2026-11-23T12:00:00Z") from None
+
+    return (moment(since) if since else EVER[0], moment(until) if until else EVER[1])
+
+
 def _link(text: str | None) -> tuple[str, str] | None:
     from gsync.errors import UsageError
 
@@ -400,24 +426,23 @@ def _transfers_json(rows: Iterable[tuple[str, bytes, bytes]]) -> Iterator[str]:
             for text, source, path in rows)
 
 
-def _list_requests(queue: _Queue, states: list[State], owner: str | None, kind: str | None, limit: int,
-                   json: bool) -> None:
+def _list_requests(queue: _Queue, of: dict[str, Any], json: bool) -> None:
     from itertools import chain
 
     from gsync.cli.output import path_shown, print_json_array, print_table
     from gsync.transfer import listing
 
-    of: dict[str, Any] = {"states": states, "owner": owner, "kind": kind, "limit": limit or -1}
     # few, and a person should see them: below the others, whatever the limit
-    failures = _failures(queue) if owner is None and kind in (None, "failure") and (
-        not states or "RETRY" in {state.value for state in states}) else []
+    failures = _failures(queue) if of["owner"] is None and of["kind"] in (None, "failure") and (
+        not of["states"] or "RETRY" in {state.value for state in of["states"]}) and of["span"] == listing.EVER else []
     if json:
         print_json_array(chain(listing.find_requests_json(queue.transfers, **of), map(dumps, failures)))
         return
     rows = [{**_described(request), "transfers": {s.value: n for s, n in queue.transfers.counts(request.id).items()}}
             for request in listing.find_requests(queue.transfers, **of)] + failures
     if not rows:
-        print("nothing is queued" if not (states or owner or kind) else "no such requests")
+        is_all = not (of["states"] or of["owner"] or of["kind"]) and of["span"] == listing.EVER
+        print("nothing is queued" if is_all else "no such requests")
     else:
         print_table(["REQUEST", "KIND", "OWNER", "STATE", "TRANSFERS", "CREATED", "WHAT"],
                     [[r["id"], r["kind"], r["owner"], r["state"],
@@ -460,12 +485,10 @@ def _print_failures(found: SessionFailures, json: bool) -> None:
                   str(r["gfid"] or "")] for r in rows])
 
 
-def _list_transfers(queue: _Queue, states: list[State], owner: str | None, kind: str | None,
-                    link: tuple[str, str] | None, limit: int, json: bool) -> None:
+def _list_transfers(queue: _Queue, of: dict[str, Any], json: bool) -> None:
     from gsync.cli.output import print_json_array, print_table
     from gsync.transfer import listing
 
-    of: dict[str, Any] = {"states": states, "owner": owner, "kind": kind, "link": link, "limit": limit or -1}
     if json:
         print_json_array(_transfers_json(listing.find_json(queue.transfers, **of)))
     elif not (found := listing.find(queue.transfers, **of)):

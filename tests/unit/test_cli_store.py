@@ -95,6 +95,15 @@ def test_a_tree_is_brought_whole_with_the_times_of_its_directories(cli: Cli, pla
     assert os.stat(place / "b" / "copy" / "empty").st_mode & 0o777 == 0o750
 
 
+def test_what_was_put_in_within_a_time(cli: Cli, place: Path) -> None:
+    (place / "a" / "x").write_text("hello")
+    ident = shown(cli, "queue", "submit", "a:x", "b:y")["id"]
+    for time, found in (("1h", True), ("2000-01-01", True), ("2100-01-01T00:00:00Z", False)):
+        assert [r["id"] for r in shown(cli, "queue", "list", "--since", time)] == [ident] * found
+        assert len(shown(cli, "queue", "list", "--transfers", "--until", time)) == (not found)
+    assert "is no time" in cli.fails("queue", "list", "--since", "soon", code=2)
+
+
 def test_a_dry_run_queues_nothing(cli: Cli, place: Path) -> None:
     (place / "a" / "x").write_text("hello")
     assert "would copy 1 files, 5 B, from a:x to b:x" in cli("queue", "submit", "a:x", "b:x", "--dry-run")
