@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from json import dumps
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,6 +43,8 @@ def submit(
     register: Annotated[str | None, typer.Option(
         "--register", metavar="CATALOG", autocompletion=completion.catalogs,
         help="Have gsync publish make the files known there once they have arrived.")] = None,
+    replica: Annotated[list[str] | None, typer.Option("--replica", metavar="PLACE", help=(
+        "Another place of the same, written as SRC: taken where SRC is corrupt. Can be repeated."))] = None,
     move: Annotated[bool, typer.Option("--move", help=(
         "Remove the source once all has arrived, each file after its copy was read and compared."))] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Do it here and now, and end with what became of it.")] = False,
@@ -57,8 +59,8 @@ def submit(
     catalog = None if register is None else parse_catalog(register)
     with _Queue(state) as queue:
         src, dst = queue.stores.place(source), queue.stores.place(destination)
-        operations = _operations(queue.stores, src, dst, {"replace": replace, "verify": verify}, catalog,
-                                 move)
+        operations = _operations(queue.stores, src, dst, {"replace": replace, "verify": verify}, catalog, move,
+                                 [queue.stores.place(text) for text in replica or []])
         moves = [t for operation in operations for t in operation.transfers]
         files = sum(len(operation.transfers) for operation in operations if operation.kind == "copy")
         size = sum(t.size or 0 for t in moves)
@@ -272,8 +274,8 @@ def _me() -> str:
     return getpass.getuser()
 
 
-def _operations(stores: Stores, src: Place, dst: Place, arguments: dict[str, bool], catalog: str | None, move: bool
-                ) -> list[NewOperation]:
+def _operations(stores: Stores, src: Place, dst: Place, arguments: dict[str, bool], catalog: str | None, move: bool,
+                replicas: Sequence[Place]) -> list[NewOperation]:
     """Directories, then what is in them, then the directories' attributes; with `move` the source goes then. UsageError
     if there is no such source."""
     from gsync.errors import UsageError
@@ -286,21 +288,27 @@ def _operations(stores: Stores, src: Place, dst: Place, arguments: dict[str, boo
         raise UsageError(f"{src}: is not there")
     chosen = {key: value for key, value in arguments.items() if value}
     if not item.is_dir:
-        one = NewTransfer(src.store, src.path, dst.store, dst.path, item.size, catalog=catalog)
+        one = NewTransfer(src.store, src.path, dst.store, dst.path, item.size, catalog=catalog,
+                          replicas=tuple((place.store, place.path) for place in replicas))
         gone = [NewTransfer(dst.store, dst.path, src.store, src.path, item.size)] if move else []
         return [NewOperation("copy", [one], chosen), *([NewOperation("remove", gone)] if move else [])]
     folders: list[NewTransfer] = []
     files: list[NewTransfer] = []
 
     def walk(path: bytes) -> Iterator[bytes]:
-        new = dst.path + path[len(src.path):] if dst.path else path[len(src.path):].lstrip(b"/")
-        folders.append(NewTransfer(src.store, path, dst.store, new))
+        folders.append(NewTransfer(src.store, path, dst.store, moved(path, dst)))
         for item in source.list(path):
             if item.is_dir:
                 yield item.path
             else:
-                below = dst.path + item.path[len(src.path):] if dst.path else item.path[len(src.path):].lstrip(b"/")
-                files.append(NewTransfer(src.store, item.path, dst.store, below, item.size, catalog=catalog))
+                files.append(NewTransfer(
+                    src.store, item.path, dst.store, moved(item.path, dst), item.size, catalog=catalog,
+                    replicas=tuple((place.store, moved(item.path, place)) for place in replicas)))
+
+    def moved(path: bytes, place: Place) -> bytes:
+        """The path of something below the source, below another place."""
+        below = path[len(src.path):].lstrip(b"/")
+        return b"/".join(part for part in (place.path, below) if part)
 
     todo = [src.path]
     while todo:
@@ -310,7 +318,7 @@ def _operations(stores: Stores, src: Place, dst: Place, arguments: dict[str, boo
     if move:  # a directory goes if nothing has come into it; there is no other replica to be asked for
         found += [NewOperation("remove", [NewTransfer(t.store, t.path, t.source, t.source_path) for t in files]),
                   NewOperation("remove", [NewTransfer("", b"", t.source, t.source_path) for t in sorted(
-                      folders, key=lambda t: t.source_path, reverse=True)])]
+                      folders, key=lambda t: t.source_path, reverse=True) if t.source_path])]
     return [operation for operation in found if operation.transfers]
 
 

@@ -140,6 +140,19 @@ def test_what_is_moved_goes_at_its_source_once_all_has_arrived(cli: Cli, place: 
     assert (place / "b" / "d" / "e" / "y").read_text() == "d/e/y"
 
 
+def test_a_replica_is_taken_where_the_source_is_corrupt(cli: Cli, place: Path) -> None:
+    (place / "v").mkdir()
+    cli("store", "add", "v", f"tar://{place}/v")
+    (place / "a" / "d").mkdir()
+    (place / "a" / "d" / "x").write_text("precious")
+    cli("queue", "submit", "a:d", "v:", "--wait")
+    (tar,) = [path for path in (place / "v").glob("*.tar") if b"precious" in path.read_bytes()]
+    tar.write_bytes(tar.read_bytes().replace(b"precious", b"Precious"))
+    cli("queue", "submit", "v:", "b:copy", "--replica", "a:d")
+    cli("queue", "run", "--once", "-o", "log-level=ERROR", "-o", "queue-retry-pause=0")
+    assert (place / "b" / "copy" / "x").read_text() == "precious"
+
+
 def test_a_store_that_is_read_only_is_refused_at_once(cli: Cli, place: Path, tmp_path: Path) -> None:
     (place / "a" / "x").write_text("hello")
     cli("store", "add", "kept", str(place / "b"), "--read-only")
