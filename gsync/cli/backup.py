@@ -20,7 +20,8 @@ def backup(
     by: Annotated[str, typer.Option("--by", metavar="mtime|ctime", help="Which time --newer-than is about.",
                                     autocompletion=lambda: ["mtime", "ctime"])] = "mtime",
     exclude_xattr: Annotated[list[str] | None, typer.Option(
-        "--exclude-xattr", metavar="NAME", help="Leave out this extended attribute (or several).")] = None,
+        "--exclude-xattr", metavar="NAME[,NAME…]",
+        help="Leave out this extended attribute.")] = None,
     verify: VerifyOption = "checksum", batch: BatchOption = 1000, jobs: JobsOption = 2, retries: RetriesOption = 5,
     dry_run: DryRunOption = False, json: JsonOption = False, state: StateOption = None,
 ) -> None:
@@ -47,7 +48,8 @@ def backup(
                 say(json, {"root": os.fsdecode(root), "entries": entries, "bytes": size, "dry_run": True},
                     f"would look at {entries:,} entries, {size_text(size)}")
                 return
-            done = work.run(root, place, window, tuple(exclude_xattr or ()))
+            excluded = tuple(name for names in exclude_xattr or [] for name in names.split(",") if name)
+            done = work.run(root, place, window, excluded)
         finally:
             stores.close()
     say(json, {"id": done.id, "request": done.request, "root": os.fsdecode(root), "store": done.store,

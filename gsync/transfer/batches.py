@@ -6,18 +6,22 @@ batches. Not here: what is done with an entry.
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gsync.errors import GsyncError
+from gsync.log import get_logger
 from gsync.transfer.archives import Archive, Archives
 from gsync.transfer.manifest import Entry
 from gsync.transfer.retry import RetryPolicy
 from gsync.transfer.store import Category, StoreError
+
+log = get_logger("gsync.archive")
 
 _BATCH_BYTES = 1 << 30
 _TOLD_EVERY = 0.5  # seconds
@@ -61,8 +65,7 @@ class Batches:
     def stage(self, name: str, entries: int = 0) -> None:
         """What is being done now, and how much there is of it (0: unknown)."""
         self._entries = self._size = 0
-        self.archive = self._archives.change(self.archive, stage=name, entries_all=entries, entries_done=0, size_done=0)
-        self._told(self.archive)
+        self._note(stage=name, entries_all=entries, entries_done=0, size_done=0)
 
     def count(self, entries: int, size: int) -> None:
         """So much of the stage is done."""
@@ -70,11 +73,19 @@ class Batches:
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + _TOLD_EVERY
-        self.archive = self._archives.change(self.archive, entries_done=entries, size_done=size)
-        self._told(self.archive)
+        self._note(entries_done=entries, size_done=size)
         if self._archives.is_killed(self.archive):
             self._stop.set()
             raise Killed("killed; --retry goes on with it")
+
+    def _note(self, **how_far: object) -> None:
+        """Write down how far it is. A database that cannot be written now does not hold the job up."""
+        try:
+            self.archive = self._archives.change(self.archive, **how_far)
+        except sqlite3.OperationalError as exc:
+            log.warning("how far it is cannot be written down", error=exc)
+            self.archive = replace(self.archive, **how_far)  # type: ignore[arg-type]
+        self._told(self.archive)
 
     def pause_point(self) -> None:
         """Between two entries: Killed if the job is to end."""

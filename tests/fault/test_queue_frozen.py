@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from gsync.transfer.archives import Archive, Archives
+from gsync.transfer.batches import Batches, Options
 from gsync.transfer.database import Transfers
 from gsync.transfer.requests import NewOperation, NewRequest, NewTransfer, State
 from gsync.transfer.worker import Worker
@@ -33,9 +35,11 @@ def looks(tmp_path: Path) -> list[list[str]]:
 
 
 @pytest.fixture
-def frozen(cli: Cli, looks: list[list[str]]) -> Iterator[int]:
+def frozen(cli: Cli, looks: list[list[str]], tmp_path: Path) -> Iterator[int]:
     """The pid of a process that has begun to write, and stands still."""
-    for command in looks:
+    for name in ("run", "copy"):
+        (tmp_path / name).mkdir()
+    for command in [*looks, ["archive", "create", str(tmp_path / "run"), "--vault", str(tmp_path / "copy")]]:
         cli(*command)
     pid = os.fork()
     if pid == 0:
@@ -48,6 +52,7 @@ def frozen(cli: Cli, looks: list[list[str]]) -> Iterator[int]:
     yield pid
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
+    cli("archive", "delete", str(tmp_path / "run"), "--yes")  # nothing stays immutable
 
 
 def test_others_look_spool_and_say_who_holds_it(cli: Cli, frozen: int, looks: list[list[str]], tmp_path: Path) -> None:
@@ -57,10 +62,23 @@ def test_others_look_spool_and_say_who_holds_it(cli: Cli, frozen: int, looks: li
     spooled = json.loads(cli("queue", "submit", str(tmp_path / "a"), str(tmp_path / "b"), "--json"))["id"]
     said = cli.fails("queue", "kill", "--owner", "me", "--yes", code=3)
     assert f"process {frozen} is stopped in the middle of writing to it; kill -CONT {frozen} lets it go on" in said
-    assert json.loads(cli("queue", "list", "--json")) == []
+    assert json.loads(cli("queue", "list", "--kind", "queue", "--json")) == []
+    a_job_on_an_archive_goes_on(cli, tmp_path)
     os.kill(frozen, signal.SIGCONT)
     Worker(cli.home.path, once=True).run()
-    found = {request["id"]: request["state"] for request in json.loads(cli("queue", "list", "--json"))}
+    found = {request["id"]: request["state"] for request in json.loads(
+        cli("queue", "list", "--kind", "queue", "--json"))}
     assert len(found) == 2  # that of the frozen process too
     assert found[spooled] == State.DONE.value
     assert (tmp_path / "b").read_text() == "a"
+
+
+def a_job_on_an_archive_goes_on(cli: Cli, tmp_path: Path) -> None:
+    transfers = Transfers(cli.home.path)
+    archives = Archives(transfers, cli.home.path)
+    told: list[Archive] = []
+    batches = Batches(archives, archives.the(os.fsencode(tmp_path / "run")), Options(), told.append)
+    batches.stage("copying", 7)
+    batches.close()
+    transfers.close()
+    assert [(archive.stage, archive.entries_all) for archive in told] == [("copying", 7)]
