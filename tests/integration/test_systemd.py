@@ -15,10 +15,11 @@ import pytest
 
 from tests.place import REPOSITORY, Place
 
-UNITS = ["gsync-monitor.service", "gsync-recorder@.service", "gsync-deliver.service", "gsync-queue.service"]
+UNITS = ["gsync-monitor.service", "gsync-recorder@.service", "gsync-deliver.service", "gsync-queue.service",
+         "gsync-publish.service"]
 # In tenths; a unit that is not hardened has 96.
 EXPOSURE = {"gsync-monitor.service": 41, "gsync-recorder@.service": 24, "gsync-deliver.service": 41,
-            "gsync-queue.service": 41}
+            "gsync-queue.service": 41, "gsync-publish.service": 31}
 
 needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
 
