@@ -291,9 +291,9 @@ class Archiver:
             return bad
 
         count = job.batches.run((e for _, e in manifest.entries()), check)
-        content = job.vault.store.stat(job.vault.path(manifestcopy.MANIFEST))
+        content = job.vault.store.stat(job.vault.path(eosfile.MANIFEST))
         if content is None:
-            self._archives.fail(job.archive, iter([(manifestcopy.MANIFEST, "is not in the vault")]))
+            self._archives.fail(job.archive, iter([(eosfile.MANIFEST, "is not in the vault")]))
             count += 1
         if count:
             job.falls_to = "put"

@@ -23,6 +23,7 @@ SCRATCH = b".archive.tmp"  # gsync's own: files that are being restored
 NEW = b".archive.new"  # a state file before it has its name
 MARKERS = (INIT, *(b".archive.%s.%s" % (operation.encode(), outcome) for operation in OPERATIONS
                    for outcome in (b"done", b"err")))
+MANIFEST, MORE = b".archive.manifest", b".archive.more"  # gsync's own: beside the members in the vault
 RESERVED = frozenset((*MARKERS, LOG, SCRATCH, NEW))  # names at the root of an archive that are no part of it
 
 BACKUP_PREFIX = b".sys.b#.backup."

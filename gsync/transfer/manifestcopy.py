@@ -14,14 +14,12 @@ from contextlib import suppress
 
 from gsync.log import get_logger
 from gsync.model import shown
+from gsync.transfer.eosfile import MANIFEST, MORE
 from gsync.transfer.manifest import Entry, Header, Manifest, ManifestError, Writer
 from gsync.transfer.store import Category, Item, StoreError
 from gsync.transfer.vaultcopy import Vault, in_vault
 
 log = get_logger("gsync.archive")
-
-MANIFEST = b".archive.manifest"  # beside the members in the vault
-MORE = b".archive.more"
 
 
 def put(vault: Vault, manifest: Manifest) -> None:

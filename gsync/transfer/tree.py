@@ -27,7 +27,7 @@ from gsync.fsid import open_beneath, syncfs
 from gsync.model import shown
 from gsync.slave.attrs import set_attrs
 from gsync.slave.protocol import Caps, MetaRow
-from gsync.transfer.eosfile import LOG, MARKERS, NEW, RESERVED
+from gsync.transfer.eosfile import LOG, MANIFEST, MARKERS, MORE, NEW, RESERVED
 from gsync.transfer.manifest import Entry, Xattrs
 
 DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -224,6 +224,8 @@ class DiskTree:
         for found in self.walk():
             if found.name in MARKERS:
                 raise TreeError(found.path, "is of an archive inside this one: archives cannot be nested")
+            if found.path in (MANIFEST, MORE):
+                raise TreeError(found.path, "has a name that gsync needs in the vault: rename it")
             if found.st.st_dev != self.dev:
                 raise TreeError(found.path, "is on another file system: unmount it, or archive it for itself")
             with about(found.path):

@@ -403,6 +403,13 @@ def test_nested_archives_are_refused(place: Place, where: str) -> None:
             here.do.create(os.fsencode(os.path.realpath(other)), place.vault)
 
 
+@pytest.mark.parametrize("name", [".archive.manifest", ".archive.more"])
+def test_a_name_that_the_vault_needs_is_refused(tape: Place, name: str) -> None:
+    (tape.tree / name).touch()
+    with Here(tape) as here, pytest.raises(TreeError, match="needs in the vault"):
+        here.create()
+
+
 # killing
 
 def busy(place: Place, size: int = 48 << 20) -> None:
