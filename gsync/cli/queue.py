@@ -28,7 +28,8 @@ LinkOption = Annotated[str | None, typer.Option("--link", metavar="FROM,TO", hel
     "From this store to that one; either may be left out."))]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say how many it would be.")]
 Requests = Annotated[list[str] | None, typer.Argument(
-    metavar="[ID]…", help="Requests (or the first digits), transfers by number.", autocompletion=completion.requests)]
+    metavar="[ID]…", help="Transfers by number; requests, or the first digits of them where those are no such number.",
+    autocompletion=completion.requests)]
 
 
 @app.command("submit")
@@ -380,8 +381,7 @@ def _orders(queue: _Queue, what: str, ids: list[str] | None, owner: str | None, 
     for ident in ids:
         if ident.startswith(PREFIX):
             total += _failure_orders(queue, what, ident)
-        elif ident.isdigit() and len(ident) < 10 and queue.transfers.transfer(int(ident)) is not None \
-                and queue.transfers.request(ident) is None:
+        elif ident.isdigit() and len(ident) < 16 and queue.transfers.transfer(int(ident)) is not None:
             total += order(ids=[int(ident)], owner=owner, link=_link(link))
         else:
             total += order(request=queue.request(ident).id, owner=owner, link=_link(link))
