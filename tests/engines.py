@@ -80,7 +80,10 @@ class Files:
     def fstat(self, fd: int) -> os.stat_result:
         return os.fstat(fd)
 
-    def xattrs(self, fd: int, st: os.stat_result) -> list[tuple[bytes, bytes]]:
+    def changed(self, fd: int, st: os.stat_result) -> bool:
+        return os.fstat(fd).st_ctime_ns != st.st_ctime_ns
+
+    def xattrs(self, gfid: bytes, fd: int, st: os.stat_result) -> list[tuple[bytes, bytes]]:
         self.meddle(os.readlink(b"/proc/self/fd/%d" % fd))
         return [(os.fsencode(n), os.getxattr(fd, n)) for n in os.listxattr(fd)]
 

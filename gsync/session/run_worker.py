@@ -49,6 +49,7 @@ from gsync.volume.gbrick import BrickHistory
 from gsync.volume.gmount import AuxMount
 from gsync.volume.gtree import GlusterTree
 from gsync.volume.home import Home, Volume
+from gsync.volume.ownbrick import OwnBrick
 from gsync.volume.posix import PosixTree
 from gsync.volume.tree import Filter, Tree
 
@@ -72,9 +73,13 @@ class CurrentTree:
         assert self.tree is not None
         return self.tree.fstat(fd)
 
-    def xattrs(self, fd: int, st: os.stat_result) -> list[tuple[bytes, bytes]]:
+    def xattrs(self, gfid: Gfid, fd: int, st: os.stat_result) -> list[tuple[bytes, bytes]]:
         assert self.tree is not None
-        return self.tree.xattrs(fd, st)
+        return self.tree.xattrs(gfid, fd, st)
+
+    def changed(self, fd: int, st: os.stat_result) -> bool:
+        assert self.tree is not None
+        return self.tree.changed(fd, st)
 
 
 class Spare:
@@ -145,11 +150,16 @@ class Parts:
         self.brick = volume.brick(number)
         self.recorder = port_of(volume, number, stop)
         self._mount: AuxMount | None = None
+        self._bulk: AuxMount | None = None
+        self._own_brick: OwnBrick | None = None
         self._gsyncd = session.gsyncd_slave()
         self._slave_volume = self._gsyncd or ""  # the id of a slave that is a volume; a passive worker need not know it
         if volume.gluster is not None:
             self._mount = AuxMount(volume.gluster.name, volume.gluster.host, os.path.join(session.own, "mount"),
                                    sharded=volume.gluster.sharded)
+            self._bulk = AuxMount(volume.gluster.name, volume.gluster.host, os.path.join(session.own, "mount-bulk"),
+                                  sharded=volume.gluster.sharded, contents=not volume.gluster.sharded)
+            self._own_brick = OwnBrick(os.fsencode(self.brick.root), volume.gluster, number)
         self.filters = Filter(self.options.exclude) if self.options.exclude else None
         self.source = CurrentTree()
         self._orders = orders
@@ -178,8 +188,8 @@ class Parts:
         return tree
 
     def _open_tree(self) -> Tree:
-        if self._mount is not None and self.volume.gluster is not None:
-            return GlusterTree(self._mount.open(), self.volume.gluster, os.fsencode(self.brick.root), self.filters,
+        if self._mount and self._bulk and self._own_brick and self.volume.gluster:
+            return GlusterTree(self._mount.open(), self.volume.gluster, self._own_brick, self._bulk, self.filters,
                                xattrs=self.options.sync_xattrs, acls=self.options.sync_acls)
         return PosixTree(self.volume.open_root(), self.volume.tag, self.brick.namespace, self.filters,
                          [self.home.path], xattrs=self.options.sync_xattrs, acls=self.options.sync_acls)

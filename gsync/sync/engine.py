@@ -26,8 +26,11 @@ class Source(Protocol):
     def fstat(self, fd: int) -> os.stat_result:
         """What fstat tells of an open file now, as it is to be sent."""
 
-    def xattrs(self, fd: int, st: os.stat_result) -> list[tuple[bytes, bytes]]:
+    def xattrs(self, gfid: Gfid, fd: int, st: os.stat_result) -> list[tuple[bytes, bytes]]:
         """The xattrs of an open file that is sent with the attributes st."""
+
+    def changed(self, fd: int, st: os.stat_result) -> bool:
+        """Whether what was read of an open file since st may be of different times."""
 
 
 Report = Callable[[Sequence[Result]], None]

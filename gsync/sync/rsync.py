@@ -197,7 +197,7 @@ class RsyncEngine:
         """Note how the source is now."""
         file.st = self._source.fstat(file.fd)
         if file.request.place == "N":
-            st, xattrs = file.st, self._source.xattrs(file.fd, file.st)
+            st, xattrs = file.st, self._source.xattrs(file.request.gfid, file.fd, file.st)
             file.meta = MetaRow(file.request.gfid, st.st_mode, st.st_uid, st.st_gid, st.st_mtime_ns, st.st_atime_ns,
                                 xattrs)
 

@@ -190,7 +190,7 @@ class StreamEngine:
             return b""
         if request.place == "D" and st.st_nlink > 1:
             raise OSError(errno.EMLINK, "it has other names too")
-        xattrs = self._source.xattrs(fd, st)
+        xattrs = self._source.xattrs(request.gfid, fd, st)
         if not xattrs:
             return b""
         blob = stream.encode_xattrs(xattrs)
@@ -202,7 +202,7 @@ class StreamEngine:
         """Send a file in one piece. If it changed while it was read nothing is sent, unless this is the last try."""
         xattrs = self._xattrs(fd, st, request)
         data = _read(fd, st.st_size)
-        changed = os.fstat(fd).st_ctime_ns != st.st_ctime_ns
+        changed = self._source.changed(fd, st)
         if changed and not last:
             return False
         self._gather(_header(request, st, xattrs, len(data), stream.INLINE), data, _WHOLE)

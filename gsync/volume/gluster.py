@@ -22,6 +22,7 @@ _ON = ("on", "yes", "true", "enable", "1")
 ROLLOVER = 15.0                                          # s: GlusterFS's default of changelog.rollover-time
 WORKDIR = "/var/lib/glusterd"
 _PATIENCE = 60.0                                         # s
+_PATIENCE_HEAL = 10.0                                    # s: with very much to heal it takes longer
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,16 @@ def parse_info(volume: ET.Element, host: str = "localhost") -> GlusterInfo:
                        fragments - number("redundancyCount") if fragments else 1, tuple(bricks), options, host)
 
 
+def nothing_to_heal(info: GlusterInfo, subvolume: int) -> bool:
+    """Whether all bricks of this set run, and none of them lacks anything that another one has, at this moment.
+    UsageError if that cannot be told."""
+    root = _gluster(info.host, "volume", "heal", info.name, "info", patience=_PATIENCE_HEAL)
+    found = {brick.findtext("name"): (brick.findtext("status"), brick.findtext("numberOfEntries"))
+             for brick in root.iter("brick")}
+    return len(found) == len(info.bricks) and all(
+        found.get(str(brick)) == ("Connected", "0") for brick in info.bricks if brick.subvolume == subvolume)
+
+
 def set_options(info: GlusterInfo, options: Mapping[str, str]) -> None:
     """UsageError with what gluster says if it refuses."""
     for name, value in options.items():
@@ -144,12 +155,12 @@ def node_uuid() -> str | None:
         return None
 
 
-def _gluster(host: str, *words: str) -> ET.Element:
+def _gluster(host: str, *words: str, patience: float = _PATIENCE) -> ET.Element:
     """The <cliOutput> of a gluster command."""
     argv = ["gluster", "--mode=script", "--xml", *([] if host == "localhost" else [f"--remote-host={host}"]), *words]
     what = f"gluster {' '.join(words)}"
     try:
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PATIENCE, check=False)
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=patience, check=False)
     except FileNotFoundError:
         raise UsageError(f"{what}: gluster is not installed on this node; a master volume is added on the nodes that "
                          "have its bricks") from None

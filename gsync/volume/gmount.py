@@ -1,9 +1,11 @@
-"""A mount of a GlusterFS volume on which inodes are reached by gfid, for one worker.
+"""Mounts of a GlusterFS volume on which inodes are reached by gfid, for one worker.
 
 It lies in a mount namespace of the client process alone: nobody else sees it, it stays attached as long as that
 process lives, and nothing is left of it afterwards, however this process ends. No cache stands between the worker and
 the bricks (what a changelog points at must not be looked up in the past): the client's caching translators are passed
-through and the kernel keeps no names, and attributes only for as long as it takes to ask for them.
+through (quick-read does not know how, and gets nothing to keep), and the kernel keeps no names, and attributes only for
+as long as it takes to ask for them. Only for the reading of many files in one batch there is a second kind: there the
+contents of a short file come with its lookup, and may be kept as long as the mount, which is no longer than the batch.
 """
 
 from __future__ import annotations
@@ -16,23 +18,27 @@ from collections.abc import Callable
 
 from gsync.errors import Faulty, Transient
 
-_CACHES = ("md-cache", "io-cache", "open-behind", "readdir-ahead", "read-ahead", "nl-cache")
+_CACHES = ("md-cache", "io-cache", "readdir-ahead", "read-ahead", "nl-cache")
 _ATTRIBUTES = 0.05  # s: what a lookup brought along need not be asked for again by the stat that follows
+_KEPT = "32MB"      # of contents
 _READERS = 4        # threads of the client that take requests
 _GRACE = 5.0   # s that a client has to end
 _LOOK = 0.02
 
 
-def mount_argv(volume: str, host: str, place: str, log: str, sharded: bool) -> list[str]:
-    """The client process; it ends with the thread that starts it. Client -1 is the one of geo-replication: it would see
-    the pieces of a sharded volume, and of a file the first one only. Unless told not to, the kernel keeps what was read
-    of a file until its size or time is another one: both may stay, or be set back. quick-read does the same, though it
-    is passed through (seen with 10.3)."""
-    passed = [*(f"--xlator-option={volume}-{cache}.pass-through=true" for cache in _CACHES),
-              f"--xlator-option={volume}-quick-read.max-file-size=0"]
+def mount_argv(volume: str, host: str, place: str, log: str, sharded: bool, contents: bool = False) -> list[str]:
+    """The client process; it ends with the thread that starts it. contents: come with lookups. Client -1 is the one of
+    geo-replication: it would see the pieces of a sharded volume, and of a file the first one only. Unless told not to,
+    the kernel keeps what was read of a file until its size or time is another one: both may stay, or be set back.
+    quick-read does the same, though it is passed through (seen with 10.3)."""
+    options = [f"{cache}.pass-through=true" for cache in _CACHES]
+    options += [f"quick-read.cache-size={_KEPT}"] if contents else ["open-behind.pass-through=true",
+                                                                    "quick-read.max-file-size=0"]
+    passed = [f"--xlator-option={volume}-{option}" for option in options]
     return ["unshare", "--mount", "--propagation", "private", "--", "setpriv", "--pdeathsig", "TERM", "--",
             "glusterfs", "--no-daemon", f"--volfile-server={host}", f"--volfile-id={volume}", "--acl",
             "--aux-gfid-mount", *([] if sharded else ["--client-pid=-1"]), f"--reader-thread-count={_READERS}",
+            "--use-readdirp=no",  # what came with a listing is looked up again before it is opened
             "--entry-timeout=0", "--fopen-keep-cache=off", f"--attribute-timeout={_ATTRIBUTES}",
             "--negative-timeout=0", f"--log-file={log}", *passed, place]
 
@@ -41,11 +47,11 @@ class AuxMount:
     """The mount, once `open` has been called; made anew when its process has ended. `place`: a folder for it."""
 
     def __init__(self, volume: str, host: str, place: str, sharded: bool = False, patience: float = 60.0,
-                 meanwhile: Callable[[], None] = lambda: None) -> None:
+                 meanwhile: Callable[[], None] = lambda: None, contents: bool = False) -> None:
         self._volume, self._host, self._place, self._sharded = volume, host, place, sharded
         self._patience = patience
         self._log = place + ".log"
-        self._meanwhile = meanwhile
+        self._meanwhile, self._contents = meanwhile, contents
         self._client: subprocess.Popen[bytes] | None = None
         self._root = -1
 
@@ -64,7 +70,7 @@ class AuxMount:
     def _mount(self) -> None:
         os.makedirs(self._place, 0o700, exist_ok=True)
         try:
-            argv = mount_argv(self._volume, self._host, self._place, self._log, self._sharded)
+            argv = mount_argv(self._volume, self._host, self._place, self._log, self._sharded, self._contents)
             self._client = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                                             stderr=subprocess.DEVNULL)
         except FileNotFoundError as exc:

@@ -12,6 +12,7 @@ import errno
 import os
 import re
 import stat
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -19,9 +20,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 from gsync.errors import Transient
 from gsync.fsid import open_beneath
+from gsync.log import get_logger
 from gsync.model import ROOT_GFID, STATE_DIR, Attrs, Gfid, Name, gfid_parse, gfid_str
 from gsync.volume.gluster import GlusterInfo
-from gsync.volume.tree import GONE, Filter, Resolved, Tree, Verdict
+from gsync.volume.gmount import AuxMount
+from gsync.volume.ownbrick import OwnBrick
+from gsync.volume.tree import GONE, Filter, Resolved, Tree, Verdict, Xattrs, is_internal_xattr
+
+_log = get_logger(__name__)
 
 _PLACE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -32,6 +38,8 @@ _SHARDS = tuple(uuid.UUID(text).bytes for text in (    # .shard and .shard/.remo
     "be318638-e8a0-4c6d-977d-7a937aa84806", "77dd5a45-dbf5-4592-b31b-b440382302e9"))
 _PIECE = re.compile(rb"(?:be318638-e8a0-4c6d-977d-7a937aa84806|/\.shard)/([0-9a-f-]{36})\.\d+\0?")
 _PAGE = 5000
+_MANY = 500        # files of a batch, from which on a mount for reading them is worth its making
+_ONE_READ = 128 << 10  # bytes that one request of the kernel to the mount brings
 _LOOKERS = 4
 _MOVES = stat.S_ISGID | stat.S_ISVTX
 _TRIES = 5          # of finding a directory that is being renamed
@@ -44,18 +52,26 @@ def is_internal(name: Name) -> bool:
 
 
 class GlusterTree(Tree):
-    """The volume at root_fd, an aux-gfid mount, which it takes over. brick: the root of the worker's brick."""
+    """The volume at root_fd, an aux-gfid mount, which it takes over. brick: the worker's. bulk: a mount with contents,
+    which is made when many files are read, and ends with the tree."""
 
-    def __init__(self, root_fd: int, info: GlusterInfo, brick: bytes, filters: Filter | None = None,
-                 xattrs: bool = True, acls: bool = True) -> None:
+    def __init__(self, root_fd: int, info: GlusterInfo, brick: OwnBrick, bulk: AuxMount,
+                 filters: Filter | None = None, xattrs: bool = True, acls: bool = True) -> None:
         super().__init__(root_fd, filters, xattrs, acls)
         self._info = info
-        self._handles = os.path.join(brick, b".glusterfs")
+        self._brick = brick
         self._by_gfid = os.open(b".gfid", _PLACE | os.O_DIRECTORY, dir_fd=root_fd)
+        self._bulk = bulk
+        self._read_by = self._by_gfid           # the same folder, of the mount by which files are read
+        self._reads = 0
+        self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(_LOOKERS, "lookup")  # a lookup mostly waits for the bricks
 
     def close(self) -> None:
         self._pool.shutdown()
+        if self._read_by != self._by_gfid:
+            os.close(self._read_by)
+            self._bulk.close()
         os.close(self._by_gfid)
         os.close(self._root_fd)
 
@@ -118,9 +134,38 @@ class GlusterTree(Tree):
                 os.close(fd)
 
     def look_all(self, dirfd: int, dirpath: bytes, names: Sequence[Name]) -> list[Resolved]:
+        at_brick = self._brick.open_dir(names[0][0]) if names and self._brick.believed(len(names)) else None
+        if at_brick is None:
+            return self._look_by_mount(dirfd, dirpath, names)
+        try:
+            found = [self._look_at_brick(at_brick, dirpath, name) for name in names]
+        finally:
+            os.close(at_brick)
+        rest = iter(self._look_by_mount(dirfd, dirpath, [name for name, each in zip(names, found, strict=True)
+                                                         if each is None]))
+        return [next(rest) if each is None else each for each in found]
+
+    def _look_by_mount(self, dirfd: int, dirpath: bytes, names: Sequence[Name]) -> list[Resolved]:
         if len(names) < _LOOKERS:
             return super().look_all(dirfd, dirpath, names)
         return list(self._pool.map(lambda name: self.look(dirfd, dirpath, name), names))
+
+    def _look_at_brick(self, at_brick: int, dirpath: bytes, name: Name) -> Resolved | None:
+        """None: the brick cannot tell."""
+        if is_internal(name):
+            return None
+        now = time.time_ns()
+        try:
+            found = self._brick.file_at(at_brick, name[1])
+        except FileNotFoundError:
+            return Resolved(name, Verdict.ABSENT, now) if self._brick.alone else None
+        if found is None:
+            return None
+        gfid, st = found
+        if self._filter and self._filter.excludes(dirpath + name[1], False):
+            return Resolved(name, Verdict.EXCLUDED, now)
+        return Resolved(name, Verdict.PRESENT, now, gfid, gfid, Attrs.of(st)._replace(nlink=st.st_nlink - 1),
+                        st.st_ctime_ns)
 
     @staticmethod
     def _gfid(place: bytes) -> Gfid:
@@ -175,11 +220,23 @@ class GlusterTree(Tree):
     # opening by identity
 
     def _open(self, gfid: Gfid, flags: int) -> int:
-        if not flags & os.O_PATH:
-            flags |= os.O_NOATIME
         if gfid == ROOT_GFID:
             return os.open(b".", flags, dir_fd=self._root_fd)
-        return os.open(_aux(gfid), flags, dir_fd=self._by_gfid)
+        if flags & os.O_PATH:
+            return os.open(_aux(gfid), flags, dir_fd=self._by_gfid)
+        return os.open(_aux(gfid), flags | os.O_NOATIME, dir_fd=self._to_read())
+
+    def _to_read(self) -> int:
+        with self._lock:
+            self._reads += 1
+            if self._reads == _MANY:
+                try:
+                    root = self._bulk.open()
+                    self._read_by = os.open(b".gfid", _PLACE | os.O_DIRECTORY, dir_fd=root)
+                    os.close(root)
+                except Transient as exc:
+                    _log.info("files are read one by one", error=exc)
+            return self._read_by
 
     def fstat(self, fd: int) -> os.stat_result:
         """Without the mark that a file bears while it moves to another brick: mounts hide it, but not always."""
@@ -207,16 +264,22 @@ class GlusterTree(Tree):
         found = next((match for place in places if (match := _PIECE.fullmatch(place))), None)
         return gfid_parse(found[1].decode("ascii")) if found else gfid
 
-    # where an inode is
+    def _xattrs_of_open(self, gfid: Gfid, fd: int) -> Xattrs:
+        if self._brick.believed(0):
+            names = self._brick.xattrs_of(gfid)
+            if names is not None and all(map(is_internal_xattr, names)):
+                return []
+        return self._xattrs(fd)
 
-    def _handle(self, gfid: Gfid) -> bytes:
-        """The brick's own link to an inode."""
-        text = gfid_str(gfid).encode()
-        return b"%s/%s/%s/%s" % (self._handles, text[:2], text[2:4], text)
+    def changed(self, fd: int, st: os.stat_result) -> bool:
+        # What comes with one read is of one time. Later than st: then the change has a record of its own.
+        return st.st_size > _ONE_READ and super().changed(fd, st)
+
+    # where an inode is
 
     def _place_of_dir(self, gfid: Gfid) -> Name | None:
         """Name of a directory, by the brick, else by the mount; None if it is none, or gone."""
-        handle = self._handle(gfid)
+        handle = self._brick.handle(gfid)
         try:
             match = _HANDLE.fullmatch(os.readlink(handle))
             if match and b"/" not in match[2] and not _has_gfid(handle):
@@ -279,7 +342,7 @@ class GlusterTree(Tree):
 
     def _gfid2paths(self, gfid: Gfid) -> list[bytes]:
         """<pargfid>/<bname> of an inode that is no directory, by the brick; none if it is on another one."""
-        handle = self._handle(gfid)
+        handle = self._brick.handle(gfid)
         try:
             return [os.getxattr(handle, xattr, follow_symlinks=False)
                     for xattr in os.listxattr(handle, follow_symlinks=False) if xattr.startswith("trusted.gfid2path.")]
@@ -288,7 +351,7 @@ class GlusterTree(Tree):
 
     def all_dirs(self) -> Iterator[list[Gfid]]:
         page: list[Gfid] = []
-        for first in _folders(self._handles):
+        for first in _folders(self._brick.handles):
             for second in _folders(first):
                 with os.scandir(second) as items:
                     page += [gfid_parse(os.fsdecode(item.name)) for item in items

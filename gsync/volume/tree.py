@@ -32,6 +32,10 @@ _INTERNAL_XATTRS = ("trusted.gfid", "trusted.glusterfs.", "trusted.afr.", "trust
                     "trusted.bit-rot.", "trusted.SGFS.", "trusted.gsync.", "trusted.overlay.", "glusterfs.")
 
 
+def is_internal_xattr(name: str) -> bool:
+    return name.startswith(_INTERNAL_XATTRS)
+
+
 class Verdict(Enum):
     PRESENT = "present"
     ABSENT = "absent"
@@ -240,11 +244,18 @@ class Tree(ABC):
             digest = hashlib.file_digest(stream, hashlib.blake2b)
             return stream.tell(), digest.hexdigest()
 
-    def xattrs(self, fd: int, st: os.stat_result) -> Xattrs:
-        """The xattrs of an open inode that is sent with the attributes st."""
-        xattrs = self._xattrs(fd)
+    def xattrs(self, gfid: Gfid, fd: int, st: os.stat_result) -> Xattrs:
+        """The xattrs of an open file that is sent with the attributes st."""
+        xattrs = self._xattrs_of_open(gfid, fd)
         self.sends(st, xattrs)
         return xattrs
+
+    def _xattrs_of_open(self, gfid: Gfid, fd: int) -> Xattrs:
+        return self._xattrs(fd)
+
+    def changed(self, fd: int, st: os.stat_result) -> bool:
+        """Whether what was read of an open file since st may be of different times."""
+        return os.fstat(fd).st_ctime_ns != st.st_ctime_ns
 
     def attrs_of(self, gfid: Gfid) -> tuple[Attrs, Xattrs] | None:
         """Attributes of an inode of any kind; None if it is gone, or cannot be found before the recorder caught up."""
@@ -289,8 +300,7 @@ class Tree(ABC):
             raise
         out: Xattrs = []
         for name in names:
-            if name.startswith(_INTERNAL_XATTRS) or (not self._privileged and name.startswith(("trusted.",
-                                                                                                 "security."))):
+            if is_internal_xattr(name) or (not self._privileged and name.startswith(("trusted.", "security."))):
                 continue
             if not (self._with_acls if name.startswith("system.posix_acl_") else self._with_xattrs):
                 continue

@@ -107,7 +107,7 @@ class InlineSyncer:
         try:
             fd, st = source.open(request.gfid)
             try:
-                xattrs = source.xattrs(fd, st)
+                xattrs = source.xattrs(request.gfid, fd, st)
                 if request.place == "D" and st.st_nlink > 1:
                     raise OSError(errno.EMLINK, "it has other names too")
                 data = os.pread(fd, 1 << 26, 0)
