@@ -1,4 +1,5 @@
 """`scripts/bench`: gsync beside rsync -a and lsyncd on the same workloads, in turn, over several rounds.
+`scripts/bench gluster`: the same beside GlusterFS's own geo-replication; needs root and glusterfs-server.
 
 Prints a table of ratios (gsync's time over the peer's: below 1 gsync is faster) and of gsync's peak memory.
 A workload that fails is reported and makes the exit code 1; the others go on.
@@ -12,12 +13,14 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from tests.bench.gluster import gluster
 from tests.bench.measure import HEADINGS, MIB, Failed, MemoryWatch, Result, table
 from tests.bench.workloads import WORKLOADS, Bench
 from tests.sshd import Sshd
@@ -55,6 +58,7 @@ def _memory_rows(peaks: dict[str, dict[str, int]]) -> list[list[str]]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("group", nargs="?", choices=["gluster"], help="what is only measured when it is asked for")
     parser.add_argument("--rounds", type=int, default=5, metavar="N")
     parser.add_argument("--scale", type=float, default=1.0, metavar="F", help="shrink the workloads, e.g. 0.01")
     parser.add_argument("--only", action="append", choices=list(WORKLOADS), metavar="NAME",
@@ -63,13 +67,15 @@ def main() -> int:
     parser.add_argument("--json", metavar="FILE", help="write everything measured as JSON")
     args = parser.parse_args()
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # nothing is left behind
     results: list[Result] = []
     peaks: dict[str, dict[str, int]] = {}
     failed = False
     with tempfile.TemporaryDirectory(prefix="gsync-bench-", dir=args.workdir) as name, \
             Sshd(Path(name, "sshd")) as server:
-        for workload in args.only or WORKLOADS:
-            _say(f"{workload}: {(WORKLOADS[workload].__doc__ or '').strip()}")
+        chosen = {"gluster": gluster} if args.group else {each: WORKLOADS[each] for each in args.only or WORKLOADS}
+        for workload, measure in chosen.items():
+            _say(f"{workload}: {(measure.__doc__ or '').strip()}")
             memory = MemoryWatch()
             memory.parents.add(server.pid)
             memory.start()
@@ -77,7 +83,7 @@ def main() -> int:
                 workdir = Path(name, workload)
                 workdir.mkdir()
                 bench = Bench(workdir, server, memory, args.rounds, args.scale, say=_say)
-                results += WORKLOADS[workload](bench)
+                results += measure(bench)
             except Failed as exc:
                 _say(f"scripts/bench: {workload}: {exc}")
                 failed = True
@@ -86,7 +92,8 @@ def main() -> int:
             peaks[workload] = memory.peaks
     print(table(HEADINGS, [result.cells() for result in results]))
     print()
-    print(table(["gsync process", "peak memory", "at", f"≤ {MAX_MEMORY // MIB} MiB"], _memory_rows(peaks)))
+    if not args.group:
+        print(table(["gsync process", "peak memory", "at", f"≤ {MAX_MEMORY // MIB} MiB"], _memory_rows(peaks)))
     if args.json:
         document = {"about": _about(args), "results": [result.as_json() for result in results], "peak_memory": peaks}
         Path(args.json).write_text(json.dumps(document, indent=1) + "\n")

@@ -44,6 +44,8 @@ class Result:
     def aim(self) -> str:
         """The aim, and whether the median met it."""
         if self.max_ratio is not None:
+            if not self.ratios:
+                return f"ratio ≤ {self.max_ratio:g}: not measured"
             met, text = statistics.median(self.ratios) <= self.max_ratio, f"ratio ≤ {self.max_ratio:g}"
         elif self.max_value is not None:
             met = statistics.median(_flat(self.gsync)) <= self.max_value

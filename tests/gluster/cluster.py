@@ -100,13 +100,10 @@ class Cluster:
             self.make(MASTER, self.shape, options=_OPTIONS | (options or {}))
             # With two nodes both sides of a partition could write to it; three have a majority.
             self.make(META, Shape(("replica", str(len(names))), tuple(range(1, len(names) + 1))))
-            self._make(self["s1"], SLAVE, SHAPES[slave].words, [self["s1"].bricks / f"{SLAVE}-{n}" for n, _ in
-                                                                 enumerate(SHAPES[slave].nodes)], _UNCACHED)
             for node in self.nodes:
                 node.mount(META, META_MNT)
             self.master = first.mount(MASTER, "/mnt/m", "acl")
-            self.slave = self["s1"].mount(SLAVE, "/mnt/s", "acl", "attribute-timeout=0", "entry-timeout=0",
-                                          "direct-io-mode=enable")
+            self.slave = self.make_slave(SLAVE, SHAPES[slave])
             self._open = opened.pop_all()
 
     def __getitem__(self, name: str) -> Node:
@@ -138,6 +135,14 @@ class Cluster:
         hosts = [self.nodes[node - 1] for node in shape.nodes]
         self._make(self.nodes[0], volume, shape.words, bricks, options or {}, hosts)
 
+    def make_slave(self, volume: str, shape: Shape = SHAPES["one brick"]) -> Path:
+        """A volume on s1, started and mounted; the path by which everyone reaches it."""
+        slave = self["s1"]
+        self._make(slave, volume, shape.words, [slave.bricks / f"{volume}-{n}" for n in range(len(shape.nodes))],
+                   _UNCACHED)
+        return slave.mount(volume, f"/mnt/{volume}", "acl", "attribute-timeout=0", "entry-timeout=0",
+                           "direct-io-mode=enable")
+
     @staticmethod
     def _make(node: Node, volume: str, words: Sequence[str], bricks: Sequence[Path], options: dict[str, str],
               hosts: Sequence[Node] | None = None) -> None:
@@ -149,7 +154,7 @@ class Cluster:
 
     def bricks(self, volume: str = MASTER) -> list[tuple[Node, Path]]:
         """Node and path of every brick, in the volume's order."""
-        owner = self["s1"] if volume == SLAVE else self.nodes[0]
+        owner = self.nodes[0] if volume in (MASTER, META) else self["s1"]
         info = ET.fromstring(owner.gluster("--xml", "volume", "info", volume))
         by_address = {node.address: node for node in (*self.nodes, self["s1"])}
         found = [str(brick.findtext("name")).split(":", 1) for brick in info.iter("brick")]

@@ -1,4 +1,5 @@
-"""GlusterFS's own geo-replication on a test site, from mvol to svol: what gsync takes over from."""
+"""GlusterFS's own geo-replication on a test site, from mvol to a volume of s1: what gsync takes over from, and is
+measured against."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ _CONFIG = {"use_meta_volume": "true", "secondary_access_mount": "true", "access_
 class GeoRep:
     """The session, created with pushed keys; the sshd of the slave node has to take those of its root."""
 
-    def __init__(self, site: Cluster) -> None:
-        self._site = site
+    def __init__(self, site: Cluster, volume: str = SLAVE) -> None:
+        self._site, self._volume = site, volume
         self.node, self._slave = site.nodes[0], site["s1"]
         self._was_started = False
         for node in site.nodes:
@@ -26,12 +27,12 @@ class GeoRep:
         self.node.gluster("system::", "execute", "gsec_create")
         self._say("create", "push-pem", "force")
         wait_until("the keys are pushed", lambda: "features.read-only: on" in self._slave.gluster(
-            "volume", "info", SLAVE))
+            "volume", "info", volume))
         for name, value in _CONFIG.items():
             self._say("config", name, value)
 
     def _say(self, *words: str) -> str:
-        return self.node.gluster("volume", "geo-replication", MASTER, f"{self._slave.address}::{SLAVE}", *words)
+        return self.node.gluster("volume", "geo-replication", MASTER, f"{self._slave.address}::{self._volume}", *words)
 
     def start(self) -> None:
         """Until one worker of each set is active. At its very first start it may never hear of a changelog after its
