@@ -55,6 +55,15 @@ def _memory_rows(peaks: dict[str, dict[str, int]]) -> list[list[str]]:
     return rows
 
 
+class _Ended(Exception):
+    pass
+
+
+def _end(*_: object) -> None:
+    """Nothing is left behind, and what was measured is told."""
+    raise _Ended("ended by SIGTERM")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -67,7 +76,7 @@ def main() -> int:
     parser.add_argument("--json", metavar="FILE", help="write everything measured as JSON")
     args = parser.parse_args()
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # nothing is left behind
+    signal.signal(signal.SIGTERM, _end)
     results: list[Result] = []
     peaks: dict[str, dict[str, int]] = {}
     failed = False
@@ -84,7 +93,7 @@ def main() -> int:
                 workdir.mkdir()
                 bench = Bench(workdir, server, memory, args.rounds, args.scale, say=_say)
                 results += measure(bench)
-            except Failed as exc:
+            except (Failed, _Ended) as exc:
                 _say(f"scripts/bench: {workload}: {exc}")
                 failed = True
             finally:
