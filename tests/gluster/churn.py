@@ -7,9 +7,11 @@ import threading
 from pathlib import Path
 from types import TracebackType
 
+_ROUNDS = 10
+
 
 class Churn:
-    """New folders, files and links, and renames of earlier ones, as long as the block lasts."""
+    """New folders, files and links, and renames of earlier ones, as long as the block lasts, some at least."""
 
     def __init__(self, root: Path) -> None:
         self._root, self._end, self.rounds = root, threading.Event(), 0
@@ -47,8 +49,9 @@ class Churn:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
                  trace: TracebackType | None) -> None:
+        while kind is None and self.rounds < _ROUNDS and self._thread.is_alive():
+            self._thread.join(0.1)
         self._end.set()
         self._thread.join()
         if self._error is not None:
             raise self._error
-        assert kind is not None or self.rounds > 2
