@@ -19,11 +19,13 @@ import signal
 import sqlite3
 import stat
 import sys
+import threading
 from collections.abc import Callable
 from typing import BinaryIO
 
 from gsync import rpc
 from gsync.errors import SlaveError, Transient
+from gsync.fsid import syncfs
 from gsync.model import ROOT_GFID, Gfid, check_bname, shown
 from gsync.namespace import UNKNOWN_CTIME, Entry
 from gsync.slave import stream
@@ -37,7 +39,8 @@ _BUFFER = 4 << 20
 _PIECE = 1 << 20
 _DIRECT = 4 << 20  # what is written past the page cache at once
 _ALIGNED = 4096  # where such a write may begin and end, on nearly every disk
-_WRITE_BACK = 16 << 20  # a long file is handed to the disk in pieces of this, so that the commit's syncfs is short
+# Bytes of a long file, and files, that are handed to the disk together, so that the commit's syncfs is short.
+_WRITE_BACK, _WRITE_BACK_FILES = 16 << 20, 4000
 _DIRS_KEPT = 200
 _LOOK_EVERY = 15.0  # seconds
 _F_SETPIPE_SZ = 1031
@@ -51,6 +54,13 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def _write_back(fd: int, offset: int, length: int) -> None:
     """Start writing this range to disk; a hint, so its result does not matter."""
     _libc.sync_file_range(fd, ctypes.c_int64(offset), ctypes.c_int64(length), _SYNC_FILE_RANGE_WRITE)
+
+
+def _write_back_all(fd: int) -> None:
+    """The same for a whole file system. An error is still there to be found by the agent: it has a descriptor of its
+    own."""
+    with contextlib.suppress(OSError):
+        syncfs(fd)
 
 
 def _punch(fd: int, offset: int, length: int) -> None:
@@ -278,6 +288,8 @@ class TreeReceiver(Receiver):
         self._dirs: dict[Gfid, _Dir] = {}
         self._rows: list[Entry] = []
         self._row_items: list[int] = []
+        self._new_files = 0
+        self._writer: threading.Thread | None = None
         self._past_cache = True  # whether this file system has not refused writes past the page cache yet
         self._aligned: memoryview | None = None
 
@@ -313,6 +325,7 @@ class TreeReceiver(Receiver):
 
     def _new(self, where: _Dir, name: bytes, head: Header, data: memoryview) -> int:
         """Make the file `name`, complete; its descriptor. On OSError, or torn data, there is no such name."""
+        self._new_files += 1
         try:
             fd = os.open(name, _CREATE, head.mode & 0o777, dir_fd=where.fd)
         except FileExistsError:
@@ -446,6 +459,10 @@ class TreeReceiver(Receiver):
         self._tree.turn()
         self._close_dirs()
         self._rows, self._row_items = [], []
+        if self._new_files >= _WRITE_BACK_FILES and (self._writer is None or not self._writer.is_alive()):
+            self._new_files = 0
+            self._writer = threading.Thread(target=_write_back_all, args=(self._tree.root_fd,), daemon=True)
+            self._writer.start()
 
     def _withdraw(self, number: int, entry: Entry) -> None:
         """The slave has this inode by another name: the sender has to ask where it belongs."""
