@@ -86,6 +86,28 @@ def test_a_new_directory_is_seen_with_all_that_is_in_it(side: Side, top: tuple[b
     assert os.getxattr(side.path(top[0], b"d"), "user.x") == b"1"
 
 
+def test_new_directories_in_each_other_come_in_one_page(side: Side, top: tuple[bytes, bytes]) -> None:
+    a, b, c = (side.new_gfid() for _ in range(3))
+    rows = [side.row(name, gfid, above, stat.S_IFDIR | 0o755) for name, gfid, above in (
+        (b"a", a, top[1]), (b"b", b, a), (b"c", c, b))]
+    assert side.fill(*rows) == ["made"] * 3
+    assert side.fill(*rows) == ["ok"] * 3
+    assert side.path(top[0], b"a", b"b", b"c").is_dir()
+
+
+def test_directories_that_were_looked_into_move(side: Side, top: tuple[bytes, bytes]) -> None:
+    a = side.folder(b"a", top[1])
+    b = side.folder(b"b", a)
+    c = side.folder(b"c", b)
+    assert side.listed(c) == {}
+    assert side.fill(side.row(b"b2", b, top[1], stat.S_IFDIR | 0o755)) == ["ok"]
+    assert side.listed(c) == {}
+    assert side.fill(side.row(b"a2", a, c, stat.S_IFDIR | 0o755)) == ["ok"]
+    assert side.listed(a) == {}
+    assert side.remove((top[1], b"b2")) == [b]
+    assert side.listed(top[1]) == {}
+
+
 def test_attributes_times_xattrs_and_acls(side: Side, top: tuple[bytes, bytes]) -> None:
     gfid = side.file(b"a", b"x", top[1])
     path = side.path(top[0], b"a")

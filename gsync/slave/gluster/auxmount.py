@@ -238,9 +238,17 @@ class AuxMount:
                     dst_dir_fd=self._root, follow_symlinks=False)
 
     def rename(self, pargfid: Gfid, bname: bytes, to_pargfid: Gfid, to_bname: bytes) -> None:
+        source, target = self._relative(pargfid, bname), self._relative(to_pargfid, to_bname)
         with self._io():
-            os.rename(self._relative(pargfid, bname), self._relative(to_pargfid, to_bname), src_dir_fd=self._root,
-                      dst_dir_fd=self._root)
+            try:
+                os.rename(source, target, src_dir_fd=self._root, dst_dir_fd=self._root)
+            except OSError as exc:
+                if exc.errno != errno.ESTALE:
+                    raise
+                # The kernel keeps one path of a directory. If that is not this one but what `parent` or `names` went
+                # by, it cannot change it in the middle of a rename: so it looks the directory up here before.
+                self._lstat(source)
+                os.rename(source, target, src_dir_fd=self._root, dst_dir_fd=self._root)
 
     def unlink(self, pargfid: Gfid, bname: bytes) -> None:
         with self._io():
