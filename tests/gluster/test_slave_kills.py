@@ -83,8 +83,14 @@ class VolumeWorld(World):
     def open(self, gfid: bytes) -> tuple[int, os.stat_result]:
         return self.tree.open(gfid)
 
-    def xattrs(self, fd: int, st: os.stat_result) -> list[tuple[bytes, bytes]]:
-        return self.tree.xattrs(fd, st)
+    def fstat(self, fd: int) -> os.stat_result:
+        return self.tree.fstat(fd)
+
+    def xattrs(self, gfid: bytes, fd: int, st: os.stat_result) -> list[tuple[bytes, bytes]]:
+        return self.tree.xattrs(gfid, fd, st)
+
+    def changed(self, fd: int, st: os.stat_result) -> bool:
+        return self.tree.changed(fd, st)
 
     def worker_dies(self) -> None:
         if self.worker is not None and self.worker.connection is not None:
