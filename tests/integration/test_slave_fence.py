@@ -159,13 +159,13 @@ def long_file_in_place(gfid: bytes, size: int) -> bytes:
 def test_a_receiver_in_the_middle_of_a_file(tmp_path: Path, root: Path, clients: list[SlaveClient], freeze: bool
                                             ) -> None:
     with World(tmp_path, local(root), "tarssh") as world:
-        gfid = world.source.add(b"f", b"o" * 4 * MIB)
+        gfid = world.source.add(b"f", b"o" * 8 * MIB)
         world.place(b"f", gfid)
         channel = world.link.agent([b"--receive", os.fsencode(root)])
         channel.write(stream.encode_hello(world.epoch, world.client.ticket))
         assert rpc.read_frame(channel.stdout) == {"ready": stream.PROTOCOL}
-        channel.write(long_file_in_place(gfid, 4 * MIB) + b"n" * MIB)
-        wait_until(lambda: (root / "f").read_bytes()[:MIB] == b"n" * MIB)
+        channel.write(long_file_in_place(gfid, 8 * MIB) + b"n" * 5 * MIB)  # written in pieces of 4 MiB
+        wait_until(lambda: (root / "f").read_bytes()[:4 * MIB] == b"n" * 4 * MIB)
         receiver = channel.pid
         if freeze:
             os.kill(receiver, signal.SIGSTOP)
