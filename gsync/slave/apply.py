@@ -85,14 +85,6 @@ class Apply:
         """Bring each name to the inode that its row says."""
         page = _Page()
         answers = [ERROR] * len(rows)
-        moves: list[int] = []
-
-        def prepare(i: int) -> None:
-            answer = self._prepare(page, rows[i])
-            if answer is None:
-                moves.append(i)
-            else:
-                answers[i] = answer
 
         def place(i: int) -> None:
             answers[i] = self._place(page, rows[i])
@@ -101,7 +93,7 @@ class Apply:
         try:
             with self.index.transaction():
                 page.known = self.index.entries_of_all([row.gfid for row in rows])
-                page.each(range(len(rows)), prepare)
+                moves = page.answer(answers, lambda i: self._prepare(page, rows[i]))
                 self.index.touch(page.touched)
             page.raise_fatal()
             self.step("names to touch noted")

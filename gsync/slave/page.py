@@ -54,6 +54,20 @@ class Page:
                 if self.fatal:
                     return
 
+    def answer(self, answers: list[str], ask: Callable[[int], str | None]) -> list[int]:
+        """`each`, for all of the answers: `ask` gives that of a row, or None. The numbers of those without one."""
+        left: list[int] = []
+
+        def change(i: int) -> None:
+            answer = ask(i)
+            if answer is None:
+                left.append(i)
+            else:
+                answers[i] = answer
+
+        self.each(range(len(answers)), change)
+        return left
+
     def failed(self, row: int, exc: OSError | ValueError | OverflowError) -> None:
         """Note what became of one row; an error that concerns the whole slave ends the page."""
         if isinstance(exc, OSError):

@@ -13,6 +13,7 @@ WALK = "reshaped -"      # a mark that no worker makes: whoever goes on from it 
 _STANDING = ("stime", "entry_stime", "mark")
 _NUMBER = "streams"      # the fact of how many streams there were at the last commit
 
+
 class Streams:
     """Over facts by name. stream: of the connection."""
 

@@ -20,13 +20,6 @@ from tests.nights import Nights
 
 
 @pytest.fixture
-def cli(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    cli = Cli(tmp_path, capsys)
-    monkeypatch.setenv("GSYNC_HOME", cli.home.path)
-    return cli
-
-
-@pytest.fixture
 def looks(tmp_path: Path) -> list[list[str]]:
     """Commands that change nothing."""
     return [["queue", "list", "--json"], ["publish", "status", "--json"], ["archive", "list", "--json"],

@@ -117,17 +117,21 @@ def all_of_them(root: Path) -> None:
         sequence(root / sequence.__name__)
 
 
-def in_three_ways(site: GlusterSite, change: Callable[[Path], None]) -> None:
-    site.start()
-    site.settle("at first")
-    begin = time.time_ns()
-    walks = site.walks()
+def live_and_by_history(site: GlusterSite, change: Callable[[Path], None]) -> None:
     change(site.master / "live")
     site.settle("live")
     site.stop()
     change(site.master / "history")
     site.go_on()
     site.settle("history")
+
+
+def in_three_ways(site: GlusterSite, change: Callable[[Path], None]) -> None:
+    site.start()
+    site.settle("at first")
+    begin = time.time_ns()
+    walks = site.walks()
+    live_and_by_history(site, change)
     site.stop()
     site.set_back(begin)
     site.go_on()
@@ -152,10 +156,5 @@ def test_to_a_volume(tmp_path: Path) -> None:
     with gluster_site(tmp_path, "distribute 2 x replica 2", slave="distribute 2") as site:
         site.start()
         site.settle("at first")
-        all_of_them(site.master / "live")
-        site.settle("live")
-        site.stop()
-        all_of_them(site.master / "history")
-        site.go_on()
-        site.settle("history")
+        live_and_by_history(site, all_of_them)
         assert site.no_failures()

@@ -16,9 +16,7 @@ from tests.sshd import HOST, Sshd
 
 
 @pytest.fixture
-def cli(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    cli = Cli(tmp_path, capsys)
-    monkeypatch.setenv("GSYNC_HOME", cli.home.path)
+def cli(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
     monkeypatch.setenv("GSYNC_SYSTEM_CONF", "/nonexistent")
     (tmp_path / "tree").mkdir()
     (tmp_path / "copy").mkdir()

@@ -1,4 +1,4 @@
-"""What the tests of commands share, and those of a slave tree."""
+"""What the tests of a slave tree share."""
 
 from __future__ import annotations
 
@@ -7,15 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli import Cli
 from tests.slave_model import Slave
-
-
-@pytest.fixture
-def cli(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    cli = Cli(tmp_path, capsys)
-    monkeypatch.setenv("GSYNC_HOME", cli.home.path)
-    return cli
 
 
 @pytest.fixture

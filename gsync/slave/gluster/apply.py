@@ -103,20 +103,15 @@ class VolumeApply:
         """Bring each name to the inode that its row says."""
         page = _Page()
         answers = [ERROR] * len(rows)
-        moves: list[int] = []
 
-        def prepare(i: int) -> None:
+        def prepare(i: int) -> str | None:
             self._look()
-            answer = self._prepare(page, rows[i])
-            if answer is None:
-                moves.append(i)
-            else:
-                answers[i] = answer
+            return self._prepare(page, rows[i])
 
         def place(i: int) -> None:
             answers[i] = self._place(page, rows[i])
 
-        page.each(range(len(rows)), prepare)
+        moves = page.answer(answers, prepare)
         self._note(page)
         page.raise_fatal()
         if moves:
