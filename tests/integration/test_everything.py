@@ -59,12 +59,16 @@ def test_everything_that_comes_later(tmp_path: Path, detector: str) -> None:
     assert rsync_says(place) == []
 
 
-def python_for_others() -> tuple[str, str]:
-    """A Python that every user may start, and the path on which it finds what this one does."""
+def python_for_others(project: Path) -> tuple[str, str]:
+    """A Python that every user may start, and the path on which it finds what this one does; the checkout is seen at
+    `project` there."""
     executable = os.path.realpath(sys.executable)
     if any(not folder.stat().st_mode & 0o001 for folder in Path(executable).parents):
         executable = "/usr/bin/python3"
-    return executable, os.pathsep.join([str(REPOSITORY), sysconfig.get_path("purelib")])
+    libraries = Path(sysconfig.get_path("purelib"))
+    if libraries.is_relative_to(REPOSITORY):
+        libraries = project / libraries.relative_to(REPOSITORY)
+    return executable, os.pathsep.join([str(project), str(libraries)])
 
 
 @pytest.mark.root
@@ -83,14 +87,18 @@ def test_unprivileged() -> None:
         for kind, line in (("passwd", f"gsync-tester:x:{user}:{user}::{home}:/bin/sh\n"),
                            ("group", f"gsync-tester:x:{user}:\n")):
             (folder / kind).write_text(Path("/etc", kind).read_text() + line)
+        project = folder / "project"  # the checkout may lie where only root gets to
+        project.mkdir()
         script = (f"mount --bind {folder}/passwd /etc/passwd && mount --bind {folder}/group /etc/group && "
+                  f"mount --bind '{REPOSITORY}' {project} && cd {project} && "
                   f'exec setpriv --reuid {user} --regid {user} --clear-groups -- "$@"')
-        python, path = python_for_others()
-        command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={REPOSITORY}",
-                   f"--basetemp={home}/tests", str(Path(__file__)), "-k", "ssh-auto or later"]
+        python, path = python_for_others(project)
+        command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={project}",
+                   f"--basetemp={home}/tests", str(project / Path(__file__).relative_to(REPOSITORY)),
+                   "-k", "ssh-auto or later"]
         env = {**os.environ, "HOME": str(home), "USER": "gsync-tester", "LOGNAME": "gsync-tester",
                "PYTHONDONTWRITEBYTECODE": "1",
                "PYTHONPATH": path}
         done = subprocess.run(["unshare", "-m", "--propagation", "private", "sh", "-ec", script, "sh", *command],
-                              cwd=REPOSITORY, env=env, capture_output=True, text=True, check=False)
+                              env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
