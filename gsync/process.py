@@ -47,11 +47,13 @@ def is_alive(pid: int | None, started: int | None) -> bool:
 
 
 class Lock:
-    """A lock file, held from `take` to `release` or to the end of the process, that says who holds it."""
+    """A lock file, held from `take` to `release` or to the end of the process, that says who holds it. Not named, it
+    keeps others out without passing for the process that the lock is there for."""
 
-    def __init__(self, path: str, what: str) -> None:
+    def __init__(self, path: str, what: str, named: bool = True) -> None:
         self.path = path
         self._what = what
+        self._named = named
         self._fd = -1
 
     def take(self) -> None:
@@ -67,7 +69,8 @@ class Lock:
             os.close(fd)
             raise
         os.ftruncate(fd, 0)
-        os.pwrite(fd, b"%d %d\n" % (os.getpid(), start_time(os.getpid()) or 0), 0)
+        if self._named:
+            os.pwrite(fd, b"%d %d\n" % (os.getpid(), start_time(os.getpid()) or 0), 0)
         self._fd = fd
 
     def release(self) -> None:

@@ -260,7 +260,9 @@ def _remove(session: Session, home: Home, *, forget: bool) -> bool:
     from gsync.session.session import SessionHome
 
     os.makedirs(session.folder, 0o700, exist_ok=True)  # of a session of another node
-    with Lock(session.run_lock, f"session {session.name}"), Lock(session.worker_lock, f"session {session.name}"):
+    # Named, this process would pass for a worker that a monitor has to end.
+    with Lock(session.run_lock, f"session {session.name}"), \
+            Lock(session.worker_lock, f"session {session.name}", named=False):
         has_key = os.path.exists(session.key)
         if forget:
             forget_stime(session, home)

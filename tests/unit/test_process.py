@@ -63,3 +63,13 @@ def test_a_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     assert lock.holder() is None
     with lock:
         assert lock.holder() == os.getpid()
+
+
+def test_a_lock_that_is_not_named_keeps_others_out_and_shows_nobody(tmp_path: Path) -> None:
+    path = str(tmp_path / "lock")
+    with Lock(path, "it", named=False):
+        assert Lock(path, "").holder() is None
+        with pytest.raises(LockedError, match="it is running already"):
+            Lock(path, "it").take()
+    with Lock(path, "it") as lock:
+        assert lock.holder() == os.getpid()
