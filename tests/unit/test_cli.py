@@ -230,7 +230,7 @@ def test_every_command_and_option_is_in_the_readme() -> None:
                 missing.append(f"{path} {name}")
             look(each, f"{path} {name}")
 
-    look(typer.main.get_command(main.app), "gsync")
+    look(typer.main.get_command(main.make_app()), "gsync")
     assert missing == []
 
 
