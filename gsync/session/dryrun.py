@@ -17,9 +17,9 @@ from typing import Protocol
 from gsync.errors import Faulty, LockedError, Transient
 from gsync.model import NS, ROOT_GFID, Attrs, Gfid
 from gsync.recorder.status import FAULTY, RecorderPort
+from gsync.session.assembly import Parts
 from gsync.session.control import Order
 from gsync.session.failover import lease_of
-from gsync.session.run_worker import Parts
 from gsync.session.session import Session
 from gsync.session.status import WorkerStatus
 from gsync.session.supervisor import Child

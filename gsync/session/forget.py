@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from contextlib import closing
 
 from gsync.errors import LockedError
-from gsync.session.control import Order
 from gsync.session.failover import lease_of
-from gsync.session.run_worker import Parts
 from gsync.session.session import Session
+from gsync.session.way import link_to
 from gsync.slave.client import SlaveClient
 from gsync.volume.home import Home
 
@@ -18,8 +16,7 @@ def forget_stime(session: Session, home: Home) -> None:
     """For a session that nothing works for; nothing to do where the slave was never reached. GsyncError if the slave
     cannot be reached now, or refuses."""
     volume = home.get(session.volume)
-    with closing(Parts(session, volume, home, threading.Event(), lambda: Order.RUN)) as parts, \
-            closing(parts.link()) as link, closing(SlaveClient(link, session.options.slave_timeout)) as client:
+    with closing(link_to(session)) as link, closing(SlaveClient(link, session.options.slave_timeout)) as client:
         if not client.look(volume.uuid, adopt=True, make=True):
             return
         lease = lease_of(session, home)

@@ -10,7 +10,6 @@ import dataclasses
 import os
 import shutil
 import tempfile
-import threading
 import time
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,12 +19,11 @@ from gsync.errors import GsyncError, SlaveError, UsageError
 from gsync.model import NS, shown
 from gsync.recorder.status import RecorderPort
 from gsync.session import places
-from gsync.session.control import Order
 from gsync.session.metavolume import MetaVolume
 from gsync.session.options import Options
-from gsync.session.run_worker import Parts
 from gsync.session.session import Session
 from gsync.session.status import rfc3339
+from gsync.session.way import link_to
 from gsync.slave.client import SlaveClient
 from gsync.slave.survey import Survey
 from gsync.transport.link import Link, parse_slave
@@ -73,7 +71,7 @@ def preflight(session: Session, volume: Volume, home: Home, *, from_gsyncd: bool
         places.check_apart(volume, parse_slave(session.slave), home)
     except UsageError as exc:
         return Looked([_usage(str(exc))])  # nothing else matters then
-    findings, slave_volume = _there(session, volume, home)
+    findings, slave_volume = _there(session, volume)
     findings += _here(session, volume, home)
     if from_gsyncd:
         findings += _taken_over(volume, slave_volume)
@@ -145,13 +143,12 @@ def _no_rsync(method: str, where: str) -> Finding:
     return Finding(Level.INFO, f"rsync is not installed {where}: large files that change in part are sent whole")
 
 
-def _there(session: Session, volume: Volume, home: Home) -> tuple[list[Finding], str]:
+def _there(session: Session, volume: Volume) -> tuple[list[Finding], str]:
     """What the slave says, if it can be asked; and its volume's id."""
     with tempfile.TemporaryDirectory(prefix="gsync-") as scratch:
         folder = session.folder if os.path.isdir(session.folder) else scratch  # there is none before the session is
         try:
-            link = Parts(dataclasses.replace(session, folder=folder), volume, home, threading.Event(),
-                         lambda: Order.RUN).link()
+            link = link_to(dataclasses.replace(session, folder=folder))
         except UsageError as exc:
             return [_usage(str(exc))], ""
         except GsyncError as exc:

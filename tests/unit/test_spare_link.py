@@ -8,8 +8,8 @@ import time
 import pytest
 
 from gsync.errors import Transient
-from gsync.session import run_worker
-from gsync.session.run_worker import Spare
+from gsync.session import way
+from gsync.session.way import Spare
 
 
 class Link:
@@ -101,14 +101,30 @@ def test_it_is_handed_over_once_and_made_anew_when_it_is_dead(spare: Spare, make
 
 
 def test_after_a_failure_there_is_a_pause(spare: Spare, maker: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_worker, "STAND_BY_AGAIN", 1000.0)
+    monkeypatch.setattr(way, "STAND_BY_AGAIN", 1000.0)
     maker.error = Transient("slave away: no answer")
     maker.let.release()
     spare.prepare()
     end = time.monotonic() + 60
-    while spare._making or not spare._try_again:
+    while spare._thread or not spare._try_again:
         assert time.monotonic() < end
         time.sleep(0.001)
     assert maker.asked.acquire(blocking=False)
     spare.prepare()
     assert not maker.asked.acquire(blocking=False)
+
+
+def test_who_begins_with_it_waits_for_it(spare: Spare, maker: Maker) -> None:
+    spare.prepare()
+    threading.Timer(0.05, maker.let.release).start()
+    assert spare.take(wait=True) is maker.made[0]
+    assert spare.take(wait=True) is None
+
+
+def test_who_waits_for_it_is_told_why_there_is_none(spare: Spare, maker: Maker) -> None:
+    maker.error = Transient("slave away: no answer")
+    spare.prepare()
+    maker.let.release()
+    with pytest.raises(Transient, match="no answer"):
+        spare.take(wait=True)
+    assert spare.take(wait=True) is None

@@ -1,0 +1,301 @@
+"""Builds one worker with its real parts and runs it."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+
+from gsync import log
+from gsync.changelog.reader import History
+from gsync.changelogdb import ChangelogDB
+from gsync.crawl.feed import Waker
+from gsync.durable import make_dirs
+from gsync.errors import LockedError
+from gsync.log import get_logger
+from gsync.model import NS, Gfid
+from gsync.process import Lock, start_time
+from gsync.recorder.brick import BrickPort, port_of
+from gsync.recorder.status import RecorderPort
+from gsync.session.checkpoint import Checkpoint
+from gsync.session.control import Order, Orders
+from gsync.session.failover import Alone, failover
+from gsync.session.parts import left_alone, rsync_settings
+from gsync.session.report import recorder_report
+from gsync.session.session import Session
+from gsync.session.status import WorkerStatus
+from gsync.session.way import Spare, link_to
+from gsync.session.worker import Connection, Worker
+from gsync.slave.client import SlaveClient
+from gsync.sync.auto import engine_maker
+from gsync.sync.engine import Flow
+from gsync.sync.syncer import Syncer
+from gsync.sync.timetable import Timetable
+from gsync.transport.link import Link
+from gsync.volume import gstime
+from gsync.volume.gbrick import BrickHistory
+from gsync.volume.gmount import AuxMount
+from gsync.volume.gtree import GlusterTree
+from gsync.volume.home import Home, Volume
+from gsync.volume.ownbrick import OwnBrick
+from gsync.volume.posix import PosixTree
+from gsync.volume.tree import Filter, Tree
+
+_log = get_logger(__name__)
+
+_RATE_OVER = 5.0  # seconds that the rate in status is an average of
+
+
+class CurrentTree:
+    """The source of the syncer threads: the tree that the batch at hand works on."""
+
+    def __init__(self) -> None:
+        self.tree: Tree | None = None
+
+    def open(self, gfid: Gfid) -> tuple[int, os.stat_result]:
+        assert self.tree is not None
+        return self.tree.open(gfid)
+
+    def fstat(self, fd: int) -> os.stat_result:
+        assert self.tree is not None
+        return self.tree.fstat(fd)
+
+    def xattrs(self, gfid: Gfid, fd: int, st: os.stat_result) -> list[tuple[bytes, bytes]]:
+        assert self.tree is not None
+        return self.tree.xattrs(gfid, fd, st)
+
+    def changed(self, fd: int, st: os.stat_result) -> bool:
+        assert self.tree is not None
+        return self.tree.changed(fd, st)
+
+
+class Parts:
+    """What a session's worker is made of."""
+
+    def __init__(self, session: Session, volume: Volume, home: Home, stop: threading.Event,
+                 orders: Callable[[], Order], others: Alone | None = None, spare: Spare | None = None) -> None:
+        self.session, self.volume, self.home = session, volume, home
+        self._others = others  # for a worker; without one, parts of it are used for something else
+        self.options = session.options
+        number = session.part.brick if session.part else 0
+        self.brick = volume.brick(number)
+        self.recorder = port_of(volume, number, stop)
+        self._mount: AuxMount | None = None
+        self._bulk: AuxMount | None = None
+        self._own_brick: OwnBrick | None = None
+        self._gsyncd = session.gsyncd_slave()
+        self._slave_volume = self._gsyncd or ""  # the id of a slave that is a volume; a passive worker need not know it
+        if volume.gluster is not None:
+            self._mount = AuxMount(volume.gluster.name, volume.gluster.host, os.path.join(session.own, "mount"),
+                                   sharded=volume.gluster.sharded)
+            self._bulk = AuxMount(volume.gluster.name, volume.gluster.host, os.path.join(session.own, "mount-bulk"),
+                                  sharded=volume.gluster.sharded, contents=not volume.gluster.sharded)
+            self._own_brick = OwnBrick(os.fsencode(self.brick.root), volume.gluster, number)
+        self.filters = Filter(self.options.exclude) if self.options.exclude else None
+        self.source = CurrentTree()
+        self._orders = orders
+        self.link = partial(link_to, session)
+        self._spare = spare or Spare(self.link)
+        self._stood_by = False
+        self.first = False  # whether the slave was never reached before: then its folder may be missing
+
+    @property
+    def others(self) -> Alone:
+        assert self._others is not None
+        return self._others
+
+    @property
+    def history(self) -> History:
+        folder = os.fsencode(self.brick.changelogs)
+        return BrickHistory(folder, self.recorder.record) if isinstance(self.recorder, BrickPort) else History(folder)
+
+    def begin_at(self) -> int | None:
+        """Up to when GlusterFS's own geo-replication brought this brick's changes to the slave, if it did."""
+        if self._gsyncd is None:
+            return None
+        found = gstime.standing(self.brick.root, self.volume.uuid, self._gsyncd)
+        return found.stime if found else None
+
+    def open_tree(self) -> Tree:
+        self.source.tree = tree = self._open_tree()
+        return tree
+
+    def _open_tree(self) -> Tree:
+        if self._mount and self._bulk and self._own_brick and self.volume.gluster:
+            return GlusterTree(self._mount.open(), self.volume.gluster, self._own_brick, self._bulk, self.filters,
+                               xattrs=self.options.sync_xattrs, acls=self.options.sync_acls)
+        return PosixTree(self.volume.open_root(), self.volume.tag, self.brick.namespace, self.filters,
+                         [self.home.path], xattrs=self.options.sync_xattrs, acls=self.options.sync_acls)
+
+    def stand_by(self) -> None:
+        """Have the way to the slave ready for a takeover."""
+        self.others.rest()
+        self._stood_by = True
+        self._spare.prepare()
+
+    def close(self) -> None:
+        self._spare.close()
+        if self._mount is not None:
+            self._mount.close()
+
+    def connect(self, epoch: int) -> Connection:
+        options = self.options
+        link = self._spare.take(wait=not self._stood_by) or self.link()
+        try:
+            client = self.client(link, self.others.silence)
+            syncer: Syncer | None = None
+            try:
+                flow = Flow(Timetable.parse(options.bandwidth_limit), options.sync_jobs, paused=self.paused)
+                make_engine = engine_maker(options.sync_method, link, client, self.source, epoch,
+                                           rsync_settings(options))
+                syncer = Syncer(options.sync_jobs, make_engine, flow)  # the receivers start beside the agent
+                hello = client.hello(self.volume.uuid, self.volume.name, self.session.name, epoch,
+                                     adopt=options.adopt, delete_retention=options.delete_retention,
+                                     make=self.first and not self.others.was_connected(), leave=left_alone(options))
+                self._slave_volume = hello.volume_id
+                self.others.begin(epoch)
+                return Connection(client, hello, syncer, link,
+                                  direct=options.sync_method != "rsync" and hello.caps.case_sensitive)
+            except BaseException:
+                if syncer is not None:
+                    syncer.close()
+                client.close()
+                raise
+        except BaseException:
+            link.close()
+            raise
+
+    def client(self, link: Link, silence: float | None = None) -> SlaveClient:
+        return SlaveClient(link, self.options.slave_timeout, silence=silence,
+                           master=self.volume.path if self.volume.gluster is None else None, stream=self.stream)
+
+    @property
+    def stream(self) -> str:
+        """What the slave knows this worker's subvolume by, where there are several."""
+        part, info = self.session.part, self.volume.gluster
+        return f"{part.subvolume}of{info.subvolumes}" if part and info and part.several else ""
+
+    def paused(self) -> bool:
+        return self._orders() is Order.PAUSE
+
+    def keep_stime(self, stime: int) -> None:
+        """Tell the recorder which changelogs this session still needs; a hint, so not fsynced."""
+        self.others.committed(stime)
+        if self.volume.gluster is not None:  # which keeps its changelogs
+            if self._slave_volume:
+                with suppress(OSError):  # of no use to gsync itself
+                    gstime.note(self.brick.root, self.volume.uuid, self._slave_volume, stime)
+            return
+        path = os.path.join(self.volume.needed, self.session.name)
+        try:
+            with open(path + ".new", "w", encoding="ascii") as file:
+                file.write(f"{self.others.needed(stime)}\n")
+        except FileNotFoundError:
+            make_dirs(os.fsencode(self.volume.needed))
+            self.keep_stime(stime)
+            return
+        os.replace(path + ".new", path)
+
+
+class Publisher:
+    """Writes worker.status: what the worker's state and counters amount to."""
+
+    def __init__(self, session: Session, volume: Volume, recorder: RecorderPort | BrickPort, db: ChangelogDB,
+                 others: Alone) -> None:
+        self._path = session.worker_status
+        self._path_of_brick = volume.brick(session.part.brick).root if session.part else volume.path
+        self._keep = session.options.changelog_retention
+        self._checkpoint = Checkpoint(session.checkpoint, session.checkpoint_reached)
+        self._recorder, self._db, self._ledger, self._others = recorder, db, others.ledger, others
+        self._started = start_time(os.getpid())
+        self._past: list[tuple[float, int, int]] = []
+
+    def __call__(self, worker: Worker) -> None:
+        state, progress = worker.state, worker.progress
+        connection = worker.connection
+        sent = connection.syncer.flow.bytes if connection else 0
+        now = time.monotonic()
+        self._past = [p for p in self._past if now - p[0] <= _RATE_OVER and p[2] <= sent][-50:]
+        self._past.append((now, progress.files, sent))
+        then = self._past[0]
+        seconds = max(now - then[0], 0.001)
+        rate = {"files": (progress.files - then[1]) / seconds, "bytes": (sent - then[2]) / seconds}
+        recorder = self._recorder.status()
+        totals = (recorder.entries, recorder.bytes) if recorder and state.crawl == "Hybrid" and recorder.entries \
+            else (None, None)
+        left = totals[0] - progress.names if totals[0] is not None else None
+        eta = left / rate["files"] if left is not None and left > 0 and rate["files"] > 1 else None
+        lag = state.lag_seconds
+        if not state.in_step and state.stime is not None:
+            lag = (time.time_ns() - state.stime) / NS
+        if self._checkpoint.passed(state.stime):
+            _log.info("checkpoint reached", stime=state.stime)
+        status = WorkerStatus(
+            pid=os.getpid(), started=self._started, state=worker.machine.state, reason=worker.machine.reason,
+            crawl=state.crawl,
+            stime=state.stime, entry_stime=state.stime, last_synced=state.last_synced, lag_seconds=lag,
+            pending=self._db.pending(), failures=self._ledger.count(), held=self._ledger.count_held(),
+            left_out=dict(worker.loss.counts) if worker.loss else {},
+            lacks=[*worker.loss.attributes, *worker.loss.names] if worker.loss else [],
+            files_done=progress.files, bytes_done=sent,
+            files_total=totals[0], bytes_total=totals[1], rate=rate, eta_seconds=eta, phase=progress.phase,
+            epoch=state.epoch, in_step=state.in_step, path=self._path_of_brick,
+            recorder=recorder_report(self._recorder, state.stime, self._keep), updated=time.time_ns())
+        status.write(self._path)
+        self._others.show(status)
+
+
+def run(session: Session, volume: Volume, home: Home, once: int | None, by_files: Orders | None, spare: Spare) -> int:
+    """Run the session's worker until it is told to end, or until in step; the exit code. by_files: a monitor has
+    started it, so it does what is wanted of the session, and owns its log. spare: may be in the making already."""
+    gc.freeze()
+    gc.set_threshold(100_000)  # requests and results come and go by the ten thousand, none of them part of a cycle
+    stop = threading.Event()
+    wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(wake_write)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+
+    def orders() -> Order:
+        if stop.is_set():
+            return Order.STOP
+        return Order.RUN if by_files is None else by_files()
+
+    make_dirs(os.fsencode(session.together if not session.on_meta_volume else session.own))
+    if volume.gluster is None:
+        make_dirs(os.fsencode(volume.brick().folder))
+    with Lock(session.worker_lock, f"a worker of session {session.title}"):
+        if by_files is not None:
+            running = Lock(session.run_lock, "").holder()
+            if running is not None:
+                raise LockedError(f"session {session.name} is run by `gsync run`, pid {running}")
+            log.setup(session.options.log_level, session.log, owner=True)
+        db, others = ChangelogDB(session.changelog_db), failover(session, home)
+        parts = Parts(session, volume, home, stop, orders, others, spare)
+        parts.first = db.fact("connected") is None
+        waker = Waker(parts.brick.changelogs if volume.gluster else parts.brick.folder, parts.brick.changelogs,
+                      wake_read)
+        checkpoint = Checkpoint(session.checkpoint, session.checkpoint_reached)
+        worker = Worker(
+            connect=parts.connect, open_tree=parts.open_tree, history=parts.history,
+            begin_at=parts.begin_at, shares=bool(parts.stream), stands_down=session.part is not None,
+            recorder=parts.recorder, waiter=waker, db=db, ledger=others.ledger, lease=others.lease,
+            patterns=json.dumps(parts.options.exclude), batch_size=parts.options.changelog_batch_size,
+            max_delete=parts.options.max_delete, once=once, ignore_deletes=parts.options.ignore_deletes,
+            data_retries=parts.options.max_sync_retries, change_interval=parts.options.change_interval,
+            orders=orders, publish=Publisher(session, volume, parts.recorder, db, others), stand_by=parts.stand_by,
+            stime_kept=parts.keep_stime, checkpoint=checkpoint.wanted)
+        parts.recorder.meanwhile = worker.tend
+        try:
+            return worker.run()
+        finally:
+            parts.close()
+            waker.close()
+            db.close()
+            others.close()
