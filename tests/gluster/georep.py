@@ -3,7 +3,6 @@ measured against."""
 
 from __future__ import annotations
 
-import re
 import subprocess
 from pathlib import Path
 
@@ -57,19 +56,7 @@ class GeoRep:
                                   stdout=subprocess.DEVNULL).returncode == 0 for node in self._site.nodes)
 
     def status(self) -> str:
-        return self._say("status", "detail")
-
-    def wait(self) -> None:
-        """All that was done until now is at its slave, by a checkpoint, which an idle volume does not complete."""
-        self._say("config", "checkpoint", "now")
-        (self._site.master / "touched").touch()
-
-        def reached() -> bool:
-            (self._site.master / "touched").touch()
-            lines = [line for line in self.status().splitlines() if " Active " in line]
-            return bool(lines) and all(re.search(r"\bYes\b", line) for line in lines)
-
-        wait_until(f"the checkpoint of gsyncd\n{self.status()}", reached, PATIENCE)
+        return self._say("status")
 
     def log(self) -> str:
         paths = [path for node in self._site.nodes
