@@ -177,9 +177,11 @@ class Parts:
 
     @property
     def stream(self) -> str:
-        """What the slave knows this worker's subvolume by, where there are several."""
+        """What the slave knows this worker's subvolume by, where there are several, or were."""
         part, info = self.session.part, self.volume.gluster
-        return f"{part.subvolume}of{info.subvolumes}" if part and info and part.several else ""
+        if part is None or info is None or not (part.several or info.revision):
+            return ""
+        return f"{part.subvolume}of{info.subvolumes}" + (f"x{info.revision}" if info.revision else "")
 
     def paused(self) -> bool:
         return self._orders() is Order.PAUSE

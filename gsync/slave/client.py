@@ -75,7 +75,7 @@ class SlaveClient:
     who waits gets Transient. With hello it is told to give signs of life four times as often; until the first of them,
     while it starts, it has longer.
     master: the path of the tree that is to be replicated; a slave that lies in it, or has it in itself, is refused.
-    stream: where several workers bring their parts of one master, which part this is, <n>of<m>.
+    stream: where several workers bring their parts of one master, which part this is (protocol.stream_of).
     ticket: what receivers and rsync servers of this connection show at the slave.
     """
 

@@ -51,12 +51,12 @@ class Fenced(Faulty):
     """Another worker with a younger epoch has taken the slave over: this one has to stop, nothing of it counts."""
 
 
-_TICKET = re.compile(r"[0-9a-f]{8,64}(?:-(\d{1,6}of\d{1,6}))?")
+_TICKET = re.compile(r"[0-9a-f]{8,64}(?:-(\d{1,6}of\d{1,6}(?:x[0-9a-f]{8})?))?")
 
 
 def stream_of(ticket: str) -> str:
-    """The stream of changes that a connection with this ticket brings: "" where there is one alone, else <n>of<m>.
-    ValueError for what is no ticket."""
+    """The stream of changes that a connection with this ticket brings: "" where there is one alone, else <n>of<m>,
+    and x<digest> where there was another set of as many before. ValueError for what is no ticket."""
     match = _TICKET.fullmatch(ticket)
     if match is None:
         raise ValueError(f"not a ticket: {ticket!r}")

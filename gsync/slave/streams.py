@@ -11,7 +11,7 @@ from gsync.slave.protocol import Fenced
 
 WALK = "reshaped -"      # a mark that no worker makes: whoever goes on from it has to look at all of the master
 _STANDING = ("stime", "entry_stime", "mark")
-_NUMBER = "streams"      # the fact of how many streams there were at the last commit
+_NUMBER = "streams"      # the fact of which streams there were at the last commit
 
 
 class Streams:
@@ -38,12 +38,12 @@ class Streams:
 
     @property
     def _all(self) -> str:
-        """Of how many the connection's stream is one, as text; "" where it is alone."""
+        """Which set the connection's stream is of: <m> or <m>x<digest>; "" where it is alone."""
         return self.stream.partition("of")[2]
 
     def standing(self) -> tuple[int | None, int | None, str | None]:
         """stime, entry_stime and mark; of a stream that has none yet, those of the last walk through all of the master.
-        After the master has come to be of more parts, or fewer, what all of the former ones had reached, and WALK."""
+        After the master has come to be of other parts, what all of the former ones had reached, and WALK."""
         former = self.fact(_NUMBER)
         if former not in (None, self._all):
             stime = self._everyones(str(former))
@@ -72,13 +72,13 @@ class Streams:
         """Up to which all streams are at the slave; None if one never was."""
         return self._everyones(self._all)
 
-    def _everyones(self, number: str) -> int | None:
-        *suffixes, walked = _suffixes(number)
+    def _everyones(self, which: str) -> int | None:
+        *suffixes, walked = _suffixes(which)
         stimes = [self.fact("stime" + suffix) or self.fact("stime" + walked) for suffix in suffixes or [walked]]
         known = [stime for stime in stimes if isinstance(stime, int)]
         return min(known) if len(known) == len(stimes) else None
 
 
-def _suffixes(number: str) -> list[str]:
-    """Those of the facts of each of so many streams, and the one of what holds for all of them."""
-    return [*(f":{n}of{number}" for n in range(int(number))), f":all{number}"] if number else [""]
+def _suffixes(which: str) -> list[str]:
+    """Those of the facts of each stream of a set, and the one of what holds for all of them."""
+    return [*(f":{n}of{which}" for n in range(int(which.partition("x")[0]))), f":all{which}"] if which else [""]

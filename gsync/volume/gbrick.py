@@ -2,7 +2,8 @@
 
 A brick closes a slice every rollover-time and lists it in HTIME, empty or not: the last one listed tells up to when
 all changes are there. A hole in the list is a time in which the brick did not run, or hung; the start of its process
-ends another one. What the other bricks of its set took meanwhile is in no changelog of this one: a gap.
+ends another one. What the other bricks of its set took meanwhile is in no changelog of this one, nor is what the
+process before did last, if it was killed: a change is recorded after it was made. Both are gaps.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class BrickRecord:
     @property
     def gaps(self) -> int:
         """As of the last look."""
-        return self._since + (self._process[1] if self._info.redundant else 0)
+        return self._since + self._process[1]
 
     def look(self) -> tuple[int | None, int | None]:
         """(complete up to, unbroken since) in ns, as the list has it; None where nothing is listed."""
@@ -78,7 +79,7 @@ class BrickRecord:
             self._seen = path, size
             self._listed_at = time.monotonic()
         since = self._since * NS
-        if self._info.redundant and self.pid() is not None:
+        if self.pid() is not None:
             since = max(since, self._process[2])
         return self._last * NS - _AT_ONCE, since
 

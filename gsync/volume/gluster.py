@@ -6,10 +6,12 @@ Asked is the `gluster` command, for XML. Facts of the formats: GlusterFS's cli-x
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import blake2b
 from typing import Any
 
 from gsync.errors import UsageError
@@ -45,7 +47,8 @@ class BrickAt:
 class GlusterInfo:
     """A volume as `gluster volume info` tells it. kind: Replicate, Distributed-Disperse, …; host: whose glusterd is
     asked and mounts are made from; redundant: whether a brick may be away while its set goes on without it; fragments:
-    of a dispersed volume, how many bricks of a set are needed, else 1."""
+    of a dispersed volume, how many bricks of a set are needed, else 1; revision: other than before when sets of bricks
+    have been removed and others added, though there be as many; "" until then."""
 
     name: str
     volume_id: str
@@ -56,6 +59,7 @@ class GlusterInfo:
     bricks: tuple[BrickAt, ...]
     options: Mapping[str, str]
     host: str = "localhost"
+    revision: str = ""
 
     @property
     def subvolumes(self) -> int:
@@ -90,6 +94,7 @@ class GlusterInfo:
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "id": self.volume_id, "kind": self.kind, "redundant": self.redundant,
                 "fragments": self.fragments, "host": self.host, "options": dict(self.options),
+                "revision": self.revision,
                 "bricks": [[b.number, b.node, b.host, b.path, b.subvolume, b.arbiter] for b in self.bricks]}
 
     @classmethod
@@ -99,7 +104,8 @@ class GlusterInfo:
                    int(values["fragments"]),
                    tuple(BrickAt(int(n), str(node), str(host), str(path), int(sub), bool(arbiter))
                          for n, node, host, path, sub, arbiter in values["bricks"]),
-                   {str(k): str(v) for k, v in values["options"].items()}, str(values["host"]))
+                   {str(k): str(v) for k, v in values["options"].items()}, str(values["host"]),
+                   str(values.get("revision", "")))
 
 
 def read_info(name: str, host: str = "localhost") -> GlusterInfo:
@@ -108,7 +114,8 @@ def read_info(name: str, host: str = "localhost") -> GlusterInfo:
     volume = root.find("volInfo/volumes/volume")
     if volume is None:
         raise UsageError(f"GlusterFS volume {name}: there is none; gluster volume list shows them")
-    return parse_info(volume, host)
+    info = parse_info(volume, host)
+    return replace(info, revision=revision(info))
 
 
 def parse_info(volume: ET.Element, host: str = "localhost") -> GlusterInfo:
@@ -128,6 +135,32 @@ def parse_info(volume: ET.Element, host: str = "localhost") -> GlusterInfo:
     return GlusterInfo(str(volume.findtext("name")), str(volume.findtext("id")), str(volume.findtext("typeStr")),
                        volume.findtext("statusStr") == "Started", size > 1,
                        fragments - number("redundancyCount") if fragments else 1, tuple(bricks), options, host)
+
+
+def revision(info: GlusterInfo) -> str:
+    """Of the volume, from glusterd's own files on its bricks. It numbers bricks as they come: one that replaces another
+    takes its number over, and those that stay when others are removed keep theirs. "" where no glusterd of the volume
+    runs: nor do workers there. UsageError if it cannot be told."""
+    folder = os.path.join(WORKDIR, "vols", info.name, "bricks")
+    if not os.path.isdir(folder):
+        return ""
+    size = len(info.bricks) // info.subvolumes
+    numbers = [_brick_number(os.path.join(folder, f"{brick.host}:{brick.path.replace('/', '-')}"))
+               for brick in info.bricks[::size]]
+    if numbers == [n * size for n in range(info.subvolumes)]:
+        return ""
+    return blake2b(repr(numbers).encode("ascii"), digest_size=4).hexdigest()
+
+
+def _brick_number(path: str) -> int:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            found = re.search(r"^brick-id=.*-client-(\d+)$", file.read(), re.MULTILINE)
+    except OSError as exc:
+        raise UsageError(f"{path}: {exc.strerror}") from None
+    if found is None:
+        raise UsageError(f"{path}: does not tell the number of the brick")
+    return int(found[1])
 
 
 def nothing_to_heal(info: GlusterInfo, subvolume: int) -> bool:

@@ -47,6 +47,7 @@ SHAPES = {
     "distribute 2": Shape((), (1, 2)),
     "replica 2": Shape(("replica", "2"), (1, 2)),
     "distribute 2 x replica 2": Shape(("replica", "2"), (1, 2, 1, 2)),
+    "replica 3": Shape(("replica", "3"), (1, 2, 3)),
     "arbiter": Shape(("replica", "3", "arbiter", "1"), (1, 2, 3)),
     "disperse 3": Shape(("disperse", "3", "redundancy", "1"), (1, 2, 3)),
 }
@@ -175,6 +176,11 @@ class Cluster:
         """Those that do not run are started again, as an admin would."""
         owner = self["s1"] if volume == SLAVE else self.nodes[0]
         owner.gluster("volume", "start", volume, "force")
+
+    def heal(self, node: Node) -> bool:
+        """Whether healing could be ordered on this node: until it knows all others it cannot."""
+        return subprocess.run(node.argv("gluster", "--mode=script", "volume", "heal", MASTER), stdin=subprocess.DEVNULL,
+                              capture_output=True, check=False).returncode == 0
 
     def healed(self, volume: str = MASTER) -> bool:
         """Whether no brick has anything to heal."""

@@ -122,11 +122,11 @@ class GlusterSite:
         return sum(path.read_text(errors="replace").count("hybrid crawl done")
                    for node in self.nodes for path in node.home.glob("sessions/*/brick_*/log"))
 
-    def set_back(self, time_ns: int) -> None:
-        """The slave believes that its stimes are of then; the session is stopped."""
+    def set_back(self, time_ns: int, stream: str = "") -> None:
+        """The slave believes that its stimes, or that of one stream, are of then; the session is stopped."""
         with contextlib.closing(sqlite3.connect(self.slave / ".gsync" / "index.db", timeout=30)) as db, db:
             db.execute("UPDATE facts SET value=? WHERE (key GLOB 'stime*' OR key GLOB 'entry_stime*') "
-                       "AND value NOTNULL", (time_ns,))
+                       "AND key GLOB ? AND value NOTNULL", (time_ns, f"*{stream}"))
 
     def watch_from(self, node: GsyncNode, master: Path) -> None:
         """From now on what is asked is asked on this node, and the master is seen by this mount."""

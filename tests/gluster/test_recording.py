@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import threading
@@ -12,6 +13,7 @@ import pytest
 from tests.gluster.cluster import MASTER, ROLLOVER
 from tests.gluster.site import GlusterSite, gluster_site
 from tests.gluster.test_master import all_crawls, change_older, changes
+from tests.gluster.test_reshape import can_make
 
 pytestmark = [pytest.mark.gluster, pytest.mark.root]
 
@@ -112,4 +114,27 @@ def test_a_changelog_ends_in_the_middle_of_a_record(tmp_path: Path) -> None:
         site.go_on()
         site.settle("without the last record")
         assert site.walks() == walks + 1
+        assert site.no_failures()
+
+
+def test_a_brick_without_copies_is_killed_before_it_has_recorded_all(tmp_path: Path) -> None:
+    with gluster_site(tmp_path, "distribute 2") as site:
+        changes(site.master, "first")
+        site.start()
+        site.settle("at first")
+        node, brick = site.cluster.bricks()[0]
+        live = brick / ".glusterfs" / "changelogs" / "CHANGELOG"
+        for n in itertools.count():
+            site.wait("all bricks can be written to", lambda n=n: can_make(site.master / f"dir{n}"))
+            for m in range(20):
+                (site.master / f"dir{n}" / f"file{m}").write_text("unrecorded")
+            site.cluster.kill_brick(node, brick)
+            recorded = live.read_bytes() if live.exists() else b""
+            if (header := recorded.find(b"\n") + 1) < len(recorded):
+                break
+            site.cluster.start_bricks()
+        os.truncate(live, header)
+        site.cluster.start_bricks()
+        site.wait("all bricks can be written to", lambda: can_make(site.master / "last"))
+        site.settle("what nobody has recorded")
         assert site.no_failures()

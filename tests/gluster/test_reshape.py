@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 
+from gsync.crawl.hybrid import SUSPECT_MARGIN
 from tests.gluster.churn import Churn
 from tests.gluster.cluster import MASTER
 from tests.gluster.site import GlusterSite, gluster_site
@@ -79,4 +81,31 @@ def test_bricks_are_added_and_removed(tmp_path: Path) -> None:
         site.wait("their workers have ended", lambda: one_active_in_each(site, 1))
         site.first.gsync("failures", "s", "retry")   # what was looked at while it moved
         site.settle("without those bricks")
+        assert site.no_failures()
+
+
+def test_a_brick_is_exchanged_for_another_while_the_session_is_stopped(tmp_path: Path) -> None:
+    """There are as many as before, and none of those that there are has recorded what the removed one did last."""
+    with gluster_site(tmp_path, "distribute 2") as site:
+        folder = site.master / "many"
+        folder.mkdir()
+        for n in range(40):
+            (folder / f"file{n}").write_text("first")
+        site.start()
+        site.settle("at first")
+        site.stop()
+        node, brick = site.cluster.bricks()[0]
+        for path in (brick / "many").iterdir():
+            (folder / path.name).write_text("last")
+        site.set_back(time.time_ns() + 10 * SUSPECT_MARGIN, "1of2")  # the other worker had gone on for some time
+        more = f"{node.address}:{node.bricks / f'{MASTER}-more'}"
+        node.gluster("volume", "add-brick", MASTER, more, "force")
+        old = f"{node.address}:{brick}"
+        node.gluster("volume", "remove-brick", MASTER, old, "start")
+        site.wait("files were moved off the brick", lambda: completed(site, "remove-brick", MASTER, old), PATIENCE)
+        node.gluster("volume", "remove-brick", MASTER, old, "commit")
+        site.wait("the mount has followed", lambda: can_make(site.master / "after"))
+        site.go_on()
+        site.wait("what the brick recorded last is at the slave", lambda: all(
+            (site.slave / "many" / path.name).read_bytes() == path.read_bytes() for path in folder.iterdir()))
         assert site.no_failures()

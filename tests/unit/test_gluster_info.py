@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from gsync.errors import UsageError
+from gsync.volume import gluster
 from gsync.volume.gluster import GlusterInfo, parse_info
 from gsync.volume.home import Home
 
@@ -36,6 +38,8 @@ def test_which_bricks_form_a_set(found: GlusterInfo, subvolumes: list[int], redu
     assert [brick.subvolume for brick in found.bricks] == subvolumes
     assert found.subvolumes == len(set(subvolumes)) and found.redundant is redundant
     assert GlusterInfo.from_json(found.to_json()) == found
+    later = replace(found, revision="1a2b3c4d")
+    assert GlusterInfo.from_json(later.to_json()) == later
 
 
 def test_the_arbiter_and_the_places_are_known() -> None:
@@ -75,3 +79,31 @@ def test_a_volume_is_kept_with_what_is_known_of_it(tmp_path: Path) -> None:
     assert kept.brick(1).changelogs == "/b1/.glusterfs/changelogs"
     with pytest.raises(UsageError, match="is volume v already"):
         home.new_gluster("w", info(2, replica=2))
+
+
+@pytest.mark.parametrize(("numbers", "found", "as_at_first"), [
+    ([0, 1, 2, 3], info(4, replica=2), True),
+    ([0, 1], info(2), True),
+    ([1, 2], info(2), False),                   # the first one was removed, another one added
+    ([0, 1, 4, 5], info(4, replica=2), False),
+    ([1], info(1), False),
+    ([0, 1, 2], info(3, replica=3), True),
+])
+def test_sets_of_bricks_that_have_come_instead_of_others_are_told(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbers: list[int], found: GlusterInfo, as_at_first: bool
+) -> None:
+    monkeypatch.setattr(gluster, "WORKDIR", str(tmp_path))
+    folder = tmp_path / "vols" / "v" / "bricks"
+    folder.mkdir(parents=True)
+    for brick, number in zip(found.bricks, numbers, strict=True):
+        (folder / f"{brick.host}:-b{brick.number}").write_text(f"hostname=m\nbrick-id=former-client-{number}\nx=0\n")
+    assert (gluster.revision(found) == "") is as_at_first
+    (folder / "m0:-b0").unlink()
+    with pytest.raises(UsageError, match="m0:-b0: No such file"):
+        gluster.revision(found)
+
+
+def test_a_volume_of_which_no_glusterd_runs_here_has_no_revision(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gluster, "WORKDIR", str(tmp_path))
+    assert gluster.revision(info(2)) == ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gsync.session.worker import Mark
+from gsync.slave.protocol import stream_of
 from gsync.slave.streams import Streams
 
 
@@ -48,3 +49,14 @@ def test_a_number_of_streams_that_was_never_complete_is_no_beginning() -> None:
     kept = Kept()
     kept.of("0of2").set_standing(10, 10, "me digest", walked=False)
     assert kept.of("0of3").standing() == (None, None, None)
+
+
+def test_another_set_of_as_many_streams_is_walked_too() -> None:
+    kept = Kept()
+    for stream, stime in (("0of2", 10), ("1of2", 20)):
+        kept.of(stream).set_standing(stime, stime, "me digest", walked=False)
+    other = stream_of("0123456789abcdef-0of2x1a2b3c4d")
+    assert kept.of(other).standing() == (10, None, "reshaped -")
+    kept.set_standing(30, 30, "me digest", walked=True)
+    assert kept.standing() == kept.of("1of2x1a2b3c4d").standing() == (30, 30, "me digest")
+    assert kept.of("0of2").standing() == (30, None, "reshaped -")
