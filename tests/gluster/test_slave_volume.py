@@ -381,6 +381,25 @@ def test_a_read_only_volume_is_written(side: Side, top: tuple[bytes, bytes]) -> 
         node.gluster("volume", "set", side.volume, "features.read-only", "off")
 
 
+@pytest.mark.parametrize("way", ["gfapi", "mount"])
+def test_what_has_arrived_is_there_though_the_receiver_is_killed(host: SlaveHost, way: str) -> None:
+    """The client of a dispersed volume would like to keep a file's length to itself for a second."""
+    host.volume(f"killed-{way}", "disp")
+    contents = [b"short", os.urandom(3 << 20)]
+    with closing(Files(host.folder / f"master-killed-{way}")) as files, \
+            closing(Side(host, f"killed-{way}", way, files)) as side:
+        names = [b"short", b"long"]
+        gfids = [files.add(name, content) for name, content in zip(names, contents, strict=True)]
+        rows = [side.row(name, gfid) for name, gfid in zip(names, gfids, strict=True)]
+        assert side.fill(*rows) == ["new", "new"]
+        moved = side.move(*(Request(gfid, "N", ROOT_GFID, name, len(content))
+                            for name, gfid, content in zip(names, gfids, contents, strict=True)))
+        host.node.run("pkill", "-9", "-f", "--", "--receive")
+        assert [result.errno for result in moved] == [0, 0]
+        assert side.fill(*rows) == ["ok", "ok"]
+        assert [side.path(name).read_bytes() for name in names] == contents
+
+
 def test_a_mount_that_dies_is_no_loss(host: SlaveHost) -> None:
     host.volume("dying")
     side = Side(host, "dying", "mount", Files(host.folder / "master-dying"))

@@ -24,6 +24,8 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # They cache or reorder, or only count.
 _LEFT_OUT = ("performance/", "debug/io-stats", "meta")
+# They would write the length of a file to the bricks a second later, and never if this process ends before.
+_AT_ONCE = {"cluster/disperse": {"eager-lock": "off", "other-eager-lock": "off"}}
 
 
 class Brick(NamedTuple):
@@ -155,7 +157,8 @@ def lean(graph: Sequence[Translator], volume: str) -> list[Translator]:
         if translator.type.startswith(_LEFT_OUT) and len(below) == 1:
             instead[translator.name] = below[0]
         else:
-            kept.append(translator._replace(subvolumes=below))
+            kept.append(translator._replace(
+                options=translator.options | _AT_ONCE.get(translator.type, {}), subvolumes=below))
     return [*kept, Translator(f"{volume}-gfid-access", "features/gfid-access", {}, [kept[-1].name])]
 
 
