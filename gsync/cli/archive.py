@@ -48,7 +48,7 @@ def create(
     As root, on a file system that can, every file and directory is made immutable (chattr +i) until the archive is
     deleted; elsewhere a change is found by put and purge, which then refuse.
     """
-    with _archiver(state, json, "checksum", writes=True) as (archiver, root):
+    with _archiver(state, json, "checksum", writes=True, looking=dry_run) as (archiver, root):
         if dry_run:
             entries, size = archiver.survey(root(directory), vault)
             say(json, {"root": _text(root(directory)), "entries": entries, "bytes": size, "dry_run": True},
@@ -62,7 +62,8 @@ def _step(name: str, afterwards: str, about: str) -> None:
     def step(directory: DirArgument, retry: RetryOption = False, verify: VerifyOption = "checksum",
              batch: BatchOption = 1000, jobs: JobsOption = 2, retries: RetriesOption = 5,
              dry_run: DryRunOption = False, json: JsonOption = False, state: StateOption = None) -> int:
-        with _archiver(state, json, verify, batch, jobs, retries, writes=name == "put") as (archiver, root):
+        with _archiver(state, json, verify, batch, jobs, retries, writes=name == "put",
+                       looking=dry_run) as (archiver, root):
             if dry_run:
                 return _looked(json, name, directory, archiver.look(root(directory), name, retry))
             _done(json, getattr(archiver, name)(root(directory), retry), afterwards)
@@ -89,7 +90,7 @@ def delete(directory: DirArgument, retry: RetryOption = False, yes: YesOption = 
     from gsync.cli.output import asked, path_shown
     from gsync.errors import UsageError
 
-    with _archiver(state, json, "checksum", writes=True) as (archiver, root):
+    with _archiver(state, json, "checksum", writes=True, looking=dry_run) as (archiver, root):
         if dry_run:
             return _looked(json, "delete from the vault", directory, archiver.look_at_copy(root(directory)))
         archive = archiver.archives.the(root(directory))
@@ -113,7 +114,7 @@ def rebuild(
 
     DIR must be the very path that was archived.
     """
-    with _archiver(state, json, "checksum") as (archiver, root):
+    with _archiver(state, json, "checksum", looking=dry_run) as (archiver, root):
         path = root(directory, must=False)
         if dry_run:
             return _looked(json, "rebuild an archive of", directory, archiver.look_at_lost(path, vault))
@@ -209,13 +210,13 @@ def kill(id: Annotated[str, typer.Argument(metavar="ID", help="As list shows it;
 # what they share
 
 @contextmanager
-def archives_of(state: str | None) -> Iterator[Archives]:
+def archives_of(state: str | None, looking: bool = True) -> Iterator[Archives]:
     from gsync.transfer.archives import Archives
     from gsync.transfer.database import Transfers
     from gsync.volume.home import Home
 
     home = Home(state)
-    transfers = Transfers(home.path)
+    transfers = Transfers(home.path, looking)
     try:
         yield Archives(transfers, home.path)
     finally:
@@ -236,12 +237,12 @@ def directory_of(directory: str, must: bool = True) -> bytes:
 
 @contextmanager
 def _archiver(state: str | None, json: bool, verify: str, batch: int = 1000, jobs: int = 2, retries: int = 5,
-              writes: bool = False) -> Iterator[tuple[Archiver, Callable[..., bytes]]]:
-    """What does the work, and how it wants a directory. writes: to the vault."""
+              writes: bool = False, looking: bool = False) -> Iterator[tuple[Archiver, Callable[..., bytes]]]:
+    """What does the work, and how it wants a directory. writes: to the vault; looking: and nothing is to be made."""
     from gsync.transfer.archive import Archiver
     from gsync.transfer.registry import Stores
 
-    with archives_of(state) as archives, working(json, verify, batch, jobs, retries) as (options, level, show):
+    with archives_of(state, looking) as archives, working(json, verify, batch, jobs, retries) as (options, level, show):
         stores = Stores(archives.transfers)
         try:
             yield Archiver(archives, stores.writable if writes else stores.get, options, level, show), directory_of

@@ -39,7 +39,8 @@ def backup(
 
     window = Window.parse(newer_than, by)
     root = directory_of(source)
-    with archives_of(state) as archives, working(json, verify, batch, jobs, retries) as (options, level, show):
+    with archives_of(state, dry_run) as archives, working(json, verify, batch, jobs, retries) as (
+            options, level, show):
         stores = Stores(archives.transfers)
         try:
             work, place = Backup(archives, stores.writable, options, level, show), stores.place(destination)

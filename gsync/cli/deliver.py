@@ -208,20 +208,12 @@ def _ordered(what: str, config: str, nights: list[str], dry_run: bool, kill_file
 def _plan(config: str, backups: bool, json: bool, state: str | None, only: str = "", groups: list[bytes] | None = None
           ) -> int:
     """What would be done. Nothing is written, not even a state folder."""
-    import os
-    import tempfile
-
     from gsync.cli.output import path_shown, print_json, print_table
-    from gsync.transfer.database import FILE
     from gsync.transfer.rounds import Rounds
     from gsync.volume.home import Home
 
-    settings = _settings(config)
-    home = Home(state).path
-    with tempfile.TemporaryDirectory() as empty:
-        there = os.path.exists(os.path.join(home, FILE))
-        with Rounds(settings, home if there else empty, backups=backups).looking() as rounds:
-            lines = rounds.plan(only, groups or [])
+    with Rounds(_settings(config), Home(state).path, backups=backups, looking=True) as rounds:
+        lines = rounds.plan(only, groups or [])
     if json:
         print_json([dict(zip(("set", "what", "unit", "details"), line, strict=True)) for line in lines])
     else:
@@ -235,7 +227,7 @@ def _deliveries(state: str | None) -> Iterator[Deliveries]:
     from gsync.transfer.deliverdb import Deliveries
     from gsync.volume.home import Home
 
-    transfers = Transfers(Home(state).path)
+    transfers = Transfers(Home(state).path, looking=True)
     try:
         yield Deliveries(transfers)
     finally:

@@ -34,10 +34,13 @@ def print_json(value: Any) -> None:
     sys.stdout.flush()
 
 
+_text_json = json.JSONEncoder().encode
+
+
 def path_json(path: bytes) -> str:
     """A path as JSON; with its bytes beside it if it is not UTF-8."""
     try:
-        return json.dumps(path.decode())
+        return _text_json(path.decode())
     except UnicodeDecodeError:
         return json.dumps(json_ready(os.fsdecode(path)))
 
@@ -56,7 +59,7 @@ def print_json_array(texts: Iterable[str], before: str = "", after: str = "") ->
 
 
 def path_shown(path: str) -> str:
-    return shown(os.fsencode(path))
+    return path if path.isprintable() else shown(os.fsencode(path))
 
 
 def print_error(message: str) -> None:
@@ -73,20 +76,23 @@ def asked(question: str) -> bool:
     return sys.stdin.isatty() and typer.confirm(question)
 
 
-_LONG = 1000  # rows; laying more out for the width of a terminal takes too long
+_LONG = 200  # rows; laying more out for the width of a terminal takes too long
 
 
-def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table as wide as its contents on a pipe, as the terminal on one (but a long one)."""
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], none: str = "") -> None:
+    """A table as wide as its contents on a pipe, as the terminal on one (but a long one). none: what is printed instead
+    if it has no rows."""
     from itertools import chain
 
     rows = iter(rows)
     first = list(islice(rows, _LONG))
+    if none and not first:
+        print(none)
+        return
     if (more := next(rows, None)) is not None:
-        widths = [max(map(len, column)) for column in zip(headings, *first, strict=True)]
+        line = "  ".join(f"%-{max(map(len, column))}s" for column in zip(headings, *first, strict=True))
         for row in chain([headings], first, [more], rows):
-            line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            sys.stdout.write(line.rstrip() + "\n")
+            sys.stdout.write((line % tuple(row)).rstrip() + "\n")
         return
     from rich.console import Console
 

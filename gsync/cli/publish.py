@@ -36,7 +36,7 @@ def run(settings: SetOption = None, state: StateOption = None) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with _publisher(state, options) as publisher:
+    with _publisher(state, options, looking=False) as publisher:
         publisher.run(stop, options.publish_interval)
 
 
@@ -48,7 +48,7 @@ def once(force: Annotated[bool, typer.Option("--force", help="All that has arriv
     from gsync.cli.queue import node_options
     from gsync.transfer.publish import Publication
 
-    with _publisher(state, node_options(state, settings)) as publisher:
+    with _publisher(state, node_options(state, settings), looking=dry_run) as publisher:
         if dry_run:
             _print_due(publisher.look(force), json)
             return 0
@@ -94,8 +94,8 @@ def retry(ids: Annotated[list[str] | None, typer.Argument(
 
 
 @contextmanager
-def _publisher(state: str | None, options: Options | None = None) -> Iterator[Publisher]:
-    """options: of the node, where something is to be published."""
+def _publisher(state: str | None, options: Options | None = None, looking: bool = True) -> Iterator[Publisher]:
+    """options: of the node, where something is to be published. looking: nothing is made."""
     from gsync.cli.queue import node_options, retry_policy
     from gsync.transfer.catalog import open_catalog
     from gsync.transfer.database import Transfers
@@ -104,7 +104,7 @@ def _publisher(state: str | None, options: Options | None = None) -> Iterator[Pu
     from gsync.volume.home import Home
 
     options = options or node_options(state)
-    transfers = Transfers(Home(state).path)
+    transfers = Transfers(Home(state).path, looking)
     stores = Stores(transfers)
     try:
         yield Publisher(transfers, stores, lambda text: open_catalog(text, transfers.home),

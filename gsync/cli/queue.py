@@ -58,7 +58,7 @@ def submit(
     from gsync.transfer.requests import NewRequest
 
     catalog = None if register is None else parse_catalog(register)
-    with _Queue(state) as queue:
+    with _Queue(state, looking=dry_run) as queue:
         src, dst = queue.stores.place(source), queue.stores.place(destination)
         operations = _operations(queue.stores, src, dst, {"replace": replace, "verify": verify}, catalog, move,
                                  [queue.stores.place(text) for text in replica or []])
@@ -203,15 +203,15 @@ def run(once: Annotated[bool, typer.Option("--once", help="End when nothing is l
 
 
 class _Queue:
-    """The database and the stores, open for a `with`."""
+    """The database and the stores, open for a `with`. looking: neither is made."""
 
-    def __init__(self, state: str | None) -> None:
+    def __init__(self, state: str | None, looking: bool = True) -> None:
         from gsync.transfer.database import Transfers
         from gsync.transfer.registry import Stores
         from gsync.volume.home import Home
 
         self.home: Home = Home(state)
-        self.transfers: Transfers = Transfers(self.home.path)
+        self.transfers: Transfers = Transfers(self.home.path, looking)
         self.stores: Stores = Stores(self.transfers)
 
     def __enter__(self) -> _Queue:
@@ -446,16 +446,12 @@ def _list_requests(queue: _Queue, of: dict[str, Any], json: bool) -> None:
     if json:
         print_json_array(chain(listing.find_requests_json(queue.transfers, **of), map(dumps, failures)))
         return
-    rows = [{**_described(request), "transfers": {s.value: n for s, n in queue.transfers.counts(request.id).items()}}
-            for request in listing.find_requests(queue.transfers, **of)] + failures
-    if not rows:
-        is_all = not (of["states"] or of["owner"] or of["kind"]) and of["span"] == listing.EVER
-        print("nothing is queued" if is_all else "no such requests")
-    else:
-        print_table(["REQUEST", "KIND", "OWNER", "STATE", "TRANSFERS", "CREATED", "WHAT"],
-                    [[r["id"], r["kind"], r["owner"], r["state"],
-                      " ".join(f"{n} {s}" for s, n in sorted(r["transfers"].items())), r["created"],
-                      path_shown(r["label"])] for r in rows])
+    is_all = not (of["states"] or of["owner"] or of["kind"]) and of["span"] == listing.EVER
+    noted = ([f["id"], f["kind"], f["owner"], f["state"], listing.counts_text(f["transfers"]), f["created"], f["label"]]
+             for f in failures)
+    lines = chain(listing.find_requests_lines(queue.transfers, **of), noted)
+    print_table(listing.REQUEST_HEADINGS, ([*cells, path_shown(label)] for *cells, label in lines),
+                none=f"nothing is queued in {queue.home.path}" if is_all else "no such requests")
 
 
 def _failures(queue: _Queue) -> list[dict[str, Any]]:
@@ -499,20 +495,13 @@ def _list_transfers(queue: _Queue, of: dict[str, Any], json: bool) -> None:
 
     if json:
         print_json_array(_transfers_json(listing.find_json(queue.transfers, **of)))
-    elif not (found := listing.find(queue.transfers, **of)):
-        print("no such transfers")
     else:
-        print_table(["ID", "REQUEST", "STATE", "TRIES", "FROM", "TO", "WHY"], map(_line, found))
-
-
-def _line(t: Transfer) -> list[str]:
-    from gsync.transfer.requests import shown_place
-
-    return [str(t.id), t.request[:8], t.state.value, str(t.tries), shown_place(t.source, t.source_path),
-            shown_place(t.store, t.path), t.reason]
+        print_table(listing.TRANSFER_HEADINGS, listing.find_lines(queue.transfers, **of), none="no such transfers")
 
 
 def _print_request(queue: _Queue, request: Request, json: bool, all_: bool = False) -> None:
+    from itertools import islice
+
     from gsync.cli.output import path_shown, print_json_array, print_table
     from gsync.transfer import listing
 
@@ -521,15 +510,15 @@ def _print_request(queue: _Queue, request: Request, json: bool, all_: bool = Fal
     if json:
         head = dumps({**_described(request), "transfers": counts, "operations": [
             {"kind": o.kind, "state": o.state.value, "arguments": o.arguments} for o in operations]})
-        print_json_array(_transfers_json(listing.of_request_json(queue.transfers, request.id)),
+        print_json_array(_transfers_json(listing.find_json(queue.transfers, request=request.id)),
                          f'{head[:-1]}, "rows": ', "}")
         return
-    found = queue.transfers.page(request=request.id, limit=-1 if all_ else _SHOWN)
     for key, value in (("request", request.id), ("kind", request.kind), ("owner", request.owner),
                        ("what", path_shown(request.label)), ("state", request.state.value),
                        ("operations", ", ".join(f"{o.kind} {o.state.value}" for o in operations)),
                        ("transfers", ", ".join(f"{n} {s}" for s, n in sorted(counts.items())))):
         print(f"{key + ':':12} {value}")
-    print_table(["ID", "REQUEST", "STATE", "TRIES", "FROM", "TO", "WHY"], map(_line, found))
-    if len(found) < sum(counts.values()):
-        print(f"… and {sum(counts.values()) - len(found)} more; --all shows them")
+    print_table(listing.TRANSFER_HEADINGS, islice(listing.find_lines(queue.transfers, request=request.id),
+                                                  None if all_ else _SHOWN))
+    if not all_ and (more := sum(counts.values()) - _SHOWN) > 0:
+        print(f"… and {more} more; --all shows them")

@@ -50,7 +50,7 @@ def send(
     if name is not None and len(files) != 1:
         raise UsageError("send --name is for one file")
     code = 0
-    with Client(state) as client:
+    with Client(state, looking=dry_run) as client:
         for file in files:
             plan = client.plan(file, _words(to), _words(failover), register, name, owner)
             if dry_run:

@@ -44,7 +44,7 @@ def add(
         options[key] = value
     if url in (".", "..") or url.startswith(("./", "../", "~/")):
         url = os.path.abspath(os.path.expanduser(url))
-    with _stores(state) as stores:
+    with _stores(state, looking=False) as stores:
         stores.add(name, url, options, read_only)
         known = stores.known(name)
     if json:
@@ -151,13 +151,13 @@ def seconds_of(text: str) -> float:
 
 
 @contextmanager
-def _stores(state: str | None) -> Iterator[Stores]:
-    """The registry."""
+def _stores(state: str | None, looking: bool = True) -> Iterator[Stores]:
+    """The registry. looking: it is not made."""
     from gsync.transfer.database import Transfers
     from gsync.transfer.registry import Stores
     from gsync.volume.home import Home
 
-    transfers = Transfers(Home(state).path)
+    transfers = Transfers(Home(state).path, looking)
     stores = Stores(transfers)
     try:
         yield stores

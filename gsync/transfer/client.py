@@ -75,12 +75,13 @@ class Client:
     """gsync's transfers, of the state folder `home` (default: $GSYNC_HOME, /var/lib/gsync, or the user's own).
 
     stores: the registry of named stores (add, all, check, ban, allow). One thread. Every method raises
-    `gsync.errors.GsyncError`: UsageError for wrong arguments, StoreError for a store.
+    `gsync.errors.GsyncError`: UsageError for wrong arguments, StoreError for a store. looking: the folder is not made
+    if it is missing, for a client that only plans and asks.
     """
 
-    def __init__(self, home: str | None = None, policy: RetryPolicy | None = None) -> None:
+    def __init__(self, home: str | None = None, policy: RetryPolicy | None = None, *, looking: bool = False) -> None:
         self.home = os.path.abspath(home or default_path(os.environ))
-        self.transfers = Transfers(self.home)
+        self.transfers = Transfers(self.home, looking)
         self.stores = Stores(self.transfers)
         self._policy = policy or RetryPolicy()
         self._worker = worker_id()

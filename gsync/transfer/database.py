@@ -102,15 +102,20 @@ class Held(LockedError, sqlite3.OperationalError):
 
 
 class Transfers:
-    """The database in the state folder `home`."""
+    """The database in the state folder `home`, made if it is missing. looking: by who only looks: then a missing one is
+    an empty one, and nothing is made."""
 
-    def __init__(self, home: str) -> None:
+    def __init__(self, home: str, looking: bool = False) -> None:
         self.home = home
         self.spool = Spool(os.path.join(home, "spool"))
         self._path = os.path.join(home, FILE)
         try:
+            if looking and not os.path.exists(self._path):
+                self._db = _connect(":memory:")
+                return
             make_dirs(os.fsencode(home))
             self._db = _connect(self._path)
+            os.chmod(self._path, 0o600)
         except (OSError, sqlite3.Error) as exc:
             raise UsageError(f"{self._path}: {getattr(exc, 'strerror', None) or exc}") from exc
 
@@ -161,6 +166,15 @@ class Transfers:
     def each(self, sql: str, values: Sequence[Any] = ()) -> Iterator[Any]:
         """The same, one row after the other."""
         return iter(self._db.execute(sql, values))
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """What is read meanwhile is of one moment."""
+        self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._db.execute("COMMIT")
 
     # putting in
 
@@ -588,7 +602,6 @@ def states_sql(states: Iterable[State]) -> str:
 
 def _connect(path: str) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=_LOOK, isolation_level=None, check_same_thread=False)
-    os.chmod(path, 0o600)
     version = check_version(db, path, SCHEMA_VERSION)
     db.execute("PRAGMA journal_mode=WAL")
     db.execute("PRAGMA synchronous=FULL")

@@ -1,6 +1,6 @@
-"""What the queue holds, as lists: of rows, and as the JSON that scripts read, which SQLite makes (100,000 in a moment).
+"""What the queue holds, as lists: of lines for a table, and as the JSON that scripts read, which SQLite makes.
 
-Nobody who writes is waited for.
+Rows come as they are asked for, a hundred thousand in a moment. Nobody who writes is waited for.
 """
 
 from __future__ import annotations
@@ -9,86 +9,115 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gsync.transfer.database import Transfers, selection, states_sql
-from gsync.transfer.requests import COLUMNS, Request, State, Transfer, request_of, transfer_of
+from gsync.transfer.requests import State, shown_place
 
 Span = tuple[int, int]
 EVER: Span = (0, (1 << 63) - 1)
 
 _TIME = "strftime('%Y-%m-%dT%H:%M:%S', {0}/1000000000, 'unixepoch') || printf('.%06dZ', {0}/1000%1000000)"
 _REQUEST = f"""json_object('id', id, 'kind', kind, 'owner', owner, 'priority', priority, 'label', label, 'state', state,
-  'created', {_TIME.format("created")}, 'changed', {_TIME.format("changed")}, 'transfers', json((
-    SELECT json_group_object(state, n) FROM (
-      SELECT state, count(*) n FROM transfers t WHERE t.request=requests.id GROUP BY state))))"""
+  'created', {_TIME.format("created")}, 'changed', {_TIME.format("changed")})"""
 _TRANSFER = f"""json_object('id', id, 'request', request, 'kind', kind, 'owner', owner, 'from', source, 'to', store,
   'size', size, 'checksum', checksum, 'state', state, 'tries', tries,
   'not_before', iif(state='RETRY', {_TIME.format("not_before")}, NULL), 'category', category, 'reason', reason,
   'created', {_TIME.format("created")}, 'changed', {_TIME.format("changed")}, 'publication', publication)"""
 
-
-def find(db: Transfers, *, states: Sequence[State] = (), owner: str | None = None, kind: str | None = None,
-         link: tuple[str, str] | None = None, span: Span = EVER, limit: int = -1) -> list[Transfer]:
-    """The newest `limit` (-1: all) that are so, in the order of their ids. kind: of their requests; link: either store
-    may be empty; span: put in at or after the first and before the second time, ns."""
-    where, values = _of_transfers(states, owner, kind, link, span)
-    return [transfer_of(row) for row in db.read(
-        f"SELECT {COLUMNS} FROM transfers WHERE {where} ORDER BY id DESC LIMIT ?", [*values, limit])][::-1]
+TRANSFER_HEADINGS = ["ID", "REQUEST", "STATE", "TRIES", "FROM", "TO", "WHY"]
+REQUEST_HEADINGS = ["REQUEST", "KIND", "OWNER", "STATE", "TRANSFERS", "CREATED", "WHAT"]
 
 
-def find_json(db: Transfers, *, states: Sequence[State] = (), owner: str | None = None, kind: str | None = None,
-              link: tuple[str, str] | None = None, span: Span = EVER, limit: int = -1
-              ) -> Iterator[tuple[str, bytes, bytes]]:
-    """The same as JSON objects, each with the paths that it is still without: at the source, at the destination."""
-    where, values = _of_transfers(states, owner, kind, link, span)
-    newest = f"id IN (SELECT id FROM transfers WHERE {where} ORDER BY id DESC LIMIT ?)"
-    return db.each(f"SELECT {_TRANSFER}, source_path, path FROM transfers WHERE {newest if limit >= 0 else where} "
-                   "ORDER BY id", [*values, limit] if limit >= 0 else values)
+def find_json(db: Transfers, **of: Any) -> Iterator[tuple[str, bytes, bytes]]:
+    """Transfers as JSON objects, each with the paths that it is still without: at the source, at the destination.
+
+    of, any of them: states; owner; kind, of their requests; link, of which either store may be empty; span: put in at
+    or after the first and before the second time, ns; request; limit: the newest so many (-1: all). By their ids.
+    """
+    return db.each(*_transfers(f"{_TRANSFER}, source_path, path", **of))
 
 
-def of_request_json(db: Transfers, request: str) -> Iterator[tuple[str, bytes, bytes]]:
-    """All transfers of a request, likewise."""
-    return db.each(f"SELECT {_TRANSFER}, source_path, path FROM transfers WHERE request=? ORDER BY id", [request])
+def find_lines(db: Transfers, **of: Any) -> Iterator[list[str]]:
+    """The same as lines below TRANSFER_HEADINGS."""
+    rows, values = _transfers("id, request, state, tries, source, source_path, store, path, reason", **of)
+    for ident, request, state, tries, source, source_path, store, path, reason in db.each(rows, values):
+        yield [str(ident), request[:8], state, str(tries), shown_place(source, source_path), shown_place(store, path),
+               reason]
 
 
-def find_requests(db: Transfers, *, states: Sequence[State] = (), owner: str | None = None, kind: str | None = None,
-                  span: Span = EVER, limit: int = -1) -> list[Request]:
-    """The newest `limit` (-1: all) that are so, the newest last."""
-    where, values = _of_requests(states, owner, kind, span)
-    return [request_of(row) for row in db.read(
-        "SELECT id, kind, owner, priority, label, created, changed, state FROM requests "
-        f"WHERE {where} ORDER BY created DESC, id DESC LIMIT ?", [*values, limit])][::-1]
+def find_requests_json(db: Transfers, **of: Any) -> Iterator[str]:
+    """Requests as JSON objects, with how many of their transfers are in which state; the newest last.
+
+    of: as for find_json, without link and request.
+    """
+    rows, newest, values = _requests(f"id, {_REQUEST}", **of)
+    with db.snapshot():
+        counts = _counts(db, newest, values)
+        for ident, text in db.each(rows, values):
+            shares = ", ".join([f'"{state}": {count}' for state, count in counts.get(ident, {}).items()])
+            yield f'{text[:-1]}, "transfers": {{{shares}}}}}'
 
 
-def find_requests_json(db: Transfers, *, states: Sequence[State] = (), owner: str | None = None,
-                       kind: str | None = None, span: Span = EVER, limit: int = -1) -> Iterator[str]:
-    """The same as JSON objects, with how many of their transfers are in which state."""
-    where, values = _of_requests(states, owner, kind, span)
-    rows = db.each(f"SELECT {_REQUEST} FROM (SELECT * FROM requests WHERE {where} ORDER BY created DESC, id DESC "
-                   "LIMIT ?) AS requests ORDER BY created, id", [*values, limit])
-    return (row[0] for row in rows)
+def find_requests_lines(db: Transfers, **of: Any) -> Iterator[list[str]]:
+    """The same as lines below REQUEST_HEADINGS; the last cell as it was given."""
+    rows, newest, values = _requests(f"id, kind, owner, state, {_TIME.format('created')}, label", **of)
+    with db.snapshot():
+        counts = _counts(db, newest, values)
+        for ident, kind, owner, state, created, label in db.each(rows, values):
+            yield [ident, kind, owner, state, counts_text(counts.get(ident, {})), created, label]
 
 
-def _of_transfers(states: Sequence[State], owner: str | None, kind: str | None, link: tuple[str, str] | None, span: Span
-                  ) -> tuple[str, list[Any]]:
-    wheres, values = selection(owner=owner, link=link)
+def counts_text(counts: dict[str, int]) -> str:
+    """How many transfers are in which state, for people."""
+    return " ".join([f"{count} {state}" for state, count in sorted(counts.items())])
+
+
+def _transfers(columns: str, *, states: Sequence[State] = (), owner: str | None = None, kind: str | None = None,
+               link: tuple[str, str] | None = None, span: Span = EVER, request: str | None = None, limit: int = -1
+               ) -> tuple[str, list[Any]]:
+    wheres, values = selection(request, owner, link)
     _narrow(wheres, values, states, span)
     if kind is not None:
         wheres.append("request IN (SELECT id FROM requests WHERE kind=?)")
         values.append(kind)
-    return " AND ".join(wheres) or "1", values
+    where = " AND ".join(wheres) or "1"
+    if limit >= 0:
+        where = f"id IN (SELECT id FROM transfers WHERE {where} ORDER BY id DESC LIMIT ?)"
+        values.append(limit)
+    return f"SELECT {columns} FROM transfers WHERE {where} ORDER BY id", values
 
 
-def _of_requests(states: Sequence[State], owner: str | None, kind: str | None, span: Span) -> tuple[str, list[Any]]:
+def _requests(columns: str, *, states: Sequence[State] = (), owner: str | None = None, kind: str | None = None,
+              span: Span = EVER, limit: int = -1) -> tuple[str, str, list[Any]]:
+    """The rows; their ids, where they are only some, else empty; the values of each of these."""
     wheres, values = selection(owner=owner)
     _narrow(wheres, values, states, span)
     if kind is not None:
         wheres.append("kind=?")
         values.append(kind)
-    return " AND ".join(wheres) or "1", values
+    where, newest = " AND ".join(wheres) or "1", ""
+    if limit >= 0:
+        # +: where not just the newest are looked at, a sort is faster than the index, whose rows lie by their ids
+        newest = (f"SELECT id FROM requests WHERE {where} ORDER BY {'+' if wheres else ''}created DESC, id DESC "
+                  "LIMIT ?")
+        where = f"id IN ({newest})"
+        values.append(limit)
+    return f"SELECT {columns} FROM requests WHERE {where} ORDER BY +created, id", newest, values
+
+
+def _counts(db: Transfers, requests: str, values: Sequence[Any]) -> dict[str, dict[str, int]]:
+    """How many transfers of each request are in which state. requests: what selects the ids, empty: of all."""
+    found: dict[str, dict[str, int]] = {}
+    for request, state, count in db.each(
+            "SELECT o.request, t.state, count(*) FROM operations o CROSS JOIN transfers t ON t.operation=o.id "
+            f"{f'WHERE o.request IN ({requests}) ' if requests else ''}GROUP BY o.id, t.state",
+            values if requests else ()):
+        of = found.setdefault(request, {})
+        of[state] = of.get(state, 0) + count
+    return found
 
 
 def _narrow(wheres: list[str], values: list[Any], states: Sequence[State], span: Span) -> None:
     if states:
         wheres.append(f"state IN {states_sql(states)}")
     if span != EVER:
-        wheres.append("created>=? AND created<?")
+        wheres.append("+created>=? AND +created<?")
         values += span

@@ -10,8 +10,8 @@ import os
 import sqlite3
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 
 from gsync.durable import make_dirs
@@ -43,7 +43,7 @@ class Rounds:
     """Works on the data sets of a file (or those named). Use it in a `with`: that holds their locks."""
 
     def __init__(self, settings: Settings, home: str, *, stop: threading.Event | None = None,
-                 kill_file: str | None = None, backups: bool = True,
+                 kill_file: str | None = None, backups: bool = True, looking: bool = False,
                  clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.settings = settings
         common = settings.common
@@ -52,7 +52,8 @@ class Rounds:
         self._clock = clock
         self._desi_written: dict[str, dict[int, int]] = {}
         self._stack = ExitStack()
-        self._transfers = Transfers(home)
+        self._looking = looking
+        self._transfers = Transfers(home, looking)
         self._stack.callback(self._transfers.close)
         self._deliveries = Deliveries(self._transfers)
         stores = Stores(self._transfers)
@@ -63,26 +64,20 @@ class Rounds:
     def __enter__(self) -> Rounds:
         try:
             for each in self.sets:
+                self._stack.callback(each.close)
+                if self._looking:
+                    continue
                 try:
                     make_dirs(os.fsencode(each.dataset.staging), 0o750)
                     self._stack.enter_context(lock_of(each.dataset))
                 except OSError as exc:
                     raise UsageError(f"{self.settings.path}: [{each.dataset.name}] staging: {each.dataset.staging}: "
                                      f"{exc.strerror}") from None
-                self._stack.callback(each.close)
                 self._deliveries.enter(each.dataset)
         except BaseException:
             self._stack.close()
             raise
         return self
-
-    @contextmanager
-    def looking(self) -> Iterator[Rounds]:
-        """For `plan` alone: without the locks."""
-        with self._stack:
-            for each in self.sets:
-                self._stack.callback(each.close)
-            yield self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from gsync.transfer.database import Transfers
-from gsync.transfer.listing import find
+from gsync.transfer.listing import find_lines
 from gsync.transfer.requests import NewOperation, NewRequest, NewTransfer, State
 from gsync.transfer.retry import RetryPolicy
 from gsync.transfer.worker import Settings, Worker
@@ -64,7 +64,7 @@ def test_workers_killed_at_random_bring_every_file_once_and_whole(tmp_path: Path
     kills = 0
     try:
         while db.counts().get(State.DONE, 0) < 360:
-            failed = [t.reason for t in find(db, states=[State.FAILED, State.KILLED])]
+            failed = [line[-1] for line in find_lines(db, states=[State.FAILED, State.KILLED])]
             assert not failed
             time.sleep(rng.random() * 0.6)
             if kills < 12:

@@ -107,7 +107,7 @@ def test_what_was_put_in_within_a_time(cli: Cli, place: Path) -> None:
 def test_a_dry_run_queues_nothing(cli: Cli, place: Path) -> None:
     (place / "a" / "x").write_text("hello")
     assert "would copy 1 files, 5 B, from a:x to b:x" in cli("queue", "submit", "a:x", "b:x", "--dry-run")
-    assert cli("queue", "list") == "nothing is queued\n"
+    assert cli("queue", "list") == f"nothing is queued in {cli.home.path}\n"
 
 
 def test_what_failed_says_why_and_is_tried_again(cli: Cli, place: Path) -> None:
@@ -199,6 +199,34 @@ def test_names_that_are_not_utf_8(cli: Cli, place: Path) -> None:
     assert row["to_path"]["path_b64"] == "/wo="
 
 
+@pytest.mark.parametrize("command", [
+    "queue list", "queue list --json", "queue retry --owner ann", "queue kill --owner ann --yes",
+    "queue submit {dir} {dir}/copy --dry-run", "send {dir}/d.ini --to {dir} --dry-run", "store list",
+    "archive list", "archive create {dir} --vault {dir} --dry-run", "backup {dir}/in {dir}/out --dry-run",
+    "publish status", "publish once --dry-run", "deliver status -c {dir}/d.ini",
+    "deliver once -c {dir}/d.ini --dry-run"])
+def test_who_only_looks_makes_no_state_folder(cli: Cli, tmp_path: Path, command: str) -> None:
+    for name in ("dir", "dir/in", "dir/out"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "dir" / "d.ini").write_text(f"[s]\nsource = {tmp_path}/dir/in\ndestination = {tmp_path}/dir/out\n"
+                                            f"staging = {tmp_path}/dir/stage\n")
+    cli(*command.format(dir=tmp_path / "dir").split())
+    assert os.listdir(tmp_path) == ["dir"]
+    assert not (tmp_path / "dir" / "stage").exists()
+
+
+def test_a_request_is_listed_with_the_transfers_of_all_its_operations(cli: Cli, place: Path) -> None:
+    (place / "a" / "d").mkdir()
+    (place / "a" / "d" / "x").touch()
+    cli("queue", "submit", "a:d", "b:d", "--wait")
+    cli("queue", "submit", "a:d", "b:e", "--owner", "ann")
+    counts = [{"DONE": 3}, {"NEW": 1, "QUEUED": 2}]
+    for limit in ("0", "2"):
+        assert [r["transfers"] for r in shown(cli, "queue", "list", "--limit", limit)] == counts
+        assert "1 NEW 2 QUEUED" in cli("queue", "list", "--limit", limit)
+    assert [r["transfers"] for r in shown(cli, "queue", "list", "--owner", "ann", "--limit", "1")] == counts[1:]
+
+
 @pytest.mark.slow
 def test_a_hundred_thousand_transfers_are_listed_and_filtered(cli: Cli, tmp_path: Path) -> None:
     db = Transfers(cli.home.path)
@@ -210,6 +238,9 @@ def test_a_hundred_thousand_transfers_are_listed_and_filtered(cli: Cli, tmp_path
     assert len(shown(cli, "queue", "list", "--transfers", "--owner", "ann", "--in", "NEW", "--limit", "0")) == 50_000
     assert cli("queue", "list", "--transfers", "--limit", "0").count("\n") > 100_000
     assert [r["transfers"] for r in shown(cli, "queue", "list")] == [{"NEW": 50_000}] * 2
+    text = cli("queue", "list", "--transfers", "--limit", "250", "--in", "NEW").splitlines()
+    assert text[0].split() == ["ID", "REQUEST", "STATE", "TRIES", "FROM", "TO", "WHY"]
+    assert [line.split()[0] for line in text[1:]] == [str(n) for n in range(99_751, 100_001)]
 
 
 # completion
