@@ -3,7 +3,9 @@
 A *handle* is what name_to_handle_at(2) gives (4 bytes of type, native order, then the handle), or, on a file
 system without handles, a made-up one of inode number and birth time (type -1). An inode number that is used again
 has another handle. A gfid is 4 bytes of volume tag and 12 bytes of BLAKE2b of the handle, so any process can
-compute it from the inode alone. Linux only; standard library only (ctypes); Python 3.9.
+compute it from the inode alone. Where numbers of inodes are made up and forgotten (FAT), nothing tells an inode over
+time: the handle is its kind alone (type -3), and there are no gfids. Linux only; standard library only (ctypes);
+Python 3.9.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import stat
 import struct
 import threading
 import time
+from collections.abc import Callable
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -30,13 +33,18 @@ _libc = ctypes.PyDLL(None, use_errno=True)
 # No argtypes: converting by them takes longer than the call. So: ints that fit an int, bytes, references made before.
 _name_to_handle_at = _libc.name_to_handle_at
 _open_by_handle_at = _libc.open_by_handle_at
+_fstatfs = _libc.fstatfs
 _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 
 _SYS_OPENAT2 = 437  # the same on every architecture: it came after the numbers were unified
 _SYS_STATX = {"x86_64": 332, "aarch64": 291, "riscv64": 291, "ppc64le": 383, "s390x": 379}.get(platform.machine(), 0)
 _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 0x04, 0x08
-_BIRTH_TYPE = -1
+_BIRTH_TYPE, _KIND_TYPE = -1, -3
+_STATX_BTIME = 0x800
+# Numbers that last as long as the inode is cached, whatever is said of handles and birth times (linux/magic.h): FAT,
+# exFAT, and FUSE, where some programs number as they go and begin again with each mount (libfuse does).
+_MAKES_UP_NUMBERS = (0x4D44, 0x2011BAB0, 0x65735546)
 # The kernel may find no memory, or not find an inode, while directories around it are renamed: tries after the first.
 _OPEN_TRIES = {errno.ESTALE: 1, errno.ENOMEM: 1000}
 _MOUNT_PREFIX = struct.pack("=i", -2)
@@ -64,15 +72,35 @@ def _handle_at(dirfd: int, name: bytes, flags: int) -> bytes:
     return bytes(raw[4:8 + raw[0]])
 
 
-def _birth_handle_at(dirfd: int, name: bytes, flags: int) -> bytes:
-    """For file systems without handles: inode number and birth time (statx(2), struct statx of linux/stat.h)."""
+def _statx(dirfd: int, name: bytes, flags: int) -> bytes:
+    """struct statx (linux/stat.h) with inode number and birth time."""
     out = ctypes.create_string_buffer(256)
-    if _syscall(_SYS_STATX, dirfd, name, 0x100 | flags, 0x900, out) != 0:  # AT_SYMLINK_NOFOLLOW; INO | BTIME
+    if _syscall(_SYS_STATX, dirfd, name, 0x100 | flags, 0x100 | _STATX_BTIME, out) != 0:  # AT_SYMLINK_NOFOLLOW; INO
         err = ctypes.get_errno()
         raise OSError(err, os.strerror(err), name)
-    ino = struct.unpack_from("=Q", out, 32)[0]
-    sec, nsec = struct.unpack_from("=qI", out, 80)
+    return out.raw
+
+
+def _birth_handle_at(dirfd: int, name: bytes, flags: int) -> bytes:
+    """For file systems without handles: inode number and birth time."""
+    found = _statx(dirfd, name, flags)
+    ino = struct.unpack_from("=Q", found, 32)[0]
+    sec, nsec = struct.unpack_from("=qI", found, 80)
     return struct.pack("=iQqI", _BIRTH_TYPE, ino, sec, nsec)
+
+
+def _kind_handle_at(dirfd: int, name: bytes, flags: int) -> bytes:
+    """For file systems on which an inode is known by its name alone."""
+    st = os.stat(name, dir_fd=dirfd, follow_symlinks=False) if name else os.fstat(dirfd)
+    return struct.pack("=iI", _KIND_TYPE, stat.S_IFMT(st.st_mode))
+
+
+def _makes_up_numbers(fd: int) -> bool:
+    out = ctypes.create_string_buffer(256)
+    if _fstatfs(fd, out) != 0:
+        err = ctypes.get_errno()
+        raise OSError(err, os.strerror(err))
+    return struct.unpack_from("=I", out, 0)[0] in _MAKES_UP_NUMBERS
 
 
 def gfid_of(tag: bytes, handle: bytes) -> Gfid:
@@ -80,24 +108,34 @@ def gfid_of(tag: bytes, handle: bytes) -> Gfid:
     return tag + blake2b(handle, digest_size=12).digest()
 
 
+def _way(root_fd: int) -> Callable[[int, bytes, int], bytes]:
+    """How handles come about on the file system of root_fd."""
+    if _makes_up_numbers(root_fd):
+        return _kind_handle_at
+    try:
+        _handle_at(root_fd, b"", AT_EMPTY_PATH)
+        return _handle_at
+    except OSError as exc:
+        if exc.errno not in _NO_HANDLES:
+            raise
+    has_birth_times = struct.unpack_from("=I", _statx(root_fd, b"", AT_EMPTY_PATH))[0] & _STATX_BTIME
+    return _birth_handle_at if has_birth_times else _kind_handle_at
+
+
 class Handles:
     """Handles of the inodes of one file system, the one that root_fd lies on.
 
-    `real` tells whether the file system has handles; `by_handle`, whether `open` works here too
+    `lasting` tells whether a handle tells its inode from all others, at any time; else equal handles say no more than
+    that the kind is the same. `real`: the file system has handles; `by_handle`: `open` works here too
     (CAP_DAC_READ_SEARCH).
     """
 
     def __init__(self, root_fd: int) -> None:
         self._root_fd = root_fd
         self.dev = os.fstat(root_fd).st_dev
-        self._at = _handle_at
-        try:
-            self.root = _handle_at(root_fd, b"", AT_EMPTY_PATH)
-        except OSError as exc:
-            if exc.errno not in _NO_HANDLES:
-                raise
-            self._at = _birth_handle_at
-            self.root = _birth_handle_at(root_fd, b"", AT_EMPTY_PATH)
+        self._at = _way(root_fd)
+        self.root = self._at(root_fd, b"", AT_EMPTY_PATH)
+        self.lasting = self._at is not _kind_handle_at
         self.real = self._at is _handle_at
         self.by_handle = False
         if self.real:
@@ -138,10 +176,12 @@ class Seen(NamedTuple):
 
 
 class Inodes:
-    """Looks at the names of one tree and says who is there: the one rule that recorder and worker share."""
+    """Looks at the names of one tree and says who is there: the one rule that recorder and worker share. Only where
+    handles are lasting."""
 
     def __init__(self, root_fd: int, tag: bytes) -> None:
         self.handles = Handles(root_fd)
+        assert self.handles.lasting
         self._tag = tag
         self.dev = self.handles.dev
 

@@ -34,7 +34,14 @@ class FsImage:
         with image.open("wb") as file:
             file.truncate(size)
         _run(*_MKFS[fstype], str(image))
-        _run("mount", "-t", _DRIVERS.get(fstype, fstype), "-o", ",".join(["loop", *wanted]), str(image), str(self.path))
+        self._mount = ("mount", "-t", _DRIVERS.get(fstype, fstype), "-o", ",".join(["loop", *wanted]), str(image),
+                       str(self.path))
+        _run(*self._mount)
+
+    def unplug(self) -> None:
+        """Unmount it, and mount it again: the kernel knows nothing of its inodes any more."""
+        self.unmount()
+        _run(*self._mount)
 
     def remount(self, *, read_only: bool) -> None:
         _run("mount", "-o", f"remount,{'ro' if read_only else 'rw'}", str(self.path))

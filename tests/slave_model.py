@@ -48,6 +48,7 @@ class World:
         self.nodes: dict[Gfid, Node] = {}
         self.names: dict[Name, Gfid] = {}
         self.dirty: set[Name] = set()
+        self.written: set[Gfid] = set()  # files that changed in place
         self._last = 0
 
     def _at(self, name: Name) -> Gfid:
@@ -144,7 +145,7 @@ class Slave:
         except BaseException:
             self.taken.close()
             raise
-        self.tree.caps = probe(self.tree.state_fd, self.tree.handles.real)
+        self.tree.caps = probe(self.tree.state_fd, self.tree.handles.lasting)
         try:
             self.apply = Apply(self.tree, adopt, delete_retention, self._step)
             recover(self.tree, self.apply.limbo, self._step)
@@ -175,6 +176,7 @@ class Planner:
     apply: Apply
     rng: random.Random
     sent: list[Gfid] = field(default_factory=list)
+    adopted: set[Gfid] = field(default_factory=set)
     since: int = 0
 
     def batch(self, dirty: Iterable[Name], stime: int, leftovers: bool = True) -> None:
@@ -206,7 +208,7 @@ class Planner:
     def _enumerate(self, gfid: Gfid) -> set[Name]:
         """Every name that either side has in the directory."""
         mine = {n for n in self.world.names if n[0] == gfid}
-        return mine | {(gfid, e.bname) for e in self.apply.index.children(gfid, limit=10**6)}
+        return mine | {(gfid, bname) for bname, _ in self.apply.names_in(gfid, None, 10**6)[0]}
 
     def _row(self, name: Name) -> FillRow:
         node = self.world.nodes[self.world.names[name]]
@@ -268,6 +270,7 @@ class Planner:
             if not self._receive_direct(row):
                 waiting.add(name)
         elif code == protocol.ADOPTED:
+            self.adopted.add(row.gfid)
             return self._enumerate(row.gfid) if stat.S_ISDIR(row.mode) else set()
         else:
             assert code in (protocol.PARENT, protocol.CYCLE), code
@@ -296,12 +299,13 @@ class Planner:
         return True
 
     def _data(self) -> None:
-        """Bytes of files that differ, in place, of what the slave has."""
+        """Bytes of files that differ, in place, of what the slave has. No others do than a worker looks at."""
         for gfid, node in self.world.nodes.items():
             if stat.S_ISREG(node.mode) and self.world.names_of(gfid) and self.apply.known([gfid])[0]:
                 fd = self.apply.tree.open_file(gfid, os.O_RDWR)
                 old = os.read(fd, 1 << 20)
                 if old != node.data:
+                    assert gfid in self.adopted | self.world.written, f"{gfid.hex()} has another file's bytes: {old!r}"
                     os.pwrite(fd, node.data, 0)
                 if len(old) > len(node.data):
                     os.ftruncate(fd, len(node.data))

@@ -30,7 +30,8 @@ class Loss:
         self.attributes = [kind for kind, there in attributes if not there]
         self.names = [kind for kind, there in (
             ("hard links", caps.hardlink), ("symlinks", caps.symlink), ("device nodes", caps.mknod),
-            ("names that differ only in case", caps.case_sensitive)) if not there]
+            ("names that differ only in case", caps.case_sensitive),
+            ("names that end in a dot", caps.dots)) if not there]
 
     def __call__(self, st: os.stat_result, xattrs: Xattrs) -> None:
         """An inode with these attributes is sent: count what does not arrive of them."""

@@ -25,7 +25,7 @@ from gsync.session.session import Session
 from gsync.session.status import rfc3339
 from gsync.session.way import link_to
 from gsync.slave.client import SlaveClient
-from gsync.slave.survey import Survey
+from gsync.slave.survey import NUMBERS, Survey
 from gsync.transport.link import Link, parse_slave
 from gsync.volume import gstime
 from gsync.volume.gbrick import BrickHistory, BrickRecord
@@ -252,7 +252,7 @@ def _measured(volume: Volume) -> tuple[int, int, bool]:
 def _losses(slave: str, survey: Survey) -> list[Finding]:
     what = f"{slave}: {survey.file_system or 'its file system'}, as uid {survey.uid}, cannot hold"
     attributes = [kind for kind in survey.lacks if kind in _ATTRIBUTES]
-    names = [kind for kind in survey.lacks if kind not in _ATTRIBUTES]
+    names = [kind for kind in survey.lacks if kind not in (*_ATTRIBUTES, NUMBERS)]
     findings = []
     if attributes:
         findings.append(Finding(Level.WARNING, f"{what} {_and(attributes)}: they are left out, and counted in "
@@ -260,6 +260,10 @@ def _losses(slave: str, survey: Survey) -> list[Finding]:
     if names:
         findings.append(Finding(Level.WARNING, f"{what} {_and(names)}: such entries will be failures, which `gsync "
                                 "failures` lists"))
+    if NUMBERS in survey.lacks:
+        findings.append(Finding(Level.WARNING, f"{slave}: {survey.file_system or 'its file system'} keeps no inode "
+                                "numbers: files are known by their names there, so one that others put in the place of "
+                                "another is taken for it; after a cut, what the batch had touched is compared"))
     return findings
 
 

@@ -75,7 +75,9 @@ class Apply:
         self.index = tree.index
         self.limbo = Limbo(tree, delete_retention, step)
         self.step = step
-        self._adopt = adopt
+        # Where handles are not lasting, recovery gives up what was touched: now it is as if others had made it.
+        self.in_doubt = not tree.handles.lasting and bool(tree.index.touched_names(None, 1))
+        self._adopt = adopt or self.in_doubt
         self.index.db.execute("CREATE TEMP TABLE IF NOT EXISTS listed (bname BLOB PRIMARY KEY) WITHOUT ROWID")
         self._listed: Gfid | None = None
 
@@ -152,6 +154,8 @@ class Apply:
                 page.forget()
                 mine.remove(entry)
                 break
+        if bname.endswith(b".") and not self.tree.caps.dots:
+            raise OSError(errno.EINVAL, "the slave keeps no dot at the end of a name")
         occupant = None if place is Place.UNATTACHED and self._is_empty(page, pargfid) else \
             self.index.get(pargfid, bname)
         if occupant is None and (other := self._other_spelling(pargfid, bname)) is not None and other.gfid != gfid:
@@ -181,17 +185,29 @@ class Apply:
         return self._move(page, row, place, mine, occupant)
 
     def _other_spelling(self, pargfid: Gfid, bname: bytes) -> Entry | None:
-        """What the index knows at this name by another spelling, on a file system that does not tell case."""
+        """What the index knows at this name by another spelling, on a file system that does not tell case. EEXIST where
+        it takes the name for quite another one."""
+        alike = self._spellings(pargfid, bname)
+        if alike == []:
+            raise OSError(errno.EEXIST, "the slave takes the name for that of another file")
+        return next((entry for name in alike or () if (entry := self.index.get(pargfid, name))), None)
+
+    def _spellings(self, pargfid: Gfid, bname: bytes) -> list[bytes] | None:
+        """The spellings by which the file at this name is listed; none where it has another name (of which this may be
+        the short one: FAT gives long names one). None: nothing is there, or it is listed by this very name."""
         if self.tree.caps.case_sensitive:
             return None
         dirfd = self.tree.dir(pargfid)
         if self.tree.look(dirfd, bname) is None:
             return None
         folded = os.fsdecode(bname).casefold()
-        alike = [name for name in os.listdir(dirfd) if name.casefold() == folded]
-        if os.fsdecode(bname) in alike:
-            return None
-        return next((entry for name in alike if (entry := self.index.get(pargfid, os.fsencode(name)))), None)
+        alike = [os.fsencode(name) for name in os.listdir(dirfd) if name.casefold() == folded]
+        return None if bname in alike else alike
+
+    def _is_another(self, pargfid: Gfid, bname: bytes) -> bool:
+        """Whether the file at this name has another one, by which it is gsync's, or may be."""
+        alike = self._spellings(pargfid, bname)
+        return alike is not None and (not alike or any(self.index.get(pargfid, name) for name in alike))
 
     def _is_there(self, entry: Entry) -> bool:
         try:
@@ -286,6 +302,8 @@ class Apply:
         if found.kind in (stat.S_IFCHR, stat.S_IFBLK) and found.st.st_rdev != row.rdev:
             return False
         if not found.is_dir and found.st.st_nlink > 1:
+            if not self.tree.handles.lasting:
+                return False  # whose the other names are cannot be told
             if self.index.adopted(found.handle) not in (None, row.gfid):
                 return False  # linked here, but two files on the master
             self.index.adopt(found.handle, row.gfid)
@@ -327,7 +345,8 @@ class Apply:
         is_dir = stat.S_ISDIR(row.mode)
         if not sources:
             return self._nowhere(page, row)
-        if found is not None and any(e.handle == found.handle for e in sources):  # a link that the index did not know
+        if found is not None and self.tree.handles.lasting and any(e.handle == found.handle for e in sources):
+            # A link that the index did not know.
             self.index.put([sources[0]._replace(pargfid=row.pargfid, bname=row.bname)])
             return OK
         if is_dir:
@@ -393,6 +412,9 @@ class Apply:
             self._detach(page, row, found, occupant, keep_name=True)
         if source.pargfid in (LIMBO_NEW, LIMBO_OLD):
             os.rename(source.bname, row.bname, src_dir_fd=tree.dir(source.pargfid), dst_dir_fd=tree.dir(row.pargfid))
+            if found is not None and not tree.handles.lasting:  # of two links of one inode rename(2) leaves both
+                with suppress(FileNotFoundError):
+                    os.unlink(source.bname, dir_fd=tree.dir(source.pargfid))
             self._moved(page, source, row)
             return OK
         try:
@@ -460,7 +482,7 @@ class Apply:
         if self._where(page, row.pargfid) is Place.AWAY:
             return
         found, entry = self._occupant(page, row.pargfid, row.bname)
-        if found is None or (entry is None and self._other_spelling(row.pargfid, row.bname) is not None):
+        if found is None or (entry is None and self._is_another(row.pargfid, row.bname)):
             return
         if not self.limbo.is_last_link(found, entry.gfid if entry else None):
             self._unlink(row)

@@ -56,12 +56,13 @@ class Directory:
         index.check_epoch(asked.epoch)
         receivers_gone(lambda: tree.lock_receivers(alone=True), tree.receivers_fd, self._taken.own)
         unclean = index.fact("clean") == 0
-        caps = tree.caps = probe(tree.state_fd, tree.handles.real)
+        caps = tree.caps = probe(tree.state_fd, tree.handles.lasting)
         if "xattrs" in asked.leave:  # what the slave has of these is not the worker's
             tree.caps = tree.caps._replace(xattr=False, trusted=False)
         if "acls" in asked.leave:
             tree.caps = tree.caps._replace(acl=False)
         works = Apply(tree, asked.adopt, asked.delete_retention, self._step)
+        unclean = unclean or works.in_doubt
         recover(tree, works.limbo, works.step)
         with index.transaction():
             for key, value in (("caps", json.dumps(tree.caps._asdict())), ("clean", 0), ("boot_id", asked.boot_id),

@@ -214,7 +214,7 @@ ACL_OF_A_PROBE = bytes.fromhex("02000000" "01000600ffffffff" "0200060001000000" 
 _SOME_ID = 54321
 
 
-def probe(state_fd: int, real_handles: bool) -> Caps:
+def probe(state_fd: int, lasting_handles: bool) -> Caps:
     """Find out by trying, in a folder of its own below .gsync."""
     with suppress(FileExistsError):
         os.mkdir(b"probe", 0o700, dir_fd=state_fd)
@@ -235,6 +235,10 @@ def probe(state_fd: int, real_handles: bool) -> Caps:
                 return True
             return False
 
+        def keeps_dots() -> bool:
+            os.close(os.open(b"dot.", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=folder))
+            return "dot." in os.listdir(folder)
+
         return Caps(
             root=os.geteuid() == 0,
             chown=works(lambda: os.chown(b"file", _SOME_ID, _SOME_ID, dir_fd=folder)),
@@ -244,9 +248,10 @@ def probe(state_fd: int, real_handles: bool) -> Caps:
             hardlink=works(lambda: os.link(b"file", b"link", src_dir_fd=folder, dst_dir_fd=folder)),
             symlink=works(lambda: os.symlink(b"x", b"symlink", dir_fd=folder)),
             mknod=works(lambda: os.mknod(b"device", stat.S_IFCHR | 0o600, os.makedev(1, 3), dir_fd=folder)),
-            handles=real_handles,
+            handles=lasting_handles,
             utime_ns=works(keeps_ns),
             case_sensitive=tells_case(),
+            dots=works(keeps_dots),
         )
     finally:
         _clean(folder)

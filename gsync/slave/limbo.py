@@ -62,7 +62,8 @@ class Limbo:
         if entry is not None:
             name = name_in_limbo(entry.gfid)
         else:
-            name = _FOREIGN + blake2b(found.handle, digest_size=16).hexdigest().encode()
+            own = found.handle if tree.handles.lasting else os.urandom(16)
+            name = _FOREIGN + blake2b(own, digest_size=16).hexdigest().encode()
         self._make_room(name, found.handle)
         if keep_name and not found.is_dir:
             try:
@@ -86,7 +87,7 @@ class Limbo:
         """Another inode that waits under this name is nobody any more."""
         tree = self._tree
         found = tree.look(tree.old_fd, name)
-        if found is None or found.handle == handle:
+        if found is None or (tree.handles.lasting and found.handle == handle):
             return
         tree.discard(tree.old_fd, name)
         entry = self._index.get(LIMBO_OLD, name)

@@ -256,7 +256,8 @@ class CommitAnswer(NamedTuple):
 
 
 class Caps(NamedTuple):
-    """What the slave's file system and user can hold; each was tried. handles: inodes have real file handles."""
+    """What the slave's file system and user can hold; each was tried. handles: an inode is told from all others at any
+    time. dots: names may end in one."""
 
     root: bool = True
     chown: bool = True
@@ -269,6 +270,7 @@ class Caps(NamedTuple):
     handles: bool = True
     utime_ns: bool = True
     case_sensitive: bool = True
+    dots: bool = True
 
 
 class Hello(NamedTuple):

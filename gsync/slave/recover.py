@@ -1,7 +1,9 @@
 """Makes the index true again after an agent has ended, however it ended [27].
 
 Everything that may have changed since the last commit is known: touched names, limbo/old, limbo/new. It is read from
-the file system; identity comes from the handles that `touched` keeps. Killed anywhere, it starts again from scratch.
+the file system; identity comes from the handles that `touched` keeps. Where handles are not lasting, nobody can say
+what lies at a touched name: its row is dropped, with all below it, and the worker is to compare what it finds there (as
+when adopting). Killed anywhere, it starts again from scratch.
 Standard library only, Python 3.9.
 """
 
@@ -25,9 +27,12 @@ _PAGE = 1000
 def recover(tree: SlaveTree, limbo: Limbo, step: Step) -> None:
     """Bring index, limbo and modes into order; to be called before anything else is done with the tree."""
     tree.turn()
+    recovery = _Recovery(tree)
+    if not tree.handles.lasting:
+        recovery.distrust()
     tree.settle_after_crash()
     limbo.empty_links()
-    _Recovery(tree).rows()
+    recovery.rows()
     step("rows follow the disk")
     tree.settle()
     limbo.drop_doomed()
@@ -44,6 +49,14 @@ class _Recovery:
         self._tree = tree
         self._index = tree.index
         self._homeless: set[Gfid] = set()  # directories that lost a row
+
+    def distrust(self) -> None:
+        """Drop the row of every touched name, and all rows below."""
+        with self._index.transaction():
+            for name in self._touched():
+                row = self._index.get(*name)
+                if row is not None:
+                    self._index.drop_name(row)
 
     def rows(self) -> None:
         """Limbo/old first: its entries are known by their names. Then the touched names, from the top down, until
@@ -142,6 +155,8 @@ class _Recovery:
                     leftovers.append(bname)
                     return
                 self._put(Entry(LIMBO_OLD, bname, gfid, found.kind, found.handle))
+                if found.is_dir and not self._tree.handles.lasting:  # its rows went with that of its name
+                    self._index.add_incomplete(gfid)
         if self._index.waits(bname) is None:
             self._index.wait_in_limbo(Waiting(bname, since, was))
 
@@ -158,7 +173,7 @@ class _Recovery:
         row = self._index.get(pargfid, bname)
         if row is not None and found is not None and row.handle == found.handle:
             return False
-        who = self._index.touched_inode(found.handle) if found is not None else None
+        who = self._index.touched_inode(found.handle) if found is not None and self._tree.handles.lasting else None
         if found is None or who is None:
             if row is not None:
                 self._forget(row)

@@ -16,15 +16,18 @@ from typing import Any, NamedTuple
 import gsync
 from gsync import rpc
 from gsync.errors import SlaveError
+from gsync.fsid import Handles
 from gsync.model import NS, STATE_DIR, shown
 from gsync.slave import fence
 from gsync.slave.identity import ACL_OF_A_PROBE, inspect, open_root
 from gsync.slave.tree import OPEN_DIR, place_of
 
 _SOME_ID = 54321
+NUMBERS = "inode numbers"  # among what it lacks: that an inode can be told from others at any time
 # What file systems lack that cannot be tried without making names. Names of kinds as in session.loss.
 _WITHOUT = {
-    "vfat": ("hard links", "symlinks", "device nodes", "names that differ only in case", "owner", "xattrs", "acls"),
+    "vfat": ("hard links", "symlinks", "device nodes", "names that differ only in case", "names that end in a dot",
+             "owner", "xattrs", "acls"),
     "exfat": ("hard links", "symlinks", "device nodes", "names that differ only in case", "owner", "xattrs", "acls"),
     "ntfs3": ("device nodes", "names that differ only in case"),
     "cifs": ("device nodes", "names that differ only in case", "owner"),
@@ -35,8 +38,8 @@ _WITHOUT = {
 class Survey(NamedTuple):
     """now: the clock there, ns. state: missing (the folder above it is there), empty, ours, foreign, or refused.
     problems: why it cannot be the slave, one line each. free: bytes; inodes: how many more, None without a limit.
-    lacks: kinds of attributes and names that it cannot hold, as far as can be seen from outside. volume_id: of a
-    GlusterFS volume, its id."""
+    lacks: kinds of attributes and names that it cannot hold, as far as can be seen from outside, and NUMBERS.
+    volume_id: of a GlusterFS volume, its id."""
 
     protocol: int
     version: str
@@ -81,6 +84,8 @@ def survey(root: bytes, volume: str, adopt: bool) -> Survey:
         space = os.fstatvfs(fd)
         file_system = _file_system(fd)
         lacks = set(_WITHOUT.get(file_system, ())) | set(_tried(fd))
+        if not Handles(fd).lasting:
+            lacks.add(NUMBERS)
     finally:
         os.close(fd)
     return Survey(rpc.PROTOCOL, gsync.__version__, platform.python_version(), os.geteuid(), time.time_ns(), state,

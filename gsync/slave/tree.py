@@ -120,7 +120,7 @@ class SlaveTree:
         self.handles = Handles(self.root_fd)
         self.privileged = os.geteuid() == 0
         self.state_fd = os.open(STATE_DIR, OPEN_DIR, dir_fd=self.root_fd)
-        self.state_handle = self.handles.of_fd(self.state_fd)
+        self._state_ino = os.fstat(self.state_fd).st_ino  # which is its own for as long as it is open
         limbo = os.open(b"limbo", OPEN_DIR, dir_fd=self.state_fd)
         self.new_fd, self.old_fd, self.link_fd, self.del_fd = (
             os.open(name, OPEN_DIR, dir_fd=limbo) for name in LIMBO_FOLDERS)
@@ -220,7 +220,7 @@ class SlaveTree:
     def _enter(self, parent: int, entry: Entry) -> int:
         slot = self._slots.get(entry.gfid)
         if slot is not None:
-            if slot.handle == entry.handle == self.handles.at(parent, entry.bname):
+            if self.handles.lasting and slot.handle == entry.handle == self.handles.at(parent, entry.bname):
                 if not self.privileged:
                     self._open_up_fd(entry.gfid, slot.fd, os.fstat(slot.fd))
                 slot.turn = self._turn
@@ -307,10 +307,10 @@ class SlaveTree:
             st = os.stat(bname, dir_fd=dirfd, follow_symlinks=False)
         except FileNotFoundError:
             return None
-        if handle == self.state_handle:
-            raise PermissionError(errno.EPERM, "gsync's own folder", bname)
         if st.st_dev != self.handles.dev:
             raise OSError(errno.EBUSY, "a mount point", bname)
+        if st.st_ino == self._state_ino:
+            raise PermissionError(errno.EPERM, "gsync's own folder", bname)
         return Found(handle, st)
 
     def is_at(self, entry: Entry) -> bool:

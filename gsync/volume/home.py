@@ -26,6 +26,8 @@ from gsync.volume.gluster import BrickAt, GlusterInfo, node_uuid
 
 FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}")
+_NO_IDENTITY = ("cannot be a master: its file system keeps no inode numbers (FAT, exFAT and FUSE do not), so nobody "
+                "could tell what was renamed or replaced there")
 _FS_IOC_GETFSUUID = 0x80111500  # struct fsuuid2 {u8 len; u8 uuid[16]}, Linux 6.9
 
 
@@ -153,7 +155,10 @@ class Volume:
             if not _same_file_system(self.file_system, file_system_ids(fd)):
                 raise NotThere(f"{why} is on another file system than before (not mounted, or something else is?); "
                                f"{rest}. If it is the volume all the same, remove the volume and add it again")
-            if Handles(fd).root != self.root:
+            handles = Handles(fd)
+            if not handles.lasting:
+                raise NotThere(f"{why} {_NO_IDENTITY}; {rest}")
+            if handles.root != self.root:
                 raise NotThere(f"{why} is another directory than before (not mounted, or replaced?); {rest}. If it is "
                              "the volume all the same, remove the volume and add it again")
         except BaseException:
@@ -229,8 +234,11 @@ class Home:
         except OSError as exc:
             raise UsageError(f"volume {name}: {path}: {exc.strerror}") from None
         try:
+            handles = Handles(fd)
+            if not handles.lasting:
+                raise UsageError(f"volume {name}: {path} {_NO_IDENTITY}")
             return Volume(os.path.join(self._volumes, name), name, real, str(uuid.uuid4()), secrets.token_bytes(4),
-                          Handles(fd).root, file_system_ids(fd))
+                          handles.root, file_system_ids(fd))
         finally:
             os.close(fd)
 

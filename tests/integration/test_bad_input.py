@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.fault.test_kill_steps import touched
 from tests.images import FsImage
 from tests.place import PATIENCE, Place
 from tests.sshd import HOST, Sshd
@@ -140,7 +141,8 @@ class TestSlaveFileSystem:
 
 
     def test_one_that_does_not_tell_case_and_knows_files_and_folders_only(self, place: Place) -> None:
-        """exFAT, the file system of memory sticks. What it cannot hold is in the ledger, the rest arrives."""
+        """exFAT, the file system of memory sticks. What it cannot hold is in the ledger, the rest arrives. Between the
+        runs its inodes get other numbers, and each other's."""
         fill(place)
         for name in ("Case", "dir0/Also", "q?", "rename me"):
             (place.master / name).write_text(name)
@@ -152,22 +154,66 @@ class TestSlaveFileSystem:
             place.slave_arg = str(place.slave)
             assert "names that differ only in case" in place.once(code=1).stderr
             assert failures(place) in ({"q?", "link", "rename me"}, {"q?", "link", "second name"})
+            forget_inodes()
             for name in ("case", "dir0/also"):
                 (place.master / name).write_text(name)
             (place.master / "second name").unlink()
             place.gsync("failures", "retry")
             place.once(code=1)
             assert failures(place) == {"q?", "link", "case", "dir0/also"}
+            image.unplug()
             assert (place.slave / "Case").read_text() == "Case"
             for name in ("Case", "q?", "link", "dir0/also"):
                 (place.master / name).unlink()
             (place.master / "rename me").rename(place.master / "Rename Me")
             (place.master / "dir1").rename(place.master / "DIR1")
-            place.once(code=1)  # removals come last, when the other spelling has been refused once more
+            moved = place.once(code=1)  # removals come last, when the other spelling has been refused once more
+            assert place.sent(moved)[0] == 0
             place.gsync("failures", "retry")
-            place.once()
+            image.unplug()
+            forget_inodes()
+            assert place.sent(place.once())[0] == 1  # "case", which can come now
             assert failures(place) == set()
             assert names_and_contents(place.slave) == names_and_contents(place.master)
+
+    def test_one_that_makes_up_inode_numbers_is_pulled_out_in_a_batch(self, place: Place) -> None:
+        """What is there by then is compared, not believed, and not sent again."""
+        for n in range(200):
+            (place.master / f"file{n:03}").write_text(f"{n}\n" * 100)
+        with FsImage(place.folder / "stick", 64 * MIB, "exfat") as image:
+            place.slave = image.path / "slave"
+            place.slave.mkdir()
+            place.slave_arg = str(place.slave)
+            place.once()
+            for n in range(0, 200, 2):  # each has the name of the next one then
+                (place.master / f"file{n:03}").replace(place.master / "other")
+                (place.master / f"file{n + 1:03}").replace(place.master / f"file{n:03}")
+                (place.master / "other").replace(place.master / f"file{n + 1:03}")
+            (place.master / "dir").mkdir()
+            (place.master / "dir" / "new").write_text("new")
+            with place.running():
+                wait(lambda: touched(place), place.log)
+                roles = ("run", "agent", "worker", "receiver", "recorder")
+                wait(lambda: not any(place.kill(role) for role in roles), place.log)
+            image.unplug()
+            place.once()
+            assert names_and_contents(place.slave) == names_and_contents(place.master)
+
+
+class TestMasterFileSystem:
+    @pytest.mark.root
+    def test_one_that_makes_up_inode_numbers(self, place: Place) -> None:
+        with FsImage(place.folder / "stick", 64 * MIB, "exfat") as image:
+            for command in (("run", image.path, place.slave, "--once"), ("volume", "add", "stick", image.path),
+                            ("create", image.path, place.slave)):
+                assert "cannot be a master: its file system keeps no inode numbers" in line_of(
+                    place.gsync(*command, code=2))
+
+
+def forget_inodes() -> None:
+    """Have the kernel forget all that it need not know."""
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("2")
 
 
 def names_and_contents(root: Path) -> dict[str, bytes | None]:

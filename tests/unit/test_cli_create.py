@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -196,12 +197,14 @@ class TestCreate:
         monkeypatch.setattr(survey, "_file_system", lambda fd: "vfat")
         monkeypatch.setattr(SlaveClient, "survey", lambda self, volume, adopt: survey.survey(
             bytes(copy), volume, adopt))
-        (attributes, names) = findings(cli, tree, copy, code=0)
+        monkeypatch.setattr(survey, "Handles", lambda fd: SimpleNamespace(lasting=False))
+        (attributes, names, numbers) = findings(cli, tree, copy, code=0)
         assert "vfat, as uid " in attributes
         assert "cannot hold acls, owner" in attributes
         assert "counted in `gsync status`" in attributes
-        assert "device nodes, hard links, names that differ only in case and symlinks" in names
+        assert "hard links, names that differ only in case, names that end in a dot and symlinks" in names
         assert "`gsync failures` lists" in names
+        assert "vfat keeps no inode numbers: files are known by their names there" in numbers
 
     @pytest.mark.root
     def test_a_read_only_file_system(self, cli: Cli, tree: Path, tmp_path: Path) -> None:

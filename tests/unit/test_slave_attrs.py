@@ -284,6 +284,7 @@ def locked_changes(world: World) -> None:
     world.make(inner, b"sub", stat.S_IFDIR | 0o111)
     world.rename((closed, b"inner"), (ROOT, b"inner"))
     world.nodes[world.names[closed, b"ro"]].data = b"written all the same"
+    world.written.add(world.names[closed, b"ro"])
     world.dirty.add((closed, b"ro"))
     world.symlink(closed, b"link")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from gsync import fsid
 from gsync.model import ROOT_GFID as ROOT
 from tests.slave_model import (
     FIFO,
@@ -131,7 +132,9 @@ def tree_moved_in_from_outside(world: World) -> None:
 
 
 def written_in_place(world: World) -> None:
-    world.nodes[world.names[ROOT, b"f"]].data = b"f's BYTES"  # no longer: ext4 would write more of it by itself
+    f = world.names[ROOT, b"f"]
+    world.nodes[f].data = b"f's BYTES"  # no longer: ext4 would write more of it by itself
+    world.written.add(f)
     world.dirty.add((ROOT, b"f"))
 
 
@@ -228,6 +231,14 @@ def test_killed_after_every_step(folder: Path, change: Change) -> None:
         assert case.wrong() == [], f"killed at step {step}"
         step += 1
     assert step > 5
+
+
+@pytest.mark.parametrize("change", [files_swapped, directories_swapped, replaced_by_a_new_file, hard_links,
+                                    directory_turned_inside_out, old_things_moved_into_a_new_directory])
+def test_killed_after_every_step_where_inodes_are_known_by_name_alone(
+        folder: Path, monkeypatch: pytest.MonkeyPatch, change: Change) -> None:
+    monkeypatch.setattr(fsid, "_makes_up_numbers", lambda fd: True)
+    test_killed_after_every_step(folder, change)
 
 
 @pytest.mark.parametrize("change", CHANGES)
