@@ -133,6 +133,31 @@ def show(ident: Annotated[str, typer.Argument(metavar="ID", help="The request, o
         return _exit_code(queue.transfers.counts(found.id))
 
 
+@app.command("summary")
+def summary(json: JsonOption = False, state: StateOption = None) -> None:
+    """Count what waits, moves and has failed: by what is done, by owner, by link; and show stores left alone."""
+    from gsync.cli.output import path_shown, print_json, print_table
+    from gsync.transfer.listing import counts_text
+    from gsync.transfer.overview import overview
+
+    with _Queue(state) as queue:
+        found = overview(queue.transfers)
+    if json:
+        print_json(found)
+        return
+    print(counts_text(found["states"]) or f"nothing is queued in {queue.home.path}")
+    rows = [[what, path_shown(each["name"]), counts_text(each["states"])]
+            for what, key in (("what", "work"), ("owner", "owners"), ("link", "links")) for each in found[key]]
+    rows += [["store", each["store"], f"left alone until {each['until'] or 'allowed'}: {each['reason']}"]
+             for each in found["banned"]]
+    rows += [[each["kind"], path_shown(each["directory"]), each["state"]] for each in found["archives"]
+             if each["running"] or each["failed"]]
+    rows += [["replication", path_shown(each["label"]), f"{each['failures']} not synced"]
+             for each in found["replication"]]
+    if rows:
+        print_table(["BY", "NAME", "OPEN"], rows)
+
+
 @app.command("retry")
 def retry(ids: Requests = None, owner: OwnerOption = None, link: LinkOption = None, dry_run: DryRunOption = False,
           json: JsonOption = False, state: StateOption = None) -> None:

@@ -1,7 +1,8 @@
 """The status page of delivery: plain files in one folder that need no server, no network and no script.
 
 index.html has each data set with its last nights, YEAR.html a year's calendar and nights, night-*.html the units of a
-night with what was done to them and when. Green: all is done; amber: something is still to come; red: somebody has to
+night with what was done to them and when, transfers.html what else the state folder holds: the queue, archives, what
+replication could not sync. Green: all is done; amber: something is still to come; red: somebody has to
 look. Names from outside are escaped. status.json says the same for programs. Files are replaced in one step, and only
 those whose nights have changed.
 """
@@ -23,6 +24,7 @@ from gsync.durable import make_dirs
 from gsync.model import NS, shown
 from gsync.transfer.dataset import DataSet, Settings
 from gsync.transfer.deliverdb import THERE, Deliveries, Delivery, Stage, State
+from gsync.transfer.overview import overview
 
 VERSION = 1   # of what a night's page looks like: another one, and all are written anew
 LAST = 10     # nights on the first page
@@ -156,7 +158,8 @@ def write(settings: Settings, deliveries: Deliveries, now: datetime) -> None:
         parts = [(dataset, [night for night in all_nights[dataset.name] if night.day.year == year])
                  for dataset in settings.sets]
         _replace(folder, f"{year}.html", year_page(year, years, parts))
-    status = document(settings, deliveries, now)
+    status = {**document(settings, deliveries, now), "transfers": overview(deliveries.transfers)}
+    _replace(folder, "transfers.html", transfers_page(status["transfers"], now))
     _replace(folder, "index.html", index_page(settings, all_nights, status, years, now))
     _replace(folder, "status.json", json.dumps(_json_ready(status), indent=1) + "\n")
 
@@ -278,7 +281,76 @@ def index_page(settings: Settings, all_nights: dict[str, list[Night]], status: d
         parts.append(_attention(dataset, found["attention"]))
         parts.append(f"<h3>Last {LAST} nights</h3>\n" + _nights_table(dataset, all_nights[dataset.name][:LAST]))
         parts.append("</section>\n")
+    parts.append('<section>\n<h2><a href="transfers.html">All transfers</a></h2>\n'
+                 + _transfers_figures(status["transfers"]) + "</section>\n")
     return _page("Delivery", "".join(parts), refresh=True)
+
+
+_FAILED, _DONE = ("FAILED",), ("DONE", "KILLED")
+
+
+def _colours(states: dict[str, int]) -> dict[str, int]:
+    """Transfers by colour: those that failed are red, those that are still to come or tried again amber."""
+    red, green = (sum(states.get(state, 0) for state in some) for some in (_FAILED, _DONE))
+    return {RED: red, AMBER: sum(states.values()) - red - green, GREEN: green}
+
+
+def _transfers_figures(found: dict[str, Any]) -> str:
+    states = found["states"]
+    lost = sum(each["failures"] for each in found["replication"])
+    copies = next((sum(each["states"].values()) for each in found["work"] if each["name"] == "replicate"), 0)
+    figures = [(_colours(states)[AMBER], "waiting or moving", False),
+               (states.get("RETRY", 0), "to be tried again", False),
+               (copies, "replications pending", False), (states.get("FAILED", 0), "failed", True),
+               (len(found["banned"]), "stores left alone", True), (lost, "not replicated", True),
+               (sum(each["running"] for each in found["archives"]), "archive jobs running", False),
+               (sum(each["failed"] for each in found["archives"]), "archive jobs failed", True)]
+    return '<div class="figures">' + "".join(
+        f'<div><b class="{"red-text" if bad and count else ""}">{count}</b>{label}</div>'
+        for count, label, bad in figures) + "</div>\n"
+
+
+def transfers_page(found: dict[str, Any], now: datetime) -> str:
+    """What the queue, the archives and replication have to do, and what of it has failed."""
+    body = [f'<header><h1>All transfers</h1><p class="quiet">as of {_when(now)}; gsync queue list --transfers has each '
+            f"of them</p></header>\n<section>\n{_transfers_figures(found)}"]
+    body += [f'<p class="banner red">Store {_text(each["store"])} is left alone'
+             f'{" until " + each["until"][:19].replace("T", " ") + " UTC" if each["until"] else ""}: '
+             f'{_text(each["reason"])}</p>\n' for each in found["banned"]]
+    body.append("</section>\n")
+    for title, key in (("By what is done", "work"), ("By owner", "owners"), ("By link", "links")):
+        rows = [f'<tr><td>{_text(each["name"].replace(",", " → ") if key == "links" else each["name"])}</td>'
+                f'<td class="wide">{_bar(_colours(each["states"]))}</td><td class="quiet">'
+                f'{", ".join(f"{count} {state}" for state, count in each["states"].items())}</td></tr>\n'
+                for each in found[key]]
+        if rows:
+            body.append(f"<section>\n<h2>{title}</h2>\n<table>\n{''.join(rows)}</table>\n</section>\n")
+    if found["attention"]:
+        body.append('<section>\n<h2>Failed, or to be tried again</h2>\n<ul class="attention">\n' + "".join(
+            f'<li><span class="chip {colour}">{_SIGNS[colour]}</span> <b>{_text(each["from"])} → {_text(each["to"])}'
+            f'</b> <span class="quiet">{each["what"]}, {each["state"]}, {_text(each["request"])}</span><br>'
+            f'{_text(each["reason"])}</li>\n' for each in found["attention"]
+            for colour in [RED if each["state"] == "FAILED" else AMBER]) + "</ul>\n</section>\n")
+    if found["archives"]:
+        body.append("<section>\n<h2>Archives and backups</h2>\n<table><thead><tr><th>Directory</th><th>State</th>"
+                    "<th>Entries</th><th>Size</th><th>Changed</th></tr></thead><tbody>\n" + "".join(
+                        _archive_row(each) for each in found["archives"]) + "</tbody></table>\n</section>\n")
+    if found["replication"]:
+        body.append("<section>\n<h2>What replication could not sync</h2>\n<table>\n" + "".join(
+            f'<tr><td><span class="chip red">{_SIGNS[RED]}</span> {_text(each["label"])}</td><td class="num">'
+            f'{each["failures"]}</td><td class="quiet">{_text(each["id"])}</td></tr>\n'
+            for each in found["replication"]) + "</table>\n</section>\n")
+    return _page("All transfers", "".join(body), back='<p class="back"><a href="index.html">← delivery</a></p>\n',
+                 refresh=True)
+
+
+def _archive_row(each: dict[str, Any]) -> str:
+    colour = AMBER if each["running"] else RED if each["failed"] else GREEN
+    doing = f'<br><span class="quiet">{_text(each["stage"])}: {each["entries_done"]:,} of {each["stage_entries"]:,}' \
+            "</span>" if each["running"] else f'<br>{_text(each["reason"])}' if each["failed"] else ""
+    return (f'<tr><td><span class="chip {colour}">{_SIGNS[colour]}</span> {_text(each["directory"])}</td>'
+            f'<td>{each["state"]}{doing}</td><td class="num">{each["entries"]:,}</td><td class="num">'
+            f'{_size(each["bytes"])}</td><td class="num">{each["changed"][:19].replace("T", " ")}</td></tr>\n')
 
 
 def _attention(dataset: DataSet, found: Sequence[dict[str, Any]]) -> str:

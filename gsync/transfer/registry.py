@@ -140,8 +140,8 @@ class Stores:
             row = db.execute("SELECT count(*) FROM transfers WHERE (source=:s OR store=:s) AND state NOT IN "
                              "('DONE', 'FAILED', 'KILLED')", {"s": name}).fetchone()
             if row[0]:
-                raise UsageError(f"store {name}: {row[0]} transfers are not done yet; gsync queue kill --store {name} "
-                                 "gives them up")
+                raise UsageError(f"store {name}: {row[0]} transfers are not done yet; gsync queue kill --link ,{name} "
+                                 f"and --link {name}, give them up")
             db.execute("DELETE FROM stores WHERE name=?", (name,))
             db.execute("DELETE FROM bans WHERE store=?", (name,))
 

@@ -10,11 +10,16 @@ import shutil
 import struct
 import subprocess
 import zlib
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from gsync.transfer.archives import Archives
+from gsync.transfer.database import Transfers
+from gsync.transfer.registry import Stores
+from gsync.transfer.requests import NewOperation, NewRequest, NewTransfer, State
 from tests.nights import Nights, night_of, remove
 
 EVIL = b"<script>document.title='evil'</script>&\"'"
@@ -90,6 +95,43 @@ def test_only_nights_that_changed_are_written(nights: Nights) -> None:
     changed = {name for name in before if before[name] != after[name]}
     assert {"index.html", "status.json", f"night-raw-{night_of(0)}.html"} <= changed
     assert not {"2024.html", "night-raw-20241231.html", f"night-raw-{night_of(3)}.html", "style.css"} & changed
+
+
+@pytest.fixture
+def busy(nights: Nights) -> Nights:
+    """Beside deliveries: a copy that failed, a replication that waits, an archive whose put failed, a banned store."""
+    with closing(Transfers(str(nights.home))) as transfers:
+        copy = transfers.submit(NewRequest("queue", "ann", [
+            NewOperation("copy", [NewTransfer("disk", EVIL.replace(b"/", b"_"), "tape", b"x")])]))
+        (row,) = transfers.page(request=copy)
+        transfers.advance([row.id], State.NEW, State.FAILED, reason="quota of <ann>")
+        transfers.submit(NewRequest("send", "bob", [
+            NewOperation("replicate", [NewTransfer("spare", b"y", "wanted", b"y")])]))
+        Archives(transfers, str(nights.home)).add("archive", b"/data/run 1", "tape", b"place", "put")
+        Stores(transfers).ban("tape", "a new drive comes", 3600)
+    nights.round()
+    return nights
+
+
+def test_it_shows_what_else_the_state_folder_holds(busy: Nights) -> None:
+    index = (busy.page / "index.html").read_text()
+    for figure in ("<b class=\"red-text\">2</b>failed", "<b class=\"\">1</b>replications pending",
+                   "<b class=\"red-text\">1</b>archive jobs failed", "<b class=\"red-text\">1</b>stores left alone"):
+        assert figure in index
+    page = (busy.page / "transfers.html").read_text()
+    for text in ("quota of &lt;ann&gt;", "disk → tape", "/data/run 1", "put failed", "a new drive comes", "1 FAILED"):
+        assert text in page
+    assert "<script>" not in page
+    found = json.loads((busy.page / "status.json").read_text())["transfers"]
+    assert {"name": "bob", "states": {"NEW": 1}} in found["owners"]
+    assert {"name": "spare,wanted", "states": {"NEW": 1}} in found["links"]
+
+
+@needs_chromium
+def test_chromium_shows_that_too(busy: Nights, tmp_path: Path) -> None:
+    found = picture(busy.page / "transfers.html", tmp_path)
+    for colour in ("fdf0c9", "fbdedb"):
+        assert found.count(bytes.fromhex(colour)) > 500, colour
 
 
 @needs_chromium

@@ -215,6 +215,22 @@ def test_who_only_looks_makes_no_state_folder(cli: Cli, tmp_path: Path, command:
     assert not (tmp_path / "dir" / "stage").exists()
 
 
+def test_summary_counts_what_is_open_and_shows_who_is_left_alone(cli: Cli, place: Path) -> None:
+    (place / "a" / "x").touch()
+    cli("queue", "submit", "a:x", "b:x", "--wait")
+    cli("queue", "submit", "a:x", "b:y", "--owner", "ann")
+    cli("store", "ban", "b", "--reason", "cleaning")
+    found = shown(cli, "queue", "summary")
+    assert found["states"] == {"DONE": 1, "NEW": 1}
+    assert found["work"] == [{"name": "copy", "states": {"NEW": 1}}]
+    assert found["owners"] == [{"name": "ann", "states": {"NEW": 1}}]
+    assert found["links"] == [{"name": "a,b", "states": {"NEW": 1}}]
+    text = cli("queue", "summary")
+    assert text.startswith("1 DONE 1 NEW\n")
+    assert "left alone until allowed: cleaning" in text
+    assert "gsync queue kill --link ,b" in cli.fails("store", "remove", "b", "--yes", code=2)
+
+
 def test_a_request_is_listed_with_the_transfers_of_all_its_operations(cli: Cli, place: Path) -> None:
     (place / "a" / "d").mkdir()
     (place / "a" / "d" / "x").touch()
