@@ -85,12 +85,15 @@ def _standing(session: Session, home: Home) -> dict[str, Any]:
     from gsync.errors import UsageError
     from gsync.session.checkpoint import Checkpoint
     from gsync.session.report import session_report
+    from gsync.session.status import rfc3339
 
-    if Checkpoint(session.checkpoint, session.checkpoint_reached).time() is None:
+    moment = Checkpoint(session.checkpoint, session.checkpoint_reached).time()
+    if moment is None:
         raise UsageError(f"session {session.name}: no checkpoint is set; gsync checkpoint {session.name} now sets one")
     report = session_report(session, home)
+    unreadable = {"time": rfc3339(moment), "reached": False, "reached_at": None}  # the meta volume hangs, or the like
     bricks = [{"node": brick["node"], "path": brick["path"], "subvolume": brick["subvolume"], "state": brick["state"],
-               "stime": brick["stime"], **brick["checkpoint"]} for brick in report["bricks"]]
+               "stime": brick["stime"], **(brick["checkpoint"] or unreadable)} for brick in report["bricks"]]
     # All nodes have the same tree, or the same part of it: that is at the slave when one worker has brought it there.
     first: dict[int, str | None] = {}
     for brick in sorted(bricks, key=lambda brick: brick["reached_at"] or "~"):

@@ -6,6 +6,7 @@ passed the moment; what it says is about another checkpoint once a new one is se
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -18,6 +19,8 @@ from typing import Any
 from gsync.durable import replace_file
 from gsync.errors import UsageError
 from gsync.model import NS
+
+_TRIES = 5  # of reading a file that another node replaces at the same time
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,17 @@ class Checkpoint:
 
 
 def _read(path: str) -> dict[str, Any] | None:
-    try:
-        with open(path, encoding="ascii") as file:
-            values: dict[str, Any] = json.load(file)
-            return values
-    except FileNotFoundError:
-        return None
+    for tries in range(_TRIES):
+        try:
+            with open(path, encoding="ascii") as file:
+                values: dict[str, Any] = json.load(file)
+                return values
+        except FileNotFoundError:
+            return None
+        except OSError as exc:
+            if exc.errno != errno.ESTALE or tries == _TRIES - 1:
+                raise
+    return None
 
 
 def _write(path: str, values: dict[str, int]) -> None:

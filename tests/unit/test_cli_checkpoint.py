@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 
 from gsync.cli.checkpoint import parse
 from gsync.errors import UsageError
 from gsync.process import Lock, start_time
+from gsync.session import checkpoint
 from gsync.session.checkpoint import Checkpoint, parse_moment
 from gsync.session.session import Session, SessionHome
 from gsync.session.status import WorkerStatus
@@ -168,3 +170,24 @@ class TestCommand:
 
     def test_options_that_do_not_go_together(self, cli: Cli) -> None:
         assert "--timeout goes with wait" in cli.fails("checkpoint", "now", "--timeout", "3", code=2)
+
+
+def test_a_file_that_cannot_be_read_just_now_is_no_end_of_the_command(cli: Cli, session: Session) -> None:
+    """As while a meta volume hangs."""
+    Checkpoint(session.checkpoint).set(NOON)
+    os.mkdir(session.checkpoint_reached)
+    assert json.loads(cli("checkpoint", "status", "--json"))["reached"] is False
+
+
+def test_a_file_that_another_node_replaces_is_read_again(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Checkpoint(session.checkpoint)
+    held.set(NOON)
+    stale = iter([OSError(errno.ESTALE, "stale")])
+
+    def replaced_meanwhile(path: str, encoding: str) -> TextIO:
+        for exc in stale:
+            raise exc
+        return Path(path).open(encoding=encoding)
+
+    monkeypatch.setattr(checkpoint, "open", replaced_meanwhile, raising=False)
+    assert held.time() == NOON
