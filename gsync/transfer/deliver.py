@@ -23,6 +23,7 @@ from gsync.transfer import handover, units
 from gsync.transfer.alert import Alarm
 from gsync.transfer.checksums import Verdict
 from gsync.transfer.dataset import DataSet, Settings
+from gsync.transfer.deliveraudit import Audits
 from gsync.transfer.deliverbackup import Backups
 from gsync.transfer.deliverdb import AT_WORK, THERE, Deliveries, Delivery, KilledByOrder, Stage, State
 from gsync.transfer.deliverysite import DESTINATION, QUARANTINE, Down, Site, Summary, named, problems
@@ -56,16 +57,18 @@ class DataSetDelivery:
     # one look
 
     def cycle(self, *, only: str = "") -> Summary:
-        """Do all that is due. only: "catchup" or "backup", nothing but that. Stopped: it is to end."""
+        """Do all that is due. only: CATCHUP, BACKUP or CHECKSUM (an audit), nothing but that. Stopped: it is to end."""
         done = Summary()
         try:
             self._gate.check()
             self._site.settle()
             self._take_orders()
-            if only != "backup":
+            if only in ("", Stage.CATCHUP):
                 self._with_source(done, new=not only)
-            if self._backups is not None and only != "catchup":
+            if self._backups is not None and only not in (Stage.CATCHUP, Stage.CHECKSUM):
                 self._backups.put(done)
+            if only in ("", Stage.CHECKSUM):
+                Audits(self._site).read(done)
         except Stopped:
             self._site.close()
             raise
@@ -311,7 +314,7 @@ class DataSetDelivery:
         return found
 
     def plan_ordered(self, what: str, groups: Sequence[bytes]) -> list[tuple[str, str, str]]:
-        """What `catch up` or `back up` would be done to, if it were ordered."""
+        """What `catch up`, `back up` or `audit` would be done to, if it were ordered."""
         states = (*THERE, State.QUARANTINED) if what == "catch up" else THERE
         return [(what, str(row), row.state.value) for row in self._db.in_state(self.dataset.name, states)
                 if (not groups or row.grp in groups) and not (what == "back up" and row.backed_up)]

@@ -85,7 +85,7 @@ class Delivery:
     """A row: one unit. day: its night's, or the one it was first seen on (UTC). Times in ns since the epoch.
 
     caught: on how many days late files were looked for. ordered: work that a person asked for at once (CATCHUP,
-    BACKUP), and when. told: the reason that was alerted. problems: names by what is wrong with them
+    BACKUP; CHECKSUM: an audit), and when. told: the reason that was alerted. problems: names by what is wrong with them
     (checksums.Verdict.lists).
     """
 
@@ -228,6 +228,11 @@ class Deliveries:
             f"WHERE dataset=? AND state IN ({marks}) AND ({_ORDERED} OR caught<? AND day<=?) ORDER BY path",
             (dataset, *states, Stage.CATCHUP, times, latest.isoformat()))
 
+    def to_audit(self, dataset: str) -> list[Delivery]:
+        """Units at the destination that are ordered to be read anew."""
+        return self._rows(f"WHERE dataset=? AND state IN (?,?) AND {_ORDERED} ORDER BY path",
+                          (dataset, State.FOUND, State.DELIVERED, Stage.CHECKSUM))
+
     def to_back_up(self, dataset: str, latest: date) -> list[Delivery]:
         """Units up to a night (or that are ordered) that the vault does not have as they are."""
         marks = ",".join("?" * len(THERE))
@@ -239,7 +244,7 @@ class Deliveries:
         return self._rows("WHERE dataset=? AND grp=? ORDER BY path", (dataset, grp))
 
     def order(self, dataset: str, what: Stage, groups: Sequence[bytes]) -> int:
-        """Have units looked at for late files, or backed up, as soon as may be; how many. No groups: all."""
+        """Have units looked at for late files, backed up, or audited, as soon as may be; how many. No groups: all."""
         states = (*THERE, State.QUARANTINED) if what is Stage.CATCHUP else THERE
         where = f"dataset=? AND state IN ({','.join('?' * len(states))})"
         values: list[object] = [dataset, *states]

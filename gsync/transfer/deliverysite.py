@@ -55,12 +55,13 @@ class Summary:
     quarantined: int = 0
     caught_up: int = 0
     backed_up: int = 0
+    audited: int = 0
     down: str = ""
     waiting: str = ""
 
     def __str__(self) -> str:
         counts = (f"{self.delivered} delivered, {self.quarantined} quarantined, {self.caught_up} with late files, "
-                  f"{self.backed_up} backed up")
+                  f"{self.backed_up} backed up" + (f", {self.audited} audited" if self.audited else ""))
         return "; ".join(part for part in (counts, self.waiting, self.down) if part)
 
 

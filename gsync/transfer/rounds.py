@@ -150,7 +150,7 @@ class Rounds:
 
 
 def order(settings: Settings, home: str, what: Stage, nights: Sequence[bytes]) -> int:
-    """Have the units of nights (of none: of all) looked at for late files, or backed up, with the next round."""
+    """Have the units of nights (of none: of all) looked at for late files, backed up or audited with the next round."""
     transfers = Transfers(home)
     try:
         deliveries = Deliveries(transfers)

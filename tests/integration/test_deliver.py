@@ -200,6 +200,57 @@ def test_late_files_come_in_one_step_and_are_backed_up_again(nights: Nights) -> 
     assert nights.in_vault(unit) == contents(os.fsencode(nights.data / os.fsdecode(unit)))
 
 
+# audit
+
+def rot(path: Path, old: bytes, new: bytes) -> None:
+    """Other bytes of the same number, at the same times."""
+    was = path.stat()
+    path.write_bytes(path.read_bytes().replace(old, new))
+    path.chmod(stat.S_IMODE(was.st_mode))
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+
+
+@pytest.fixture
+def kept(nights: Nights) -> Nights:
+    """Two units of one night, delivered and in the vault."""
+    for number in (1, 2):
+        nights.make(night_of(1), number)
+    nights.round(now=datetime.now(UTC) - timedelta(days=1))
+    nights.round("backup", datetime.now(UTC) + timedelta(days=1))
+    return nights
+
+
+def test_an_audit_finds_what_has_changed_at_the_destination(kept: Nights) -> None:
+    (bad, _), place = kept.units(), kept.destination
+    assert "2 audited" in kept.run("audit").stdout
+    rot(place / bad / "sub/guide.txt", b"guide", b"GUIDE")
+    assert [line["what"] for line in json.loads(kept.run("audit", "--dry-run", "--json").stdout)] == ["audit"] * 2
+    assert {unit["colour"] for unit in kept.units().values()} == {"green"}
+    kept.run("audit", night_of(1), code=1)
+    units = kept.units()
+    assert (units[bad]["colour"], units[bad]["reason"]) == ("red", "audit: checksum differs: sub/guide.txt")
+    assert [unit["colour"] for name, unit in units.items() if name != bad] == ["green"]
+    rot(place / bad / "sub/guide.txt", b"GUIDE", b"guide")
+    (place / bad).rename(place / "away")
+    kept.run("audit", code=1)
+    assert "is not there" in kept.units()[bad]["reason"]
+    (place / "away").rename(place / bad)
+    kept.run("audit")
+    assert {(unit["colour"], unit["reason"]) for unit in kept.units().values()} == {("green", "")}
+
+
+def test_an_audit_finds_what_the_vault_has_lost_and_the_next_backup_puts_it_again(kept: Nights) -> None:
+    (tar,) = kept.vault.rglob("*.tar")
+    rot(tar, b"guide 00000002", b"GUIDE 00000002")
+    kept.run("audit", code=1)
+    (good, lost) = kept.units().values()
+    assert (good["backed_up"], lost["backed_up"], lost["colour"]) == (True, False, "red")
+    assert lost["reason"] == "backup: the vault does not have what was put: sub/guide.txt"
+    kept.run("backup")
+    kept.run("audit")
+    assert {(unit["colour"], unit["backed_up"]) for unit in kept.units().values()} == {("green", True)}
+
+
 def test_an_order_given_while_the_daemon_looks_is_not_lost(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
     """The source was listed before the late file came, and the look ends after the order for another one."""
     unit = nights.make(night_of(1), 1)

@@ -1,0 +1,89 @@
+"""Delivered units read anew: what lies at the destination, and in the vault, against the list that came with it.
+
+Done when it is ordered (`gsync deliver audit`), since it reads everything. A unit that differs is red and is told;
+nothing at the destination is touched. What the vault has lost is put into it again by the next backup.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from gsync.log import get_logger
+from gsync.model import shown
+from gsync.transfer import handover
+from gsync.transfer.checksums import Verdict, digest_of, walk
+from gsync.transfer.deliverdb import Delivery, Stage
+from gsync.transfer.deliverysite import Site, Summary, named, problems
+from gsync.transfer.requests import State as QueueState
+from gsync.transfer.store import Category, StoreError
+
+_log = get_logger(__name__)
+_AUDIT = "audit: "
+
+
+class Audits:
+    """Of one data set."""
+
+    def __init__(self, site: Site) -> None:
+        self._site, self._dataset, self._db = site, site.dataset, site.db
+
+    def read(self, done: Summary) -> None:
+        """All units for which it is ordered. A vault that cannot be asked leaves the order."""
+        for row in self._db.to_audit(self._dataset.name):
+            self._site.gate.check()
+            try:
+                verdict = self._at_destination(row)
+                good = verdict.good and self._in_vault(row, verdict)
+            except StoreError as exc:
+                self._site.stores.close()
+                done.down = str(exc)
+                _log.error("audit ends", set=self._dataset.name, unit=row, error=exc)
+                return
+            self._db.carried_out(row, Stage.CHECKSUM)
+            done.audited += 1
+            if good and (row.reason.startswith(_AUDIT) or not row.stages.get(Stage.CHECKSUM, (True, 0))[0]):
+                self._db.change(row, reason="", problems={})
+
+    def _at_destination(self, row: Delivery) -> Verdict:
+        place, verdict = os.path.join(self._site.destination, row.path), Verdict()
+        try:
+            if not handover.exists(place):
+                verdict.wrong.append(f"{shown(place)} is not there")
+            elif self._dataset.checksum_file:
+                verdict = self._site.verify(row, place)
+            else:
+                verdict.digests = {name: digest_of(os.path.join(place, name), self._site.gate.check)
+                                   for name, mode in walk(place) if stat.S_ISREG(mode)}
+        except OSError as exc:
+            verdict.wrong.append(f"{named(exc)}: {exc.strerror or exc}")
+        if self._dataset.checksum_file or not verdict.good:
+            self._db.stage(row, Stage.CHECKSUM, verdict.good, anew=True)
+        if not verdict.good:
+            self._tell(self._db.change(row, reason=_AUDIT + verdict.reason(), problems=problems(verdict)))
+        return verdict
+
+    def _in_vault(self, row: Delivery, verdict: Verdict) -> bool:
+        """Whether it is there as it is at the destination."""
+        if not row.backed_up:
+            return True
+        vault, lost = self._site.stores.get(self._dataset.vault), []
+        for name, digest in verdict.digests.items():
+            self._site.gate.check()
+            path = os.path.join(os.fsencode(self._dataset.vault_path), row.path, name)
+            try:
+                if vault.checksum(path) != digest:
+                    lost.append(name)
+            except StoreError as exc:
+                if exc.category is Category.STORE_DOWN:
+                    raise
+                lost.append(name)
+        if lost:
+            reason = f"the vault does not have what was put: {', '.join(map(shown, lost[:10]))}"
+            self._db.stage(row, Stage.BACKUP, False)
+            self._db.backup_shown(row, QueueState.RETRY, reason)
+            self._tell(self._db.change(row, backed_up=0, reason=f"backup: {reason}"))  # until it is done again
+        return not lost
+
+    def _tell(self, row: Delivery) -> None:
+        self._site.tell(row, "audit failed", row.reason.partition(": ")[2])
