@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from json import dumps
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -80,7 +80,7 @@ def submit(
             else:
                 print(f"request {ident}: {files} files, {size_text(size)}; gsync queue show {ident}")
             return 0
-    _work(state, ident, node_options(state))
+    _work(state, ident, lambda: node_options(state))
     with _Queue(state) as queue:
         found = queue.request(ident)
         _print_request(queue, found, json)
@@ -207,13 +207,13 @@ def run(once: Annotated[bool, typer.Option("--once", help="End when nothing is l
     """Work off the queue, until Ctrl-C. Several may run at once; each owner is served by one of them at a time.
 
     Its settings are options of gsync config: queue-jobs, queue-max-retries, queue-retry-pause, queue-job-timeout,
-    queue-history, log-level. --set puts another value in the place of one for this run.
+    queue-history, log-level. --set puts another value in the place of one for this run. What gsync config changes
+    meanwhile holds within half a minute (log-level: with the next start).
     """
     from gsync import log
 
-    options = node_options(state, settings)
-    log.setup(options.log_level)
-    ended = _work(state, None, options, once=once)
+    log.setup(node_options(state, settings).log_level)
+    ended = _work(state, None, lambda: node_options(state, settings), once=once)
     if not once:
         return 0
     with _Queue(state) as queue:
@@ -255,7 +255,8 @@ class _Queue:
         return found
 
 
-def _work(state: str | None, request: str | None, options: Options, once: bool = False) -> dict[str, int]:
+def _work(state: str | None, request: str | None, options: Callable[[], Options], once: bool = False
+          ) -> dict[str, int]:
     """Run a worker until it ends or a signal comes; how many transfers came to which state meanwhile."""
     import signal
     import threading
@@ -263,8 +264,11 @@ def _work(state: str | None, request: str | None, options: Options, once: bool =
     from gsync.transfer.worker import Settings, Worker
     from gsync.volume.home import Home
 
-    settings = Settings(jobs=options.queue_jobs, job_timeout=options.queue_job_timeout, history=options.queue_history,
-                        policy=retry_policy(options))
+    def settings() -> Settings:
+        now = options()
+        return Settings(jobs=now.queue_jobs, job_timeout=now.queue_job_timeout, history=now.queue_history,
+                        policy=retry_policy(now))
+
     stop = threading.Event()
     ended: dict[str, int] = {}
 
@@ -273,7 +277,7 @@ def _work(state: str | None, request: str | None, options: Options, once: bool =
 
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        Worker(Home(state).path, settings, stop=stop, request=request, once=once, told=told).run()
+        Worker(Home(state).path, settings(), reread=settings, stop=stop, request=request, once=once, told=told).run()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

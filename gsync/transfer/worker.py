@@ -135,15 +135,17 @@ class _Job:
 class Worker:
     """One worker on the database in the state folder `home`.
 
-    request: that one alone. once: end when nothing is left that can be done now. end: where results are told
-    (transfer, state, reason).
+    reread: gives the settings as they are now, asked a few times a minute; while it raises a GsyncError those that are
+    known hold. request: that one alone. once: end when nothing is left that can be done now. told: where results are
+    told (transfer, state, reason).
     """
 
-    def __init__(self, home: str, settings: Settings | None = None, *, stop: threading.Event | None = None,
+    def __init__(self, home: str, settings: Settings | None = None, *,
+                 reread: Callable[[], Settings] | None = None, stop: threading.Event | None = None,
                  request: str | None = None, once: bool = False,
                  told: Callable[[Transfer, State, str], None] = lambda transfer, state, reason: None) -> None:
         self.id = worker_id()
-        self._home, self._settings = home, settings or Settings()
+        self._home, self._settings, self._reread = home, settings or Settings(), reread
         self._stop = stop or threading.Event()
         self._request, self._once, self._told = request, once, told
         self._db = Transfers(home)
@@ -214,11 +216,23 @@ class Worker:
     def _renew(self) -> None:
         now = time.monotonic()
         if now - self._renewed > self._settings.lease / 4:
+            self._take_settings()
             self._db.renew(self.id, self._settings.lease)
             self._renewed = now
         if now - self._pruned > _SELDOM or not self._pruned:
             self._db.prune(self._settings.history)
             self._pruned = now
+
+    def _take_settings(self) -> None:
+        try:
+            settings = self._reread() if self._reread is not None else self._settings
+        except GsyncError as exc:
+            _log.warning("the settings cannot be read, the former ones hold", error=exc)
+            return
+        if settings != self._settings:
+            self._settings = settings
+            _log.info("other settings", jobs=settings.jobs, max_retries=settings.policy.max_retries,
+                      job_timeout=settings.job_timeout)
 
     def _recover(self) -> None:
         """What dead workers had is looked at: done, or NEW again."""

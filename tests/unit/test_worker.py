@@ -8,11 +8,13 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
 
+from gsync.errors import UsageError
 from gsync.transfer import handlers
 from gsync.transfer.database import Transfers
 from gsync.transfer.handlers import Context
@@ -146,6 +148,26 @@ def test_a_pause_comes_before_the_next_try(place: Place, monkeypatch: pytest.Mon
     place.db.retry(request=id_)
     place.run()
     assert place.of(id_) == [("x", "DONE", 0)]
+
+
+def test_settings_that_change_hold_while_it_runs(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would try for ever by those that it began with; a file that cannot be read for a moment changes nothing."""
+    place.write("x")
+    failing(monkeypatch, 1 << 60, lambda: StoreError("store b: I/O error", Category.TRANSIENT))
+    id_ = place.submit("x")
+    answers = iter([UsageError("gsync.conf: line 1"), Settings(policy=RetryPolicy(max_retries=0), lease=1.0)])
+    seen: list[str] = []
+
+    def reread() -> Settings:
+        answer = next(answers)
+        seen.append(place.only(id_).state.value)
+        if isinstance(answer, Settings):
+            return answer
+        raise answer
+
+    Worker(place.home, Settings(policy=replace(NOW, max_retries=1 << 60), lease=1.0), reread=reread, once=True).run()
+    assert "FAILED" not in seen
+    assert place.only(id_).state is State.FAILED
 
 
 def test_a_store_that_is_down_is_banned_and_no_try_is_charged(place: Place) -> None:
