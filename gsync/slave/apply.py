@@ -158,10 +158,8 @@ class Apply:
             raise OSError(errno.EINVAL, "the slave keeps no dot at the end of a name")
         occupant = None if place is Place.UNATTACHED and self._is_empty(page, pargfid) else \
             self.index.get(pargfid, bname)
-        if occupant is None and (other := self._other_spelling(pargfid, bname)) is not None and other.gfid != gfid:
-            with suppress(FileNotFoundError):  # it may have come already, before the other one
-                self.tree.discard(self.tree.new_fd, name_in_limbo(gfid))
-            raise OSError(errno.EEXIST, f"the slave cannot tell it from {shown(other.bname)}")
+        if occupant is None:
+            self._other_spelling(row)
         if mine or gfid.hex() in self._new_names(page):
             return self._move(page, row, place, mine, occupant)
         if self._adopt and place is Place.IN_TREE and self._take_over(row, occupant):
@@ -184,13 +182,17 @@ class Apply:
         self._new_names(page).add(gfid.hex())
         return self._move(page, row, place, mine, occupant)
 
-    def _other_spelling(self, pargfid: Gfid, bname: bytes) -> Entry | None:
-        """What the index knows at this name by another spelling, on a file system that does not tell case. EEXIST where
-        it takes the name for quite another one."""
-        alike = self._spellings(pargfid, bname)
-        if alike == []:
-            raise OSError(errno.EEXIST, "the slave takes the name for that of another file")
-        return next((entry for name in alike or () if (entry := self.index.get(pargfid, name))), None)
+    def _other_spelling(self, row: FillRow) -> Entry | None:
+        """The row's inode at the row's name by another spelling, on a file system that does not tell case. EEXIST if
+        another inode of gsync's is there by another spelling, or any by quite another name."""
+        alike = self._spellings(row.pargfid, row.bname)
+        other = next((entry for name in alike or () if (entry := self.index.get(row.pargfid, name))), None)
+        if alike == [] or (other is not None and other.gfid != row.gfid):
+            with suppress(FileNotFoundError):  # it may have come already, before the other one
+                self.tree.discard(self.tree.new_fd, name_in_limbo(row.gfid))
+            raise OSError(errno.EEXIST, f"the slave cannot tell it from {shown(other.bname)}" if other is not None else
+                          "the slave takes the name for that of another file")
+        return other
 
     def _spellings(self, pargfid: Gfid, bname: bytes) -> list[bytes] | None:
         """The spellings by which the file at this name is listed; none where it has another name (of which this may be
@@ -337,10 +339,11 @@ class Apply:
         found, occupant = self._occupant(page, row.pargfid, row.bname)
         if occupant is not None and occupant.gfid == row.gfid:
             return OK
-        if occupant is None and (other := self._other_spelling(row.pargfid, row.bname)) is not None:
-            self.tree.rename(self.tree.dir(row.pargfid), other.bname, other, self.tree.dir(row.pargfid), row.bname)
-            self._moved(page, other, row)
-            return OK
+        if found is not None and occupant is None and (other := self._other_spelling(row)) is not None:
+            # Away and back: FAT's rename(2) does nothing between spellings.
+            self.limbo.detach(self.tree.dir(row.pargfid), other.bname, found, other, row.since, keep_name=False)
+            page.forget()
+            found = None
         sources = self._sources(row)
         is_dir = stat.S_ISDIR(row.mode)
         if not sources:
