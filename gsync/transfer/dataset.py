@@ -22,7 +22,7 @@ from pydantic.fields import FieldInfo
 
 from gsync import ini
 from gsync.errors import UsageError
-from gsync.session.options import duration_text, parse_duration
+from gsync.session.options import duration_text, parse_duration, parse_size, size_text
 from gsync.transfer import units
 
 COMMON, ALERTS, LOGGING = "common", "alerts", "logging"
@@ -90,6 +90,7 @@ def _addresses(value: str) -> str:
 
 
 _Duration = BeforeValidator(parse_duration)
+_Size = BeforeValidator(parse_size)
 _Path = AfterValidator(_absolute)
 _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False, validate_default=True)
 
@@ -126,6 +127,9 @@ class DataSet:
         "delivered all the same and shown as failed.")] = "quarantine"
     quarantine: Annotated[str, _Path, Help(
         "Where it is put aside; empty: .gsync-quarantine in the staging folder.")] = ""
+    min_free: Annotated[int, Field(ge=0), _Size, Help(
+        "What staging and destination keep free: a unit that would leave less is not begun, the data set waits, and "
+        "that is told like a source that is down.")] = 0
     first_night: Annotated[date | None, BeforeValidator(_night), Help(
         "Units of earlier nights are left alone, YYYYMMDD.", "20260101")] = None
     catchup: Annotated[int | None, BeforeValidator(_hour), Help(
@@ -359,6 +363,8 @@ def _takes(annotation: Any, extra: list[Any]) -> str:
         return " | ".join(get_args(annotation))
     if _Duration in extra:
         return "a duration such as 30s, 5m, 12h or 7d"
+    if _Size in extra:
+        return "a number of bytes such as 500G or 2T"
     if annotation is int:
         checks = [check for each in extra if isinstance(each, FieldInfo) for check in each.metadata]
         least, most = (next((getattr(check, word) for check in checks if hasattr(check, word)), None)
@@ -370,6 +376,8 @@ def _takes(annotation: Any, extra: list[Any]) -> str:
 def _text(value: Any, extra: list[Any]) -> str:
     if _Duration in extra:
         return duration_text(value)
+    if _Size in extra:
+        return size_text(value)
     return "" if value is None else str(value)
 
 

@@ -31,7 +31,7 @@ from gsync.transfer.gate import Gate, Stopped
 from gsync.transfer.latefiles import LateFiles
 from gsync.transfer.registry import Stores
 from gsync.transfer.retry import RetryPolicy
-from gsync.transfer.source import Listing
+from gsync.transfer.source import Listing, differs
 from gsync.transfer.store import Category, StoreError
 
 _log = get_logger(__name__)
@@ -178,11 +178,28 @@ class DataSetDelivery:
             raise StoreError(f"source {self.dataset.source}: {row}: neither file nor directory: "
                              + ", ".join(shown(name) for name in listing.odd[:10]), Category.PERMANENT)
         staged = os.path.join(self._site.staging, row.path)
+        self._check_room(row, listing)
         came = self._mirror(listing, staged)
         self._db.change(row, files=len(listing.files), bytes=listing.size)
         self._db.stage(row, Stage.PULL, True)
         _log.info("pulled", set=self.dataset.name, unit=row, files=len(listing.files), bytes=came)
         return listing
+
+    def _check_room(self, row: Delivery, listing: Listing) -> None:
+        """Down if the unit would leave less free than is to be kept."""
+        staged = os.path.join(self._site.staging, row.path)
+        to_come = sum(file.size for file in listing.files.values() if differs(file, staged))
+        with _ours("staging", self._site.staging):
+            one_disk = os.stat(self._site.staging).st_dev == os.stat(self._site.destination).st_dev
+        for what, folder, size in (("staging", self._site.staging, to_come),
+                                   ("destination", self._site.destination, 0 if one_disk else listing.size)):
+            with _ours(what, folder):
+                found = os.statvfs(folder)
+            free = found.f_bavail * found.f_frsize
+            if size and free - size < self.dataset.min_free:
+                self._site.set_back(row)
+                raise Down("disk", f"{what} {shown(folder)}: {free:,} bytes are free, {row} takes {size:,}, "
+                                   f"and min-free is {self.dataset.min_free:,}")
 
     def _mirror(self, listing: Listing, staged: bytes, wrong: Sequence[bytes] = ()) -> int:
         return self._site.source().mirror(listing, staged, frozenset(wrong))

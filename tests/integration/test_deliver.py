@@ -200,6 +200,19 @@ def test_late_files_come_in_one_step_and_are_backed_up_again(nights: Nights) -> 
     assert nights.in_vault(unit) == contents(os.fsencode(nights.data / os.fsdecode(unit)))
 
 
+def test_a_unit_that_would_leave_too_little_free_waits_and_costs_no_try(nights: Nights) -> None:
+    nights.make(night_of(0), 1)
+    nights.write_ini(min_free="1000000T")
+    (summary,) = nights.round()
+    assert "min-free" in summary.down
+    (found,) = nights.units().values()
+    assert (found["state"], found["tries"]) == ("waiting", 0)
+    assert nights.status()["sets"][0]["down"]["reason"] == summary.down
+    assert not list(nights.staging.rglob("*.fits"))
+    nights.write_ini(min_free="1K")
+    assert nights.round()[0].delivered == 1
+
+
 # audit
 
 def rot(path: Path, old: bytes, new: bytes) -> None:
