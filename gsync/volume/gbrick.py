@@ -4,16 +4,18 @@ A brick closes a slice every rollover-time and lists it in HTIME, empty or not: 
 all changes are there. A hole in the list is a time in which the brick did not run, or hung; the start of its process
 ends another one. What the other bricks of its set took meanwhile is in no changelog of this one, nor is what the
 process before did last, if it was killed: a change is recorded after it was made. Both are gaps.
+A slice counts once what it records can be seen by all (GlusterInfo.settles).
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 
 from gsync.changelog import layout
 from gsync.changelog.htime import Htime
-from gsync.changelog.layout import HistoryGap
+from gsync.changelog.layout import Changelog, HistoryGap
 from gsync.changelog.reader import History
 from gsync.model import NS
 from gsync.process import start_time, started_at
@@ -72,16 +74,24 @@ class BrickRecord:
         if self._seen[0] != path or size < self._seen[1]:
             self._seen, self._last, self._since = (path, 0), start, start
         if size != self._seen[1]:
+            settled = self.settled()
             for record in Htime(path).records_after(self._last):
+                if settled is not None and record.ts * NS > settled:
+                    break
                 if record.ts - self._last > _HOLE * self._rollover + 2:
                     self._since = record.ts
                 self._last = record.ts
-            self._seen = path, size
+            else:
+                self._seen = path, size
             self._listed_at = time.monotonic()
         since = self._since * NS
         if self.pid() is not None:
             since = max(since, self._process[2])
         return self._last * NS - _AT_ONCE, since
+
+    def settled(self) -> int | None:
+        """The end (ns) of the slices that count now; None: all of them."""
+        return time.time_ns() - int(self._info.settles * NS) if self._info.settles else None
 
     def problem(self, complete_up_to: int | None) -> str:
         """Why the brick does not record now; "" if it does."""
@@ -103,6 +113,9 @@ class BrickHistory(History):
     def __init__(self, folder: bytes, record: BrickRecord) -> None:
         super().__init__(folder)
         self._record = record
+
+    def since(self, start: int, end: int | None = None) -> Iterator[Changelog]:
+        return super().since(start, min((t for t in (end, self._record.settled()) if t is not None), default=None))
 
     def covered_from(self) -> int | None:
         covered, since = super().covered_from(), self._record.look()[1]

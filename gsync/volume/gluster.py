@@ -19,9 +19,11 @@ from gsync.errors import UsageError
 # What a volume must have set so that its changes are recorded.
 CHANGELOG = "changelog.changelog"
 NEEDED = {CHANGELOG: "on", "geo-replication.indexing": "on"}
-_CONCERN = ("changelog.", "geo-replication.", "features.shard")  # what the options that are of interest begin with
+# What the options that are of interest begin with.
+_CONCERN = ("changelog.", "geo-replication.", "features.shard", "disperse.eager-lock")
 _ON = ("on", "yes", "true", "enable", "1")
 ROLLOVER = 15.0                                          # s: GlusterFS's default of changelog.rollover-time
+EAGER_LOCK = 1.0                                         # s: of disperse.eager-lock-timeout
 WORKDIR = "/var/lib/glusterd"
 _PATIENCE = 60.0                                         # s
 _PATIENCE_HEAL = 10.0                                    # s: with very much to heal it takes longer
@@ -69,6 +71,12 @@ class GlusterInfo:
     def rollover(self) -> float:
         """Seconds after which a brick closes a changelog."""
         return float(self.options.get("changelog.rollover-time", ROLLOVER))
+
+    @property
+    def settles(self) -> float:
+        """Seconds after a change from which on everyone sees it. The client that writes to a file of a dispersed volume
+        tells the bricks its new length when it has done nothing more to it for some time, or closes it."""
+        return float(self.options.get("disperse.eager-lock-timeout", EAGER_LOCK)) + 1 if self.fragments > 1 else 0.0
 
     def away(self, connected: Sequence[bool]) -> list[BrickAt]:
         """The bricks without a connection, if too few are left of any set to read what is on it."""
