@@ -31,6 +31,8 @@ _log = get_logger(__name__)
 
 _FAST_CIPHER = "aes128-gcm@openssh.com"
 _SSH_FAILED = 255
+# What ssh says, after the reason, when the program that leads it to the host has ended (that has no port).
+_PROXY_ENDED = re.compile(r"^kex_exchange_identification: |UNKNOWN port 65535")
 _NOT_FORCED = (77, 127, 2)  # exit statuses: of the forced program that refuses, of a shell without gsync or with it
 INSTALLED_IN, INSTALLED_AS = ".local/share/gsync", "agent.pyz"  # below the account's home
 _MARK = "gsync-probe"
@@ -357,12 +359,20 @@ def _socket_path() -> str:
 def ssh_error(slave: Slave, options: SshOptions, said: Sequence[str]) -> GsyncError:
     """The error for a connection that ssh could not make or keep, from what it said."""
     text = "\n".join(said)
-    words = "; ".join(said[-2:]) or "ssh ended without a word"
+    telling = [line for line in said if not _PROXY_ENDED.search(line)]
+    words = "; ".join((telling or list(said))[-2:]) or "ssh ended without a word"
     other = re.search(r"host key is known for (\S+)|[Hh]ost key for (\S+) has changed", text)
     if other and (name := other[1] or other[2]) != known_as(effective_config(slave, options)):
         return SlaveError(f"slave {slave}: the host key of {name}, on the way there, is "
                           f"{'not known' if other[1] else 'another one than before'}: compare it with that host and "
                           f"put it into known_hosts, as ssh does when you connect to it once")
+    between = effective_config(slave, options).get("proxyjump", "none") if len(telling) < len(said) else "none"
+    if between != "none" and "Host key verification failed" in text:
+        return SlaveError(f"slave {slave}: the host key of {between}, on the way there, is not known: connect to it "
+                          f"once with ssh, and compare it with that host")
+    if between != "none" and "Permission denied" in text:
+        return SlaveError(f"slave {slave}: {between}, on the way there: ssh: {words}; gsync needs a key that works "
+                          f"without a question there too")
     if "IDENTIFICATION HAS CHANGED" in text:
         key = _fingerprint(slave, options)
         name = known_as(effective_config(slave, options))
@@ -378,7 +388,7 @@ def ssh_error(slave: Slave, options: SshOptions, said: Sequence[str]) -> GsyncEr
                           f"prints the line that belongs into the account's authorized_keys, --install puts it there")
     if "Permission denied" in text:
         return SlaveError(f"slave {slave}: ssh: {words}; gsync needs a key that works without a question: "
-                          f"ssh-copy-id {slave.target}")
+                          f"ssh-copy-id {slave.target}, and ssh-add if it has a passphrase")
     if re.search(r"(?i)bad configuration option|can't open user config file|command-line line \d+:", text):
         return UsageError(f"slave {slave}: ssh: {words}")
     return Transient(f"slave {slave}: ssh: {words}")

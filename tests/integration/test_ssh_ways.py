@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gsync.errors import SlaveError
+from gsync.errors import SlaveError, Transient
 from gsync.slave.client import SlaveClient
 from gsync.transport import setup
 from gsync.transport.link import parse_slave
@@ -98,9 +98,25 @@ def test_through_a_host_in_between(sshd: Sshd, jump: Sshd, tmp_path: Path) -> No
         SshLink(slave, options)
     setup.accept_host_key(slave, options, key)
     SshLink(slave, options).close()
+    text = known.read_text()
     known.write_text("")
     with pytest.raises(SlaveError, match=rf"host key of \[127.0.0.1\]:{jump.port}, on the way there, is not known"):
         SshLink(slave, options)
+    path = tmp_path / "config"
+    path.write_text(path.read_text().replace("StrictHostKeyChecking yes\n", ""))  # then ssh does not say whose key
+    with pytest.raises(SlaveError, match="the host key of jump, on the way there, is not known"):
+        SshLink(slave, options)
+    known.write_text(text)
+    keys = jump.dir / "authorized_keys"
+    before_that = keys.read_text()
+    keys.write_text("")
+    with pytest.raises(SlaveError, match=r"jump, on the way there: ssh: .*Permission denied"):
+        SshLink(slave, options)
+    keys.write_text(before_that)
+    jump.stop()
+    with pytest.raises(Transient, match=r"ssh: .*Connection refused"):
+        SshLink(slave, options)
+    jump.start()
 
 
 def test_an_encrypted_key_in_an_ssh_agent(sshd: Sshd, tmp_path: Path) -> None:
