@@ -25,7 +25,7 @@ conf/deliver.ini shows all settings; `gsync deliver once -c FILE --dry-run` says
 ConfigOption = Annotated[str, typer.Option(
     "--config", "-c", metavar="FILE", help="The settings, like conf/deliver.ini.")]
 DryRunOption = Annotated[bool, typer.Option(
-    "--dry-run", help="Look at the source and say what would be done; change nothing.")]
+    "--dry-run", help="Look, and say what would be done; change nothing.")]
 KillFileOption = Annotated[str | None, typer.Option(
     "--kill-file", "-k", metavar="FILE",
     help="While this file is there nothing is done, and what runs ends; default: kill-file of the settings.")]
@@ -111,11 +111,11 @@ def status(config: ConfigOption, nights: NightsArgument = None,
     if json:
         print_json(document)
     else:
-        _print_status(document)
+        _print_status(document, nights or [])
     return 0
 
 
-def _print_status(document: dict[str, Any]) -> None:
+def _print_status(document: dict[str, Any], nights: list[str]) -> None:
     from gsync.cli.output import path_shown, print_table
 
     pid = document["pid"]
@@ -132,9 +132,10 @@ def _print_status(document: dict[str, Any]) -> None:
             print_table(("NIGHT", "UNITS", "DONE", "IN PROGRESS", "TO LOOK AT", "BACKED UP"), (
                 (path_shown(each["night"]), str(each["units"]), str(each["green"]), str(each["amber"]),
                  str(each["red"]), str(each["backed_up"]) if found["vault"] else "-") for each in found["nights"]))
-        members = [unit for each in found["nights"] for unit in each.get("members", ())]
-        shown = members or found["attention"]
-        if shown:
+        shown = [unit for each in found["nights"] for unit in each.get("members", ())] if nights else found["attention"]
+        if nights and not shown:
+            print(f"nothing is known of {', '.join(map(path_shown, nights))}")
+        elif shown:
             print()
             print_table(("UNIT", "STATE", "REQUEST", "REASON"), (
                 (path_shown(unit["unit"]), unit["state"], unit["request"], path_shown(unit["reason"]))

@@ -64,7 +64,13 @@ def copy(context: Context, t: Transfer) -> Content | None:
     except StoreError as exc:
         if exc.errno != errno.EEXIST:
             raise
-        content = move()  # somebody was faster, perhaps with the same: then this finds it
+        try:
+            content = move()  # somebody was faster, perhaps with the same: then this finds it
+        except StoreError as again:
+            if again.errno != errno.EEXIST:
+                raise
+            raise StoreError(f"store {destination.name}: {shown(t.path)} is there already and is another one; "
+                             "gsync queue submit --replace replaces it", Category.PERMANENT, errno.EEXIST) from None
     if context.arguments.get("verify"):
         mover.verify(destination, t.path, content)
     return content

@@ -204,7 +204,10 @@ def test_what_the_vault_cannot_give_is_named_and_the_rest_comes_back(place: Plac
         here.create()
         here.do.put(here.root)
         here.do.purge(here.root)
+    place.run("get", "--dry-run")
     heal = damage(place, b"second")
+    assert "d/e/g" in place.run("get", "--dry-run", code=1)
+    assert place.markers == [".archive.purge.done"]
     out = place.run("get", code=1)
     assert "1 entries could not be brought back" in out
     status = place.status()

@@ -243,6 +243,7 @@ def test_an_audit_finds_what_has_changed_at_the_destination(kept: Nights) -> Non
     units = kept.units()
     assert (units[bad]["colour"], units[bad]["reason"]) == ("red", "audit: checksum differs: sub/guide.txt")
     assert [unit["colour"] for name, unit in units.items() if name != bad] == ["green"]
+    assert "nothing is known of 20010101" in kept.run("status", "20010101").stdout
     rot(place / bad / "sub/guide.txt", b"GUIDE", b"guide")
     (place / bad).rename(place / "away")
     kept.run("audit", code=1)

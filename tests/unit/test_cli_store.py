@@ -115,7 +115,7 @@ def test_what_failed_says_why_and_is_tried_again(cli: Cli, place: Path) -> None:
     (place / "b" / "x").write_text("precious")
     out = cli("queue", "submit", "a:x", "b:x", "--wait", code=1)
     assert "FAILED" in out
-    assert "store b: write x: File exists" in out
+    assert "store b: x is there already and is another one; gsync queue submit --replace" in out
     (ident,) = [r["id"] for r in shown(cli, "queue", "list", "--in", "failed")]
     (place / "b" / "x").unlink()
     assert cli("queue", "retry", ident, "--dry-run") == "would try 1 transfers again\n"
