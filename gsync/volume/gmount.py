@@ -22,22 +22,22 @@ _CACHES = ("md-cache", "io-cache", "readdir-ahead", "read-ahead", "nl-cache")
 _ATTRIBUTES = 0.05  # s: what a lookup brought along need not be asked for again by the stat that follows
 _KEPT = "32MB"      # of contents
 _READERS = 4        # threads of the client that take requests
+_CLIENT = -4        # GlusterFS's for `no-root-squash`; others wait for each other (slave/gluster/volume)
 _GRACE = 5.0   # s that a client has to end
 _LOOK = 0.02
 
 
 def mount_argv(volume: str, host: str, place: str, log: str, sharded: bool, contents: bool = False) -> list[str]:
-    """The client process; it ends with the thread that starts it. contents: come with lookups. Client -1 is the one of
-    geo-replication: it would see the pieces of a sharded volume, and of a file the first one only. Unless told not to,
-    the kernel keeps what was read of a file until its size or time is another one: both may stay, or be set back.
-    quick-read does the same, though it is passed through (seen with 10.3)."""
+    """The client process; it ends with the thread that starts it. contents: come with lookups. Unless told
+    not to, the kernel keeps what was read of a file until its size or time is another one: both may stay, or be set
+    back. quick-read does the same, though it is passed through (seen with 10.3)."""
     options = [f"{cache}.pass-through=true" for cache in _CACHES]
     options += [f"quick-read.cache-size={_KEPT}"] if contents else ["open-behind.pass-through=true",
                                                                     "quick-read.max-file-size=0"]
     passed = [f"--xlator-option={volume}-{option}" for option in options]
     return ["unshare", "--mount", "--propagation", "private", "--", "setpriv", "--pdeathsig", "TERM", "--",
             "glusterfs", "--no-daemon", f"--volfile-server={host}", f"--volfile-id={volume}", "--acl",
-            "--aux-gfid-mount", *([] if sharded else ["--client-pid=-1"]), f"--reader-thread-count={_READERS}",
+            "--aux-gfid-mount", *([] if sharded else [f"--client-pid={_CLIENT}"]), f"--reader-thread-count={_READERS}",
             "--use-readdirp=no",  # what came with a listing is looked up again before it is opened
             "--entry-timeout=0", "--fopen-keep-cache=off", f"--attribute-timeout={_ATTRIBUTES}",
             "--negative-timeout=0", f"--log-file={log}", *passed, place]

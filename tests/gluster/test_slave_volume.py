@@ -95,6 +95,23 @@ def test_new_directories_in_each_other_come_in_one_page(side: Side, top: tuple[b
     assert side.path(top[0], b"a", b"b", b"c").is_dir()
 
 
+def test_a_name_in_a_new_directory_that_another_file_has_come_to(side: Side, top: tuple[bytes, bytes]) -> None:
+    """The agent does not look who is at the names of a directory that it has just made."""
+    folder = side.new_gfid()
+    row = side.row(b"d", folder, top[1], stat.S_IFDIR | 0o755)
+    assert side.fill(row) == ["made"]
+    gfids = [side.source.add(b"other-%d" % next(_numbers), data) for data in (b"one", b"two")]
+    for gfid in gfids:
+        assert side.fill(side.row(b"f", gfid, folder)) == ["direct"]
+        assert [r.errno for r in side.move(Request(gfid, "D", folder, b"f", 3))] == [0]
+    assert side.client.known(gfids) == [False, True]
+    assert side.fill(side.row(b"f", gfids[1], folder)) == ["ok"]
+    fifo = side.new_gfid()
+    assert side.fill(side.row(b"f", fifo, folder, stat.S_IFIFO | 0o600)) == ["ok"]
+    assert side.fill(row) == ["ok"]
+    assert side.listed(folder) == {b"f": fifo}
+
+
 def test_directories_that_were_looked_into_move(side: Side, top: tuple[bytes, bytes]) -> None:
     a = side.folder(b"a", top[1])
     b = side.folder(b"b", a)
@@ -375,8 +392,10 @@ def test_a_read_only_volume_is_written(side: Side, top: tuple[bytes, bytes]) -> 
             side.close()
             side.connect()  # its mount has to know
         gfid = side.file(b"a", b"x", top[1])
-        assert side.client.meta([MetaRow(gfid, stat.S_IFREG | 0o600, 1, 2, 3, 4, [(b"user.x", b"y")])]) == [0]
+        xattrs = [(b"trusted.x", b"z"), (b"user.x", b"y")]
+        assert side.client.meta([MetaRow(gfid, stat.S_IFREG | 0o600, 1, 2, 3, 4, xattrs)]) == [0]
         assert side.path(top[0], b"a").read_bytes() == b"x"
+        assert [os.getxattr(side.path(top[0], b"a"), name) for name, _ in xattrs] == [b"z", b"y"]
     finally:
         node.gluster("volume", "set", side.volume, "features.read-only", "off")
 

@@ -54,7 +54,7 @@ class Held:
 class Losing:
     """As much of a Volume as a receiver uses."""
 
-    privileged_xattrs = True
+    refuses_twins = False
 
     def __init__(self, lose: Callable[[bytes, int], bytes], write_through: bool = False) -> None:
         self.lose, self.write_through = lose, write_through

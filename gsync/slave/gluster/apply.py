@@ -53,6 +53,7 @@ LIMBO_DEL: Gfid = RESERVED + b"limbo/del\0"
 TRASH: Gfid = RESERVED + b"trash\0\0\0\0\0"
 
 _PAGE = 1000
+_FRESH = 100_000    # directories that are known to be fresh
 _LONGEST = 255
 _DEEPEST = 100_000  # a chain of parents that is longer is a circle
 
@@ -78,7 +79,6 @@ class _Page(Page):
         self.touched: list[tuple[Gfid, bytes, Gfid, int]] = []
         self.guests: list[tuple[Gfid, int]] = []
         self.made: list[Gfid] = []
-        self.fresh: set[Gfid] = set()  # directories made by this page: nothing is in them
 
 
 class VolumeApply:
@@ -96,6 +96,7 @@ class VolumeApply:
         self._retention = delete_retention
         self._leave = leave
         self._listed: Gfid | None = None
+        self._fresh: set[Gfid] = set()  # directories in limbo/new with nothing in them but what receivers put there
 
     # names
 
@@ -179,7 +180,9 @@ class VolumeApply:
         if place in NOT_TO_FILL:
             return PARENT
         kind = stat.S_IFMT(row.mode)
-        occupant = None if pargfid in page.fresh else self.volume.at(pargfid, bname)
+        if kind == stat.S_IFREG and pargfid in self._fresh and self.volume.node(gfid) is None:
+            return DIRECT if row.nlink == 1 else NEW  # who may be there came from a receiver, and makes room
+        occupant = self.volume.at(pargfid, bname)
         if occupant is not None and occupant.gfid == gfid and occupant.kind == kind:
             return ADOPTED if self._adopt and self.state.standing()[0] is None and place is Place.IN_TREE else OK
         node = self.volume.node(gfid)
@@ -195,14 +198,14 @@ class VolumeApply:
             return MADE
         if free:
             self._make_special(pargfid, bname, row)
-            page.fresh.discard(pargfid)
+            self._fresh.discard(pargfid)
             return OK
         return self._move(page, row, place, self._make_special(LIMBO_NEW, in_limbo(gfid), row), occupant)
 
     def _move(self, page: _Page, row: FillRow, place: Place, node: Node, occupant: Node | None) -> str | None:
         """(b) for one name: note every name outside limbo that the move may change. A move from limbo/new into a
         directory there is done at once: nobody sees it, and a crash throws it away."""
-        page.fresh.discard(row.pargfid)
+        self._fresh.discard(row.pargfid)
         if place is Place.UNATTACHED and occupant is None and self._is_new(row.gfid):
             return self._place(page, row)
         page.touched.append((row.pargfid, row.bname, row.gfid, row.since))
@@ -226,7 +229,9 @@ class VolumeApply:
     def _make_dir(self, page: _Page, gfid: Gfid) -> None:
         self.volume.make(LIMBO_NEW, in_limbo(gfid), gfid, stat.S_IFDIR | 0o700)
         page.places[gfid] = Place.UNATTACHED
-        page.fresh.add(gfid)
+        if len(self._fresh) >= _FRESH:
+            self._fresh.clear()
+        self._fresh.add(gfid)
         page.made.append(gfid)
         self.step("directory made")
 
@@ -303,6 +308,7 @@ class VolumeApply:
                 self.step("unlinked")
         if source[0] == LIMBO_NEW:
             self._set(node, row.meta, new=True)
+        self._fresh.discard(row.gfid)
         self.volume.rename(*source, row.pargfid, row.bname)
         self._moved(page, source, row)
         page.places.clear()

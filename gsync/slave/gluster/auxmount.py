@@ -23,6 +23,7 @@ from gsync.model import ROOT_GFID, Gfid, gfid_parse, gfid_str
 from gsync.slave.gluster.syncpoints import Storage
 from gsync.slave.gluster.volfile import Site, program
 from gsync.slave.gluster.volume import (
+    CLIENT,
     GFID2PATH,
     GONE,
     LOST,
@@ -52,13 +53,12 @@ class AuxMount:
 
     def __init__(self, site: Site) -> None:
         self.name, self.id = site.name, site.id
-        # Of client -1 a mount takes trusted.*, security.* and default ACLs, and drops them without a word.
-        self.privileged_xattrs = not site.read_only
         client = program("glusterfs")
         if client is None:
             raise SlaveError("there is neither libgfapi nor GlusterFS's client on that host: install glusterfs-client")
         self._storage = Storage(self, site)
         self.write_through = self._storage.write_through
+        self.refuses_twins = site.subvolumes == 1
         self._folder = tempfile.mkdtemp(prefix="gsync-mount-")
         try:
             self._root = self._mount(client, site)
@@ -81,7 +81,7 @@ class AuxMount:
             log = os.devnull
         self._client = subprocess.Popen(
             [client, "--no-daemon", "--volfile-server=localhost", f"--volfile-id={site.name}", "--aux-gfid-mount",
-             "--acl", *(["--client-pid=-1"] if site.read_only else []), "--attribute-timeout=0",
+             "--acl", *([f"--client-pid={CLIENT}"] if site.read_only else []), "--attribute-timeout=0",
              "--entry-timeout=0", "--negative-timeout=0",
              "--log-level=WARNING", f"--log-file={log}", place],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

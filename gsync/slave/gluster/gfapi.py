@@ -1,7 +1,7 @@
 """A volume through libgfapi: GlusterFS's client in this very process, by handles (glusterfs/api/glfs-handles.h).
 
-It names itself client -1, as GlusterFS's own replication does, which may write to a volume that is read-only to others;
-but not to a sharded one (volfile.Site.sharded). Python's ctypes lets other threads go on while a call waits.
+It names itself so that it may write to a volume that is read-only to others (volume.CLIENT); but not to a sharded one,
+where it is an ordinary client. Python's ctypes lets other threads go on while a call waits.
 Standard library only, Python 3.9. Not here: which graph (volfile).
 """
 
@@ -25,6 +25,7 @@ from gsync.model import NS, ROOT_GFID, Gfid
 from gsync.slave.gluster.syncpoints import Storage
 from gsync.slave.gluster.volfile import Site
 from gsync.slave.gluster.volume import (
+    CLIENT,
     GFID2PATH,
     GONE,
     NEWFILE,
@@ -39,7 +40,6 @@ from gsync.slave.gluster.volume import (
 
 _LOG = "/var/log/glusterfs"
 _LOG_WARNINGS = 5         # GF_LOG_WARNING
-_CLIENT = -1              # GF_CLIENT_PID_GSYNCD
 _OBJECTS = 1000           # handles kept
 _XATTR = 64 << 10
 _NAMES = 256 << 10
@@ -134,13 +134,12 @@ def _fail(what: str) -> Exception:
 class GfapiVolume:
     """A Volume. It belongs to the thread that made it."""
 
-    privileged_xattrs = True
-
     def __init__(self, site: Site, lib: _Library) -> None:
         self.name, self.id = site.name, site.id
         self._lib = lib
         self._storage = Storage(self, site)
         self.write_through = self._storage.write_through
+        self.refuses_twins = site.subvolumes == 1
         self._stat = _STATS[platform.machine()]()
         self._at_stat = ctypes.byref(self._stat)
         self._buffer = ctypes.create_string_buffer(_NAMES)
@@ -151,7 +150,7 @@ class GfapiVolume:
         self._connect(site)
         self._site = site
         if not site.sharded:
-            lib.setfspid(self._fs, _CLIENT)  # of this thread
+            lib.setfspid(self._fs, CLIENT)  # of this thread
 
     def _connect(self, site: Site) -> None:
         lib = self._lib
@@ -340,7 +339,7 @@ class GfapiVolume:
              target: bytes | None = None) -> None:
         owner = struct.pack(">II", uid, gid)
         blob = newfile_blob(bname, gfid, mode, uid, gid, rdev, target)
-        if self._site.sharded:  # whoever is not client -1 makes it with the owner's rights: root's, then
+        if self._site.sharded:  # an ordinary client makes it with the owner's rights: root's, then
             blob = bytes(8) + blob[8:]
         with self._checked(pargfid):
             if self._lib.h_setxattrs(self._fs, self._object(pargfid), NEWFILE.encode(), blob, len(blob), 0) < 0:

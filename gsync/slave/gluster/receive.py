@@ -16,14 +16,14 @@ import os
 import random
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from typing import BinaryIO
 
 from gsync.model import ROOT_GFID, Gfid, check_bname
 from gsync.slave import fence, stream
-from gsync.slave.gluster import volfile
 from gsync.slave.gluster.apply import LIMBO_NEW, in_limbo
 from gsync.slave.gluster.backend import open_volume
-from gsync.slave.gluster.ground import Pass, run_folder, show
+from gsync.slave.gluster.ground import Pass, kept_site, run_folder, show
 from gsync.slave.gluster.volume import File, Node, Volume, set_node_attrs
 from gsync.slave.protocol import RESERVED
 from gsync.slave.receive import Input, Receiver
@@ -90,17 +90,13 @@ class VolumeReceiver(Receiver):
         self._own.look()
         volume = self._volume
         self._check_gfid(head.gfid)
-        # GlusterFS would make a second inode with this gfid, if it lies on another brick.
-        if volume.node(head.gfid) is not None:
-            there = volume.at(pargfid, bname)
-            if there is None or there.gfid != head.gfid:
-                raise FileExistsError(errno.EEXIST, "the slave has this file by another name")
-            volume.unlink(pargfid, bname)  # left by a try whose answer was lost
+        if not volume.refuses_twins and volume.node(head.gfid) is not None:
+            self._make_room(pargfid, bname, head.gfid)
         mode = stat.S_IFREG | stat.S_IMODE(head.mode)
         try:
             volume.make(pargfid, bname, head.gfid, mode, head.uid, head.gid)
         except FileExistsError:
-            volume.unlink(pargfid, bname)
+            self._make_room(pargfid, bname, head.gfid)
             volume.make(pargfid, bname, head.gfid, mode, head.uid, head.gid)
         try:
             node = self._write(head, data, new=True)
@@ -110,6 +106,15 @@ class VolumeReceiver(Receiver):
         except Exception:
             volume.unlink(pargfid, bname)
             raise
+
+    def _make_room(self, pargfid: Gfid, bname: bytes, gfid: Gfid) -> None:
+        """Take a name for a new file: who has it was left by a try whose answer was lost, or is not there any more at
+        the master. Unless the file itself has come to be elsewhere."""
+        there = self._volume.at(pargfid, bname)
+        if (there is None or there.gfid != gfid) and self._volume.node(gfid) is not None:
+            raise FileExistsError(errno.EEXIST, "the slave has this file by another name")
+        with suppress(FileNotFoundError):
+            self._volume.unlink(pargfid, bname)
 
     def _in_place(self, head: Header, data: memoryview) -> None:
         assert self._own is not None
@@ -236,7 +241,7 @@ def _zero(file: File, start: int, end: int) -> None:
 
 def receive(name: str, source: Input, out: BinaryIO, watch: Callable[[int], object]) -> None:
     """Receive for the volume until the stream ends. watch: called with the folder of the locks."""
-    site = volfile.find(name)
+    site = kept_site(name)
     folder = run_folder(site.id)
     fence.take_shared(fence.open_lock(folder, fence.RECEIVERS_LOCK))  # until the end of this process
     watch(folder)

@@ -67,7 +67,7 @@ class Site(NamedTuple):
 
     @property
     def read_only(self) -> bool:
-        """Whether GlusterFS lets nobody but client -1 write."""
+        """Whether GlusterFS lets nobody write but its own clients, those below 0."""
         return self.options.get("features.read-only") in ("on", "enable", "true", "yes", "1")
 
     def local_bricks(self) -> list[str] | None:

@@ -26,6 +26,10 @@ GFID2PATH = "glusterfs.gfid2path"
 LOST = (errno.ENOTCONN, errno.ECONNABORTED, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH,
         errno.EPIPE, errno.ESHUTDOWN)
 GONE = (errno.ENOENT, errno.ESTALE, errno.ENOTDIR)
+# What the client calls itself: GlusterFS's for `no-root-squash`. Like -1, its own replication's, and all below 0, it
+# may write what is read-only to others; but requests of those have the least priority at a brick, which is one at a
+# time, and as long as more of them wait its idle threads spin (seen with 10.3: more than twice the CPU time).
+CLIENT = -4
 
 # What GlusterFS keeps on inodes for itself: the names that are never the master's.
 _INTERNAL = (b"trusted.gfid", b"trusted.glusterfs.", b"trusted.afr.", b"trusted.ec.", b"trusted.dht.",
@@ -33,7 +37,7 @@ _INTERNAL = (b"trusted.gfid", b"trusted.glusterfs.", b"trusted.afr.", b"trusted.
              b"trusted.gsync.", b"trusted.overlay.", b"glusterfs.", b"security.selinux", b"security.ima",
              b"security.evm", b"security.SMACK")
 ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
-# In the root of a volume: GlusterFS's own. A replicated one has .glusterfs-anonymous-inode-<id>, for client -1.
+# In the root of a volume: GlusterFS's own. A replicated one has .glusterfs-anonymous-inode-<id>.
 _ITS_NAMES = (b".trashcan", b".shard", b".gfid", b"lost+found")
 
 
@@ -86,14 +90,15 @@ class File(Protocol):
 class Volume(Protocol):
     """Any thread but one at a time, the one that opened it.
 
-    `privileged_xattrs`: it holds trusted.* and security.*. `write_through`: files have to be synced one by
-    one, since `sync` cannot reach the disks of all bricks.
+    `write_through`: files have to be synced one by one, since `sync` cannot reach the disks of all bricks.
+    `refuses_twins`: the volume itself makes no second inode with a gfid. A brick sees to that on its own, so this holds
+    where all files are on the same ones.
     """
 
     name: str
     id: str
     write_through: bool
-    privileged_xattrs: bool
+    refuses_twins: bool
 
     def node(self, gfid: Gfid) -> Node | None:
         """The inode, asked of the volume anew; None: the volume has none."""
@@ -109,7 +114,8 @@ class Volume(Protocol):
 
     def make(self, pargfid: Gfid, bname: bytes, gfid: Gfid, mode: int, uid: int = 0, gid: int = 0, rdev: int = 0,
              target: bytes | None = None) -> None:
-        """A new inode with this gfid, which no other inode may have: the caller has asked."""
+        """A new inode with this gfid. No other inode may have it: the caller has asked, unless the volume
+        `refuses_twins`. FileExistsError says either: the name is taken, or the gfid."""
 
     def link(self, gfid: Gfid, pargfid: Gfid, bname: bytes) -> None: ...
 
@@ -203,7 +209,7 @@ def set_node_attrs(volume: Volume, node: Node, mode: int, uid: int, gid: int, mt
 
 def _set_xattrs(volume: Volume, gfid: Gfid, wanted: Xattrs, leave: frozenset[str]) -> bool:
     def ours(name: bytes) -> bool:
-        if is_internal(name) or (not volume.privileged_xattrs and name.startswith((b"trusted.", b"security."))):
+        if is_internal(name):
             return False
         return "acls" not in leave if name in ACLS else "xattrs" not in leave
 
