@@ -34,6 +34,7 @@ from gsync.volume.tree import DirReader, Reader, Resolved, Tree, Verdict
 _log = get_logger(__name__)
 
 PAGE = 2000               # names per call to the agent
+VOLUME_LISTED = 500       # names of a directory per call where the slave is a volume, which takes much longer for each
 READERS = 8               # directories open at once for enumeration
 SLOW_READ = 0.05          # seconds of waiting for one page, from which on directories are read in parallel
 GROUP = 4000              # complete inodes that one syncfs and one page of renames take in
@@ -90,7 +91,9 @@ class Batch:
     ctime is not older than `floor` (ns) are suspect: their data is compared and their attributes set.
     `checkpoint` is called now and then while a hybrid crawl runs, for interim commits. `max_delete`: most entries that
     a batch may remove, 0: any number. `ignore_deletes`: the last name of an inode is never removed.
-    `data_retries`: how often a file that could not be sent is tried again within the batch.
+    `data_retries`: how often a file that could not be sent is tried again within the batch. `listed`: names of
+    an enumerated directory per call to the agent; with fewer the first files are on their way sooner. `created`: files
+    that are not older than the changelogs of the batch, as far as it was kept in mind.
     """
 
     tree: Tree
@@ -109,6 +112,8 @@ class Batch:
     max_delete: int = 0
     ignore_deletes: bool = False
     data_retries: int = DATA_RETRIES
+    listed: int = PAGE
+    created: frozenset[Gfid] | set[Gfid] = frozenset()
     last_resolve: int = 0
 
     _readers: list[tuple[EnumDir, Reader, set[bytes] | None]] = field(default_factory=list)
@@ -306,7 +311,7 @@ class Batch:
                     _log.debug("name", path=shown(self.tree.path_text(item.name)), answer=code)
             if any(code not in ("parent", "cycle", "error") for code in answers.answers):
                 self._stuck = 0
-        self.syncer.send(*requests)  # last: a full box makes this wait
+        self._send(requests)  # last: a full box makes this wait
 
     def _known(self, item: Resolved, dirs: list[EnumDir], suspects: list[Resolved]) -> None:
         """In a hybrid crawl: a name that the slave has already."""
@@ -327,6 +332,11 @@ class Batch:
         self._in_flight += 1
         return request
 
+    def _send(self, requests: Sequence[Request]) -> None:
+        """All at once: woken for each one, the syncers would carry boxes of one."""
+        self.tree.will_read(len(requests))
+        self.syncer.send(*requests)
+
     def _displaced(self, gfids: Iterable[Gfid]) -> None:
         """Inodes that a fill or removal pushed to limbo, or new ones whose name is not theirs any more: where are they
         now? [16]"""
@@ -341,7 +351,7 @@ class Batch:
             pass  # perhaps all of those could not be opened, and others can
         if not self._readers:
             return False
-        want = PAGE // len(self._readers)
+        want = self.listed // len(self._readers)
         page: list[Resolved | Entry] = []
         done, left = [], []
         for open_dir, entries in zip(self._readers, self._pages(want), strict=True):
@@ -355,7 +365,7 @@ class Batch:
             else:
                 left.append(open_dir)
         self._readers = left
-        to_ask = self._send_unasked(page) if self._slave_was_empty else [r for r in page if isinstance(r, Resolved)]
+        to_ask = self._send_unasked(page)
         if to_ask:
             self._fill(to_ask, None)
         for directory, _, seen in done:
@@ -382,22 +392,25 @@ class Batch:
         return self.direct and self.recursive and self.floor is None
 
     def _send_unasked(self, page: Iterable[Resolved | Entry]) -> list[Resolved]:
-        """An empty slave gets the files of its new directories without being asked first. The receiver sees it if one
-        came by another name already, since it was moved meanwhile; the sender, if it has several names. The items to
-        ask for are returned."""
+        """The slave gets the files of its new directories without being asked first, if it was empty, or if they were
+        created in the time of this batch. The receiver sees it if one came by another name already, since it was moved
+        meanwhile; the sender, if it has several names. The items to ask for are returned."""
+        if not self._slave_was_empty and not (self.direct and self.created):
+            return [item for item in page if isinstance(item, Resolved)]
         self.last_resolve = time.time_ns()
         others: list[Resolved] = []
         requests: list[Request] = []
         for item in page:
             building = self._building.get(item.pargfid if isinstance(item, Entry) else item.name[0])
             plain = isinstance(item, Entry) or (item.attrs is not None and item.attrs.is_file and item.attrs.nlink == 1)
-            if not plain or building is None or item.gfid in self._flying:
+            new = self._slave_was_empty or item.gfid in self.created
+            if not plain or not new or building is None or item.gfid in self._flying:
                 others += self.tree.resolve([item.name]) if isinstance(item, Entry) else [item]
                 continue
             building.pending += 1
             requests.append(self._request(item, "D"))
         self.progress.names += len(requests)
-        self.syncer.send(*requests)  # all at once: woken for each one, the syncers would carry boxes of one
+        self._send(requests)
         return others
 
     def _open_dirs(self) -> bool:
@@ -624,10 +637,11 @@ class Batch:
             self.check_stop()
             after = page[-1][0]
             known = [row for row, there in zip(page, self.slave.known([g for g, _ in page]), strict=True) if there]
-            for gfid in self._differing(known):
+            differing = self._differing(known)
+            for gfid in differing:
                 self._in_flight += 1
                 self.tree.hint(gfid)
-                self.syncer.send(Request(gfid, "P", b"", b"", 0))
+            self._send([Request(gfid, "P", b"", b"", 0) for gfid in differing])
             while self._in_flight:
                 self._take_results(wait=True)
         self._changed.clear()  # a change after the batch's records has a record of its own
@@ -636,6 +650,7 @@ class Batch:
         """Those to be sent; what is only suspect is compared by size and hash first."""
         same: set[Gfid] = set()
         for suspects in self._suspects(rows):
+            self.tree.will_read(len(suspects))
             for gfid, digest in zip(suspects, self.slave.digest(suspects), strict=True):
                 self.check_stop()
                 try:

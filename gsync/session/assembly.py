@@ -13,6 +13,7 @@ from contextlib import suppress
 from functools import partial
 
 from gsync import log
+from gsync.batch import PAGE, VOLUME_LISTED
 from gsync.changelog.reader import History
 from gsync.changelogdb import ChangelogDB
 from gsync.crawl.feed import Waker
@@ -35,7 +36,7 @@ from gsync.session.worker import Connection, Worker
 from gsync.slave.client import SlaveClient
 from gsync.sync.auto import engine_maker
 from gsync.sync.engine import Flow
-from gsync.sync.syncer import Syncer
+from gsync.sync.syncer import SHARE, VOLUME_SHARE, Syncer
 from gsync.sync.timetable import Timetable
 from gsync.transport.link import Link
 from gsync.volume import gstime
@@ -154,14 +155,16 @@ class Parts:
                 flow = Flow(Timetable.parse(options.bandwidth_limit), options.sync_jobs, paused=self.paused)
                 make_engine = engine_maker(options.sync_method, link, client, self.source, epoch,
                                            rsync_settings(options))
-                syncer = Syncer(options.sync_jobs, make_engine, flow)  # the receivers start beside the agent
+                syncer = Syncer(options.sync_jobs, make_engine, flow,  # the receivers start beside the agent
+                                VOLUME_SHARE if link.slave.is_volume else SHARE)
                 hello = client.hello(self.volume.uuid, self.volume.name, self.session.name, epoch,
                                      adopt=options.adopt, delete_retention=options.delete_retention,
                                      make=self.first and not self.others.was_connected(), leave=left_alone(options))
                 self._slave_volume = hello.volume_id
                 self.others.begin(epoch)
                 return Connection(client, hello, syncer, link,
-                                  direct=options.sync_method != "rsync" and hello.caps.case_sensitive)
+                                  direct=options.sync_method != "rsync" and hello.caps.case_sensitive,
+                                  listed=VOLUME_LISTED if link.slave.is_volume else PAGE)
             except BaseException:
                 if syncer is not None:
                     syncer.close()

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Protocol
 
-from gsync.batch import DATA_RETRIES, Batch, Progress
+from gsync.batch import DATA_RETRIES, PAGE, Batch, Progress
 from gsync.changelog.layout import HistoryGap
 from gsync.changelog.reader import History
 from gsync.changelog.records import Fop, ProblemKind, read_changes
@@ -25,7 +25,7 @@ from gsync.crawl.hybrid import SUSPECT_MARGIN, Hybrid
 from gsync.errors import Faulty, GsyncError, SlaveError, Transient
 from gsync.ledger import Ledger
 from gsync.log import get_logger
-from gsync.model import NS, ROOT_GFID
+from gsync.model import NS, ROOT_GFID, Gfid
 from gsync.session.control import Order
 from gsync.session.lease import Lease
 from gsync.session.loss import Loss
@@ -45,6 +45,7 @@ LONGEST_PAUSE = 60.0
 STATUS_EVERY = 0.5
 LOOK_AT_ORDERS = 0.5     # seconds that an idle worker may take to see what is wanted of it
 LOOK_AT_LEASE = 0.25     # seconds between two looks of a passive worker
+CREATED = 100_000        # files that were created in the time of a batch and are kept in mind
 CLOCKS_APART = 10 * NS   # ns by which the clocks of two nodes that take over from each other may differ
 
 
@@ -65,6 +66,7 @@ class Connection:
     syncer: Syncer
     link: Link
     direct: bool = True    # whether the engine can put files straight into new directories
+    listed: int = PAGE     # names of a directory per call to the agent
 
     def close(self) -> None:
         self.syncer.close()
@@ -165,6 +167,7 @@ class Worker:
         self._clocks = 0              # ns by which the stime, for the same reason, may be off
         self._limbo = 0               # detached inodes that wait at the slave
         self._last_commit = 0.0
+        self._created = set[Gfid]()   # files that the changelogs of a batch say were created then
         self._settled = False         # a batch got through since the last interruption
 
     # the life of a worker
@@ -451,13 +454,15 @@ class Worker:
         return Batch(tree, self.connection.client, self.db, self.connection.syncer, self.ledger, self._recorder,
                      self.progress, self._check_stop, direct=self.connection.direct,
                      max_delete=self._max_delete, ignore_deletes=self._ignore_deletes, data_retries=self._data_retries,
-                     stime=self.state.stime, **more)  # type: ignore[arg-type]
+                     stime=self.state.stime,
+                     listed=self.connection.listed, **more)  # type: ignore[arg-type]
 
     def _changelogs(self, piece: Slice, gaps: int, doubt: bool) -> None:
         started, before = time.monotonic(), replace(self.progress)
         self.state.crawl = "Changelog" if piece.last else "History"
         self.state.in_step = False
         self.db.reset()
+        self._created.clear()
         tree = self._tree()
         try:
             for changelog in piece.changelogs:
@@ -467,7 +472,7 @@ class Worker:
             if doubt:
                 self.db.add_doubt()
             self._take_due()
-            batch = self._batch(tree)
+            batch = self._batch(tree, created=self._created)
             batch.apply()
         finally:
             tree.close()
@@ -493,6 +498,8 @@ class Worker:
                 self.db.add_names(name for _, _, names in part.entries for name in names)
                 self.db.add_dirs(EnumDir(gfid, None, False, False)
                                  for fop, gfid, _ in part.entries if fop == Fop.MKDIR)
+                if len(self._created) < CREATED:
+                    self._created.update(gfid for fop, gfid, _ in part.entries if fop == Fop.CREATE)
                 self.db.add_gfids(tree.wholes(part.data), Data.SEND)
                 self.db.add_gfids(part.meta, Data.NONE)
                 for problem in part.problems:

@@ -19,18 +19,20 @@ _log = get_logger(__name__)
 CAPACITY = 16384  # requests in the box
 CAPACITY_BYTES = 128 << 20
 SHARE = 4096  # requests of one box: the fuller, the cheaper is the slave's index for each
+VOLUME_SHARE = 100  # to a volume, which has no index and takes much longer for each: all receivers have to get some
 _PATIENCE = 0.5
 
 
 class Syncer:
-    """`jobs` threads; `make_engine` is called in each of them. `flow` counts the bytes sent."""
+    """`jobs` threads; `make_engine` is called in each of them. `flow` counts the bytes sent. share: most requests of a
+    box."""
 
-    def __init__(self, jobs: int, make_engine: Callable[[Flow], Engine], flow: Flow) -> None:
+    def __init__(self, jobs: int, make_engine: Callable[[Flow], Engine], flow: Flow, share: int = SHARE) -> None:
         self.flow = flow
         self.files = 0
         self.errors = 0
         self._make_engine = make_engine
-        self._postbox = PostBox(CAPACITY, CAPACITY_BYTES, SHARE)
+        self._postbox = PostBox(CAPACITY, CAPACITY_BYTES, share)
         self._lock = threading.Lock()
         self._news = threading.Condition(self._lock)
         self._results: list[Result] = []

@@ -71,6 +71,8 @@ class StreamEngine:
     # the engine's contract
 
     def move(self, box: Sequence[Request], report: Report) -> None:
+        if not self._boxes:
+            self._write_gathered()  # the hello: it gets ready while the first files are read
         self._boxes += 1
         out = _Box(self._boxes)
         self._out.append(out)

@@ -12,7 +12,6 @@ import errno
 import os
 import re
 import stat
-import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -64,7 +63,6 @@ class GlusterTree(Tree):
         self._bulk = bulk
         self._read_by = self._by_gfid           # the same folder, of the mount by which files are read
         self._reads = 0
-        self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(_LOOKERS, "lookup")  # a lookup mostly waits for the bricks
 
     def close(self) -> None:
@@ -224,19 +222,17 @@ class GlusterTree(Tree):
             return os.open(b".", flags, dir_fd=self._root_fd)
         if flags & os.O_PATH:
             return os.open(_aux(gfid), flags, dir_fd=self._by_gfid)
-        return os.open(_aux(gfid), flags | os.O_NOATIME, dir_fd=self._to_read())
+        return os.open(_aux(gfid), flags | os.O_NOATIME, dir_fd=self._read_by)
 
-    def _to_read(self) -> int:
-        with self._lock:
-            self._reads += 1
-            if self._reads == _MANY:
-                try:
-                    root = self._bulk.open()
-                    self._read_by = os.open(b".gfid", _PLACE | os.O_DIRECTORY, dir_fd=root)
-                    os.close(root)
-                except Transient as exc:
-                    _log.info("files are read one by one", error=exc)
-            return self._read_by
+    def will_read(self, files: int) -> None:
+        before, self._reads = self._reads, self._reads + files
+        if before < _MANY <= self._reads:
+            try:
+                root = self._bulk.open()
+                self._read_by = os.open(b".gfid", _PLACE | os.O_DIRECTORY, dir_fd=root)
+                os.close(root)
+            except Transient as exc:
+                _log.info("files are read one by one", error=exc)
 
     def fstat(self, fd: int) -> os.stat_result:
         """Without the mark that a file bears while it moves to another brick: mounts hide it, but not always."""

@@ -69,6 +69,9 @@ class PosixTree(Tree):
             index = self._local.index = Namespace(self._index_path, readonly=True)
         return index
 
+    def will_read(self, files: int) -> None:
+        pass  # nothing has to be made ready
+
     def hint(self, gfid: Gfid) -> None:
         handle = self._handle(gfid)
         if handle is not None and gfid not in self.hints:

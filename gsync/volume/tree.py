@@ -148,6 +148,10 @@ class Tree(ABC):
     def hint(self, gfid: Gfid) -> None:
         """Keep what is known of an inode's place for the syncer threads."""
 
+    @abstractmethod
+    def will_read(self, files: int) -> None:
+        """So many more files are about to be opened for reading."""
+
     def wholes(self, gfids: Sequence[Gfid]) -> Sequence[Gfid]:
         """The inodes whose content changed when these were written to: of what is kept in pieces, the files."""
         return gfids
