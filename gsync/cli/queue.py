@@ -94,6 +94,7 @@ def list_(
     owner: OwnerOption = None,
     kind: Annotated[str | None, typer.Option("--kind", help=(
         "Made by: queue, send, archive, deliver; failure: what replication could not sync."))] = None,
+    label: Annotated[str | None, typer.Option("--label", metavar="TEXT", help="With this in their label.")] = None,
     link: LinkOption = None,
     since: Annotated[str | None, typer.Option("--since", metavar="TIME", help=(
         "Put in since then: 2h, 3d (ago), 2026-11-23, 2026-11-23T12:00:00Z."))] = None,
@@ -105,7 +106,7 @@ def list_(
     """List requests, the newest last, or with --transfers (or --link) their transfers."""
     with _Queue(state) as queue:
         of: dict[str, Any] = {"states": [_state(word) for word in state_ or []], "owner": owner, "kind": kind,
-                              "span": _span(since, until), "limit": limit or -1}
+                              "label": label, "span": _span(since, until), "limit": limit or -1}
         if transfers or link:
             _list_transfers(queue, {**of, "link": _link(link)}, json)
         else:
@@ -470,12 +471,12 @@ def _list_requests(queue: _Queue, of: dict[str, Any], json: bool) -> None:
     from gsync.transfer import listing
 
     # few, and a person should see them: below the others, whatever the limit
-    failures = _failures(queue) if of["owner"] is None and of["kind"] in (None, "failure") and (
+    failures = _failures(queue) if of["owner"] is None and of["label"] is None and of["kind"] in (None, "failure") and (
         not of["states"] or "RETRY" in {state.value for state in of["states"]}) and of["span"] == listing.EVER else []
     if json:
         print_json_array(chain(listing.find_requests_json(queue.transfers, **of), map(dumps, failures)))
         return
-    is_all = not (of["states"] or of["owner"] or of["kind"]) and of["span"] == listing.EVER
+    is_all = not (of["states"] or of["owner"] or of["kind"] or of["label"]) and of["span"] == listing.EVER
     noted = ([f["id"], f["kind"], f["owner"], f["state"], listing.counts_text(f["transfers"]), f["created"], f["label"]]
              for f in failures)
     lines = chain(listing.find_requests_lines(queue.transfers, **of), noted)

@@ -29,8 +29,9 @@ REQUEST_HEADINGS = ["REQUEST", "KIND", "OWNER", "STATE", "TRANSFERS", "CREATED",
 def find_json(db: Transfers, **of: Any) -> Iterator[tuple[str, bytes, bytes]]:
     """Transfers as JSON objects, each with the paths that it is still without: at the source, at the destination.
 
-    of, any of them: states; owner; kind, of their requests; link, of which either store may be empty; span: put in at
-    or after the first and before the second time, ns; request; limit: the newest so many (-1: all). By their ids.
+    of, any of them: states; owner; kind and label (a part of it), of their requests; link, of which either store may be
+    empty; span: put in at or after the first and before the second time, ns; request; limit: the newest so many (-1:
+    all). By their ids.
     """
     return db.each(*_transfers(f"{_TRANSFER}, source_path, path", **of))
 
@@ -71,13 +72,14 @@ def counts_text(counts: dict[str, int]) -> str:
 
 
 def _transfers(columns: str, *, states: Sequence[State] = (), owner: str | None = None, kind: str | None = None,
-               link: tuple[str, str] | None = None, span: Span = EVER, request: str | None = None, limit: int = -1
-               ) -> tuple[str, list[Any]]:
+               label: str | None = None, link: tuple[str, str] | None = None, span: Span = EVER,
+               request: str | None = None, limit: int = -1) -> tuple[str, list[Any]]:
     wheres, values = selection(request, owner, link)
     _narrow(wheres, values, states, span)
-    if kind is not None:
-        wheres.append("request IN (SELECT id FROM requests WHERE kind=?)")
-        values.append(kind)
+    for condition, value in (("kind=?", kind), ("instr(label, ?)", label)):
+        if value is not None:
+            wheres.append(f"request IN (SELECT id FROM requests WHERE {condition})")
+            values.append(value)
     where = " AND ".join(wheres) or "1"
     if limit >= 0:
         where = f"id IN (SELECT id FROM transfers WHERE {where} ORDER BY id DESC LIMIT ?)"
@@ -86,13 +88,14 @@ def _transfers(columns: str, *, states: Sequence[State] = (), owner: str | None 
 
 
 def _requests(columns: str, *, states: Sequence[State] = (), owner: str | None = None, kind: str | None = None,
-              span: Span = EVER, limit: int = -1) -> tuple[str, str, list[Any]]:
+              label: str | None = None, span: Span = EVER, limit: int = -1) -> tuple[str, str, list[Any]]:
     """The rows; their ids, where they are only some, else empty; the values of each of these."""
     wheres, values = selection(owner=owner)
     _narrow(wheres, values, states, span)
-    if kind is not None:
-        wheres.append("kind=?")
-        values.append(kind)
+    for condition, value in (("kind=?", kind), ("instr(label, ?)", label)):
+        if value is not None:
+            wheres.append(condition)
+            values.append(value)
     where, newest = " AND ".join(wheres) or "1", ""
     if limit >= 0:
         # +: where not just the newest are looked at, a sort is faster than the index, whose rows lie by their ids

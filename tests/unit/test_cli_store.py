@@ -235,7 +235,10 @@ def test_a_request_is_listed_with_the_transfers_of_all_its_operations(cli: Cli, 
     (place / "a" / "d").mkdir()
     (place / "a" / "d" / "x").touch()
     cli("queue", "submit", "a:d", "b:d", "--wait")
-    cli("queue", "submit", "a:d", "b:e", "--owner", "ann")
+    cli("queue", "submit", "a:d", "b:e", "--owner", "ann", "--label", "job 17")
+    assert len(shown(cli, "queue", "list", "--label", "17", "--transfers")) == 3
+    assert [r["label"] for r in shown(cli, "queue", "list", "--label", "b 1")] == ["job 17"]
+    assert cli("queue", "list", "--label", "18") == "no such requests\n"
     counts = [{"DONE": 3}, {"NEW": 1, "QUEUED": 2}]
     for limit in ("0", "2"):
         assert [r["transfers"] for r in shown(cli, "queue", "list", "--limit", limit)] == counts
