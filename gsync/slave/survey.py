@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import stat
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -37,7 +38,8 @@ _WITHOUT = {
 
 class Survey(NamedTuple):
     """now: the clock there, ns. state: missing (the folder above it is there), empty, ours, foreign, or refused.
-    problems: why it cannot be the slave, one line each. free: bytes; inodes: how many more, None without a limit.
+    problems: why it cannot be the slave, one line each. free: bytes, a huge number where the file system does not say;
+    inodes: how many more, None without a limit.
     lacks: kinds of attributes and names that it cannot hold, as far as can be seen from outside, and NUMBERS.
     volume_id: of a GlusterFS volume, its id."""
 
@@ -89,7 +91,8 @@ def survey(root: bytes, volume: str, adopt: bool) -> Survey:
     finally:
         os.close(fd)
     return Survey(rpc.PROTOCOL, gsync.__version__, platform.python_version(), os.geteuid(), time.time_ns(), state,
-                  problems, busy, space.f_bavail * space.f_frsize, space.f_favail if space.f_files else None,
+                  problems, busy, space.f_bavail * space.f_frsize if space.f_blocks else sys.maxsize,
+                  space.f_favail if space.f_files else None,
                   file_system, sorted(lacks))
 
 

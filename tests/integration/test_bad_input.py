@@ -123,7 +123,7 @@ class TestSlaveFileSystem:
             assert compare(place.master, place.slave) == []
 
     def test_one_that_lacks_xattrs_and_handles(self, place: Place) -> None:
-        """ramfs keeps no ACLs and no xattrs of users and root."""
+        """ramfs keeps no ACLs, no xattrs of users and root and no birth times, and does not say how much is free."""
         make_everything(place.master, 4, privileged=True)
         (place.folder / "mnt").mkdir()
         subprocess.run(["mount", "-t", "ramfs", "none", place.folder / "mnt"], check=True)
@@ -136,6 +136,8 @@ class TestSlaveFileSystem:
             lost = place.report()["bricks"][0]["left_out"]
             assert lost["xattrs"] > 0
             assert [x for x in compare(place.master, place.slave) if ": xattr " not in x and ": mode " not in x] == []
+            created = place.gsync("create", place.master, place.folder / "mnt" / "other", "--name", "other")
+            assert "ramfs keeps no inode numbers" in created.stdout + created.stderr
         finally:
             subprocess.run(["umount", place.folder / "mnt"], check=True)
 

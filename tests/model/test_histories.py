@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from gsync import fsid
 from gsync.recorder import detectors
 from tests.model.world import Killed, World
 
@@ -116,6 +118,19 @@ def act(w: World, one: tuple[object, ...]) -> None:
           phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink))
 @given(st.lists(action, min_size=3, max_size=25))
 def test_every_history_converges(history: list[tuple[object, ...]]) -> None:
+    converges(history)
+
+
+@settings(max_examples=HISTORIES // 4, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+@given(st.lists(action, min_size=3, max_size=25))
+def test_every_history_converges_where_the_slaves_inodes_are_known_by_name_alone(history: list[tuple[object, ...]]
+                                                                                ) -> None:
+    """A slave on FAT and its kind."""
+    with mock.patch.object(fsid, "_makes_up_numbers", lambda fd: os.readlink(f"/proc/self/fd/{fd}").endswith("/s")):
+        converges(history)
+
+
+def converges(history: list[tuple[object, ...]]) -> None:
     folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=folder) as base:
         w = World(Path(base) / "w", detectors.inotify)
