@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from gsync.ledger import Ledger
+from gsync.model import NS
 from gsync.process import Lock
 from gsync.session import config, preflight
 from gsync.session.control import Wanted, read_wanted, write_wanted
@@ -160,8 +162,8 @@ class TestCreate:
     def test_clocks_that_are_apart(self, cli: Cli, tree: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         real = SlaveClient.survey
         for seconds, text in [(60, "its clock is ahead by 60 s"), (-7, "its clock is behind by 7 s")]:
-            monkeypatch.setattr(SlaveClient, "survey", lambda *args, by=seconds: (
-                found := real(*args))._replace(now=found.now + by * 1_000_000_000))
+            monkeypatch.setattr(SlaveClient, "survey", lambda *args, by=seconds: survey.survey(
+                bytes(copy), "v", False)._replace(now=time.time_ns() + by * NS))  # asked at once, so nothing is unsure
             cli("create", str(tree), str(copy), "--name", f"n{seconds}")
             assert text in cli.err
             cli("delete", f"n{seconds}", "--yes")
