@@ -11,17 +11,17 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.gluster.cluster import MASTER, SHAPES, SLAVE, Cluster, cluster
+from tests.gluster.cluster import MASTER, SHAPES, SLAVE, Cluster, Node, cluster
 from tests.gluster.georep import GeoRep
 from tests.gluster.site import IGNORED, PATIENCE, GlusterSite, GsyncNode, gluster_site
 from tests.gluster.test_master import all_crawls, change_older, changes
 from tests.hosts import sshd_on, wait_until
-from tests.place import REPOSITORY
+from tests.place import REPOSITORY, Place
 from tests.trees import compare
 
 pytestmark = [pytest.mark.gluster, pytest.mark.root]
@@ -128,8 +128,8 @@ def test_run_in_the_foreground(tmp_path: Path) -> None:
         # A copy with the right gfids that is nobody's: what differs is replaced, what does not is not sent.
         node.gsync("delete", "--all", "--yes")
         shutil.rmtree(made.slave / ".gsync")
-        (made.slave / "s-hybrid" / "renamed").write_bytes(b"changed at the copy")
-        (made.slave / "s-history" / "renamed").unlink()
+        (made.slave / f"{SLAVE}-hybrid" / "renamed").write_bytes(b"changed at the copy")
+        (made.slave / f"{SLAVE}-history" / "renamed").unlink()
         (made.slave / "foreign").mkdir()
         assert "it is not empty and no gsync slave" in node.once(code=4).stderr
         files, _ = node.sent(node.once("--adopt"))
@@ -152,6 +152,36 @@ def equal(master: Path, slave: Path) -> bool:
         return not compare(master, slave, IGNORED)
     except OSError:  # it changes while it is compared
         return False
+
+
+class Outside(Place):
+    """gsync on a host that has nothing of GlusterFS's to do."""
+
+    def __init__(self, folder: Path, host: Node, ssh_config: Path) -> None:
+        folder.mkdir()
+        super().__init__(folder, args=("--ssh-config", ssh_config))
+        self.host = host
+
+    def argv(self, *args: object) -> list[str]:
+        return self.host.argv(*super().argv(*args))
+
+
+def test_any_node_of_the_slaves_pool_can_be_named(tmp_path: Path) -> None:
+    """The third one has no brick of the volume; and of a dead one it is said."""
+    with cluster(tmp_path, "arbiter") as made, ExitStack() as opened:
+        config = tmp_path / "ssh_config"
+        config.write_text("".join(opened.enter_context(sshd_on(node, tmp_path / f"sshd-{node.name}")).read_text()
+                                  for node in made.nodes))
+        made.make("copy", SHAPES["distribute 2"])
+        mount = made.nodes[0].mount("copy", "/mnt/copy", "acl")
+        place = Outside(tmp_path / "outside", made["s1"], config)
+        for node in made.nodes:
+            place.slave_arg = f"{node.name}::copy"
+            (place.master / node.name).write_text(node.name)
+            place.once()
+            assert compare(place.master, mount) == []
+        node.run("kill", "-9", node.path("/run/glusterd.pid").read_text().strip())
+        assert f"slave {node.name}::copy: glusterd does not answer there" in place.once(code=4).stderr
 
 
 def documented(title: str) -> list[list[str]]:
