@@ -187,9 +187,13 @@ class Nights:
         found: dict[str, int] = self.status()["sets"][0]["units"]
         return found
 
-    def wait_for(self, true: Callable[[], object], what: str = "it") -> None:
-        until = time.monotonic() + PATIENCE
+    def wait_for(self, true: Callable[[], object], what: str = "it", progress: Callable[[], object] = lambda: None
+                 ) -> None:
+        """progress: patience runs anew whenever this gives something else."""
+        seen, until = progress(), time.monotonic() + PATIENCE
         while not true():
+            if (now := progress()) != seen:
+                seen, until = now, time.monotonic() + PATIENCE
             assert time.monotonic() < until, f"{what} did not come true\n{self.log()[-5000:]}"
             time.sleep(0.1)
 

@@ -133,7 +133,7 @@ def the_night(folder: Path, way: str, count: int, kills: int) -> None:
                 daemon = nights.start()
                 if server is not None and chance.random() < 0.5:
                     server.drop_connections()
-            nights.wait_for(night.settled, "that all is delivered or quarantined")
+            nights.wait_for(night.settled, "that all is delivered or quarantined", nights.states)
             night.make_late()
             nights.run("catchup", night.name)
             nights.wait_for(lambda: all(nights.is_as_source(unit) for unit in night.late), "the late files")
