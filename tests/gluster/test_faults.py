@@ -11,7 +11,7 @@ import pytest
 
 from tests.gluster.churn import Churn
 from tests.gluster.cluster import META
-from tests.gluster.site import IGNORED, GlusterSite, gluster_site
+from tests.gluster.site import IGNORED, PATIENCE, GlusterSite, gluster_site
 from tests.gluster.test_master import change_older, changes
 from tests.trees import compare
 
@@ -112,8 +112,8 @@ def test_a_node_is_cut_off_while_all_is_renamed(tmp_path: Path, shape: str) -> N
             site.cluster.hosts.heal(node.name)
             changes(master, "healed", inherited=False)
             change_older(master, "cut")
-        site.wait("healing has begun", lambda: site.cluster.heal(other.host))   # by itself within ten minutes
-        site.wait("healed", site.cluster.healed)
+        # Ordered again and again: what does not know the node again when it is ordered waits for ten minutes.
+        site.wait("healed", lambda: site.cluster.heal(other.host) and site.cluster.healed(), 2 * PATIENCE)
         site.reach("with the node again")
         found = compare(master, site.slave, IGNORED)
         assert [line for line in found if shape != "arbiter" or ": mtime_ns " not in line] == []
