@@ -240,7 +240,8 @@ class Supervisor:
 
     @property
     def _all(self) -> list[_Kept]:
-        return [*([self._recorder] if self._recorder else []), *self._workers]
+        """In the order of starting and ending: a worker has the longer way to its first file."""
+        return [*self._workers, *([self._recorder] if self._recorder else [])]
 
     def _step(self) -> Ending | None:
         """Looks after the children once; how the run ends, None while it goes on."""
@@ -318,7 +319,7 @@ class Supervisor:
         """SIGTERM, time to end in order, SIGKILL. A second SIGINT or SIGTERM shortens the time."""
         asked, self.signal = self.signal, None
         number, end = signal.SIGTERM, time.monotonic() + GRACE
-        left = [kept for kept in reversed(self._all) if kept.child is not None]
+        left = [kept for kept in self._all if kept.child is not None]
         for kept in left:
             assert kept.child is not None
             kept.child.send(number)

@@ -108,7 +108,7 @@ class MemoryWatch(threading.Thread):
     `peaks` holds the highest value seen, in bytes, by role. A last peak within `EVERY` of a process's end is missed.
     """
 
-    EVERY = 0.05
+    EVERY = 0.25  # each look takes processor time from what is measured
 
     def __init__(self) -> None:
         super().__init__(name="memory")
