@@ -1,7 +1,9 @@
 """The workloads of the bench. Each one makes its trees, lets gsync and the peer work in turn, and yields results.
 
-In each round the contestants change places. Masters and slaves lie on file systems of their own, the slave of an
-initial sync on a fresh one each time: ext4 makes creations several times slower for minutes after a large removal.
+In each round the contestants change places. Masters and slaves of many files lie on file systems of their own, the
+slave of an initial sync on a fresh one each time: ext4 makes creations several times slower for minutes after a large
+removal. These are images behind a loop device, which copies all that reaches the disk once more, so large files lie in
+plain folders.
 """
 
 from __future__ import annotations
@@ -10,8 +12,10 @@ import contextlib
 import itertools
 import os
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -52,6 +56,15 @@ class Bench:
                 folder = stack.enter_context(FsImage(folder, IMAGE_SIZE, options="noatime")).path
             (folder / "tree").mkdir(parents=True)
             yield folder / "tree"
+
+    @contextlib.contextmanager
+    def folder(self, what: str) -> Iterator[Path]:
+        """An empty folder of the work directory, for few files."""
+        folder = self.workdir / f"{what}-{next(self._serial)}"
+        folder.mkdir()
+        yield folder
+        shutil.rmtree(folder)
+        os.sync()
 
     @contextlib.contextmanager
     def fresh_slave(self, ssh_config: Path | None) -> Iterator[Slave]:
@@ -133,28 +146,29 @@ def initial_small(bench: Bench) -> Iterator[Result]:
     count = bench.count(100_000)
     with bench.file_system("master") as master:
         make_small_files(master, count, random.Random(1))
-        yield from _initial(bench, master, f"{count:,} x 1 KiB", max_ratio_over_ssh=1.2)
+        yield from _initial(bench, master, bench.file_system, f"{count:,} x 1 KiB", max_ratio_over_ssh=1.2)
 
 
 def initial_large(bench: Bench) -> Iterator[Result]:
     """Initial sync of 8 files of 256 MiB."""
     size = max(MIB, round(256 * MIB * bench.scale))
-    with bench.file_system("master") as master:
+    with bench.folder("master") as master:
         for number in range(8):
             with open(master / f"large-{number}", "wb") as file:
                 for start in range(0, size, 16 * MIB):
                     file.write(os.urandom(min(16 * MIB, size - start)))
-        yield from _initial(bench, master, f"8 x {size / MIB:g} MiB", max_ratio_over_ssh=0.7)
+        yield from _initial(bench, master, bench.folder, f"8 x {size / MIB:g} MiB", max_ratio_over_ssh=0.7)
 
 
-def _initial(bench: Bench, master: Path, what: str, max_ratio_over_ssh: float) -> Iterator[Result]:
+def _initial(bench: Bench, master: Path, place: Callable[[str], AbstractContextManager[Path]], what: str,
+             max_ratio_over_ssh: float) -> Iterator[Result]:
     for way, ssh_config in (("local", None), ("ssh", bench.server.client_config)):
         result = Result(f"initial sync, {what}, {way}", "s", Rsync.name)
         result.max_ratio = None if ssh_config is None else max_ratio_over_ssh
         for contestant in bench.in_turn([Rsync(), bench.gsync]):
             assert not isinstance(contestant, Lsyncd)
-            with bench.fresh_slave(ssh_config) as slave:
-                seconds = bench.once(contestant, master, slave)
+            with place("slave") as path:
+                seconds = bench.once(contestant, master, bench.slave(path, ssh_config))
             (result.gsync if isinstance(contestant, Gsync) else result.peers).append([seconds])
         yield result
 
