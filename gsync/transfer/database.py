@@ -109,6 +109,7 @@ class Transfers:
         self.home = home
         self.spool = Spool(os.path.join(home, "spool"))
         self._path = os.path.join(home, FILE)
+        self._looking = looking
         try:
             if looking and not os.path.exists(self._path):
                 self._db = _connect(":memory:")
@@ -151,9 +152,17 @@ class Transfers:
                     raise Held(self._path, pid) from exc
 
     def make_tables(self, schema: str) -> None:
-        """Make what is missing of the tables and indexes of another module; if none is, nobody is waited for."""
+        """Make what is missing of the tables and indexes of another module; if none is, nobody is waited for. Who only
+        looks has empty tables of its own in place of missing ones."""
         there = {row[0] for row in self.read("SELECT name FROM sqlite_master")}
-        if there.issuperset(re.findall(r"IF NOT EXISTS (\w+)", schema)):
+        missing = set(re.findall(r"IF NOT EXISTS (\w+)", schema)) - there
+        if not missing:
+            return
+        if self._looking:
+            for statement in schema.split(";"):
+                found = re.match(r"\s*CREATE TABLE IF NOT EXISTS (\w+)", statement)
+                if found and found[1] in missing:
+                    self._db.execute(statement.replace("CREATE TABLE", "CREATE TEMP TABLE", 1))
             return
         with self.atomic() as db:
             for statement in schema.split(";"):

@@ -238,7 +238,7 @@ def test_fanotify_says_why_it_is_not_there(monkeypatch: pytest.MonkeyPatch, by_i
     root_fd = os.open("/proc", os.O_RDONLY)
     try:
         with pytest.raises(Unavailable):
-            FACTORIES["fanotify"](root_fd, Inodes(root_fd, b"tag!"), lambda gfid: True)
+            FACTORIES["fanotify"](root_fd, by_inotify.inodes, lambda gfid: True)
     finally:
         os.close(root_fd)
     monkeypatch.setattr(fanotify, "_REPORT_DFID_NAME_TARGET", 0x8000_0000)  # a kernel that does not know it
