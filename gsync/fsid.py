@@ -63,12 +63,17 @@ _buffers = _Buffers()
 _SIZE = struct.pack("=I", _MAX_HANDLE)
 
 
+def _error(name: bytes | None = None) -> OSError:
+    """Why the call just made failed, on what."""
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number), name)
+
+
 def _handle_at(dirfd: int, name: bytes, flags: int) -> bytes:
     raw = _buffers.raw
     raw[0:4] = _SIZE
     if _name_to_handle_at(dirfd, name, _buffers.handle, _buffers.mount, flags):
-        err = ctypes.get_errno()
-        raise OSError(err, os.strerror(err), name)
+        raise _error(name)
     return bytes(raw[4:8 + raw[0]])
 
 
@@ -76,8 +81,7 @@ def _statx(dirfd: int, name: bytes, flags: int) -> bytes:
     """struct statx (linux/stat.h) with inode number and birth time."""
     out = ctypes.create_string_buffer(256)
     if _syscall(_SYS_STATX, dirfd, name, 0x100 | flags, 0x100 | _STATX_BTIME, out) != 0:  # AT_SYMLINK_NOFOLLOW; INO
-        err = ctypes.get_errno()
-        raise OSError(err, os.strerror(err), name)
+        raise _error(name)
     return out.raw
 
 
@@ -98,8 +102,7 @@ def _kind_handle_at(dirfd: int, name: bytes, flags: int) -> bytes:
 def _makes_up_numbers(fd: int) -> bool:
     out = ctypes.create_string_buffer(256)
     if _fstatfs(fd, out) != 0:
-        err = ctypes.get_errno()
-        raise OSError(err, os.strerror(err))
+        raise _error()
     return struct.unpack_from("=I", out, 0)[0] in _MAKES_UP_NUMBERS
 
 
@@ -307,5 +310,4 @@ def syncfs(fd: int) -> None:
     """Make everything written to the file system of fd durable (syncfs(2)); OSError if a write-back failed."""
     lib = ctypes.CDLL(None, use_errno=True)  # may take seconds: other threads go on
     if lib.syncfs(fd) != 0:
-        err = ctypes.get_errno()
-        raise OSError(err, os.strerror(err))
+        raise _error()

@@ -258,7 +258,8 @@ class Publisher:
 
 def run(session: Session, volume: Volume, home: Home, once: int | None, by_files: Orders | None, spare: Spare) -> int:
     """Run the session's worker until it is told to end, or until in step; the exit code. by_files: a monitor has
-    started it, so it does what is wanted of the session, and owns its log. spare: may be in the making already."""
+    started it, so it does what is wanted of the session, and owns its log. spare: may be in the making already; the
+    session's own folder is there."""
     gc.freeze()
     gc.set_threshold(100_000)  # requests and results come and go by the ten thousand, none of them part of a cycle
     stop = threading.Event()
@@ -272,7 +273,8 @@ def run(session: Session, volume: Volume, home: Home, once: int | None, by_files
             return Order.STOP
         return Order.RUN if by_files is None else by_files()
 
-    make_dirs(os.fsencode(session.together if not session.on_meta_volume else session.own))
+    if not session.on_meta_volume:
+        make_dirs(os.fsencode(session.together))
     if volume.gluster is None:
         make_dirs(os.fsencode(volume.brick().folder))
     with Lock(session.worker_lock, f"a worker of session {session.title}"):
