@@ -93,10 +93,9 @@ class Parts:
         self._gsyncd = session.gsyncd_slave()
         self._slave_volume = self._gsyncd or ""  # the id of a slave that is a volume; a passive worker need not know it
         if volume.gluster is not None:
-            self._mount = AuxMount(volume.gluster.name, volume.gluster.host, os.path.join(session.own, "mount"),
-                                   sharded=volume.gluster.sharded)
-            self._bulk = AuxMount(volume.gluster.name, volume.gluster.host, os.path.join(session.own, "mount-bulk"),
-                                  sharded=volume.gluster.sharded, contents=not volume.gluster.sharded)
+            self._mount = AuxMount(volume.gluster, os.path.join(session.own, "mount"))
+            self._bulk = AuxMount(volume.gluster, os.path.join(session.own, "mount-bulk"),
+                                  contents=not volume.gluster.sharded)
             self._own_brick = OwnBrick(os.fsencode(self.brick.root), volume.gluster, number)
         self.filters = Filter(self.options.exclude) if self.options.exclude else None
         self.source = CurrentTree()

@@ -624,13 +624,11 @@ class Worker:
         try:
             if self._leftovers:
                 self._take_leftovers(tree, recursive=True)
-            tree.check_whole()
             self._take_due()
             batch = self._batch(tree, recursive=True, floor=crawl.floor, checkpoint=self._interim)
             batch.apply()
             if crawl.floor is not None:
                 self._unmet(tree, batch)
-            tree.check_whole()
         finally:
             tree.close()
         self._keep_doubt(batch.last_resolve, crawl.gaps, renewed=True, whole=True)

@@ -175,6 +175,7 @@ class Agent:
             self.ends = not self._ground.valid
         elif isinstance(exc, Transient):
             kind = "busy" if isinstance(exc, Busy) else "transient"
+            self.ends = kind == "transient"
         elif isinstance(exc, OSError):
             kind, number = "io", exc.errno
             message = f"{exc.strerror}: {os.fsdecode(exc.filename)}" if exc.filename else str(exc.strerror)
@@ -459,6 +460,9 @@ def run(root: bytes) -> int:
         return Fenced.exit_code
     except Silence:
         print("nothing heard from the worker, ending", file=sys.stderr)
+        return Transient.exit_code
+    except Transient as exc:
+        print(exc, file=sys.stderr)
         return Transient.exit_code
     except BrokenPipeError:
         return Transient.exit_code

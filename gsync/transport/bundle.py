@@ -12,7 +12,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parents[1]
-_MODULES = ["__init__", "model", "errors", "fsid", "namespace", "rpc"]
+_MODULES = ["__init__", "model", "errors", "fsid", "gclient", "namespace", "rpc"]
 _NOT_IN_AGENT = {"client"}
 _STORE = ["transfer/store", "transfer/stores/dir", "transfer/stores/server"]  # for `agent --store ROOT NAME`
 _EMPTY = ["transfer/__init__", "transfer/stores/__init__"]

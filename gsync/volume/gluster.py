@@ -9,12 +9,13 @@ import os
 import re
 import subprocess
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
 from gsync.errors import UsageError
+from gsync.gclient import running
 
 # What a volume must have set so that its changes are recorded.
 CHANGELOG = "changelog.changelog"
@@ -26,6 +27,7 @@ ROLLOVER = 15.0                                          # s: GlusterFS's defaul
 EAGER_LOCK = 1.0                                         # s: of disperse.eager-lock-timeout
 WORKDIR = "/var/lib/glusterd"
 _PATIENCE = 60.0                                         # s
+_PATIENCE_STATUS = 10.0
 _PATIENCE_HEAL = 10.0                                    # s: with very much to heal it takes longer
 
 
@@ -78,15 +80,13 @@ class GlusterInfo:
         tells the bricks its new length when it has done nothing more to it for some time, or closes it."""
         return float(self.options.get("disperse.eager-lock-timeout", EAGER_LOCK)) + 1 if self.fragments > 1 else 0.0
 
-    def away(self, connected: Sequence[bool]) -> list[BrickAt]:
-        """The bricks without a connection, if too few are left of any set to read what is on it."""
-        if len(connected) != len(self.bricks):
-            return []  # the volume has just been changed
+    def away(self, running: Container[str]) -> list[BrickAt]:
+        """The bricks that are not `running` (host:path), of those sets of which too few are."""
         missing = []
         for number in range(self.subvolumes):
             mine = [brick for brick in self.bricks if brick.subvolume == number]
-            if sum(connected[brick.number] and not brick.arbiter for brick in mine) < self.fragments:
-                missing += [brick for brick in mine if not connected[brick.number]]
+            if sum(str(brick) in running and not brick.arbiter for brick in mine) < self.fragments:
+                missing += [brick for brick in mine if str(brick) not in running]
         return missing
 
     @property
@@ -179,6 +179,15 @@ def nothing_to_heal(info: GlusterInfo, subvolume: int) -> bool:
              for brick in root.iter("brick")}
     return len(found) == len(info.bricks) and all(
         found.get(str(brick)) == ("Connected", "0") for brick in info.bricks if brick.subvolume == subvolume)
+
+
+def away(info: GlusterInfo) -> list[BrickAt]:
+    """The bricks that do not run, or cannot be reached, of those sets that are away because of it; none if glusterd
+    does not tell."""
+    try:
+        return info.away(running(_gluster(info.host, "volume", "status", info.name, patience=_PATIENCE_STATUS)))
+    except UsageError:
+        return []
 
 
 def set_options(info: GlusterInfo, options: Mapping[str, str]) -> None:

@@ -17,27 +17,29 @@ import time
 from collections.abc import Callable
 
 from gsync.errors import Faulty, Transient
+from gsync.gclient import CLIENT_PID, whole_or_nothing
+from gsync.volume.gluster import GlusterInfo, away
 
 _CACHES = ("md-cache", "io-cache", "readdir-ahead", "read-ahead", "nl-cache")
 _ATTRIBUTES = 0.05  # s: what a lookup brought along need not be asked for again by the stat that follows
 _KEPT = "32MB"      # of contents
 _READERS = 4        # threads of the client that take requests
-_CLIENT = -4        # GlusterFS's for `no-root-squash`; others wait for each other (slave/gluster/volume)
 _GRACE = 5.0   # s that a client has to end
 _LOOK = 0.02
 
 
-def mount_argv(volume: str, host: str, place: str, log: str, sharded: bool, contents: bool = False) -> list[str]:
-    """The client process; it ends with the thread that starts it. contents: come with lookups. Unless told
-    not to, the kernel keeps what was read of a file until its size or time is another one: both may stay, or be set
-    back. quick-read does the same, though it is passed through (seen with 10.3)."""
+def mount_argv(info: GlusterInfo, place: str, log: str, contents: bool = False) -> list[str]:
+    """The client process; it ends with the thread that starts it, and once a part of the volume is away. contents: come
+    with lookups. Unless told not to, the kernel keeps what was read of a file until its size or time is another one:
+    both may stay, or be set back. quick-read does the same, though it is passed through (seen with 10.3)."""
     options = [f"{cache}.pass-through=true" for cache in _CACHES]
     options += [f"quick-read.cache-size={_KEPT}"] if contents else ["open-behind.pass-through=true",
                                                                     "quick-read.max-file-size=0"]
-    passed = [f"--xlator-option={volume}-{option}" for option in options]
+    passed = [whole_or_nothing(info.name), *(f"--xlator-option={info.name}-{option}" for option in options)]
     return ["unshare", "--mount", "--propagation", "private", "--", "setpriv", "--pdeathsig", "TERM", "--",
-            "glusterfs", "--no-daemon", f"--volfile-server={host}", f"--volfile-id={volume}", "--acl",
-            "--aux-gfid-mount", *([] if sharded else [f"--client-pid={_CLIENT}"]), f"--reader-thread-count={_READERS}",
+            "glusterfs", "--no-daemon", f"--volfile-server={info.host}", f"--volfile-id={info.name}", "--acl",
+            "--aux-gfid-mount", *([] if info.sharded else [f"--client-pid={CLIENT_PID}"]),
+            f"--reader-thread-count={_READERS}",
             "--use-readdirp=no",  # what came with a listing is looked up again before it is opened
             "--entry-timeout=0", "--fopen-keep-cache=off", f"--attribute-timeout={_ATTRIBUTES}",
             "--negative-timeout=0", f"--log-file={log}", *passed, place]
@@ -46,9 +48,9 @@ def mount_argv(volume: str, host: str, place: str, log: str, sharded: bool, cont
 class AuxMount:
     """The mount, once `open` has been called; made anew when its process has ended. `place`: a folder for it."""
 
-    def __init__(self, volume: str, host: str, place: str, sharded: bool = False, patience: float = 60.0,
+    def __init__(self, info: GlusterInfo, place: str, patience: float = 60.0,
                  meanwhile: Callable[[], None] = lambda: None, contents: bool = False) -> None:
-        self._volume, self._host, self._place, self._sharded = volume, host, place, sharded
+        self._info, self._place = info, place
         self._patience = patience
         self._log = place + ".log"
         self._meanwhile, self._contents = meanwhile, contents
@@ -62,7 +64,7 @@ class AuxMount:
     def open(self) -> int:
         """A new descriptor of the volume's root. Transient if it cannot be mounted now. A sharded volume is mounted
         anew, which ends the mount before: a client keeps pieces in mind that others have replaced."""
-        if self._sharded or not self.alive:
+        if self._info.sharded or not self.alive:
             self.close()
             self._mount()
         return os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._root)
@@ -70,16 +72,17 @@ class AuxMount:
     def _mount(self) -> None:
         os.makedirs(self._place, 0o700, exist_ok=True)
         try:
-            argv = mount_argv(self._volume, self._host, self._place, self._log, self._sharded, self._contents)
+            argv = mount_argv(self._info, self._place, self._log, self._contents)
             self._client = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                                             stderr=subprocess.DEVNULL)
         except FileNotFoundError as exc:
-            raise Faulty(f"volume {self._volume} cannot be mounted: {exc.filename} is not installed") from None
+            raise Faulty(f"volume {self._info.name} cannot be mounted: {exc.filename} is not installed") from None
         end = time.monotonic() + self._patience
         while not self._mounted(self._client.pid):
             if self._client.poll() is not None or time.monotonic() > end:
                 self.close()
-                raise Transient(f"volume {self._volume} cannot be mounted from {self._host}: {self._complaint()}")
+                raise Transient(f"volume {self._info.name} cannot be mounted from {self._info.host}: "
+                                f"{self._complaint()}")
             self._meanwhile()
             time.sleep(_LOOK)
         self._root = os.open(f"/proc/{self._client.pid}/root{self._place}",
@@ -93,7 +96,10 @@ class AuxMount:
             return False
 
     def _complaint(self) -> str:
-        """The last error in the client's log."""
+        """Which part of the volume is away, or else the last error in the client's log."""
+        missing = away(self._info)
+        if missing:
+            return f"a part of it cannot be reached: {', '.join(map(str, missing))}"
         try:
             with open(self._log, encoding="utf-8", errors="replace") as file:
                 lines = [line.strip() for line in file if "] E [" in line]

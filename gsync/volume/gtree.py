@@ -3,7 +3,8 @@
 
 Identity is the volume's own gfid. Where a directory is, is read from the brick's handles (.glusterfs/aa/bb/<gfid>,
 for a directory a symlink to ../../xx/yy/<pargfid>/<bname>; every brick has every directory), and checked against the
-mount. What GlusterFS keeps for itself is no part of the tree. A brick or mount that is away is Transient, never absent.
+mount. What GlusterFS keeps for itself is no part of the tree. A mount that is away is Transient, never absent; and it
+is away as soon as any part of the volume is (gclient).
 """
 
 from __future__ import annotations
@@ -75,26 +76,6 @@ class GlusterTree(Tree):
 
     def is_away(self, err: int) -> bool:
         return err in _AWAY
-
-    def check_whole(self) -> None:
-        away = self._info.away(self._connected())
-        if away:
-            raise Transient(f"master: a part of the volume cannot be reached: {', '.join(map(str, away))}")
-
-    def _connected(self) -> list[bool]:
-        """For each brick whether the mount has a connection to it: what GlusterFS's meta translator shows of the
-        mount's protocol/client translators, which are in the order of the bricks."""
-        graph = f"/proc/self/fd/{self._root_fd}/.meta/graphs/active"
-        try:
-            clients = sorted((int(match[1]), name) for name in os.listdir(graph)
-                             if (match := re.fullmatch(r".*-client-(\d+)", name)))
-            found = []
-            for _, name in clients:
-                with open(f"{graph}/{name}/private", encoding="utf-8", errors="replace") as file:
-                    found.append("connected = 1" in file.read())
-            return found
-        except OSError as exc:
-            raise Transient(f"master: the volume cannot be reached through its mount: {exc.strerror}") from exc
 
     def _check(self, exc: OSError) -> None:
         if exc.errno in _AWAY:
@@ -175,7 +156,6 @@ class GlusterTree(Tree):
                 found = self._try_open_dir(gfid, to_list)
                 if found is not None:
                     return found
-            self.check_whole()  # what lies on a brick that is away may look like that
             return self._no(Verdict.ERROR, errno.EBUSY)
         except OSError as exc:
             self._check(exc)

@@ -176,10 +176,6 @@ class Tree(ABC):
         """Whether this errno says that the tree as a whole, or a part of it, cannot be reached now."""
         return False
 
-    def check_whole(self) -> None:
-        """Transient if a part of the tree cannot be reached now: then it is not to be walked."""
-        return
-
     # looking
 
     def resolve(self, names: Sequence[Name]) -> list[Resolved]:

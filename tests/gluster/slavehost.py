@@ -63,6 +63,12 @@ class SlaveHost:
         known = self.node.path(f"/run/gsync/volume-{volume_id}/lock").read_text()
         return int(known.split('"pid": ')[1].split(",")[0])
 
+    def brick_pid(self, name: str, number: int) -> int:
+        """Of a brick of a volume."""
+        brick = str(self.node.bricks / f"{name}-{number}").strip("/").replace("/", "-")
+        file, = self.node.path("/run/gluster/vols").glob(f"*/*{brick}.pid")
+        return int(file.read_text())
+
     def kill(self, pid: int) -> None:
         self.node.run("kill", "-9", pid)
 

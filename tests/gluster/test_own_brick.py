@@ -26,8 +26,8 @@ def main(number: int, place: str) -> None:
     """On a node: what the tree says of everything in the folder `d`, with the help of this brick and without."""
     info = read_info(MASTER)
     brick = OwnBrick(os.fsencode(info.bricks[number].path), info, number)
-    mount = AuxMount(info.name, info.host, place)
-    bulk = AuxMount(info.name, info.host, place + "-bulk", contents=True)
+    mount = AuxMount(info, place)
+    bulk = AuxMount(info, place + "-bulk", contents=True)
     tree = GlusterTree(root := mount.open(), info, brick, bulk)
     d = tree.resolve([(ROOT_GFID, b"d")])[0].gfid
     folder = os.open(f"/proc/self/fd/{root}/d", os.O_RDONLY)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gluster.cluster import Node
+from tests.gluster.churn import Churn
 from tests.gluster.slavehost import SlaveHost, slave_host
 from tests.gluster.test_master import change_older, changes
 from tests.gluster.test_sequences import all_of_them
@@ -107,9 +107,8 @@ def test_a_brick_that_dies_and_comes_back(host: SlaveHost, ssh_config: Path, tmp
     place = FarPlace(tmp_path / "p", host, "healed", "rep", ssh_config)
     changes(place.master, "a")
     place.once()
-    brick = host.node.bricks / "healed-0"
     with place.follow():
-        host.kill(brick_pid(host.node, brick))
+        host.kill(host.brick_pid("healed", 0))
         changes(place.master, "b")
         change_older(place.master, "a")
         wait_until("the volume is equal with one brick", place.equal)
@@ -120,10 +119,41 @@ def test_a_brick_that_dies_and_comes_back(host: SlaveHost, ssh_config: Path, tmp
     assert place.differences() == []
 
 
-def brick_pid(node: Node, brick: Path) -> int:
-    name = str(brick).strip("/").replace("/", "-")
-    file, = node.path("/run/gluster/vols").glob(f"*/*{name}.pid")
-    return int(file.read_text())
+def test_a_part_of_the_volume_is_away(host: SlaveHost, ssh_config: Path, tmp_path: Path) -> None:
+    """Nothing is done to the rest of it meanwhile, and nothing is forgotten."""
+    place = FarPlace(tmp_path / "p", host, "parted", "dist", ssh_config)
+    for n in range(40):
+        (place.master / f"file{n}").write_text(f"{n}")
+    with place.follow():
+        wait_until("the volume is equal", place.equal)
+        host.kill(host.brick_pid("parted", 1))
+        for n in range(0, 40, 4):
+            (place.master / f"file{n}").unlink()
+            (place.master / f"file{n + 1}").rename(place.master / f"moved{n}")
+            (place.master / f"file{n + 2}").write_text("changed")
+            (place.master / f"new{n}").write_text("new")
+        reason = place.wait_for(lambda brick: "cannot be reached" in (brick["reason"] or ""))["reason"]
+        assert f"{host.node.bricks}/parted-1" in reason
+        host.node.gluster("volume", "start", "parted", "force")
+        wait_until("it has gone on", place.equal)
+    assert place.differences() == []
+
+
+def test_bricks_are_added_while_files_come(host: SlaveHost, ssh_config: Path, tmp_path: Path) -> None:
+    place = FarPlace(tmp_path / "p", host, "grown", "dist", ssh_config)
+    changes(place.master, "first")
+    with place.follow():
+        wait_until("the volume is equal", place.equal)
+        with Churn(place.master / "churn"):
+            host.node.gluster("volume", "add-brick", "grown", f"{host.node.address}:{host.node.bricks}/grown-2",
+                              "force")
+            host.node.gluster("volume", "rebalance", "grown", "start", "force")
+            change_older(place.master, "first")
+            wait_until("files have moved", lambda: "completed" in host.node.gluster(
+                "volume", "rebalance", "grown", "status"))
+        wait_until("the volume is equal again", place.equal, 120)
+    assert place.differences() == []
+    assert any((host.node.bricks / "grown-2").rglob("file*"))
 
 
 def test_full_bricks(host: SlaveHost, ssh_config: Path, tmp_path: Path) -> None:

@@ -436,6 +436,54 @@ def test_a_mount_that_dies_is_no_loss(host: SlaveHost) -> None:
 
 
 @pytest.mark.parametrize("way", ["gfapi", "mount"])
+def test_nothing_is_missing_because_a_part_of_the_volume_is_away(host: SlaveHost, way: str) -> None:
+    """GlusterFS says of much that lies there that it is not there."""
+    name = f"part-{way}"
+    host.volume(name, "dist")
+    with closing(Files(host.folder / f"master-{name}")) as source, closing(Side(host, name, way, source)) as side:
+        gfids = [side.file(b"file%d" % n, b"x") for n in range(20)]
+        host.kill(host.brick_pid(name, 1))
+        with pytest.raises(Transient):
+            while True:
+                assert side.client.known(gfids) == [True] * 20
+        side.close()
+        for _ in range(2):
+            with pytest.raises(Transient, match=rf"a part of the GlusterFS volume {name} cannot be reached: "
+                                                rf"[0-9.]+:{host.node.bricks}/{name}-1$"):
+                side.connect()
+        host.node.gluster("volume", "start", name, "force")
+        wait_until("the brick is back", lambda: _connects(side))
+        assert side.client.known(gfids) == [True] * 20
+
+
+@pytest.mark.parametrize("way", ["gfapi", "mount"])
+def test_more_bricks_are_noticed(host: SlaveHost, way: str) -> None:
+    """A client that does not know a brick finds nothing that was moved there."""
+    name = f"more-{way}"
+    host.volume(name, "dist")
+    with closing(Files(host.folder / f"master-{name}")) as source, closing(Side(host, name, way, source)) as side:
+        gfids = [side.file(b"file%d" % n, b"x") for n in range(20)]
+        brick = host.node.bricks / f"{name}-2"
+        host.node.gluster("volume", "add-brick", name, f"{host.node.address}:{brick}", "force")
+        with pytest.raises(Transient):
+            while True:
+                assert side.client.known(gfids) == [True] * 20
+        host.node.gluster("volume", "rebalance", name, "start", "force")
+        wait_until("files have moved", lambda: any(brick.glob("file*")))
+        side.close()
+        wait_until("the agent works again", lambda: _connects(side))
+        assert side.client.known(gfids) == [True] * 20
+
+
+def _connects(side: Side) -> bool:
+    try:
+        side.connect()
+    except Transient:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("way", ["gfapi", "mount"])
 def test_a_frozen_agent_on_another_host_does_nothing_more(tmp_path: Path, way: str) -> None:
     """The hosts know of each other by the volume alone."""
     def connected(node: Node, epoch: int) -> SlaveClient:

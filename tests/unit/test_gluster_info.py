@@ -58,8 +58,8 @@ def test_the_arbiter_and_the_places_are_known() -> None:
 ])
 def test_what_cannot_be_read_without_the_bricks_that_are_gone(found: GlusterInfo, gone: list[int], away: list[int]
                                                                ) -> None:
-    connected = [brick.number not in gone for brick in found.bricks]
-    assert [brick.number for brick in found.away(connected)] == away
+    running = {str(brick) for brick in found.bricks if brick.number not in gone}
+    assert [brick.number for brick in found.away(running)] == away
 
 
 def test_options_that_are_needed() -> None:

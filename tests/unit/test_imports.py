@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 # Lowest first. "x.*" is the package x and everything in it.
 LAYERS = [
-    ["errors", "model", "log", "notify", "durable", "process", "backoff"],
+    ["errors", "model", "log", "notify", "durable", "process", "backoff", "gclient"],
     ["fsid", "ini"],
     ["namespace", "rpc", "changelog.*"],
     ["volume.*"],
@@ -29,7 +29,7 @@ LAYERS = [
 ]
 
 # What the master brings along for the slave host: Python 3.9, standard library only.
-AGENT = ["__init__", "model", "errors", "fsid", "namespace", "rpc", "slave.*", "transfer.store",
+AGENT = ["__init__", "model", "errors", "fsid", "gclient", "namespace", "rpc", "slave.*", "transfer.store",
          "transfer.stores.dir", "transfer.stores.server"]
 NOT_IN_AGENT = ["slave.client"]
 

@@ -19,11 +19,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from gsync.errors import SlaveError, Transient
+from gsync.gclient import CLIENT_PID, whole_or_nothing
 from gsync.model import ROOT_GFID, Gfid, gfid_parse, gfid_str
 from gsync.slave.gluster.syncpoints import Storage
 from gsync.slave.gluster.volfile import Site, program
 from gsync.slave.gluster.volume import (
-    CLIENT,
     GFID2PATH,
     GONE,
     LOST,
@@ -81,8 +81,8 @@ class AuxMount:
             log = os.devnull
         self._client = subprocess.Popen(
             [client, "--no-daemon", "--volfile-server=localhost", f"--volfile-id={site.name}", "--aux-gfid-mount",
-             "--acl", *([f"--client-pid={CLIENT}"] if site.read_only else []), "--attribute-timeout=0",
-             "--entry-timeout=0", "--negative-timeout=0",
+             "--acl", *([f"--client-pid={CLIENT_PID}"] if site.read_only else []), "--attribute-timeout=0",
+             "--entry-timeout=0", "--negative-timeout=0", whole_or_nothing(site.name),
              "--log-level=WARNING", f"--log-file={log}", place],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             preexec_fn=_with_parent)
@@ -177,7 +177,7 @@ class AuxMount:
             return None
         with self._io():
             try:
-                path = os.getxattr(self._path(gfid), GFID2PATH).rstrip(b"\0")
+                path = self._path_of_dir(gfid)
                 above, _, bname = path.rpartition(b"/")
                 if not above:
                     return ROOT_GFID, bname
@@ -189,9 +189,15 @@ class AuxMount:
                 raise
         return gfid_parse(found.decode()), bname
 
+    def _path_of_dir(self, gfid: Gfid) -> bytes:
+        path = os.getxattr(self._path(gfid), GFID2PATH).rstrip(b"\0")
+        if path.startswith(b"<gfid:"):  # so says a brick that has just been started
+            raise Transient(f"the volume {self.name} does not tell yet where its directory {gfid_str(gfid)} is")
+        return path
+
     def names(self, gfid: Gfid) -> Iterator[tuple[bytes, Node]]:
         with self._io():  # what .gfid leads to cannot be listed
-            path = b"." if gfid == ROOT_GFID else os.getxattr(self._path(gfid), GFID2PATH).rstrip(b"\0").lstrip(b"/")
+            path = b"." if gfid == ROOT_GFID else self._path_of_dir(gfid).lstrip(b"/")
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._root)
             if gfid != ROOT_GFID and gfid_parse(os.getxattr(fd, "glusterfs.gfid.string").decode()) != gfid:
                 os.close(fd)

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import signal
+
+from gsync.errors import Transient
 from gsync.slave.gluster import volfile
 from gsync.slave.gluster.volume import Volume
 
 
 def open_volume(site: volfile.Site) -> Volume:
-    """SlaveError if there is no way, Transient if it does not lead there just now."""
+    """SlaveError if there is no way, Transient if it does not lead there just now. From the main thread, in which
+    Transient is raised too, whatever it does, once a part of the volume is away: libgfapi sends SIGTERM (gclient), and
+    a mount is gone then."""
     from gsync.slave.gluster import auxmount, gfapi
 
     lib = gfapi.library()
-    return auxmount.AuxMount(site) if lib is None else gfapi.GfapiVolume(site, lib)
+    if lib is None:
+        return auxmount.AuxMount(site)
+
+    def end(signum: int, frame: object) -> None:
+        raise Transient(f"a part of the GlusterFS volume {site.name} is away (or the agent was told to end)")
+
+    signal.signal(signal.SIGTERM, end)
+    return gfapi.GfapiVolume(site, lib)

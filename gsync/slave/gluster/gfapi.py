@@ -1,6 +1,6 @@
 """A volume through libgfapi: GlusterFS's client in this very process, by handles (glusterfs/api/glfs-handles.h).
 
-It names itself so that it may write to a volume that is read-only to others (volume.CLIENT); but not to a sharded one,
+It names itself so that it may write to a volume that is read-only to others (gclient); but not to a sharded one,
 where it is an ordinary client. Python's ctypes lets other threads go on while a call waits.
 Standard library only, Python 3.9. Not here: which graph (volfile).
 """
@@ -21,11 +21,11 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from gsync.errors import Transient
+from gsync.gclient import CLIENT_PID
 from gsync.model import NS, ROOT_GFID, Gfid
 from gsync.slave.gluster.syncpoints import Storage
 from gsync.slave.gluster.volfile import Site
 from gsync.slave.gluster.volume import (
-    CLIENT,
     GFID2PATH,
     GONE,
     NEWFILE,
@@ -134,7 +134,7 @@ def _fail(what: str) -> Exception:
 class GfapiVolume:
     """A Volume. It belongs to the thread that made it."""
 
-    def __init__(self, site: Site, lib: _Library) -> None:
+    def __init__(self, site: Site, lib: _Library, lasting: bool = True) -> None:
         self.name, self.id = site.name, site.id
         self._lib = lib
         self._storage = Storage(self, site)
@@ -147,18 +147,18 @@ class GfapiVolume:
         self._fs = lib.new(site.name.encode())
         if not self._fs:
             raise _fail("glfs_new")
-        self._connect(site)
+        self._connect(site, site.text(lasting))
         self._site = site
         if not site.sharded:
-            lib.setfspid(self._fs, CLIENT)  # of this thread
+            lib.setfspid(self._fs, CLIENT_PID)  # of this thread
 
-    def _connect(self, site: Site) -> None:
+    def _connect(self, site: Site, volfile: str) -> None:
         lib = self._lib
         log = f"{_LOG}/gsync-{site.name}.log" if os.access(_LOG, os.W_OK) else os.devnull
         lib.set_logging(self._fs, log.encode(), _LOG_WARNINGS)
         with tempfile.NamedTemporaryFile("w", prefix="gsync-", suffix=".vol", encoding="utf-8",
                                          errors="surrogateescape") as file:  # 0600: it has the pool's key
-            file.write(site.text)
+            file.write(volfile)
             file.flush()
             if lib.set_volfile(self._fs, file.name.encode()) or lib.init(self._fs):
                 err = ctypes.get_errno()
@@ -176,7 +176,7 @@ class GfapiVolume:
         if not self._site.sharded:
             yield self
             return
-        fresh = GfapiVolume(self._site, self._lib)
+        fresh = GfapiVolume(self._site, self._lib, lasting=False)
         try:
             yield fresh
         finally:

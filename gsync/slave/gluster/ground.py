@@ -23,7 +23,7 @@ from typing import Any
 
 import gsync
 from gsync import rpc
-from gsync.errors import SlaveError
+from gsync.errors import SlaveError, Transient
 from gsync.model import NS, ROOT_GFID, STATE_DIR, Gfid
 from gsync.slave import fence
 from gsync.slave.gluster import apply as names
@@ -84,18 +84,18 @@ def kept_site(name: str) -> volfile.Site:
     """What the agent has found, as it has taken the volume."""
     try:
         with open(os.path.join(_RUN, b"site-" + name.encode()), encoding="ascii") as file:
-            name, uuid, graph, bricks, options = json.load(file)
+            name, uuid, graph, bricks, options, seen = json.load(file)
     except (OSError, ValueError):
         return volfile.find(name)
     return volfile.Site(name, uuid, [volfile.Translator(*each) for each in graph],
-                        [volfile.Brick(*each) for each in bricks], options)
+                        [volfile.Brick(*each) for each in bricks], options, seen and (seen[0], seen[1]))
 
 
 class Pass:
     """The right of one connection to work in the volume, at this host and in the volume."""
 
-    def __init__(self, volume: Volume, local: fence.Pass, name: bytes) -> None:
-        self._volume, self._local, self._name = volume, local, name
+    def __init__(self, volume: Volume, site: volfile.Site, local: fence.Pass, name: bytes) -> None:
+        self._volume, self._site, self._local, self._name = volume, site, local, name
         self._stream = stream_of(os.fsdecode(name).partition("-")[2])
         self._looked = time.monotonic()
 
@@ -104,14 +104,15 @@ class Pass:
         return self._local.valid and self._volume.at(PASSES, self._name) is not None
 
     def check(self) -> None:
-        """Fenced once a younger connection has said hello."""
+        """Fenced once a younger connection has said hello, Transient once the volume is another than was opened."""
         self._local.check()
+        self._site.check()
         self._looked = time.monotonic()
         if self._volume.at(PASSES, self._name) is None:
             raise fence.fenced(self._local.epoch, passes(self._volume, self._stream))
 
     def look(self) -> None:
-        """Before each change: `check`, unless that was just now."""
+        """Before each change: `check`, unless that was just now (add-brick alone moves nothing)."""
         if time.monotonic() - self._looked > _LOOK_EVERY:
             self.check()
 
@@ -135,9 +136,9 @@ def passes(volume: Volume, stream: str) -> dict[str, int]:
     return found
 
 
-def show(volume: Volume, local: fence.Pass, epoch: int, ticket: str) -> Pass:
+def show(volume: Volume, site: volfile.Site, local: fence.Pass, epoch: int, ticket: str) -> Pass:
     """The pass of the connection that a receiver belongs to; Fenced if it is not valid (any more)."""
-    own = Pass(volume, local, pass_name(epoch, ticket))
+    own = Pass(volume, site, local, pass_name(epoch, ticket))
     own.check()
     return own
 
@@ -167,8 +168,15 @@ class VolumeGround:
     def _volume(self) -> Volume:
         """The volume, reached when it is first needed."""
         if self._reached is None:
-            self._site = volfile.find(self._name)
-            self._reached = open_volume(self._site)
+            site = self._site = volfile.find(self._name)
+            try:
+                self._reached = open_volume(site)
+            except Transient as exc:
+                missing = volfile.away(site)
+                if not missing:
+                    raise
+                raise Transient(f"a part of the GlusterFS volume {site.name} cannot be reached: {', '.join(missing)}"
+                                ) from exc
         return self._reached
 
     # before it is taken
@@ -274,7 +282,8 @@ class VolumeGround:
         finally:
             os.close(folder)
         fence.lock_agent(lock_fd, local, session, stream)
-        own = Pass(volume, local, pass_name(epoch, ticket))
+        assert self._site is not None
+        own = Pass(volume, self._site, local, pass_name(epoch, ticket))
         others = passes(volume, stream)
         self._refuse_older(epoch, others)
         gfid = RESERVED + secrets.token_bytes(16 - len(RESERVED))

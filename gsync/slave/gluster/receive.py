@@ -24,6 +24,7 @@ from gsync.slave import fence, stream
 from gsync.slave.gluster.apply import LIMBO_NEW, in_limbo
 from gsync.slave.gluster.backend import open_volume
 from gsync.slave.gluster.ground import Pass, kept_site, run_folder, show
+from gsync.slave.gluster.volfile import Site
 from gsync.slave.gluster.volume import File, Node, Volume, set_node_attrs
 from gsync.slave.protocol import RESERVED
 from gsync.slave.receive import Input, Receiver
@@ -44,16 +45,16 @@ class NotArrived(OSError):
 class VolumeReceiver(Receiver):
     """Puts files into a volume."""
 
-    def __init__(self, volume: Volume, folder: int, source: Input, out: BinaryIO) -> None:
+    def __init__(self, volume: Volume, site: Site, folder: int, source: Input, out: BinaryIO) -> None:
         super().__init__(source, out)
-        self._volume = volume
+        self._volume, self._site = volume, site
         self._folder = folder
         self._own: Pass | None = None
         self._attachable: dict[Gfid, bool] = {}
         self._choose = random.Random()
 
     def _show(self, epoch: int, ticket: str) -> Callable[[], None]:
-        own = self._own = show(self._volume, fence.show(self._folder, epoch, ticket), epoch, ticket)
+        own = self._own = show(self._volume, self._site, fence.show(self._folder, epoch, ticket), epoch, ticket)
         return own.check
 
     def _end_of_box(self) -> None:
@@ -247,6 +248,6 @@ def receive(name: str, source: Input, out: BinaryIO, watch: Callable[[int], obje
     watch(folder)
     volume = open_volume(site)
     try:
-        VolumeReceiver(volume, folder, source, out).serve()
+        VolumeReceiver(volume, site, folder, source, out).serve()
     finally:
         volume.close()

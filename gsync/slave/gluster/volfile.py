@@ -13,11 +13,12 @@ import shutil
 import socket
 import subprocess
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
 from gsync.errors import SlaveError, Transient
+from gsync.gclient import WHOLE_OR_NOTHING, running
 
 _CLI_TIMEOUT = 60  # seconds
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -26,6 +27,7 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _LEFT_OUT = ("performance/", "debug/io-stats", "meta")
 # They would write the length of a file to the bricks a second later, and never if this process ends before.
 _AT_ONCE = {"cluster/disperse": {"eager-lock": "off", "other-eager-lock": "off"}}
+_WORKDIR = "/var/lib/glusterd"
 
 
 class Brick(NamedTuple):
@@ -41,13 +43,15 @@ class Translator(NamedTuple):
 
 
 class Site(NamedTuple):
-    """A volume that can be used: its id (UUID), its client graph, its bricks, and the options that were set."""
+    """A volume that can be used: its id (UUID), its client graph, its bricks, the options that were set; and what told
+    glusterd's file with all that from a later one."""
 
     name: str
     id: str
     graph: list[Translator]
     bricks: list[Brick]
     options: dict[str, str]
+    seen: tuple[int, int] | None
 
     @property
     def sharded(self) -> bool:
@@ -55,10 +59,17 @@ class Site(NamedTuple):
         files, so what it writes there is an empty file to everybody else."""
         return any(t.type == "features/shard" for t in self.graph)
 
-    @property
-    def text(self) -> str:
-        """The volfile of the lean graph, with access by gfid on top."""
-        return written(lean(self.graph, self.name))
+    def text(self, lasting: bool) -> str:
+        """The volfile of the lean graph, with access by gfid on top. lasting: the process ends once a part of the
+        volume is away; but a graph that is taken down within it sees all of them go."""
+        more = {"cluster/distribute": {WHOLE_OR_NOTHING: "yes"}} if lasting else {}
+        return written(lean(self.graph, self.name, more))
+
+    def check(self) -> None:
+        """Transient once the volume has been changed: a client that does not know of a brick misses what lies there."""
+        now = _seen(self.name)
+        if None not in (now, self.seen) and now != self.seen:
+            raise Transient(f"the bricks or the options of the GlusterFS volume {self.name} were changed")
 
     @property
     def subvolumes(self) -> int:
@@ -94,6 +105,7 @@ def find(volume: str) -> Site:
     cli = program("gluster")
     if cli is None:
         raise SlaveError("GlusterFS is not installed there: no gluster command; name a host of the volume's pool")
+    seen = _seen(volume)
     info = ET.fromstring(_run([cli, "--mode=script", "--xml", "volume", "info", volume]))
     if info.findtext("opRet") != "0":
         why = (info.findtext("opErrstr") or "gluster gives no reason").strip()
@@ -112,11 +124,50 @@ def find(volume: str) -> Site:
     bricks = [Brick(t.options.get("remote-host", ""), t.options.get("remote-subvolume", ""))
               for t in graph if t.type == "protocol/client"]
     options = {str(o.findtext("name")): str(o.findtext("value")) for o in found.iterfind("options/option")}
-    site = Site(volume, str(found.findtext("id")), graph, bricks, options)
+    site = Site(volume, str(found.findtext("id")), graph, bricks, options, seen)
     if site.sharded and site.read_only:
         raise SlaveError(f"the GlusterFS volume {volume} is sharded and read-only, and GlusterFS lets nobody write "
                          f"files to such a one: gluster volume set {volume} features.read-only off")
     return site
+
+
+def _seen(volume: str) -> tuple[int, int] | None:
+    """Tells one state of glusterd's file about the volume from another; None where it cannot be seen."""
+    try:
+        st = os.stat(os.path.join(_WORKDIR, "vols", volume, "info"))
+    except OSError:
+        return None
+    return st.st_ino, st.st_mtime_ns
+
+
+def away(site: Site) -> list[str]:
+    """The bricks that do not run, or cannot be reached, of those parts of the volume that are away because of it; none
+    if glusterd does not tell."""
+    try:
+        status = ET.fromstring(_run([program("gluster") or "gluster", "--mode=script", "--xml", "volume", "status",
+                                     site.name]))
+    except (Transient, OSError, ET.ParseError):
+        return []
+    if status.findtext("opRet") != "0":
+        return []
+    runs = running(status)
+    graph = {t.name: t for t in site.graph}
+    missing: list[str] = []
+    for part in next((t.subvolumes for t in site.graph if t.type == "cluster/distribute"), []):
+        bricks = [f"{t.options.get('remote-host')}:{t.options.get('remote-subvolume')}" for t in _clients(graph, part)]
+        stopped = [brick for brick in bricks if brick not in runs]
+        if len(stopped) > int(graph[part].options.get("redundancy", len(bricks) - 1)):
+            missing += stopped
+    return missing
+
+
+def _clients(graph: Mapping[str, Translator], name: str) -> Iterator[Translator]:
+    """The translators below one that each lead to a brick."""
+    translator = graph[name]
+    if translator.type == "protocol/client":
+        yield translator
+    for below in translator.subvolumes:
+        yield from _clients(graph, below)
 
 
 def _run(argv: Sequence[str]) -> bytes:
@@ -148,8 +199,8 @@ def parsed(text: str) -> list[Translator]:
     return graph
 
 
-def lean(graph: Sequence[Translator], volume: str) -> list[Translator]:
-    """The graph without what keeps or delays; what spreads, copies, codes and shards stays."""
+def lean(graph: Sequence[Translator], volume: str, more: Mapping[str, Mapping[str, str]]) -> list[Translator]:
+    """The graph without what keeps or delays; what spreads, copies, codes and shards stays. more: options by type."""
     instead: dict[str, str] = {}
     kept: list[Translator] = []
     for translator in graph:
@@ -157,8 +208,8 @@ def lean(graph: Sequence[Translator], volume: str) -> list[Translator]:
         if translator.type.startswith(_LEFT_OUT) and len(below) == 1:
             instead[translator.name] = below[0]
         else:
-            kept.append(translator._replace(
-                options=translator.options | _AT_ONCE.get(translator.type, {}), subvolumes=below))
+            options = {**translator.options, **_AT_ONCE.get(translator.type, {}), **more.get(translator.type, {})}
+            kept.append(translator._replace(options=options, subvolumes=below))
     return [*kept, Translator(f"{volume}-gfid-access", "features/gfid-access", {}, [kept[-1].name])]
 
 

@@ -26,10 +26,6 @@ GFID2PATH = "glusterfs.gfid2path"
 LOST = (errno.ENOTCONN, errno.ECONNABORTED, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH,
         errno.EPIPE, errno.ESHUTDOWN)
 GONE = (errno.ENOENT, errno.ESTALE, errno.ENOTDIR)
-# What the client calls itself: GlusterFS's for `no-root-squash`. Like -1, its own replication's, and all below 0, it
-# may write what is read-only to others; but requests of those have the least priority at a brick, which is one at a
-# time, and as long as more of them wait its idle threads spin (seen with 10.3: more than twice the CPU time).
-CLIENT = -4
 
 # What GlusterFS keeps on inodes for itself: the names that are never the master's.
 _INTERNAL = (b"trusted.gfid", b"trusted.glusterfs.", b"trusted.afr.", b"trusted.ec.", b"trusted.dht.",
