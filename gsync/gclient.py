@@ -9,7 +9,8 @@ import xml.etree.ElementTree as ET
 
 # What a client calls itself: GlusterFS's for `no-root-squash`. Like -1, its own replication's, and all below 0, it may
 # write what is read-only to others; but requests of those have the least priority at a brick, which is one at a time,
-# and as long as more of them wait its idle threads spin (seen with 10.3: more than twice the CPU time).
+# and as long as more of them wait its idle threads spin (seen with 10.3: more than twice the CPU time). And of a
+# sharded volume -1 sees the pieces, and of a file the first.
 CLIENT_PID = -4
 
 # For cluster/distribute: the process gets SIGTERM once any of its subvolumes is away, also at its start. Without it,

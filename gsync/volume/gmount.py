@@ -38,8 +38,7 @@ def mount_argv(info: GlusterInfo, place: str, log: str, contents: bool = False) 
     passed = [whole_or_nothing(info.name), *(f"--xlator-option={info.name}-{option}" for option in options)]
     return ["unshare", "--mount", "--propagation", "private", "--", "setpriv", "--pdeathsig", "TERM", "--",
             "glusterfs", "--no-daemon", f"--volfile-server={info.host}", f"--volfile-id={info.name}", "--acl",
-            "--aux-gfid-mount", *([] if info.sharded else [f"--client-pid={CLIENT_PID}"]),
-            f"--reader-thread-count={_READERS}",
+            "--aux-gfid-mount", f"--client-pid={CLIENT_PID}", f"--reader-thread-count={_READERS}",
             "--use-readdirp=no",  # what came with a listing is looked up again before it is opened
             "--entry-timeout=0", "--fopen-keep-cache=off", f"--attribute-timeout={_ATTRIBUTES}",
             "--negative-timeout=0", f"--log-file={log}", *passed, place]

@@ -56,6 +56,11 @@ class SlaveHost:
         self.node.gluster("volume", "start", name)
         return self.node.mount(name, f"/mnt/{name}", "acl", *_MOUNT)
 
+    def mount_anew(self, name: str) -> None:
+        """A mount of a sharded volume keeps for some time what it has seen of a file's length."""
+        self.node.run("umount", "-l", f"/mnt/{name}")
+        self.node.mount(name, f"/mnt/{name}", "acl", *_MOUNT)
+
     def lock_holder(self, name: str) -> int:
         """The pid, as the host has it, of the agent that works in a volume."""
         info = self.node.gluster("volume", "info", name)
@@ -130,6 +135,8 @@ class Side:
         self._fresh = itertools.count(1)
         self._open = False
         self.hello = self.connect()
+        maps = self.host.node.run("cat", f"/proc/{self.host.lock_holder(self.volume)}/maps")
+        assert ("libgfapi" in maps) == (self.way == "gfapi")
 
     def connect(self) -> Hello:
         """(Again.)"""
@@ -141,8 +148,6 @@ class Side:
         except BaseException:
             self.client.close()
             raise
-        maps = self.host.node.run("cat", f"/proc/{self.host.lock_holder(self.volume)}/maps")
-        assert ("libgfapi" in maps) == (self.way == "gfapi")
         self.engine = StreamEngine(self.link, self.source, self.epoch, self.client.ticket, Flow())
         self._open = True
         return self.hello
@@ -205,11 +210,9 @@ class Side:
         return dict(self.client.list(gfid)[0])
 
     def shows(self, condition: Callable[[], bool]) -> None:
-        """The mount shows it; of a sharded volume it keeps for some time what it has seen, and a new one is made."""
+        """The mount shows it, a new one if the volume is sharded."""
         if self.volume.startswith("shard"):
-            place = f"/mnt/{self.volume}"
-            self.host.node.run("umount", "-l", place)
-            self.host.node.mount(self.volume, place, "acl", *_MOUNT)
+            self.host.mount_anew(self.volume)
         assert condition()
 
     def path(self, *names: bytes) -> Path:

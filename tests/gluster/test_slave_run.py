@@ -27,7 +27,7 @@ class FarPlace(Place):
     def __init__(self, folder: Path, host: SlaveHost, volume: str, shape: str, ssh_config: Path,
                  brick: Path | None = None) -> None:
         folder.mkdir()
-        self.host, self.volume = host, volume
+        self.host, self.volume, self.shape = host, volume, shape
         self.mount = host.volume(volume, shape, brick)
         super().__init__(folder, slave_arg=f"s::{volume}", args=("--ssh-config", ssh_config))
 
@@ -35,6 +35,8 @@ class FarPlace(Place):
         return self.host.far.argv(*super().argv(*args))
 
     def differences(self) -> list[str]:
+        if self.shape == "shard":
+            self.host.mount_anew(self.volume)
         return compare(self.master, self.mount)
 
     def equal(self) -> bool:

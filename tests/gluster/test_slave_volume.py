@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gsync.errors import Faulty, GsyncError, SlaveError, Transient
+from gsync.errors import Faulty, GsyncError, Transient
 from gsync.model import ROOT_GFID
 from gsync.slave.client import SlaveClient
 from gsync.slave.protocol import FillRow, MetaRow
@@ -374,12 +374,6 @@ def test_a_read_only_volume_is_written(side: Side, top: tuple[bytes, bytes]) -> 
     node = side.host.node
     node.gluster("volume", "set", side.volume, "features.read-only", "on")
     try:
-        if side.volume.startswith("shard"):
-            client = SlaveClient(HostLink(side.host.node, side.volume, side.way))
-            with pytest.raises(SlaveError, match=r"sharded and read-only.*features\.read-only off"):
-                client.hello(VOLUME_ID, "test", "test", side.epoch)
-            client.close()
-            return
         def refused() -> bool:
             try:
                 side.path(top[0], b"by a user").touch()
@@ -388,16 +382,17 @@ def test_a_read_only_volume_is_written(side: Side, top: tuple[bytes, bytes]) -> 
             return False
 
         wait_until("it is read-only for others", refused)
-        if side.way == "mount":
-            side.close()
-            side.connect()  # its mount has to know
+        side.close()
+        side.connect()
         gfid = side.file(b"a", b"x", top[1])
         xattrs = [(b"trusted.x", b"z"), (b"user.x", b"y")]
         assert side.client.meta([MetaRow(gfid, stat.S_IFREG | 0o600, 1, 2, 3, 4, xattrs)]) == [0]
         assert side.path(top[0], b"a").read_bytes() == b"x"
         assert [os.getxattr(side.path(top[0], b"a"), name) for name, _ in xattrs] == [b"z", b"y"]
+        side.close()
     finally:
         node.gluster("volume", "set", side.volume, "features.read-only", "off")
+        side.connect()
 
 
 @pytest.mark.parametrize("way", ["gfapi", "mount"])

@@ -81,7 +81,7 @@ class AuxMount:
             log = os.devnull
         self._client = subprocess.Popen(
             [client, "--no-daemon", "--volfile-server=localhost", f"--volfile-id={site.name}", "--aux-gfid-mount",
-             "--acl", *([f"--client-pid={CLIENT_PID}"] if site.read_only else []), "--attribute-timeout=0",
+             "--acl", f"--client-pid={CLIENT_PID}", "--attribute-timeout=0",
              "--entry-timeout=0", "--negative-timeout=0", whole_or_nothing(site.name),
              "--log-level=WARNING", f"--log-file={log}", place],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -227,7 +227,7 @@ class AuxMount:
 
     def make(self, pargfid: Gfid, bname: bytes, gfid: Gfid, mode: int, uid: int = 0, gid: int = 0, rdev: int = 0,
              target: bytes | None = None) -> None:
-        blob = newfile_blob(bname, gfid, mode, 0, 0, rdev, target)  # else it would be made with the owner's rights
+        blob = newfile_blob(bname, gfid, mode, uid, gid, rdev, target)
         with self._io():
             try:
                 os.setxattr(b"/proc/self/fd/%d/.gfid/%s" % (self._root, gfid_str(pargfid).encode()), NEWFILE, blob)
@@ -235,8 +235,6 @@ class AuxMount:
                 if exc.errno == errno.ENODATA:  # so says a brick that has an inode with this gfid
                     raise raised(errno.EEXIST, os.fsdecode(bname)) from exc
                 raise
-        if (uid, gid) != (0, 0):
-            self.set_attrs(gfid, None if stat.S_ISLNK(mode) else mode, (uid, gid), None)
 
     def link(self, gfid: Gfid, pargfid: Gfid, bname: bytes) -> None:
         with self._io():

@@ -1,8 +1,7 @@
 """A volume through libgfapi: GlusterFS's client in this very process, by handles (glusterfs/api/glfs-handles.h).
 
-It names itself so that it may write to a volume that is read-only to others (gclient); but not to a sharded one,
-where it is an ordinary client. Python's ctypes lets other threads go on while a call waits.
-Standard library only, Python 3.9. Not here: which graph (volfile).
+It names itself so that it may write to a volume that is read-only to others (gclient). Python's ctypes lets other
+threads go on while a call waits. Standard library only, Python 3.9. Not here: which graph (volfile).
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import errno
 import os
 import platform
 import stat
-import struct
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -149,8 +147,7 @@ class GfapiVolume:
             raise _fail("glfs_new")
         self._connect(site, site.text(lasting))
         self._site = site
-        if not site.sharded:
-            lib.setfspid(self._fs, CLIENT_PID)  # of this thread
+        lib.setfspid(self._fs, CLIENT_PID)  # of this thread
 
     def _connect(self, site: Site, volfile: str) -> None:
         lib = self._lib
@@ -337,17 +334,12 @@ class GfapiVolume:
 
     def make(self, pargfid: Gfid, bname: bytes, gfid: Gfid, mode: int, uid: int = 0, gid: int = 0, rdev: int = 0,
              target: bytes | None = None) -> None:
-        owner = struct.pack(">II", uid, gid)
         blob = newfile_blob(bname, gfid, mode, uid, gid, rdev, target)
-        if self._site.sharded:  # an ordinary client makes it with the owner's rights: root's, then
-            blob = bytes(8) + blob[8:]
         with self._checked(pargfid):
             if self._lib.h_setxattrs(self._fs, self._object(pargfid), NEWFILE.encode(), blob, len(blob), 0) < 0:
                 err = ctypes.get_errno()
                 # So says a brick that has an inode with this gfid.
                 raise raised(errno.EEXIST if err == errno.ENODATA else err, os.fsdecode(bname))
-        if blob[:8] != owner:
-            self.set_attrs(gfid, None if stat.S_ISLNK(mode) else mode, (uid, gid), None)
 
     def link(self, gfid: Gfid, pargfid: Gfid, bname: bytes) -> None:
         with self._checked(gfid, pargfid):

@@ -84,11 +84,11 @@ def kept_site(name: str) -> volfile.Site:
     """What the agent has found, as it has taken the volume."""
     try:
         with open(os.path.join(_RUN, b"site-" + name.encode()), encoding="ascii") as file:
-            name, uuid, graph, bricks, options, seen = json.load(file)
+            name, uuid, graph, bricks, seen = json.load(file)
     except (OSError, ValueError):
         return volfile.find(name)
     return volfile.Site(name, uuid, [volfile.Translator(*each) for each in graph],
-                        [volfile.Brick(*each) for each in bricks], options, seen and (seen[0], seen[1]))
+                        [volfile.Brick(*each) for each in bricks], seen and (seen[0], seen[1]))
 
 
 class Pass:

@@ -43,20 +43,18 @@ class Translator(NamedTuple):
 
 
 class Site(NamedTuple):
-    """A volume that can be used: its id (UUID), its client graph, its bricks, the options that were set; and what told
-    glusterd's file with all that from a later one."""
+    """A volume that can be used: its id (UUID), its client graph, its bricks; and what told glusterd's file with all
+    that from a later one."""
 
     name: str
     id: str
     graph: list[Translator]
     bricks: list[Brick]
-    options: dict[str, str]
     seen: tuple[int, int] | None
 
     @property
     def sharded(self) -> bool:
-        """Whether long files lie in pieces. To client -1 GlusterFS shows (and lets it write) the pieces, not the
-        files, so what it writes there is an empty file to everybody else."""
+        """Whether long files lie in pieces."""
         return any(t.type == "features/shard" for t in self.graph)
 
     def text(self, lasting: bool) -> str:
@@ -75,11 +73,6 @@ class Site(NamedTuple):
     def subvolumes(self) -> int:
         """Among how many the files are distributed."""
         return max((len(t.subvolumes) for t in self.graph if t.type == "cluster/distribute"), default=1)
-
-    @property
-    def read_only(self) -> bool:
-        """Whether GlusterFS lets nobody write but its own clients, those below 0."""
-        return self.options.get("features.read-only") in ("on", "enable", "true", "yes", "1")
 
     def local_bricks(self) -> list[str] | None:
         """The folders of all bricks, if all of them are on this host and are this volume's; else None."""
@@ -123,12 +116,7 @@ def find(volume: str) -> Site:
         raise Transient(f"glusterd gives no volfile of {volume}: gluster system:: getspec {volume}")
     bricks = [Brick(t.options.get("remote-host", ""), t.options.get("remote-subvolume", ""))
               for t in graph if t.type == "protocol/client"]
-    options = {str(o.findtext("name")): str(o.findtext("value")) for o in found.iterfind("options/option")}
-    site = Site(volume, str(found.findtext("id")), graph, bricks, options, seen)
-    if site.sharded and site.read_only:
-        raise SlaveError(f"the GlusterFS volume {volume} is sharded and read-only, and GlusterFS lets nobody write "
-                         f"files to such a one: gluster volume set {volume} features.read-only off")
-    return site
+    return Site(volume, str(found.findtext("id")), graph, bricks, seen)
 
 
 def _seen(volume: str) -> tuple[int, int] | None:
