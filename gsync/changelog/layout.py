@@ -26,7 +26,12 @@ _HTIME = re.compile(rb"HTIME\.(\d+)")
 
 
 class HistoryGap(GsyncError):
-    """The recorded history does not hold all that was asked for: it was purged, or is damaged."""
+    """The recorded history does not hold all that was asked for: it was purged, or is damaged. ts: of the changelog
+    that is, if it is a certain one."""
+
+    def __init__(self, message: str, ts: int = 0) -> None:
+        super().__init__(message)
+        self.ts = ts
 
 
 class Changelog(NamedTuple):

@@ -34,7 +34,7 @@ class History:
                     continue
                 path = os.path.join(self.folder, record.place)
                 if not os.path.exists(path):
-                    raise HistoryGap(f"{os.fsdecode(path)}: changelog is missing")
+                    raise HistoryGap(f"{os.fsdecode(path)}: changelog is missing", record.ts)
                 yield Changelog(record.ts, path)
 
     def covered_from(self) -> int | None:

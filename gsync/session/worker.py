@@ -16,7 +16,7 @@ from hashlib import blake2b
 from typing import Protocol
 
 from gsync.batch import DATA_RETRIES, PAGE, Batch, Progress
-from gsync.changelog.layout import HistoryGap
+from gsync.changelog.layout import Changelog, HistoryGap
 from gsync.changelog.reader import History
 from gsync.changelog.records import Fop, ProblemKind, read_changes
 from gsync.changelogdb import ChangelogDB, Data, EnumDir
@@ -163,6 +163,7 @@ class Worker:
         self._applied_upto = 0        # all changes up to then are committed at the slave, ns
         self._leftovers = False       # the agent may know of things to look at again
         self._crawl_whole = False     # no history: walk
+        self._walk_past = 0           # s: from then on the history is to be good
         self._taken_over = False      # another worker set the stime, and what it was in doubt of is not known here
         self._clocks = 0              # ns by which the stime, for the same reason, may be off
         self._limbo = 0               # detached inodes that wait at the slave
@@ -391,7 +392,10 @@ class Worker:
             self._take_over(status)
         try:
             if self._crawl_whole:
-                self._hybrid(status.gaps, max(status.watching_since, status.complete_up_to or 0))
+                cut = max(status.watching_since, status.complete_up_to or 0, self._walk_past * NS)
+                if cut > time.time_ns():
+                    return False
+                self._hybrid(status.gaps, cut)
                 return True
             doubt = self._doubt(status.gaps, status.complete_up_to or 0)
             if doubt and self.db.fact("doubt_whole"):
@@ -414,6 +418,7 @@ class Worker:
         except HistoryGap as exc:
             _log.warning("history is missing, walking the tree", error=exc)
             self._crawl_whole = True
+            self._walk_past = exc.ts + 1  # else what is read from then on begins with that changelog again
             return True
         return self._idle(piece)
 
@@ -466,7 +471,7 @@ class Worker:
         tree = self._tree()
         try:
             for changelog in piece.changelogs:
-                self._read(changelog.path, tree)
+                self._read(changelog, tree)
             if self._leftovers:
                 self._take_leftovers(tree, recursive=False)
             if doubt:
@@ -487,12 +492,13 @@ class Worker:
         _log.info("batch synced", changelogs=len(piece.changelogs), **self.progress.since(before), stime=piece.upto,
                   took=time.monotonic() - started)
 
-    def _read(self, path: bytes, tree: Tree) -> None:
+    def _read(self, changelog: Changelog, tree: Tree) -> None:
         """Put what a changelog says to look at into the tables. HistoryGap if it does not say all."""
+        path = changelog.path
         try:
             file = open(path, "rb")  # noqa: SIM115 closed below; only opening it may find it purged
         except FileNotFoundError as exc:
-            raise HistoryGap(f"{os.fsdecode(path)}: purged before it was read") from exc
+            raise HistoryGap(f"{os.fsdecode(path)}: purged before it was read", changelog.ts) from exc
         with file:
             for part in read_changes(file):
                 self.db.add_names(name for _, _, names in part.entries for name in names)
@@ -504,7 +510,7 @@ class Worker:
                 self.db.add_gfids(part.meta, Data.NONE)
                 for problem in part.problems:
                     if problem.kind is not ProblemKind.UNKNOWN_FOP:
-                        raise HistoryGap(f"{os.fsdecode(path)}: {problem}")
+                        raise HistoryGap(f"{os.fsdecode(path)}: {problem}", changelog.ts)
                     _log.error("changelog", file=os.fsdecode(path), problem=problem)
 
     def _take_leftovers(self, tree: Tree, recursive: bool) -> None:

@@ -179,7 +179,7 @@ def test_any_node_of_the_slaves_pool_can_be_named(tmp_path: Path) -> None:
             place.slave_arg = f"{node.name}::copy"
             (place.master / node.name).write_text(node.name)
             place.once()
-            assert compare(place.master, mount) == []
+            wait_until("everyone sees it", lambda: compare(place.master, mount) == [])
         node.run("kill", "-9", node.path("/run/glusterd.pid").read_text().strip())
         assert f"slave {node.name}::copy: glusterd does not answer there" in place.once(code=4).stderr
 
