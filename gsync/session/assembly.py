@@ -292,9 +292,11 @@ def run(session: Session, volume: Volume, home: Home, once: int | None, by_files
             connect=parts.connect, open_tree=parts.open_tree, history=parts.history,
             begin_at=parts.begin_at, shares=bool(parts.stream), stands_down=session.part is not None,
             recorder=parts.recorder, waiter=waker, db=db, ledger=others.ledger, lease=others.lease,
-            patterns=json.dumps(parts.options.exclude), batch_size=parts.options.changelog_batch_size,
-            max_delete=parts.options.max_delete, once=once, ignore_deletes=parts.options.ignore_deletes,
-            data_retries=parts.options.max_sync_retries, change_interval=parts.options.change_interval,
+            patterns=json.dumps(parts.options.exclude),
+            restored=volume.gluster.restored if volume.gluster else "",
+            batch_size=parts.options.changelog_batch_size, max_delete=parts.options.max_delete, once=once,
+            ignore_deletes=parts.options.ignore_deletes, data_retries=parts.options.max_sync_retries,
+            change_interval=parts.options.change_interval,
             orders=orders, publish=Publisher(session, volume, parts.recorder, db, others), stand_by=parts.stand_by,
             stime_kept=parts.keep_stime, checkpoint=checkpoint.wanted)
         parts.recorder.meanwhile = worker.tend

@@ -76,27 +76,29 @@ class Connection:
 
 @dataclass(frozen=True)
 class Mark:
-    """What the slave keeps with the stime: whose changelog.db knows what was in doubt then, and a digest of the
-    patterns under which the stime holds."""
+    """What the slave keeps with the stime: whose changelog.db knows what was in doubt then, a digest of the patterns
+    under which the stime holds, and the snapshot that the master had been set back to."""
 
     by: str
     patterns: str
+    restored: str = ""
 
     @classmethod
-    def of(cls, db: ChangelogDB, patterns: str) -> Mark:
+    def of(cls, db: ChangelogDB, patterns: str, restored: str) -> Mark:
         known = db.fact("name")
         if known is None:
             known = secrets.token_hex(8)
             db.set_fact("name", known)
-        return cls(str(known), blake2b(patterns.encode(), digest_size=8).hexdigest())
+        return cls(str(known), blake2b(patterns.encode(), digest_size=8).hexdigest(), restored)
 
     @classmethod
     def parse(cls, text: str | None) -> Mark | None:
-        by, _, patterns = (text or "").partition(" ")
-        return cls(by, patterns) if patterns else None
+        by, _, rest = (text or "").partition(" ")
+        patterns, _, restored = rest.partition(" ")
+        return cls(by, patterns, restored) if patterns else None
 
     def __str__(self) -> str:
-        return f"{self.by} {self.patterns}"
+        return f"{self.by} {self.patterns} {self.restored}".rstrip()
 
 
 class Waiter(Protocol):
@@ -130,9 +132,9 @@ class Worker:
     def __init__(self, *, connect: Callable[[int], Connection], open_tree: Callable[[], Tree], history: History,
                  recorder: RecorderPort, waiter: Waiter, db: ChangelogDB, ledger: Ledger, lease: Lease,
                  begin_at: Callable[[], int | None] = lambda: None, shares: bool = False, stands_down: bool = False,
-                 patterns: str = "", batch_size: int = 727040, max_delete: int = 0, once: int | None = None,
-                 ignore_deletes: bool = False, data_retries: int = DATA_RETRIES, change_interval: float = 0.0,
-                 orders: Callable[[], Order] = lambda: Order.RUN,
+                 patterns: str = "", restored: str = "", batch_size: int = 727040, max_delete: int = 0,
+                 once: int | None = None, ignore_deletes: bool = False, data_retries: int = DATA_RETRIES,
+                 change_interval: float = 0.0, orders: Callable[[], Order] = lambda: Order.RUN,
                  publish: Callable[[Worker], None] = lambda worker: None,
                  stime_kept: Callable[[int], None] = lambda stime: None,
                  stand_by: Callable[[], None] = lambda: None,
@@ -141,7 +143,7 @@ class Worker:
         self._history, self._recorder, self._waiter = history, recorder, waiter
         self._feed = Feed(history, batch_size)
         self.db, self.ledger, self._lease = db, ledger, lease
-        self._mark = Mark.of(db, patterns)
+        self._mark = Mark.of(db, patterns, restored)
         self._max_delete, self._once = max_delete, once
         self._ignore_deletes, self._data_retries = ignore_deletes, data_retries
         self._change_interval = change_interval
@@ -164,6 +166,7 @@ class Worker:
         self._leftovers = False       # the agent may know of things to look at again
         self._crawl_whole = False     # no history: walk
         self._walk_past = 0           # s: from then on the history is to be good
+        self._set_back = False        # what is old at the master may be other than it was: compare everything
         self._taken_over = False      # another worker set the stime, and what it was in doubt of is not known here
         self._clocks = 0              # ns by which the stime, for the same reason, may be off
         self._limbo = 0               # detached inodes that wait at the slave
@@ -315,7 +318,8 @@ class Worker:
         self._clocks = CLOCKS_APART if self._taken_over else 0
         if stime is not None:
             self._position = restart_position(stime - self._clocks)
-        self._crawl_whole = (stime is None or Hybrid.load(self.db) is not None
+        self._set_back = marked is not None and marked.restored != self._mark.restored
+        self._crawl_whole = (stime is None or self._set_back or Hybrid.load(self.db) is not None
                              or not self._history.reaches_back_to(stime - self._clocks)
                              or (marked is not None and marked.patterns != self._mark.patterns))
         self._was_active = True
@@ -608,12 +612,15 @@ class Worker:
         """Walk the tree; resumes an interrupted walk if everything since its cut is recorded."""
         assert self.connection is not None
         crawl = Hybrid.load(self.db)
-        if crawl is not None and crawl.gaps == gaps and self._history.reaches_back_to(crawl.cut):
+        if (crawl is not None and crawl.gaps == gaps and (crawl.floor == 0 or not self._set_back)
+                and self._history.reaches_back_to(crawl.cut)):
             self.db.resume()
             _log.info("hybrid crawl goes on", cut=crawl.cut)
         else:
             floor = self.state.stime if crawl is None else min(crawl.cut, self.state.stime or crawl.cut)
-            if floor is not None:
+            if self._set_back:
+                floor = 0
+            elif floor is not None:
                 floor -= SUSPECT_MARGIN + self._clocks
             elif not self.connection.hello.fresh:
                 floor = 0
@@ -642,7 +649,7 @@ class Worker:
         Hybrid.forget(self.db)
         self._settle()
         self._position = restart_position(crawl.cut)
-        self._crawl_whole = False
+        self._crawl_whole = self._set_back = False
         _log.info("hybrid crawl done", **self.progress.since(before), stime=crawl.cut,
                   took=time.monotonic() - started)
 

@@ -26,6 +26,7 @@ _ON = ("on", "yes", "true", "enable", "1")
 ROLLOVER = 15.0                                          # s: GlusterFS's default of changelog.rollover-time
 EAGER_LOCK = 1.0                                         # s: of disperse.eager-lock-timeout
 WORKDIR = "/var/lib/glusterd"
+_RESTORED = "restored_from_snap="
 _PATIENCE = 60.0                                         # s
 _PATIENCE_STATUS = 10.0
 _PATIENCE_HEAL = 10.0                                    # s: with very much to heal it takes longer
@@ -52,7 +53,8 @@ class GlusterInfo:
     """A volume as `gluster volume info` tells it. kind: Replicate, Distributed-Disperse, …; host: whose glusterd is
     asked and mounts are made from; redundant: whether a brick may be away while its set goes on without it; fragments:
     of a dispersed volume, how many bricks of a set are needed, else 1; revision: other than before when sets of bricks
-    have been removed and others added, though there be as many; "" until then."""
+    have been removed and others added, though there be as many; "" until then. restored: the snapshot (uuid) that the
+    volume was set back to, "" if it never was."""
 
     name: str
     volume_id: str
@@ -64,6 +66,7 @@ class GlusterInfo:
     options: Mapping[str, str]
     host: str = "localhost"
     revision: str = ""
+    restored: str = ""
 
     @property
     def subvolumes(self) -> int:
@@ -102,7 +105,7 @@ class GlusterInfo:
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "id": self.volume_id, "kind": self.kind, "redundant": self.redundant,
                 "fragments": self.fragments, "host": self.host, "options": dict(self.options),
-                "revision": self.revision,
+                "revision": self.revision, "restored": self.restored,
                 "bricks": [[b.number, b.node, b.host, b.path, b.subvolume, b.arbiter] for b in self.bricks]}
 
     @classmethod
@@ -113,7 +116,7 @@ class GlusterInfo:
                    tuple(BrickAt(int(n), str(node), str(host), str(path), int(sub), bool(arbiter))
                          for n, node, host, path, sub, arbiter in values["bricks"]),
                    {str(k): str(v) for k, v in values["options"].items()}, str(values["host"]),
-                   str(values.get("revision", "")))
+                   str(values.get("revision", "")), str(values.get("restored", "")))
 
 
 def read_info(name: str, host: str = "localhost") -> GlusterInfo:
@@ -123,7 +126,7 @@ def read_info(name: str, host: str = "localhost") -> GlusterInfo:
     if volume is None:
         raise UsageError(f"GlusterFS volume {name}: there is none; gluster volume list shows them")
     info = parse_info(volume, host)
-    return replace(info, revision=revision(info))
+    return replace(info, revision=revision(info), restored=restored(name))
 
 
 def parse_info(volume: ET.Element, host: str = "localhost") -> GlusterInfo:
@@ -158,6 +161,17 @@ def revision(info: GlusterInfo) -> str:
     if numbers == [n * size for n in range(info.subvolumes)]:
         return ""
     return blake2b(repr(numbers).encode("ascii"), digest_size=4).hexdigest()
+
+
+def restored(name: str) -> str:
+    """From which snapshot a volume was restored last, from glusterd's own file about it; "" for none. The gluster
+    command does not tell."""
+    try:
+        with open(os.path.join(WORKDIR, "vols", name, "info"), encoding="utf-8", errors="surrogateescape") as file:
+            found = next((line[len(_RESTORED):].strip() for line in file if line.startswith(_RESTORED)), "")
+    except OSError:
+        return ""
+    return found if found.strip("0-") else ""
 
 
 def _brick_number(path: str) -> int:

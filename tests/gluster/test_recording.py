@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import subprocess
 import threading
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from tests.gluster.cluster import MASTER, ROLLOVER
 from tests.gluster.site import GlusterSite, gluster_site
 from tests.gluster.test_master import all_crawls, change_older, changes
 from tests.gluster.test_reshape import can_make
+
+NEVER = "restored_from_snap=00000000-0000-0000-0000-000000000000"
 
 pytestmark = [pytest.mark.gluster, pytest.mark.root]
 
@@ -115,6 +118,61 @@ def test_a_changelog_ends_in_the_middle_of_a_record(tmp_path: Path) -> None:
         site.settle("without the last record")
         assert site.walks() == walks + 1
         assert site.no_failures()
+
+
+def test_the_volume_is_set_back(tmp_path: Path) -> None:
+    """As by `gluster snapshot restore`: bricks and changelogs are what they were, and glusterd's file tells."""
+    with gluster_site(tmp_path, "replica 2") as site:
+        changes(site.master, "kept")
+        for name in ("changed", "removed"):
+            (site.master / name).write_text("before")
+        site.start()
+        site.settle("at first")
+        set_volume(site, on=False)
+        for _, brick in site.cluster.bricks():
+            subprocess.run(["cp", "-a", brick, f"{brick}-snapshot"], check=True)
+        set_volume(site, on=True)
+        site.wait("it can be written to", lambda: can_make(site.master / "later"))
+        (site.master / "changed").write_text("behind")
+        (site.master / "removed").unlink()
+        (site.master / "new").write_text("new")
+        change_older(site.master, "kept")
+        site.settle("with later changes")
+        set_volume(site, on=False)
+        for node, brick in site.cluster.bricks():
+            node.run("kill", "-9", node.path("/run/glusterd.pid").read_text().strip())
+            shutil.rmtree(brick)
+            os.rename(f"{brick}-snapshot", brick)
+            info = node.path(f"/var/lib/glusterd/vols/{MASTER}/info")
+            told = info.read_text()
+            assert NEVER in told
+            info.write_text(told.replace(NEVER, NEVER.replace("0", "5")))
+        for node in site.cluster.nodes:
+            node.run("glusterd", "--pid-file=/run/glusterd.pid")
+        site.wait("the pool is whole", lambda: _whole(site))
+        set_volume(site, on=True)
+        node = site.first.host
+        site.watch_from(site.first, node.mount(MASTER, "/mnt/anew", "acl"))  # the other mount keeps what it has read
+        site.wait("it is what it was", lambda: can_read(site.master / "removed"))
+        site.settle("set back")
+        assert (site.master / "changed").read_text() == "before"
+        assert (site.slave / "changed").read_text() == "before"
+        assert site.no_failures()
+
+
+def set_volume(site: GlusterSite, on: bool) -> None:
+    site.cluster.nodes[0].gluster("volume", "start" if on else "stop", MASTER)
+
+
+def can_read(path: Path) -> bool:
+    try:
+        return bool(path.read_bytes())
+    except OSError:
+        return False
+
+
+def _whole(site: GlusterSite) -> bool:
+    return site.cluster.nodes[0].run("gluster", "--mode=script", "pool", "list").count("Connected") >= 2
 
 
 def test_a_brick_without_copies_is_killed_before_it_has_recorded_all(tmp_path: Path) -> None:

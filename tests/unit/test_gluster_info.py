@@ -38,7 +38,7 @@ def test_which_bricks_form_a_set(found: GlusterInfo, subvolumes: list[int], redu
     assert [brick.subvolume for brick in found.bricks] == subvolumes
     assert found.subvolumes == len(set(subvolumes)) and found.redundant is redundant
     assert GlusterInfo.from_json(found.to_json()) == found
-    later = replace(found, revision="1a2b3c4d")
+    later = replace(found, revision="1a2b3c4d", restored="55555555-5555-5555-5555-555555555555")
     assert GlusterInfo.from_json(later.to_json()) == later
 
 
