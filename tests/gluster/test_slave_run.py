@@ -158,6 +158,35 @@ def test_bricks_are_added_while_files_come(host: SlaveHost, ssh_config: Path, tm
     assert any((host.node.bricks / "grown-2").rglob("file*"))
 
 
+def test_the_volume_is_set_back(host: SlaveHost, ssh_config: Path, tmp_path: Path) -> None:
+    """As by `gluster snapshot restore`: what is noted in it of how far it is goes back with it."""
+    place = FarPlace(tmp_path / "p", host, "back", "dist", ssh_config)
+
+    def copy(source: str, target: str) -> None:
+        host.node.gluster("volume", "stop", "back")
+        for n in range(2):
+            brick = host.node.bricks / f"back-{n}"
+            shutil.rmtree(f"{brick}{target}", ignore_errors=True)
+            subprocess.run(["cp", "-a", f"{brick}{source}", f"{brick}{target}"], check=True)
+        host.node.gluster("volume", "start", "back")
+        host.mount_anew("back")
+
+    changes(place.master, "first")
+    place.once()
+    copy("", "-snapshot")
+    changes(place.master, "second")
+    change_older(place.master, "first")
+    place.once()
+    shutil.rmtree(place.master / "second")
+    with place.follow():
+        wait_until("the volume is equal", place.equal)
+        copy("-snapshot", "")
+        changes(place.master, "third")
+        wait_until("the volume is equal again", place.equal)
+    place.once()
+    assert place.differences() == []
+
+
 def test_full_bricks(host: SlaveHost, ssh_config: Path, tmp_path: Path) -> None:
     """It is said, nothing is half there, and it goes on by itself."""
     image = tmp_path / "image"
