@@ -60,7 +60,7 @@ def look(operation: str, archive: Archive, manifest: Manifest, vault: Vault, tre
             bad.append((entry.path, lacks))
         elif operation == "purge" and (why := differs(archive, tree, entry)):
             bad.append((entry.path, why))
-        if operation != "put" or lacks:
+        if entry.path and (operation != "put" or lacks):
             entries += 1
             size += entry.size if entry.has_content else 0
     if operation == "purge":
