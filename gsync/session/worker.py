@@ -483,6 +483,7 @@ class Worker:
             self._take_due()
             batch = self._batch(tree, created=self._created)
             batch.apply()
+            tree.check_whole()
         finally:
             tree.close()
         self._keep_doubt(batch.last_resolve, gaps, renewed=doubt)
@@ -638,10 +639,11 @@ class Worker:
             if self._leftovers:
                 self._take_leftovers(tree, recursive=True)
             self._take_due()
-            batch = self._batch(tree, recursive=True, floor=crawl.floor, checkpoint=self._interim)
+            batch = self._batch(tree, recursive=True, floor=crawl.floor, checkpoint=lambda: self._interim(tree))
             batch.apply()
             if crawl.floor is not None:
                 self._unmet(tree, batch)
+            tree.check_whole()
         finally:
             tree.close()
         self._keep_doubt(batch.last_resolve, crawl.gaps, renewed=True, whole=True)
@@ -666,10 +668,11 @@ class Worker:
                 return
             batch.apply()
 
-    def _interim(self) -> None:
+    def _interim(self, tree: Tree) -> None:
         """In a long walk: what is done is made durable and need not be walked again."""
         if time.monotonic() - self._last_commit < INTERIM_COMMIT:
             return
+        tree.check_whole()
         assert self.connection is not None
         self._still_ours()
         self.db.flush()

@@ -77,6 +77,30 @@ class GlusterTree(Tree):
     def is_away(self, err: int) -> bool:
         return err in _AWAY
 
+    def check_whole(self) -> None:
+        """The mount ends when a part of the volume goes, but answers for some moments more."""
+        away = self._info.away(self._connected())
+        if away:
+            raise Transient(f"master: a part of the volume cannot be reached: {', '.join(map(str, away))}")
+
+    def _connected(self) -> set[str]:
+        """The bricks that the mount has a connection to: what GlusterFS's meta translator shows of the mount's
+        protocol/client translators, which are in the order of the bricks."""
+        graph = f"/proc/self/fd/{self._root_fd}/.meta/graphs/active"
+        try:
+            clients = sorted((int(match[1]), name) for name in os.listdir(graph)
+                             if (match := re.fullmatch(r".*-client-(\d+)", name)))
+            found = []
+            for _, name in clients:
+                with open(f"{graph}/{name}/private", encoding="utf-8", errors="replace") as file:
+                    found.append("connected = 1" in file.read())
+        except OSError as exc:
+            raise Transient(f"master: the volume cannot be reached through its mount: {exc.strerror}") from exc
+        bricks = [str(brick) for brick in self._info.bricks]
+        if len(found) != len(bricks):
+            return set(bricks)  # the volume has just been changed
+        return {brick for brick, connected in zip(bricks, found, strict=True) if connected}
+
     def _check(self, exc: OSError) -> None:
         if exc.errno in _AWAY:
             raise Transient(f"master: the volume cannot be reached through its mount: {exc.strerror}") from exc

@@ -176,6 +176,10 @@ class Tree(ABC):
         """Whether this errno says that the tree as a whole, or a part of it, cannot be reached now."""
         return False
 
+    def check_whole(self) -> None:
+        """Before what was found out is committed: Transient if a part of the tree cannot be reached."""
+        return
+
     # looking
 
     def resolve(self, names: Sequence[Name]) -> list[Resolved]:
