@@ -368,8 +368,10 @@ class Batch:
         to_ask = self._send_unasked(page)
         if to_ask:
             self._fill(to_ask, None)
-        for directory, _, seen in done:
-            self._listed(directory, seen)
+        for directory, reader, seen in done:
+            if reader.failed:
+                self._unreadable(directory, reader.failed)
+            self._listed(directory, None if reader.failed else seen)
         return True
 
     def _pages(self, want: int) -> list[Sequence[Resolved | Entry]]:
@@ -434,13 +436,18 @@ class Batch:
                 self.db.dirs_done([directory.gfid])
                 continue
             if opened.verdict is Verdict.ERROR:
-                names = self.tree.names_of(directory.gfid)
-                path = self.tree.path_text(names[0]) if names else b"."
-                self.progress.failed += 1
-                self.ledger.record(Failure("dir", directory.gfid, None, path, opened.errno,
-                                           "directory cannot be read: " + os.strerror(opened.errno)))
+                self._unreadable(directory, opened.errno)
             self._listed(directory, None)
         return bool(directories)
+
+    def _unreadable(self, directory: EnumDir, err: int) -> None:
+        if self.tree.is_away(err):
+            raise Transient(f"master: {os.strerror(err)}")
+        names = self.tree.names_of(directory.gfid)
+        path = self.tree.path_text(names[0]) if names else b"."
+        self.progress.failed += 1
+        self.ledger.record(Failure("dir", directory.gfid, None, path, err,
+                                   "directory cannot be read: " + os.strerror(err)))
 
     def _listed(self, directory: EnumDir, seen: set[bytes] | None) -> None:
         gfid = directory.gfid
@@ -665,7 +672,12 @@ class Batch:
         suspects: list[Gfid] = []
         size = 0
         for gfid, data in rows:
-            st = self.tree.stat(gfid)
+            try:
+                st = self.tree.stat(gfid)
+            except OSError as exc:
+                if self.tree.is_away(exc.errno or 0):
+                    raise Transient(f"master: {exc.strerror}") from exc
+                continue  # sending it says why
             if st is None or (data is Data.SEND and (self.stime is None or st.st_mtime_ns >= self.stime)):
                 continue
             if suspects and size + st.st_size > COMPARED:
@@ -686,6 +698,8 @@ class Batch:
                 try:
                     found = self.tree.attrs_of(gfid)
                 except OSError as exc:
+                    if self.tree.is_away(exc.errno or 0):
+                        raise Transient(f"master: {exc.strerror}") from exc
                     self._fail(None, gfid, "meta", exc.errno or errno.EIO, exc.strerror or str(exc))
                     continue
                 if found:

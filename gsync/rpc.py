@@ -19,6 +19,10 @@ class BadFrame(Exception):
     """The peer does not speak this protocol (a shell's greeting, a torn stream)."""
 
 
+class TornFrame(BadFrame):
+    """The stream ended inside a message."""
+
+
 def encode(message: Any) -> bytes:
     body = json.dumps(message, separators=(",", ":")).encode("ascii")
     return _LENGTH.pack(len(body)) + body
@@ -40,13 +44,13 @@ def read_frame(stream: BinaryIO) -> Any | None:
     if not head:
         return None
     if len(head) < 4:
-        raise BadFrame(f"stream ended inside a frame, after {head!r}")
+        raise TornFrame(f"stream ended inside a frame, after {head!r}")
     size = _LENGTH.unpack(head)[0]
     if size > MAX_FRAME:
         raise BadFrame(f"not a gsync frame: {head + stream.read(200)!r}")
     body = _read_exactly(stream, size)
     if len(body) < size:
-        raise BadFrame("stream ended inside a frame")
+        raise TornFrame("stream ended inside a frame")
     try:
         return json.loads(body)
     except ValueError as exc:

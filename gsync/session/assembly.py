@@ -41,6 +41,7 @@ from gsync.sync.timetable import Timetable
 from gsync.transport.link import Link
 from gsync.volume import gstime
 from gsync.volume.gbrick import BrickHistory
+from gsync.volume.gluster import WRITERS_APART
 from gsync.volume.gmount import AuxMount
 from gsync.volume.gtree import GlusterTree
 from gsync.volume.home import Home, Volume
@@ -294,6 +295,7 @@ def run(session: Session, volume: Volume, home: Home, once: int | None, by_files
             recorder=parts.recorder, waiter=waker, db=db, ledger=others.ledger, lease=others.lease,
             patterns=json.dumps(parts.options.exclude),
             restored=volume.gluster.restored if volume.gluster else "",
+            writers_apart=WRITERS_APART if volume.gluster else 0,
             batch_size=parts.options.changelog_batch_size, max_delete=parts.options.max_delete, once=once,
             ignore_deletes=parts.options.ignore_deletes, data_retries=parts.options.max_sync_retries,
             change_interval=parts.options.change_interval,

@@ -126,15 +126,17 @@ class Worker:
     (for the retention of changelogs). `begin_at`: the stime (ns) of a slave that knows of none itself. `shares`: the
     workers of other subvolumes bring their parts of the master to the same slave, one at a time: so the connection is
     given up whenever there is nothing to do. `stands_down`: while its recorder is Faulty the lease is left to others.
+    `writers_apart`: ns by which the clocks that ctimes come from may be behind the one that stimes come from.
     `once`: end when all that existed at this time (ns) is durable at the slave.
     """
 
     def __init__(self, *, connect: Callable[[int], Connection], open_tree: Callable[[], Tree], history: History,
                  recorder: RecorderPort, waiter: Waiter, db: ChangelogDB, ledger: Ledger, lease: Lease,
                  begin_at: Callable[[], int | None] = lambda: None, shares: bool = False, stands_down: bool = False,
-                 patterns: str = "", restored: str = "", batch_size: int = 727040, max_delete: int = 0,
-                 once: int | None = None, ignore_deletes: bool = False, data_retries: int = DATA_RETRIES,
-                 change_interval: float = 0.0, orders: Callable[[], Order] = lambda: Order.RUN,
+                 patterns: str = "", restored: str = "", writers_apart: int = 0, batch_size: int = 727040,
+                 max_delete: int = 0, once: int | None = None, ignore_deletes: bool = False,
+                 data_retries: int = DATA_RETRIES, change_interval: float = 0.0,
+                 orders: Callable[[], Order] = lambda: Order.RUN,
                  publish: Callable[[Worker], None] = lambda worker: None,
                  stime_kept: Callable[[int], None] = lambda stime: None,
                  stand_by: Callable[[], None] = lambda: None,
@@ -144,6 +146,7 @@ class Worker:
         self._feed = Feed(history, batch_size)
         self.db, self.ledger, self._lease = db, ledger, lease
         self._mark = Mark.of(db, patterns, restored)
+        self._writers_apart = writers_apart
         self._max_delete, self._once = max_delete, once
         self._ignore_deletes, self._data_retries = ignore_deletes, data_retries
         self._change_interval = change_interval
@@ -422,7 +425,8 @@ class Worker:
         except HistoryGap as exc:
             _log.warning("history is missing, walking the tree", error=exc)
             self._crawl_whole = True
-            self._walk_past = exc.ts + 1  # else what is read from then on begins with that changelog again
+            if exc.ts * NS < time.time_ns() + SUSPECT_MARGIN:  # a clock may have been set back since
+                self._walk_past = exc.ts + 1  # else what is read from then on begins with that changelog again
             return True
         return self._idle(piece)
 
@@ -622,7 +626,7 @@ class Worker:
             if self._set_back:
                 floor = 0
             elif floor is not None:
-                floor -= SUSPECT_MARGIN + self._clocks
+                floor -= SUSPECT_MARGIN + self._clocks + self._writers_apart
             elif not self.connection.hello.fresh:
                 floor = 0
             crawl = Hybrid(cut, floor, gaps)

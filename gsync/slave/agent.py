@@ -397,7 +397,7 @@ def serve(root: bytes, stdin: int, stdout: int) -> None:
 
 
 def _serve(agent: Agent, source: _Stdin, sink: _Stdout) -> None:
-    while not agent.ends:
+    while True:
         count = 0
 
         def goes_on() -> bool:
@@ -415,10 +415,19 @@ def _serve(agent: Agent, source: _Stdin, sink: _Stdout) -> None:
         request = rpc.read_frame(source)  # type: ignore[arg-type]
         if request is None:
             return
-        sink.write(rpc.encode(agent.answer(request)), agent.timeout)
-    with suppress(Fenced):
+        answer = agent.answer(request)
+        sink.write(rpc.encode(answer), agent.timeout)
+        if agent.ends:
+            break
+    if "error" in answer:
+        return
+
+    def still_ours() -> bool:
         agent.check()
-        agent.tidy(lambda: True)
+        return True
+
+    with suppress(Fenced):
+        agent.tidy(still_ours)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

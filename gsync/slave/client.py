@@ -132,6 +132,8 @@ class SlaveClient:
                     future.set_exception(error_of(self._link.slave, answer["error"]))
                 else:
                     future.set_result(answer["result"])
+        except rpc.TornFrame:
+            pass  # the agent ended while it answered
         except (rpc.BadFrame, KeyError, TypeError) as exc:
             error = SlaveError(f"slave {self._link.slave}: not the agent's answer: {exc}; does a shell there print "
                                f"something at the start?")

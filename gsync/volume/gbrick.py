@@ -25,6 +25,8 @@ _PIDS = "/run/gluster/vols"
 _LATE = 3                # rollovers after which a brick that lists nothing counts as down
 _HOLE = 2.5              # rollovers between two slices that are more than a busy machine explains
 _AT_ONCE = NS            # a slice's ts is in whole seconds
+_SHORTEST = 40.0         # s: a rollover takes an fsync, however often there is to be one
+_ARBITER = 2.0           # s: it is done at once with a write, which the bricks that hold data may still be at
 
 
 class BrickRecord:
@@ -39,6 +41,7 @@ class BrickRecord:
         self._seen: tuple[bytes, int] = (b"", 0)   # HTIME file, its size
         self._last = self._since = 0               # s: of the last slice that was looked at; begin of the unbroken part
         self._listed_at = time.monotonic()
+        self._set_back = False                     # the clock, and it has not caught up yet
         self._process: tuple[int, int, int] = (0, 0, 0)   # pid, start in ticks, start in ns
 
     @property
@@ -75,10 +78,17 @@ class BrickRecord:
             self._seen, self._last, self._since = (path, 0), start, start
         if size != self._seen[1]:
             settled = self.settled()
+            newest = Htime(path).last()
+            self._set_back = self._set_back or (newest is not None and newest.ts < self._last)
             for record in Htime(path).records_after(self._last):
                 if settled is not None and record.ts * NS > settled:
                     break
-                if record.ts - self._last > _HOLE * self._rollover + 2:
+                if record.ts < self._last:
+                    self._set_back = True
+                    continue
+                if self._set_back:      # what was recorded until then is not looked for
+                    self._since, self._set_back = record.ts, False
+                if record.ts - self._last > max(_HOLE * self._rollover + 2, _SHORTEST):
                     self._since = record.ts
                 self._last = record.ts
             else:
@@ -91,17 +101,21 @@ class BrickRecord:
 
     def settled(self) -> int | None:
         """The end (ns) of the slices that count now; None: all of them."""
-        return time.time_ns() - int(self._info.settles * NS) if self._info.settles else None
+        seconds = self._info.settles or (_ARBITER if self._brick.arbiter else 0)
+        return time.time_ns() - int(seconds * NS) if seconds else None
 
     def problem(self, complete_up_to: int | None) -> str:
         """Why the brick does not record now; "" if it does."""
         switch_on = f"gluster volume set {self._info.name} {CHANGELOG} on"
         if complete_up_to is None:
             return f"brick {self._brick} has no changelogs: {switch_on}"
-        late = time.time_ns() - complete_up_to > _LATE * self._rollover * NS + 2 * _AT_ONCE
+        patience = max(_LATE * self._rollover, _SHORTEST)
+        late = time.time_ns() - complete_up_to > patience * NS + 2 * _AT_ONCE
         if self.pid() is None:
             return f"brick {self._brick} does not run: gluster volume status {self._info.name}"
-        if late and time.monotonic() - self._listed_at > _LATE * self._rollover:
+        if self._set_back:
+            return f"the clock of brick {self._brick} was set back: when it has caught up, all is looked at"
+        if late and time.monotonic() - self._listed_at > patience:
             how = f": {switch_on}" if CHANGELOG in self._info.lacks() else ""
             return f"brick {self._brick} has recorded nothing for {(time.time_ns() - complete_up_to) // NS} s{how}"
         return ""

@@ -16,15 +16,18 @@ from typing import Any
 
 from gsync.errors import UsageError
 from gsync.gclient import running
+from gsync.model import NS
 
 # What a volume must have set so that its changes are recorded.
 CHANGELOG = "changelog.changelog"
 NEEDED = {CHANGELOG: "on", "geo-replication.indexing": "on"}
 # What the options that are of interest begin with.
-_CONCERN = ("changelog.", "geo-replication.", "features.shard", "disperse.eager-lock")
+GFID2PATH = "storage.gfid2path"
+_CONCERN = (GFID2PATH, "changelog.", "geo-replication.", "features.shard", "disperse.eager-lock")
 _ON = ("on", "yes", "true", "enable", "1")
 ROLLOVER = 15.0                                          # s: GlusterFS's default of changelog.rollover-time
 EAGER_LOCK = 1.0                                         # s: of disperse.eager-lock-timeout
+WRITERS_APART = 3600 * NS                                # by so much may the clocks of a volume's clients be behind
 WORKDIR = "/var/lib/glusterd"
 _RESTORED = "restored_from_snap="
 _PATIENCE = 60.0                                         # s
@@ -99,8 +102,10 @@ class GlusterInfo:
 
     def lacks(self) -> dict[str, str]:
         """The options that have to be set, with the values they need."""
-        return {name: value for name, value in NEEDED.items()
-                if self.options.get(name, "off") not in _ON}
+        lacking = {name: value for name, value in NEEDED.items() if self.options.get(name, "off") not in _ON}
+        if self.sharded and self.options.get(GFID2PATH, "on") not in _ON:
+            lacking[GFID2PATH] = "on"  # else a piece of a file does not tell whose it is
+        return lacking
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "id": self.volume_id, "kind": self.kind, "redundant": self.redundant,

@@ -79,27 +79,25 @@ class GlusterTree(Tree):
 
     def check_whole(self) -> None:
         """The mount ends when a part of the volume goes, but answers for some moments more."""
-        away = self._info.away(self._connected())
-        if away:
-            raise Transient(f"master: a part of the volume cannot be reached: {', '.join(map(str, away))}")
+        for by_gfid in {self._by_gfid, self._read_by}:
+            away = self._info.away(self._connected(f"/proc/self/fd/{by_gfid}/../.meta/graphs/active"))
+            if away:
+                raise Transient(f"master: a part of the volume cannot be reached: {', '.join(map(str, away))}")
 
-    def _connected(self) -> set[str]:
-        """The bricks that the mount has a connection to: what GlusterFS's meta translator shows of the mount's
-        protocol/client translators, which are in the order of the bricks."""
-        graph = f"/proc/self/fd/{self._root_fd}/.meta/graphs/active"
+    @staticmethod
+    def _connected(graph: str) -> set[str]:
+        """The bricks (host:path) that a mount has a connection to: what GlusterFS's meta translator shows of its
+        protocol/client translators."""
+        def told(name: str, what: str) -> str:
+            with open(f"{graph}/{name}/{what}", encoding="utf-8", errors="surrogateescape") as file:
+                return file.read().strip()
+
         try:
-            clients = sorted((int(match[1]), name) for name in os.listdir(graph)
-                             if (match := re.fullmatch(r".*-client-(\d+)", name)))
-            found = []
-            for _, name in clients:
-                with open(f"{graph}/{name}/private", encoding="utf-8", errors="replace") as file:
-                    found.append("connected = 1" in file.read())
+            return {f"{told(name, 'options/remote-host')}:{told(name, 'options/remote-subvolume')}"
+                    for name in os.listdir(graph)
+                    if re.fullmatch(r".*-client-\d+", name) and "connected = 1" in told(name, "private")}
         except OSError as exc:
             raise Transient(f"master: the volume cannot be reached through its mount: {exc.strerror}") from exc
-        bricks = [str(brick) for brick in self._info.bricks]
-        if len(found) != len(bricks):
-            return set(bricks)  # the volume has just been changed
-        return {brick for brick, connected in zip(bricks, found, strict=True) if connected}
 
     def _check(self, exc: OSError) -> None:
         if exc.errno in _AWAY:
@@ -108,6 +106,14 @@ class GlusterTree(Tree):
     # looking
 
     def look(self, dirfd: int, dirpath: bytes, name: Name) -> Resolved:
+        for _ in range(_TRIES):
+            found = self._look(dirfd, dirpath, name)
+            if found is not None:
+                return found
+        return Resolved(name, Verdict.ERROR, time.time_ns(), errno=errno.ESTALE)
+
+    def _look(self, dirfd: int, dirpath: bytes, name: Name) -> Resolved | None:
+        """None: it went between two looks, or GlusterFS does not agree with itself about it."""
         now = time.time_ns()
         if is_internal(name) or (name == (ROOT_GFID, b".shard") and self._info.sharded):
             return Resolved(name, Verdict.EXCLUDED, now)
@@ -128,13 +134,21 @@ class GlusterTree(Tree):
         except OSError as exc:
             self._check(exc)
             if exc.errno in GONE:
-                if fd >= 0:  # it went between two looks: look again
-                    return self.look(dirfd, dirpath, name)
+                if fd >= 0 or (exc.errno == errno.ESTALE and self._is_there(dirfd)):
+                    return None
                 return Resolved(name, Verdict.ABSENT, now)
             return Resolved(name, Verdict.ERROR, now, errno=exc.errno or errno.EIO)
         finally:
             if fd >= 0:
                 os.close(fd)
+
+    @staticmethod
+    def _is_there(dirfd: int) -> bool:
+        try:
+            os.stat(b".", dir_fd=dirfd)
+        except OSError:
+            return False
+        return True
 
     def look_all(self, dirfd: int, dirpath: bytes, names: Sequence[Name]) -> list[Resolved]:
         at_brick = self._brick.open_dir(names[0][0]) if names and self._brick.believed(len(names)) else None

@@ -32,6 +32,7 @@ class IndexReader:
     def __init__(self, tree: PosixTree, index: Namespace, gfid: Gfid, fd: int, path: bytes) -> None:
         self._tree, self._index, self.gfid, self._fd, self._path = tree, index, gfid, fd, path
         self._after = b""
+        self.failed = 0
 
     def page(self, limit: int) -> list[Resolved | Entry]:
         """The next names, at most `limit`; fewer at the end."""

@@ -76,6 +76,7 @@ class Reader(Protocol):
     """The entries of one directory, page by page."""
 
     gfid: Gfid
+    failed: int  # the errno that it ended with before all was read, else 0
 
     def page(self, limit: int) -> Sequence[Resolved | Entry]:
         """The next ones, at most `limit`; fewer at the end."""
@@ -89,10 +90,15 @@ class DirReader:
     def __init__(self, tree: Tree, gfid: Gfid, fd: int, path: bytes) -> None:
         self._tree, self.gfid, self._fd, self._path = tree, gfid, fd, path
         self._entries: Iterator[os.DirEntry[str]] = os.scandir(fd)
+        self.failed = 0
 
     def page(self, limit: int) -> list[Resolved]:
         """The next entries, at most `limit`; fewer at the end."""
-        page = list(islice(self._entries, limit))
+        page: list[os.DirEntry[str]] = []
+        try:
+            page.extend(islice(self._entries, limit))
+        except OSError as exc:
+            self.failed = exc.errno or errno.EIO
         page.sort(key=os.DirEntry.inode)  # the order in which a disk likes to be asked, and in which the recorder asks
         return self._tree.look_all(self._fd, self._path, [(self.gfid, os.fsencode(entry.name)) for entry in page])
 

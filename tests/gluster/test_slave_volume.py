@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gsync.errors import Faulty, GsyncError, Transient
-from gsync.model import ROOT_GFID
+from gsync.model import ROOT_GFID, Gfid
 from gsync.slave.client import SlaveClient
 from gsync.slave.protocol import FillRow, MetaRow
 from gsync.sync.postbox import Request
@@ -447,8 +447,32 @@ def test_nothing_is_missing_because_a_part_of_the_volume_is_away(host: SlaveHost
                                                 rf"[0-9.]+:{host.node.bricks}/{name}-1$"):
                 side.connect()
         host.node.gluster("volume", "start", name, "force")
-        wait_until("the brick is back", lambda: _connects(side))
-        assert side.client.known(gfids) == [True] * 20
+        wait_until("the brick is back", lambda: _finds(side, gfids))
+
+
+@pytest.mark.parametrize("way", ["gfapi", "mount"])
+def test_what_was_unfinished_is_not_taken_for_the_file(host: SlaveHost, way: str) -> None:
+    """It may be half of it; so may a directory that is being deleted."""
+    name = f"half-{way}"
+    host.volume(name, "dist")
+    with closing(Files(host.folder / f"master-{name}")) as source, closing(Side(host, name, way, source)) as side:
+        folder = side.new_gfid()
+        whole = side.row(b"d", folder, mode=stat.S_IFDIR | 0o755)
+        assert side.fill(whole) == ["made"]
+        rows, inner, requests = [], [], []
+        for n in range(300):
+            gfid, within = source.add(b"f%d" % n, b"x"), source.add(b"w%d" % n, b"x")
+            rows.append(side.row(b"f%d" % n, gfid))
+            inner.append(side.row(b"w%d" % n, within, folder))
+            requests += [Request(gfid, "N", ROOT_GFID, b"f%d" % n, 1), Request(within, "D", folder, b"w%d" % n, 1)]
+        assert side.fill(*inner) == ["direct"] * 300
+        assert not any(result.errno for result in side.move(*requests))
+        host.kill(host.lock_holder(name))
+        side.close()
+        side.connect()
+        assert side.fill(*rows) == ["new"] * 300
+        assert side.fill(whole) == ["made"]
+        assert side.fill(*inner) == ["direct"] * 300
 
 
 @pytest.mark.parametrize("way", ["gfapi", "mount"])
@@ -465,16 +489,18 @@ def test_more_bricks_are_noticed(host: SlaveHost, way: str) -> None:
                 assert side.client.known(gfids) == [True] * 20
         host.node.gluster("volume", "rebalance", name, "start", "force")
         wait_until("files have moved", lambda: any(brick.glob("file*")))
-        side.close()
-        wait_until("the agent works again", lambda: _connects(side))
-        assert side.client.known(gfids) == [True] * 20
+        wait_until("the agent works again", lambda: _finds(side, gfids))
 
 
-def _connects(side: Side) -> bool:
+def _finds(side: Side, gfids: list[Gfid]) -> bool:
+    """By a new connection, all of them or none."""
     try:
+        side.close()
         side.connect()
+        found = side.client.known(gfids)
     except Transient:
         return False
+    assert found == [True] * len(gfids)
     return True
 
 

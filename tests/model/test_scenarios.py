@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -131,6 +132,29 @@ def test_doubt_outlives_a_batch_that_has_nothing_to_resolve(w: World) -> None:
     w.cycle()
     done(w)
     assert not (w.slave / "a").exists()
+
+
+def test_what_cannot_be_read_is_a_failure_of_its_own(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is not seen because of it is not taken for removed."""
+    for n in range(5):
+        w.mk(f"m/{n}")
+    synced(w)
+
+    def unreadable(*args: object) -> Iterator[object]:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+        yield
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PosixTree, "stat", lambda tree, gfid: next(unreadable()))
+        w.write("m/1", "changed")
+        w.quiet()
+        assert (w.slave / "1").read_text() == "changed"
+        patched.setattr("gsync.volume.tree.islice", unreadable)
+        w._worker()._crawl_whole = True
+        w.quiet()
+    failure, = w._worker().ledger.all()
+    assert (failure.what, failure.errno) == ("dir", errno.EIO)
+    assert len(os.listdir(w.slave)) == 6
 
 
 def test_03_inotify_blind_window(w: World) -> None:

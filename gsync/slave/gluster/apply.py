@@ -282,6 +282,9 @@ class VolumeApply:
     def _detach(self, page: _Page, row: FillRow | RemoveRow, found: Node, keep_name: bool) -> None:
         """Bring the inode at this name into limbo/old; keep_name: by a second link, so that the name can be renamed
         over in one step."""
+        if not self._lives_at(found, row.pargfid, row.bname):
+            raise OSError(errno.EBUSY, "the volume has this directory by another name too, as after a rename that was "
+                                       "cut off; what is at this name stays")
         name = in_limbo(found.gfid)
         self.state.wait_in_limbo(Waiting(name, row.since, row.bname))
         if keep_name and not found.is_dir:
@@ -524,11 +527,19 @@ class VolumeApply:
             if since is not None:
                 self.state.wait_in_limbo(Waiting(bname, since, bname))
             else:
-                self._discard(LIMBO_OLD, bname, node.gfid)  # of a delete that was under way
+                self._discard(LIMBO_OLD, bname, node)  # of a delete that was under way
         self._empty_new()
+        if not self.volume.refuses_twins:
+            self.state.add_incomplete(self._torn())
         gone = [gfid for gfid in self._all_incomplete() if self.volume.node(gfid) is None]
         self.state.db.executemany("DELETE FROM incomplete WHERE gfid=?", ((gfid,) for gfid in gone))
         self.step("recovered")
+
+    def _torn(self) -> list[Gfid]:
+        """The directories whose names may have been changed. A rename of a directory is done by one subvolume after the
+        other: broken off between, it leaves both names, each with a part of what is in it."""
+        touched = self.state.db.execute("SELECT DISTINCT gfid FROM touched").fetchall()
+        return [gfid for gfid, in touched if (node := self.volume.node(gfid)) is not None and node.is_dir]
 
     def _all_incomplete(self) -> list[Gfid]:
         return [row[0] for row in self.state.db.execute("SELECT gfid FROM incomplete")]
@@ -538,11 +549,18 @@ class VolumeApply:
         for gfid, since in self.state.guests():
             name = self.volume.parent(gfid)
             if name is not None and name[0] != LIMBO_NEW and LIMBO_NEW in self._chain(gfid):
+                self._look()
                 self.state.wait_in_limbo(Waiting(in_limbo(gfid), since, name[1]))
                 self.volume.rename(*name, LIMBO_OLD, in_limbo(gfid))
-        for bname, node in list(self.volume.names(LIMBO_NEW)):
-            self._discard(LIMBO_NEW, bname, node.gfid)
-            self.step("discarded")
+        # Not by way of limbo/del: whoever looks for one of these gfids must find none, not half a file.
+        self._delete_below(LIMBO_NEW, self._discarding)
+        for bname, node in list(self.volume.names(LIMBO_NEW)):  # what could not be deleted
+            self._discard(LIMBO_NEW, bname, node)
+
+    def _discarding(self) -> bool:
+        self._look()
+        self.step("discarded")
+        return True
 
     def _clear(self, stime: int | None) -> int:
         """Let go what nobody can want any more [25]; how many entries."""
@@ -551,6 +569,7 @@ class VolumeApply:
             after = page[-1].bname
             left: list[bytes] = []
             for waiting in page:
+                self._look()
                 node = self.volume.at(LIMBO_OLD, waiting.bname)
                 if node is None:
                     left.append(waiting.bname)
@@ -561,7 +580,7 @@ class VolumeApply:
                     if self._retention:
                         self._to_trash(waiting, node)
                     elif node.is_dir:
-                        self._discard(LIMBO_OLD, waiting.bname, node.gfid)
+                        self._discard(LIMBO_OLD, waiting.bname, node)
                     else:
                         self.volume.unlink(LIMBO_OLD, waiting.bname)
                     left.append(waiting.bname)
@@ -572,18 +591,36 @@ class VolumeApply:
         self._prune_trash()
         return gone
 
-    def _discard(self, pargfid: Gfid, bname: bytes, gfid: Gfid) -> None:
-        """Move whatever is at a name into limbo/del, from where `sweep` deletes it."""
-        name, n = in_limbo(gfid), 0
+    def _lives_at(self, node: Node, pargfid: Gfid, bname: bytes) -> bool:
+        """Whether what is done to this inode by its gfid is done to what is at the name: of a directory whose rename
+        was torn, there are two, with one gfid."""
+        if not node.is_dir or self.volume.refuses_twins:
+            return True
+        with suppress(OSError):
+            other = self.volume.parent(node.gfid)
+            if other is not None and other != (pargfid, bname):
+                there = self.volume.at(*other)
+                return there is None or there.gfid != node.gfid
+        return True
+
+    def _discard(self, pargfid: Gfid, bname: bytes, node: Node) -> None:
+        """Move what is at a name into limbo/del, from where `sweep` deletes it."""
+        self._look()
+        if not self._lives_at(node, pargfid, bname):
+            return
+        name, n = in_limbo(node.gfid), 0
         while self.volume.at(LIMBO_DEL, name) is not None:  # another name of the same file
             n += 1
-            name = b"%s.%d" % (in_limbo(gfid), n)
+            name = b"%s.%d" % (in_limbo(node.gfid), n)
         with suppress(FileNotFoundError):
             self.volume.rename(pargfid, bname, LIMBO_DEL, name)
 
     def sweep(self, goes_on: Callable[[], bool] = lambda: True) -> bool:
         """Delete what lies in limbo/del, for as long as goes_on; True if nothing deletable is left."""
-        stack = [LIMBO_DEL]
+        return self._delete_below(LIMBO_DEL, goes_on)
+
+    def _delete_below(self, top: Gfid, goes_on: Callable[[], bool]) -> bool:
+        stack = [top]
         names: dict[Gfid, Name] = {}
         stuck: set[Gfid] = set()
         while stack:
@@ -596,6 +633,8 @@ class VolumeApply:
                     if not node.is_dir:
                         with suppress(OSError):
                             self.volume.unlink(gfid, bname)
+                    elif node.gfid not in stuck and not self._lives_at(node, gfid, bname):
+                        stuck.add(node.gfid)
                     elif node.gfid not in stuck:
                         deeper = node.gfid
                         names[deeper] = (gfid, bname)
@@ -643,4 +682,4 @@ class VolumeApply:
             except ValueError:
                 continue
             if time.mktime((day + timedelta(days=1)).timetuple()) + self._retention < time.time():
-                self._discard(TRASH, bname, node.gfid)
+                self._discard(TRASH, bname, node)

@@ -30,7 +30,7 @@ from gsync.slave.gluster import apply as names
 from gsync.slave.gluster import state, syncpoints, volfile
 from gsync.slave.gluster.apply import VolumeApply
 from gsync.slave.gluster.backend import open_volume
-from gsync.slave.gluster.volume import Space, Volume
+from gsync.slave.gluster.volume import ACLS, Space, Volume
 from gsync.slave.ground import Asked, Found, Whereabouts
 from gsync.slave.identity import ACL_OF_A_PROBE
 from gsync.slave.page import Step, works
@@ -250,6 +250,9 @@ class VolumeGround:
             if volume.node(gfid) is None:
                 with suppress(FileExistsError):  # of another host that starts just now
                     volume.make(pargfid, bname, gfid, stat.S_IFDIR | 0o700)
+                for acl in ACLS:  # inherited; all that is made in it would be
+                    with suppress(OSError):
+                        volume.remove_xattr(gfid, acl)
         ticket = asked.ticket or secrets.token_hex(8)
         self._pass = self._take(volume, asked.session, asked.epoch, ticket)
         assert self._site is not None

@@ -87,8 +87,7 @@ class VolumeReceiver(Receiver):
 
     def _new(self, pargfid: Gfid, bname: bytes, head: Header, data: memoryview) -> None:
         """Make a file, complete. On OSError, or torn data, there is no such name."""
-        assert self._own is not None
-        self._own.look()
+        self._look()
         volume = self._volume
         self._check_gfid(head.gfid)
         if not volume.refuses_twins and volume.node(head.gfid) is not None:
@@ -118,8 +117,7 @@ class VolumeReceiver(Receiver):
             self._volume.unlink(pargfid, bname)
 
     def _in_place(self, head: Header, data: memoryview) -> None:
-        assert self._own is not None
-        self._own.look()
+        self._look()
         self._check_gfid(head.gfid)
         node = self._volume.node(head.gfid)
         if node is None or not stat.S_ISREG(node.mode):
@@ -167,6 +165,10 @@ class VolumeReceiver(Receiver):
         if file.pread(len(content) + 1, 0) != content:
             raise NotArrived("other bytes are there than were sent")
 
+    def _look(self) -> None:
+        assert self._own is not None
+        self._own.look()
+
     def _extents(self, file: File, size: int, new: bool) -> int:
         """Write the extents of one item and set the length; the trailer."""
         end = 0
@@ -184,6 +186,7 @@ class VolumeReceiver(Receiver):
                 while self._in.left:
                     piece = self._in.take(min(self._in.left, _PIECE))
                     self._in.left -= len(piece)
+                    self._look()
                     file.pwrite(piece, offset)
                     pieces.written(offset, piece)
                     offset += len(piece)
@@ -194,6 +197,7 @@ class VolumeReceiver(Receiver):
         torn = self._in.take(1)[0]
         self._unread = False
         if not torn:
+            self._look()
             if not new and size > end:
                 _zero(file, end, size)
             file.truncate(size)

@@ -33,6 +33,8 @@ class Storage:
     def __init__(self, volume: Volume, site: Site) -> None:
         self._volume = volume
         self._subvolumes = site.subvolumes
+        # A folder for these bricks: only one that was made when they were there reaches all of them.
+        self._bname = _digest(repr(site.bricks).encode("utf-8", "surrogateescape")).hex().encode()
         self._gfids: list[Gfid] = []
         bricks = site.local_bricks()
         self.write_through = bricks is None
@@ -62,12 +64,15 @@ class Storage:
 
     def _find(self) -> list[Gfid]:
         places: dict[bytes, Gfid] = {}
+        folder = RESERVED + _digest(b"sync folder" + self._bname)
+        if self._volume.node(folder) is None:
+            self._volume.make(FOLDER, self._bname, folder, stat.S_IFDIR | 0o700)
         for n in range(self._subvolumes * _TRIES):
             bname = b"%d" % n
-            node = self._volume.at(FOLDER, bname)
+            node = self._volume.at(folder, bname)
             if node is None:
-                gfid = RESERVED + hashlib.blake2b(b"sync point" + bname, digest_size=16 - len(RESERVED)).digest()
-                self._volume.make(FOLDER, bname, gfid, stat.S_IFREG | 0o600)
+                gfid = RESERVED + _digest(b"sync point" + self._bname + bname)
+                self._volume.make(folder, bname, gfid, stat.S_IFREG | 0o600)
             else:
                 gfid = node.gfid
             first = _BRICK.search(self._volume.pathinfo(gfid))
@@ -75,3 +80,7 @@ class Storage:
             if len(places) == self._subvolumes:
                 break
         return list(places.values())
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16 - len(RESERVED)).digest()
