@@ -16,12 +16,17 @@ CLIENT_PID = -4
 # For cluster/distribute: the process gets SIGTERM once any of its subvolumes is away, also at its start. Without it,
 # GlusterFS shows much of what lies there as if it had never been: names, whole parts of listings, gfids (seen with
 # 10.3). Every volume has that translator, if of one subvolume.
-WHOLE_OR_NOTHING = "assert-no-child-down"
+WHOLE_OR_NOTHING = {"assert-no-child-down": "yes"}
+
+# For the same: what is not where its name says is looked for on all subvolumes. It may lie there by the layout of
+# before a rebalance, which this client still has in mind.
+EVERYWHERE = {"lookup-optimize": "off", "lookup-unhashed": "on"}
 
 
-def whole_or_nothing(volume: str) -> str:
-    """The argument that tells a mount's client so."""
-    return f"--xlator-option={volume}-dht.{WHOLE_OR_NOTHING}=yes"
+def truthful(volume: str) -> list[str]:
+    """The arguments that tell a mount's client so."""
+    options = {**WHOLE_OR_NOTHING, **EVERYWHERE}
+    return [f"--xlator-option={volume}-dht.{name}={value}" for name, value in options.items()]
 
 
 def running(status: ET.Element) -> set[str]:

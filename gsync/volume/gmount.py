@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 
 from gsync.errors import Faulty, Transient
-from gsync.gclient import CLIENT_PID, whole_or_nothing
+from gsync.gclient import CLIENT_PID, truthful
 from gsync.volume.gluster import GlusterInfo, away
 
 _CACHES = ("md-cache", "io-cache", "readdir-ahead", "read-ahead", "nl-cache")
@@ -35,7 +35,7 @@ def mount_argv(info: GlusterInfo, place: str, log: str, contents: bool = False) 
     options = [f"{cache}.pass-through=true" for cache in _CACHES]
     options += [f"quick-read.cache-size={_KEPT}"] if contents else ["open-behind.pass-through=true",
                                                                     "quick-read.max-file-size=0"]
-    passed = [whole_or_nothing(info.name), *(f"--xlator-option={info.name}-{option}" for option in options)]
+    passed = [*truthful(info.name), *(f"--xlator-option={info.name}-{option}" for option in options)]
     return ["unshare", "--mount", "--propagation", "private", "--", "setpriv", "--pdeathsig", "TERM", "--",
             "glusterfs", "--no-daemon", f"--volfile-server={info.host}", f"--volfile-id={info.name}", "--acl",
             "--aux-gfid-mount", f"--client-pid={CLIENT_PID}", f"--reader-thread-count={_READERS}",

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from gsync.errors import SlaveError, Transient
-from gsync.gclient import CLIENT_PID, whole_or_nothing
+from gsync.gclient import CLIENT_PID, truthful
 from gsync.model import ROOT_GFID, Gfid, gfid_parse, gfid_str
 from gsync.slave.gluster.syncpoints import Storage
 from gsync.slave.gluster.volfile import Site, program
@@ -82,7 +82,7 @@ class AuxMount:
         self._client = subprocess.Popen(
             [client, "--no-daemon", "--volfile-server=localhost", f"--volfile-id={site.name}", "--aux-gfid-mount",
              "--acl", f"--client-pid={CLIENT_PID}", "--attribute-timeout=0",
-             "--entry-timeout=0", "--negative-timeout=0", whole_or_nothing(site.name),
+             "--entry-timeout=0", "--negative-timeout=0", *truthful(site.name),
              "--log-level=WARNING", f"--log-file={log}", place],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             preexec_fn=_with_parent)

@@ -18,15 +18,17 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from gsync.errors import SlaveError, Transient
-from gsync.gclient import WHOLE_OR_NOTHING, running
+from gsync.gclient import EVERYWHERE, WHOLE_OR_NOTHING, running
 
 _CLI_TIMEOUT = 60  # seconds
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # They cache or reorder, or only count.
 _LEFT_OUT = ("performance/", "debug/io-stats", "meta")
-# They would write the length of a file to the bricks a second later, and never if this process ends before.
-_AT_ONCE = {"cluster/disperse": {"eager-lock": "off", "other-eager-lock": "off"}}
+_OPTIONS: dict[str, dict[str, str]] = {
+    # They would write the length of a file to the bricks a second later, and never if this process ends before.
+    "cluster/disperse": {"eager-lock": "off", "other-eager-lock": "off"},
+    "cluster/distribute": EVERYWHERE}
 _WORKDIR = "/var/lib/glusterd"
 
 
@@ -60,7 +62,7 @@ class Site(NamedTuple):
     def text(self, lasting: bool) -> str:
         """The volfile of the lean graph, with access by gfid on top. lasting: the process ends once a part of the
         volume is away; but a graph that is taken down within it sees all of them go."""
-        more = {"cluster/distribute": {WHOLE_OR_NOTHING: "yes"}} if lasting else {}
+        more = {"cluster/distribute": WHOLE_OR_NOTHING} if lasting else {}
         return written(lean(self.graph, self.name, more))
 
     def check(self) -> None:
@@ -196,7 +198,7 @@ def lean(graph: Sequence[Translator], volume: str, more: Mapping[str, Mapping[st
         if translator.type.startswith(_LEFT_OUT) and len(below) == 1:
             instead[translator.name] = below[0]
         else:
-            options = {**translator.options, **_AT_ONCE.get(translator.type, {}), **more.get(translator.type, {})}
+            options = {**translator.options, **_OPTIONS.get(translator.type, {}), **more.get(translator.type, {})}
             kept.append(translator._replace(options=options, subvolumes=below))
     return [*kept, Translator(f"{volume}-gfid-access", "features/gfid-access", {}, [kept[-1].name])]
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from gsync.errors import UsageError
-from gsync.gclient import whole_or_nothing
+from gsync.gclient import truthful
 from gsync.transfer.store import Category, StoreError
 from gsync.transfer.stores.dir import DirStore
 from gsync.transport.link import Channel
@@ -41,7 +41,7 @@ class GlusterStore(DirStore):
         host = match["host6"] or match["host"]
         argv = ["unshare", "--mount", "--propagation", "private", "--", "sh", "-c", _CLIENT, "gsync", "glusterfs",
                 "--no-daemon", f"--volfile-server={host}", f"--volfile-id={match['volume']}", "--acl",
-                whole_or_nothing(match["volume"]), "--log-level=ERROR", "--log-file=/dev/stderr", _PLACE]
+                *truthful(match["volume"]), "--log-level=ERROR", "--log-file=/dev/stderr", _PLACE]
         try:
             self._client = Channel([os.fsencode(word) for word in argv])
         except FileNotFoundError as exc:
