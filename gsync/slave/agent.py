@@ -9,6 +9,7 @@ Standard library only, Python 3.9.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import platform
 import select
@@ -397,20 +398,14 @@ def serve(root: bytes, stdin: int, stdout: int) -> None:
 
 
 def _serve(agent: Agent, source: _Stdin, sink: _Stdout) -> None:
+    def still_ours() -> bool:
+        agent.check()
+        return True
+
     while True:
-        count = 0
-
-        def goes_on() -> bool:
-            nonlocal count
-            count += 1
-            if count % _SWEEP_CHECK:
-                return True
-            agent.check()
-            return not source.waiting()
-
         more = not source.waiting()
         while more:
-            more = agent.tidy(goes_on) and not source.waiting()
+            more = agent.tidy(_now_and_then(lambda: still_ours() and not source.waiting())) and not source.waiting()
         source.timeout = agent.timeout
         request = rpc.read_frame(source)  # type: ignore[arg-type]
         if request is None:
@@ -419,15 +414,15 @@ def _serve(agent: Agent, source: _Stdin, sink: _Stdout) -> None:
         sink.write(rpc.encode(answer), agent.timeout)
         if agent.ends:
             break
-    if "error" in answer:
-        return
+    if "error" not in answer:
+        with suppress(Fenced):
+            agent.tidy(_now_and_then(still_ours))
 
-    def still_ours() -> bool:
-        agent.check()
-        return True
 
-    with suppress(Fenced):
-        agent.tidy(still_ours)
+def _now_and_then(look: Callable[[], bool]) -> Callable[[], bool]:
+    """What looks at every so many of its calls, and says True at the others."""
+    calls = itertools.count(1)
+    return lambda: next(calls) % _SWEEP_CHECK != 0 or look()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -507,6 +507,7 @@ class VolumeApply:
         if clear:
             self._empty_new()
         self.volume.sync()
+        self._look()
         self.step("synced")
         if stime is not None:
             state.set_standing(stime, entry_stime, mark, walked)
