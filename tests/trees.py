@@ -998,7 +998,7 @@ class Churn:
     @_op(2)
     def symlink(self) -> None:
         with self._dir() as fd:
-            target = self.rng.choice([self._name(), b"../" + self._name(), b".", b"/nonexistent", self.root + b"/a1"])
+            target = self.rng.choice([self._name(), b"../" + self._name(), b".", b"/nonexistent/x", self.root + b"/a1"])
             os.symlink(target, self._name(), dir_fd=fd)
 
     @_op(1)

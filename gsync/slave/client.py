@@ -122,8 +122,10 @@ class SlaveClient:
 
     def _read(self) -> None:
         error: GsyncError | None = None
+        known = False
         try:
             while (answer := rpc.read_frame(self._heard)) is not None:  # type: ignore[arg-type]
+                known = True
                 if answer == rpc.BEAT:
                     self._beats = True
                     continue
@@ -132,12 +134,11 @@ class SlaveClient:
                     future.set_exception(error_of(self._link.slave, answer["error"]))
                 else:
                     future.set_result(answer["result"])
-        except rpc.TornFrame:
-            pass  # the agent ended while it answered
         except (rpc.BadFrame, KeyError, TypeError) as exc:
-            error = SlaveError(f"slave {self._link.slave}: not the agent's answer: {exc}; does a shell there print "
-                               f"something at the start?")
-            self._channel.kill()
+            if not known or not isinstance(exc, rpc.TornFrame):  # else it ended while it answered
+                error = SlaveError(f"slave {self._link.slave}: not the agent's answer: {exc}; does a shell there print "
+                                   f"something at the start?")
+                self._channel.kill()
         except (OSError, ValueError) as exc:
             error = Transient(f"slave {self._link.slave}: {exc}")
         self._ended.set()
