@@ -133,6 +133,7 @@ def test_the_volume_is_set_back(tmp_path: Path) -> None:
             subprocess.run(["cp", "-a", brick, f"{brick}-snapshot"], check=True)
         set_volume(site, on=True)
         site.wait("it can be written to", lambda: can_make(site.master / "later"))
+        site.wait("all bricks know it", site.cluster.healed)
         (site.master / "changed").write_text("behind")
         (site.master / "removed").unlink()
         (site.master / "new").write_text("new")
