@@ -442,7 +442,7 @@ class Batch:
 
     def _unreadable(self, directory: EnumDir, err: int) -> None:
         if self.tree.is_away(err):
-            raise Transient(f"master: {os.strerror(err)}")
+            raise OSError(err, os.strerror(err))
         names = self.tree.names_of(directory.gfid)
         path = self.tree.path_text(names[0]) if names else b"."
         self.progress.failed += 1
@@ -676,7 +676,7 @@ class Batch:
                 st = self.tree.stat(gfid)
             except OSError as exc:
                 if self.tree.is_away(exc.errno or 0):
-                    raise Transient(f"master: {exc.strerror}") from exc
+                    raise
                 continue  # sending it says why
             if st is None or (data is Data.SEND and (self.stime is None or st.st_mtime_ns >= self.stime)):
                 continue
@@ -699,7 +699,7 @@ class Batch:
                     found = self.tree.attrs_of(gfid)
                 except OSError as exc:
                     if self.tree.is_away(exc.errno or 0):
-                        raise Transient(f"master: {exc.strerror}") from exc
+                        raise
                     self._fail(None, gfid, "meta", exc.errno or errno.EIO, exc.strerror or str(exc))
                     continue
                 if found:

@@ -18,7 +18,7 @@ from gsync.changelog.reader import History
 from gsync.changelogdb import ChangelogDB
 from gsync.crawl.feed import Waker
 from gsync.durable import make_dirs
-from gsync.errors import LockedError
+from gsync.errors import LockedError, Transient
 from gsync.log import get_logger
 from gsync.model import NS, Gfid
 from gsync.process import Lock, start_time
@@ -129,8 +129,11 @@ class Parts:
 
     def _open_tree(self) -> Tree:
         if self._mount and self._bulk and self._own_brick and self.volume.gluster:
-            return GlusterTree(self._mount.open(), self.volume.gluster, self._own_brick, self._bulk, self.filters,
-                               xattrs=self.options.sync_xattrs, acls=self.options.sync_acls)
+            try:
+                return GlusterTree(self._mount.open(), self.volume.gluster, self._own_brick, self._bulk, self.filters,
+                                   xattrs=self.options.sync_xattrs, acls=self.options.sync_acls)
+            except OSError as exc:  # it is just ending
+                raise Transient(f"master: the volume cannot be reached through its mount: {exc.strerror}") from exc
         return PosixTree(self.volume.open_root(), self.volume.tag, self.brick.namespace, self.filters,
                          [self.home.path], xattrs=self.options.sync_xattrs, acls=self.options.sync_acls)
 

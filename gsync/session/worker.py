@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Protocol
@@ -456,11 +457,20 @@ class Worker:
             self.db.flush()
         return False
 
-    def _tree(self) -> Tree:
+    @contextmanager
+    def _tree(self) -> Iterator[Tree]:
+        """The master, for one batch."""
         tree = self._open_tree()
-        if self.loss is not None:
-            tree.sends = self.loss
-        return tree
+        try:
+            if self.loss is not None:
+                tree.sends = self.loss
+            yield tree
+        except OSError as exc:
+            if tree.is_away(exc.errno or 0):
+                raise Transient(f"master: {exc.strerror}") from exc
+            raise
+        finally:
+            tree.close()
 
     def _batch(self, tree: Tree, **more: object) -> Batch:
         assert self.connection is not None
@@ -476,8 +486,7 @@ class Worker:
         self.state.in_step = False
         self.db.reset()
         self._created.clear()
-        tree = self._tree()
-        try:
+        with self._tree() as tree:
             for changelog in piece.changelogs:
                 self._read(changelog, tree)
             if self._leftovers:
@@ -488,8 +497,6 @@ class Worker:
             batch = self._batch(tree, created=self._created)
             batch.apply()
             tree.check_whole()
-        finally:
-            tree.close()
         self._keep_doubt(batch.last_resolve, gaps, renewed=doubt)
         self._commit(piece.upto)
         self._settle()
@@ -638,8 +645,7 @@ class Worker:
         self.state.in_step = False
         started, before = time.monotonic(), replace(self.progress)
         self._last_commit = started
-        tree = self._tree()
-        try:
+        with self._tree() as tree:
             if self._leftovers:
                 self._take_leftovers(tree, recursive=True)
             self._take_due()
@@ -648,8 +654,6 @@ class Worker:
             if crawl.floor is not None:
                 self._unmet(tree, batch)
             tree.check_whole()
-        finally:
-            tree.close()
         self._keep_doubt(batch.last_resolve, crawl.gaps, renewed=True, whole=True)
         self._commit(crawl.cut, walked=True)
         Hybrid.forget(self.db)
