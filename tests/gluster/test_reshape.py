@@ -87,6 +87,7 @@ def test_bricks_are_added_and_removed(tmp_path: Path) -> None:
             (site.master / "many" / f"file{n}").write_text("last")
         os.unlink(site.master / "many" / "file1")
         while not committed(site, old):   # what others had open was skipped
+            first.gluster("volume", "remove-brick", MASTER, *old, "stop")
             first.gluster("volume", "remove-brick", MASTER, *old, "start")
             site.wait("they were moved", lambda: completed(site, "remove-brick", MASTER, *old), PATIENCE)
         site.wait("the mount has followed", lambda: can_make(site.master / "after"))
