@@ -226,10 +226,9 @@ class Publisher:
 
     def __call__(self, worker: Worker) -> None:
         state, progress = worker.state, worker.progress
-        connection = worker.connection
-        sent = connection.syncer.flow.bytes if connection else 0
+        sent = worker.sent
         now = time.monotonic()
-        self._past = [p for p in self._past if now - p[0] <= _RATE_OVER and p[2] <= sent][-50:]
+        self._past = [p for p in self._past if now - p[0] <= _RATE_OVER][-50:]
         self._past.append((now, progress.files, sent))
         then = self._past[0]
         seconds = max(now - then[0], 0.001)

@@ -161,6 +161,7 @@ class Worker:
         self.state = State()
         self.progress = Progress()
         self.connection: Connection | None = None
+        self._sent_before = 0         # bytes, by earlier connections
         self.loss: Loss | None = None
         self._was_active = False
         self._claimed = False         # the lease was taken and not given back
@@ -347,7 +348,13 @@ class Worker:
     def _disconnect(self) -> None:
         if self.connection is not None:
             self.connection.close()
+            self._sent_before += self.connection.syncer.flow.bytes
             self.connection = None
+
+    @property
+    def sent(self) -> int:
+        """Bytes of file data that went to the slave, by this connection and those before."""
+        return self._sent_before + (self.connection.syncer.flow.bytes if self.connection else 0)
 
     def _check_stop(self) -> None:
         """Show the state, follow orders; raise what has ended the connection, in use or not, or LeaseLost.

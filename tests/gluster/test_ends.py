@@ -110,7 +110,7 @@ def test_run_in_the_foreground(tmp_path: Path) -> None:
             planned = node.once("--dry-run").stdout
             assert "in all: " in planned
             assert f"{tag}-hybrid/a/empty" in planned or f"{tag}-hybrid/empty" in planned
-            node.once()
+            assert node.sent(node.once())[1] >= 300_000  # the longest file of it
             assert compare(made.master, slave, IGNORED) == []
             changes(made.master, f"{tag}-history")
             change_older(made.master, f"{tag}-hybrid")
