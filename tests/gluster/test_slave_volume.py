@@ -7,7 +7,7 @@ import itertools
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -430,12 +430,19 @@ def test_a_mount_that_dies_is_no_loss(host: SlaveHost) -> None:
     side.source.close()
 
 
+@contextmanager
+def new_volume(host: SlaveHost, name: str, way: str) -> Iterator[Side]:
+    """A distributed one, connected."""
+    host.volume(name, "dist")
+    with closing(Files(host.folder / f"master-{name}")) as source, closing(Side(host, name, way, source)) as side:
+        yield side
+
+
 @pytest.mark.parametrize("way", ["gfapi", "mount"])
 def test_nothing_is_missing_because_a_part_of_the_volume_is_away(host: SlaveHost, way: str) -> None:
     """GlusterFS says of much that lies there that it is not there."""
     name = f"part-{way}"
-    host.volume(name, "dist")
-    with closing(Files(host.folder / f"master-{name}")) as source, closing(Side(host, name, way, source)) as side:
+    with new_volume(host, name, way) as side:
         gfids = [side.file(b"file%d" % n, b"x") for n in range(20)]
         host.kill(host.brick_pid(name, 1))
         with pytest.raises(Transient):
@@ -454,14 +461,13 @@ def test_nothing_is_missing_because_a_part_of_the_volume_is_away(host: SlaveHost
 def test_what_was_unfinished_is_not_taken_for_the_file(host: SlaveHost, way: str) -> None:
     """It may be half of it; so may a directory that is being deleted."""
     name = f"half-{way}"
-    host.volume(name, "dist")
-    with closing(Files(host.folder / f"master-{name}")) as source, closing(Side(host, name, way, source)) as side:
+    with new_volume(host, name, way) as side:
         folder = side.new_gfid()
         whole = side.row(b"d", folder, mode=stat.S_IFDIR | 0o755)
         assert side.fill(whole) == ["made"]
         rows, inner, requests = [], [], []
         for n in range(300):
-            gfid, within = source.add(b"f%d" % n, b"x"), source.add(b"w%d" % n, b"x")
+            gfid, within = side.source.add(b"f%d" % n, b"x"), side.source.add(b"w%d" % n, b"x")
             rows.append(side.row(b"f%d" % n, gfid))
             inner.append(side.row(b"w%d" % n, within, folder))
             requests += [Request(gfid, "N", ROOT_GFID, b"f%d" % n, 1), Request(within, "D", folder, b"w%d" % n, 1)]
@@ -479,8 +485,7 @@ def test_what_was_unfinished_is_not_taken_for_the_file(host: SlaveHost, way: str
 def test_more_bricks_are_noticed(host: SlaveHost, way: str) -> None:
     """A client that does not know a brick finds nothing that was moved there."""
     name = f"more-{way}"
-    host.volume(name, "dist")
-    with closing(Files(host.folder / f"master-{name}")) as source, closing(Side(host, name, way, source)) as side:
+    with new_volume(host, name, way) as side:
         gfids = [side.file(b"file%d" % n, b"x") for n in range(20)]
         brick = host.node.bricks / f"{name}-2"
         host.node.gluster("volume", "add-brick", name, f"{host.node.address}:{brick}", "force")
