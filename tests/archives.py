@@ -10,16 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gsync.transfer import eosfile
-from gsync.transfer.archive import Archiver, Verify
-from gsync.transfer.archives import Archives
-from gsync.transfer.batches import Options
-from gsync.transfer.database import Transfers
-from gsync.transfer.registry import Stores
-from gsync.transfer.retry import RetryPolicy
-from gsync.transfer.store import Store
+from gsync.transfer.archive import eosfile
+from gsync.transfer.archive.archiver import Archiver, Verify
+from gsync.transfer.archive.batches import Options
+from gsync.transfer.archive.disk import DiskTree
+from gsync.transfer.archive.rows import Archives
+from gsync.transfer.queue.database import Transfers
+from gsync.transfer.queue.registry import Stores
+from gsync.transfer.queue.retry import RetryPolicy
+from gsync.transfer.stores.store import Store
 from gsync.transfer.stores.vault import make_vault
-from gsync.transfer.tree import DiskTree
 from tests.place import REPOSITORY
 from tests.trees import Entry, _differences, scan
 

@@ -6,9 +6,9 @@ import io
 
 from hypothesis import strategies as st
 
+from gsync.base.model import ROOT_GFID, Gfid
 from gsync.changelog import records as r
 from gsync.changelog.records import CREATIONS, ENTRY_FOPS, META_FOPS, REMOVALS, Data, Entry, Fop, Meta
-from gsync.model import ROOT_GFID, Gfid
 
 gfids = st.binary(min_size=16, max_size=16)
 # Plain bytes, and names made of what the format itself is made of.

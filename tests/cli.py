@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gsync.cli import main
-from gsync.volume.home import Home
+from gsync.state.home import Home
 
 
 class Cli:

@@ -10,15 +10,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from gsync.fsid import Inodes
-from gsync.model import ROOT_GFID, Gfid
-from gsync.slave.client import SlaveClient
-from gsync.slave.protocol import FillRow
+from gsync.base.fsid import Inodes
+from gsync.base.model import ROOT_GFID, Gfid
+from gsync.link.client import SlaveClient
+from gsync.link.link import Link, Slave
+from gsync.link.local import LocalLink
+from gsync.link.protocol import FillRow
 from gsync.sync.auto import engine_maker
 from gsync.sync.engine import Engine, Flow
 from gsync.sync.postbox import Request, Result
-from gsync.transport.link import Link, Slave
-from gsync.transport.local import LocalLink
 
 TAG = b"test"
 

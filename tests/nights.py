@@ -21,11 +21,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from gsync.transfer import dataset
-from gsync.transfer.checksums import line_of, walk
-from gsync.transfer.deliverysite import Summary
-from gsync.transfer.registry import open_store
-from gsync.transfer.rounds import Rounds
+from gsync.transfer.delivery import dataset
+from gsync.transfer.delivery.checksums import line_of, walk
+from gsync.transfer.delivery.rounds import Rounds
+from gsync.transfer.delivery.site import Summary
+from gsync.transfer.queue.registry import open_store
 from gsync.transfer.stores.vault import make_vault
 
 REPOSITORY = Path(__file__).parents[1]

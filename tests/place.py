@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gsync.process import start_time
+from gsync.base.process import start_time
 
 REPOSITORY = Path(__file__).parents[1]
 PATIENCE = 90.0  # seconds that anything may take on a slow machine before a test gives up
 _ROLES = [  # what tells them, in this order, in a command line
     ("monitor", re.compile(rb"\0-m\0gsync\0monitor\0")),
     ("run", re.compile(rb"\0-m\0gsync\0run\0")), ("recorder", re.compile(rb"\0gsync\.recorder\0")),
-    ("worker", re.compile(rb"\0gsync\.session\.run_worker\0")), ("receiver", re.compile(rb"\0--receive\0")),
+    ("worker", re.compile(rb"\0gsync\.service\.run_worker\0")), ("receiver", re.compile(rb"\0--receive\0")),
     ("agent", re.compile(rb"gsync\.slave\.agent|/agent-[0-9a-f]+\.pyz\0")),
 ]
 

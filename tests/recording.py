@@ -17,16 +17,16 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 
+from gsync.base.fsid import Inodes, is_mount_handle
+from gsync.base.model import NS, ROOT_GFID, Gfid, Name
 from gsync.changelog.reader import History
 from gsync.changelog.records import Data, Entry, Fop, Meta, Problem, Record, read_records
-from gsync.fsid import Inodes, is_mount_handle
-from gsync.model import NS, ROOT_GFID, Gfid, Name
 from gsync.recorder import detectors
 from gsync.recorder.detector import Detector, DetectorFactory, Hint, Knows
 from gsync.recorder.recorder import Recorder
 from gsync.recorder.recording import Recording
 from gsync.recorder.status import RecorderPort, RecorderStatus, read_status
-from gsync.volume.home import Home, Volume
+from gsync.state.home import Home, Volume
 from tests.trees import at, walk
 
 

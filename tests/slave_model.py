@@ -14,15 +14,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gsync.model import NS, ROOT_GFID, STATE_DIR, Gfid, Name
-from gsync.namespace import Entry
-from gsync.slave import protocol
-from gsync.slave.apply import Apply
-from gsync.slave.identity import Taken, probe, take
-from gsync.slave.index import LIMBO_NEW, LIMBO_OLD
-from gsync.slave.protocol import FillRow, MetaRow, RemoveRow
-from gsync.slave.recover import recover
-from gsync.slave.tree import OPEN_DIR, SlaveTree
+from gsync.base.model import NS, ROOT_GFID, STATE_DIR, Gfid, Name
+from gsync.base.namespace import Entry
+from gsync.link import protocol
+from gsync.link.protocol import FillRow, MetaRow, RemoveRow
+from gsync.slave.directory.apply import Apply
+from gsync.slave.directory.identity import Taken, probe, take
+from gsync.slave.directory.index import LIMBO_NEW, LIMBO_OLD
+from gsync.slave.directory.recover import recover
+from gsync.slave.directory.tree import OPEN_DIR, SlaveTree
 
 DIR, REG, LNK, FIFO = stat.S_IFDIR | 0o755, stat.S_IFREG | 0o644, stat.S_IFLNK | 0o777, stat.S_IFIFO | 0o600
 

@@ -25,7 +25,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from gsync.ledger import Ledger
+from gsync.engine.ledger import Ledger
 from tests.images import FsImage
 from tests.place import Place
 from tests.sshd import HOST, Sshd

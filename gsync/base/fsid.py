@@ -22,7 +22,7 @@ from collections.abc import Callable
 from hashlib import blake2b
 from typing import NamedTuple
 
-from gsync.model import ROOT_GFID, Gfid
+from gsync.base.model import ROOT_GFID, Gfid
 
 AT_EMPTY_PATH = 0x1000
 _MAX_HANDLE = 128

@@ -13,8 +13,8 @@ import re
 import textwrap
 from contextlib import suppress
 
-from gsync.durable import make_dirs, replace_file
-from gsync.errors import UsageError
+from gsync.base.durable import make_dirs, replace_file
+from gsync.base.errors import UsageError
 
 SECTION = "gsync"
 _ENCODING = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names in patterns need not be UTF-8

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from gsync.errors import UsageError
-from gsync.model import ROOT_GFID, Gfid, Name
+from gsync.base.errors import UsageError
+from gsync.base.model import ROOT_GFID, Gfid, Name
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (

@@ -10,7 +10,7 @@ import os
 import time
 from types import TracebackType
 
-from gsync.errors import LockedError
+from gsync.base.errors import LockedError
 
 
 def start_time(pid: int) -> int | None:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from itertools import groupby
 from typing import BinaryIO
 
-from gsync import durable
+from gsync.base import durable
 from gsync.changelog.layout import Changelog
 
 _NAME = re.compile(rb"archive_(\d{6})(?:\.(\d+))?\.tar")

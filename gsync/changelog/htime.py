@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
-from gsync import durable
+from gsync.base import durable
 from gsync.changelog import layout
 from gsync.changelog.layout import HistoryGap
 

@@ -14,9 +14,9 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from gsync import durable
-from gsync.errors import GsyncError
-from gsync.model import NS
+from gsync.base import durable
+from gsync.base.errors import GsyncError
+from gsync.base.model import NS
 
 LIVE = b"CHANGELOG"
 _COVERED_FROM = b"htime/covered_from"

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from gsync.base.model import NS
 from gsync.changelog import layout
 from gsync.changelog.htime import Htime
 from gsync.changelog.layout import Changelog, HistoryGap
-from gsync.model import NS
 
 
 class History:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from enum import Enum, IntEnum
 from typing import BinaryIO, NamedTuple, TypeAlias
 
-from gsync.model import Gfid, Name, check_bname, gfid_str
+from gsync.base.model import Gfid, Name, check_bname, gfid_str
 
 HEADER = b"GlusterFS Changelog | version: v1.2 | encoding : 2\n"
 

@@ -8,11 +8,11 @@ from contextlib import suppress
 from itertools import takewhile
 from typing import NamedTuple
 
+from gsync.base.model import NS
 from gsync.changelog import layout
 from gsync.changelog.archive import Archive
 from gsync.changelog.htime import Htime
 from gsync.changelog.layout import Changelog
-from gsync.model import NS
 
 
 class Purged(NamedTuple):

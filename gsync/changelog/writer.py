@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable
 from typing import BinaryIO
 
-from gsync import durable
+from gsync.base import durable
 from gsync.changelog import layout, records
 from gsync.changelog.htime import HtimeWriter
 from gsync.changelog.layout import Changelog

@@ -12,9 +12,9 @@ from gsync.cli import completion
 from gsync.cli.options import JsonOption, StateOption
 
 if TYPE_CHECKING:
-    from gsync.transfer.archive import Archiver, Verify
-    from gsync.transfer.archives import Archive, Archives
-    from gsync.transfer.batches import Options
+    from gsync.transfer.archive.archiver import Archiver, Verify
+    from gsync.transfer.archive.batches import Options
+    from gsync.transfer.archive.rows import Archive, Archives
 
 app = typer.Typer(no_args_is_help=True, help="""Freeze a directory, put it into a vault, purge it, get it back.
 
@@ -87,8 +87,8 @@ What the vault cannot give is listed by status; all the rest is brought back."""
 def delete(directory: DirArgument, retry: RetryOption = False, yes: YesOption = False, dry_run: DryRunOption = False,
            json: JsonOption = False, state: StateOption = None) -> int:
     """Remove the vault's copy and give DIR back to its users. (--retry is not needed to go on with a delete.)"""
+    from gsync.base.errors import UsageError
     from gsync.cli.output import asked, path_shown
-    from gsync.errors import UsageError
 
     with _archiver(state, json, "checksum", writes=True, looking=dry_run) as (archiver, root):
         if dry_run:
@@ -187,7 +187,7 @@ def kill(id: Annotated[str, typer.Argument(metavar="ID", help="As list shows it;
     """
     import time
 
-    from gsync.errors import UsageError
+    from gsync.base.errors import UsageError
 
     with archives_of(state) as archives:
         archive = (archives.get(id) if "/" not in id else None) or archives.at(directory_of(id, must=False))
@@ -211,9 +211,9 @@ def kill(id: Annotated[str, typer.Argument(metavar="ID", help="As list shows it;
 
 @contextmanager
 def archives_of(state: str | None, looking: bool = True) -> Iterator[Archives]:
-    from gsync.transfer.archives import Archives
-    from gsync.transfer.database import Transfers
-    from gsync.volume.home import Home
+    from gsync.state.home import Home
+    from gsync.transfer.archive.rows import Archives
+    from gsync.transfer.queue.database import Transfers
 
     home = Home(state)
     transfers = Transfers(home.path, looking)
@@ -227,7 +227,7 @@ def directory_of(directory: str, must: bool = True) -> bytes:
     """The path that an archive is known by."""
     import os
 
-    from gsync.errors import UsageError
+    from gsync.base.errors import UsageError
 
     path = os.path.realpath(directory)
     if must and not os.path.isdir(path):
@@ -239,8 +239,8 @@ def directory_of(directory: str, must: bool = True) -> bytes:
 def _archiver(state: str | None, json: bool, verify: str, batch: int = 1000, jobs: int = 2, retries: int = 5,
               writes: bool = False, looking: bool = False) -> Iterator[tuple[Archiver, Callable[..., bytes]]]:
     """What does the work, and how it wants a directory. writes: to the vault; looking: and nothing is to be made."""
-    from gsync.transfer.archive import Archiver
-    from gsync.transfer.registry import Stores
+    from gsync.transfer.archive.archiver import Archiver
+    from gsync.transfer.queue.registry import Stores
 
     with archives_of(state, looking) as archives, working(json, verify, batch, jobs, retries) as (options, level, show):
         stores = Stores(archives.transfers)
@@ -256,10 +256,10 @@ def working(json: bool, verify: str, batch: int, jobs: int, retries: int
     """Around a job: its options, and how it is shown. SIGTERM ends it like Ctrl-C, with its state written down."""
     import signal
 
-    from gsync.errors import UsageError
-    from gsync.transfer.archive import Verify
-    from gsync.transfer.batches import Options
-    from gsync.transfer.retry import RetryPolicy
+    from gsync.base.errors import UsageError
+    from gsync.transfer.archive.archiver import Verify
+    from gsync.transfer.archive.batches import Options
+    from gsync.transfer.queue.retry import RetryPolicy
 
     try:
         level = Verify(verify)

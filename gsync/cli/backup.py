@@ -34,8 +34,8 @@ def backup(
 
     from gsync.cli.archive import directory_of, say
     from gsync.cli.output import path_shown, size_text
-    from gsync.transfer.backup import Backup, Window
-    from gsync.transfer.registry import Stores
+    from gsync.transfer.archive.backup import Backup, Window
+    from gsync.transfer.queue.registry import Stores
 
     window = Window.parse(newer_than, by)
     root = directory_of(source)

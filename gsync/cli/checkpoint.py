@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gsync.session.session import Session
-    from gsync.volume.home import Home
+    from gsync.state.home import Home
 
 VERBS = ("now", "status", "wait")
 LOOK_EVERY = 0.2  # seconds
@@ -35,9 +35,9 @@ def checkpoint(
     """
     import time
 
-    from gsync.errors import UsageError
+    from gsync.base.errors import UsageError
     from gsync.session.session import SessionHome
-    from gsync.volume.home import Home
+    from gsync.state.home import Home
 
     name, verb, moment = parse(words or [], time.time_ns())
     if timeout is not None and verb != "wait":
@@ -54,7 +54,7 @@ def checkpoint(
 
 def parse(words: Sequence[str], now: int) -> tuple[str | None, str, int | None]:
     """Session (None: the only one), what to do, and the moment (ns) if it is to be set. UsageError."""
-    from gsync.errors import UsageError
+    from gsync.base.errors import UsageError
     from gsync.session.checkpoint import parse_moment
 
     for at in range(min(2, len(words))):
@@ -69,7 +69,7 @@ def parse(words: Sequence[str], now: int) -> tuple[str | None, str, int | None]:
 
 
 def _set(session: Session, home: Home, moment: int) -> None:
-    from gsync.recorder.brick import port_of
+    from gsync.recorder.port import port_of
     from gsync.session.checkpoint import Checkpoint
     from gsync.session.status import WorkerStatus
 
@@ -82,7 +82,7 @@ def _set(session: Session, home: Home, moment: int) -> None:
 
 def _standing(session: Session, home: Home) -> dict[str, Any]:
     """The session's checkpoint, and where each brick stands. UsageError if none is set."""
-    from gsync.errors import UsageError
+    from gsync.base.errors import UsageError
     from gsync.session.checkpoint import Checkpoint
     from gsync.session.report import session_report
     from gsync.session.status import rfc3339

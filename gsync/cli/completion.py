@@ -126,7 +126,7 @@ def _fitting(names: Iterable[str], incomplete: str, without: Sequence[str] = ())
 def _home(ctx: typer.Context) -> str:
     import os
 
-    from gsync.volume.home import default_path
+    from gsync.state.home import default_path
 
     return os.path.abspath(ctx.params.get("state") or default_path(os.environ))
 
@@ -162,7 +162,7 @@ def _meta_volume(home: str) -> list[str]:
     """The folder of the nodes' common state, if this node has a meta volume."""
     import os
 
-    from gsync import ini
+    from gsync.base import ini
 
     settings: dict[str, str] = {}
     for path in (os.environ.get("GSYNC_SYSTEM_CONF", "/etc/gsync/gsync.conf"), os.path.join(home, "gsync.conf")):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gsync.session.config import Setting
     from gsync.session.options import Row
     from gsync.session.session import Session
-    from gsync.volume.home import Home
+    from gsync.state.home import Home
 
 VERBS = ("get", "set", "reset", "list", "help")
 
@@ -35,8 +35,8 @@ def config(
     again, so that the node's setting or the default holds; help explains an option. `gsync config OPTION` is get,
     `gsync config OPTION VALUE` is set. A running worker takes up a change by itself.
     """
-    from gsync.errors import UsageError
-    from gsync.volume.home import Home
+    from gsync.base.errors import UsageError
+    from gsync.state.home import Home
 
     name, verb, rest = parse(words or [])
     if verb == "help":
@@ -57,7 +57,7 @@ def config(
 
 def parse(words: Sequence[str]) -> tuple[str | None, str, list[str]]:
     """Session (None: the only one), verb, and what follows it; both may be left out. UsageError."""
-    from gsync.errors import UsageError
+    from gsync.base.errors import UsageError
 
     rest = list(words)
     name = None
@@ -74,7 +74,7 @@ def parse(words: Sequence[str]) -> tuple[str | None, str, list[str]]:
 
 
 def _is_option(word: str) -> bool:
-    from gsync import ini
+    from gsync.base import ini
     from gsync.session.options import NOT_HERE, table
 
     name = ini.option_name(word)
@@ -82,7 +82,7 @@ def _is_option(word: str) -> bool:
 
 
 def _no_more(verb: str, rest: Sequence[str]) -> None:
-    from gsync.errors import UsageError
+    from gsync.base.errors import UsageError
 
     if rest:
         raise UsageError(f"config {verb}: {rest[0]!r} is too much")
@@ -111,7 +111,7 @@ class _Place:
 
     def consequence(self, row: Row) -> str:
         """What a change of this option does to what runs now."""
-        from gsync.process import Lock
+        from gsync.base.process import Lock
         from gsync.session.control import Wanted, read_wanted
 
         if self.session is not None:
@@ -183,7 +183,7 @@ def _change(place: _Place, verb: str, rest: list[str], *, yes: bool, json: bool)
 
 
 def _joined(row: Row, values: Sequence[str]) -> str:
-    from gsync.errors import UsageError
+    from gsync.base.errors import UsageError
     from gsync.session.options import Kind
 
     if row.about.kind is Kind.PATTERNS:
@@ -195,8 +195,8 @@ def _joined(row: Row, values: Sequence[str]) -> str:
 
 def _confirm(row: Row, text: str, yes: bool) -> None:
     """An option whose change may cost data is asked about first."""
+    from gsync.base.errors import UsageError
     from gsync.cli.output import asked
-    from gsync.errors import UsageError
     from gsync.session.options import Options
 
     value = getattr(Options.of({row.field: text}, "command line"), row.field)

@@ -10,10 +10,10 @@ from gsync.cli import completion
 from gsync.cli.options import JsonOption, StateOption
 
 if TYPE_CHECKING:
-    from gsync.session.preflight import Finding
+    from gsync.link.link import Slave
+    from gsync.service.preflight import Finding
     from gsync.session.session import Session
-    from gsync.transport.link import Slave
-    from gsync.volume.home import Home, Volume
+    from gsync.state.home import Home, Volume
 
 
 def create(
@@ -50,15 +50,15 @@ def create(
     import os
     from dataclasses import replace
 
+    from gsync.base.durable import replace_file
+    from gsync.base.errors import UsageError
     from gsync.cli.output import path_shown, print_json
     from gsync.cli.run import accept_key
-    from gsync.durable import replace_file
-    from gsync.errors import UsageError
+    from gsync.service.preflight import Level, preflight
     from gsync.session import places
-    from gsync.session.preflight import Level, preflight
     from gsync.session.session import SessionHome
     from gsync.session.sharedvolumes import keep_volume
-    from gsync.volume.home import Home
+    from gsync.state.home import Home
 
     home = Home(state)
     texts = _settings(settings or []) | ({"adopt": "true"} if adopt or from_gsyncd else {})
@@ -101,9 +101,9 @@ def _set_options(volume: Volume, home: Home, *, yes: bool) -> Volume:
     """See to it that the bricks of a GlusterFS volume record, after asking; the volume as it is then."""
     from dataclasses import replace
 
+    from gsync.base.errors import UsageError
     from gsync.cli.output import asked
-    from gsync.errors import UsageError
-    from gsync.volume import gluster
+    from gsync.master.gluster import info as gluster
 
     assert volume.gluster is not None
     info = gluster.read_info(volume.gluster.name, volume.gluster.host)
@@ -124,19 +124,20 @@ def _push(slave: Slave, session: Session) -> None:
     import sys
     from dataclasses import replace
 
-    from gsync.errors import UsageError
-    from gsync.session.parts import ssh_options
-    from gsync.transport import setup
+    from gsync.base.errors import UsageError
+    from gsync.link import hostkeys
+    from gsync.service.sshoptions import ssh_options
 
     if slave.host is None:
         raise UsageError(f"--push-agent: the slave {slave} is on this host, where gsync is")
-    path = setup.push_agent(replace(slave, port=session.options.ssh_port or slave.port), ssh_options(session.options))
+    slave = replace(slave, port=session.options.ssh_port or slave.port)
+    path = hostkeys.push_agent(slave, ssh_options(session.options))
     print(f"info: slave {slave}: the agent is {path} there", file=sys.stderr)
 
 
 def _settings(texts: list[str]) -> dict[str, str]:
     """The texts of -o by option. UsageError for what is no option, or none of a session."""
-    from gsync.errors import UsageError
+    from gsync.base.errors import UsageError
     from gsync.session.options import Options, Scope, find
 
     values: dict[str, str] = {}
@@ -189,10 +190,10 @@ def delete(
     A session of the same master and slave that is created later goes on from where this one was, failures and held
     deletes included.
     """
+    from gsync.base.errors import UsageError
     from gsync.cli.output import asked, print_json
-    from gsync.errors import UsageError
     from gsync.session.session import SessionHome
-    from gsync.volume.home import Home
+    from gsync.state.home import Home
 
     home = Home(state)
     sessions = SessionHome(home)
@@ -217,7 +218,7 @@ def delete(
 
 def _parts(session: Session, home: Home) -> list[Session]:
     """The session as its workers on this node have it; one whose volume is gone has none but itself."""
-    from gsync.errors import UsageError
+    from gsync.base.errors import UsageError
 
     try:
         return session.parts(home.get(session.volume))
@@ -229,8 +230,8 @@ def _check_idle(session: Session, home: Home) -> None:
     """LockedError if anything works for the session, or is about to."""
     import os
 
-    from gsync.errors import LockedError, UsageError
-    from gsync.process import Lock
+    from gsync.base.errors import LockedError, UsageError
+    from gsync.base.process import Lock
     from gsync.session.control import Wanted, read_wanted
     from gsync.session.report import missing, seen_working
 
@@ -255,8 +256,8 @@ def _remove(session: Session, home: Home, *, forget: bool) -> bool:
     """Delete the session, holding the locks that its processes need; whether it had a key of its own."""
     import os
 
-    from gsync.process import Lock
-    from gsync.session.forget import forget_stime
+    from gsync.base.process import Lock
+    from gsync.service.forget import forget_stime
     from gsync.session.session import SessionHome
 
     os.makedirs(session.folder, 0o700, exist_ok=True)  # of a session of another node

@@ -12,9 +12,9 @@ from gsync.cli import completion
 from gsync.cli.options import JsonOption, StateOption
 
 if TYPE_CHECKING:
-    from gsync.transfer.dataset import Settings
-    from gsync.transfer.deliverdb import Deliveries
-    from gsync.transfer.rounds import Rounds
+    from gsync.transfer.delivery.dataset import Settings
+    from gsync.transfer.delivery.rounds import Rounds
+    from gsync.transfer.delivery.rows import Deliveries
 
 app = typer.Typer(no_args_is_help=True, help="""Deliver units of data, verified, each in one step.
 
@@ -38,7 +38,7 @@ NightsArgument = Annotated[list[str] | None, typer.Argument(
 def run(config: ConfigOption, dry_run: DryRunOption = False, no_backup: NoBackupOption = False,
         kill_file: KillFileOption = None, json: JsonOption = False, state: StateOption = None) -> int:
     """Deliver what is ready, again and again, until stopped: by a signal, or by the kill file."""
-    from gsync.notify import Notifier
+    from gsync.base.notify import Notifier
 
     if dry_run:
         return _plan(config, not no_backup, json, state)
@@ -100,8 +100,8 @@ def status(config: ConfigOption, nights: NightsArgument = None,
     from datetime import UTC, datetime
 
     from gsync.cli.output import print_json
-    from gsync.transfer import page
-    from gsync.transfer.rounds import holder
+    from gsync.transfer.delivery import page
+    from gsync.transfer.delivery.rounds import holder
 
     settings = _settings(config)
     with _deliveries(state) as deliveries:
@@ -145,7 +145,7 @@ def _print_status(document: dict[str, Any], nights: list[str]) -> None:
 def _settings(config: str) -> Settings:
     import os
 
-    from gsync.transfer import dataset
+    from gsync.transfer.delivery import dataset
 
     return dataset.read(config, os.environ)
 
@@ -157,9 +157,9 @@ def _rounds(config: str, state: str | None, kill_file: str | None, backups: bool
     import os
     import signal
 
-    from gsync import log
-    from gsync.transfer.rounds import Rounds
-    from gsync.volume.home import Home
+    from gsync.base import log
+    from gsync.state.home import Home
+    from gsync.transfer.delivery.rounds import Rounds
 
     settings = _settings(config)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -179,8 +179,8 @@ def _rounds(config: str, state: str | None, kill_file: str | None, backups: bool
 
 def _work(only: str, config: str, kill_file: str | None, backups: bool, json: bool, state: str | None) -> int:
     """One round. Its exit code; interrupted by a signal: that one, since the work was not done."""
-    from gsync.transfer.deliverysite import Summary
-    from gsync.transfer.gate import Stopped
+    from gsync.transfer.delivery.gate import Stopped
+    from gsync.transfer.delivery.site import Summary
 
     with _rounds(config, state, kill_file, backups) as rounds:
         summaries: list[Summary] = []
@@ -201,9 +201,9 @@ def _ordered(what: str, config: str, nights: list[str], dry_run: bool, kill_file
              state: str | None) -> int:
     import os
 
-    from gsync.transfer.deliverdb import Stage
-    from gsync.transfer.rounds import holder, order
-    from gsync.volume.home import Home
+    from gsync.state.home import Home
+    from gsync.transfer.delivery.rounds import holder, order
+    from gsync.transfer.delivery.rows import Stage
 
     settings = _settings(config)
     groups = [os.fsencode(night) for night in nights]
@@ -222,8 +222,8 @@ def _plan(config: str, backups: bool, json: bool, state: str | None, only: str =
           ) -> int:
     """What would be done. Nothing is written, not even a state folder."""
     from gsync.cli.output import path_shown, print_json, print_table
-    from gsync.transfer.rounds import Rounds
-    from gsync.volume.home import Home
+    from gsync.state.home import Home
+    from gsync.transfer.delivery.rounds import Rounds
 
     with Rounds(_settings(config), Home(state).path, backups=backups, looking=True) as rounds:
         lines = rounds.plan(only, groups or [])
@@ -236,9 +236,9 @@ def _plan(config: str, backups: bool, json: bool, state: str | None, only: str =
 
 @contextmanager
 def _deliveries(state: str | None) -> Iterator[Deliveries]:
-    from gsync.transfer.database import Transfers
-    from gsync.transfer.deliverdb import Deliveries
-    from gsync.volume.home import Home
+    from gsync.state.home import Home
+    from gsync.transfer.delivery.rows import Deliveries
+    from gsync.transfer.queue.database import Transfers
 
     transfers = Transfers(Home(state).path, looking=True)
     try:

@@ -11,17 +11,17 @@ from gsync.cli.options import JsonOption, StateOption
 from gsync.cli.words import session_and_verb
 
 if TYPE_CHECKING:
-    from gsync.ledger import Ledger
+    from gsync.engine.ledger import Ledger
     from gsync.session.session import Session
-    from gsync.volume.home import Home
+    from gsync.state.home import Home
 
 VERBS = ("list", "retry", "drop")
 
 
 def opened(home: Home, name: str | None) -> tuple[Session, list[Ledger]]:
     """The session, and its ledgers: there is one for each part of the master that has a worker of its own."""
-    from gsync.errors import UsageError
-    from gsync.ledger import Ledger
+    from gsync.base.errors import UsageError
+    from gsync.engine.ledger import Ledger
     from gsync.session.session import SessionHome
 
     session = SessionHome(home).the(name)
@@ -46,13 +46,13 @@ def failures(
     """
     import os
 
-    from gsync import log
+    from gsync.base import log
+    from gsync.base.errors import UsageError
+    from gsync.base.model import gfid_parse, gfid_str
     from gsync.cli.output import path_shown, print_json, print_table
-    from gsync.errors import UsageError
-    from gsync.ledger import Failure
-    from gsync.model import gfid_parse, gfid_str
+    from gsync.engine.ledger import Failure
     from gsync.session.status import rfc3339
-    from gsync.volume.home import Home
+    from gsync.state.home import Home
 
     def shown(failure: Failure) -> dict[str, object]:
         return {"what": failure.what, "gfid": failure.gfid and gfid_str(failure.gfid),

@@ -27,11 +27,11 @@ def hold(
     """
     import os
 
+    from gsync.base.errors import UsageError
     from gsync.cli.failures import opened
     from gsync.cli.output import asked, path_shown, print_json, print_table
-    from gsync.errors import UsageError
     from gsync.session.status import rfc3339
-    from gsync.volume.home import Home
+    from gsync.state.home import Home
 
     name, verb, _ = session_and_verb(words, VERBS)
     session, ledgers = opened(Home(state), name)

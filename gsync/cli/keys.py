@@ -32,13 +32,13 @@ def keys(
     import os
     from dataclasses import replace
 
+    from gsync.base.errors import UsageError
     from gsync.cli.output import print_json
-    from gsync.errors import UsageError
-    from gsync.session.parts import ssh_options
+    from gsync.link import hostkeys
+    from gsync.link.link import parse_slave
+    from gsync.service.sshoptions import ssh_options
     from gsync.session.session import SessionHome
-    from gsync.transport import setup
-    from gsync.transport.link import parse_slave
-    from gsync.volume.home import Home
+    from gsync.state.home import Home
 
     if rotate and not install:
         raise UsageError("keys: --rotate goes with --install, else the session would be locked out")
@@ -55,9 +55,9 @@ def keys(
         public = file.read().strip()
     where: str | None = None
     if install:
-        line, where = setup.authorize(slave, ssh_options(chosen.options), public)
+        line, where = hostkeys.authorize(slave, ssh_options(chosen.options), public)
     else:
-        line = setup.authorized_line(public, slave)
+        line = hostkeys.authorized_line(public, slave)
     if key != chosen.key:
         os.replace(key + ".pub", chosen.key + ".pub")
         os.replace(key, chosen.key)
@@ -76,7 +76,7 @@ def _make(session: Session, key: str) -> None:
     import subprocess
     from contextlib import suppress
 
-    from gsync.errors import UsageError
+    from gsync.base.errors import UsageError
 
     for path in (key, key + ".pub"):
         with suppress(FileNotFoundError):

@@ -29,10 +29,10 @@ def logs(
     import sys
     from contextlib import suppress
 
-    from gsync.errors import UsageError
-    from gsync.session.monitor import monitor_log
+    from gsync.base.errors import UsageError
+    from gsync.service.monitor import monitor_log
     from gsync.session.session import SessionHome
-    from gsync.volume.home import Home
+    from gsync.state.home import Home
 
     home = Home(state)
     if monitor and (recorder or session is not None):

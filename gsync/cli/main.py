@@ -18,8 +18,8 @@ import typer
 from typer.exceptions import TyperException
 
 from gsync import __version__
+from gsync.base.errors import GsyncError, UsageError
 from gsync.cli.output import print_error
-from gsync.errors import GsyncError, UsageError
 
 # Of each command: its module in gsync.cli, and what typer must know. A module with an `app` is a group of commands.
 _COMMANDS: dict[str, tuple[str, dict[str, Any]]] = {

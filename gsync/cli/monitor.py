@@ -10,8 +10,8 @@ def monitor(state: StateOption = None) -> None:
 
     One for each node: as a service of systemd (conf/gsync-monitor.service), or in the background by `gsync start`.
     """
-    from gsync.notify import Notifier
-    from gsync.session.monitor import Monitor
-    from gsync.volume.home import Home
+    from gsync.base.notify import Notifier
+    from gsync.service.monitor import Monitor
+    from gsync.state.home import Home
 
     Monitor(Home(state), notifier=Notifier()).run()

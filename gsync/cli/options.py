@@ -18,7 +18,7 @@ SetOption = Annotated[list[str] | None, typer.Option(
 
 def overrides(texts: list[str] | None) -> dict[str, Any]:
     """The options of --set by field name; patterns add up. UsageError."""
-    from gsync.errors import UsageError
+    from gsync.base.errors import UsageError
     from gsync.session.options import Kind, find
 
     values: dict[str, str] = {}

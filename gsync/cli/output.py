@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
-from gsync.model import shown
+from gsync.base.model import shown
 
 
 def json_ready(value: Any) -> Any:

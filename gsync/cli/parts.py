@@ -14,8 +14,8 @@ def worker(
     state: StateOption = None,
 ) -> int:
     """Replicate a session in the foreground, beside a recorder that runs, until stopped. (The monitor starts these.)"""
-    from gsync.session import run_worker
-    from gsync.volume.home import Home
+    from gsync.service import run_worker
+    from gsync.state.home import Home
 
     return run_worker.main([session, "--home", Home(state).path])
 

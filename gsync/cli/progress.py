@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from gsync.base.log import get_logger
+from gsync.base.model import NS
 from gsync.cli.output import duration_text, print_json, size_text
-from gsync.log import get_logger
-from gsync.model import NS
+from gsync.service.supervisor import Ending
 from gsync.session.status import WorkerStatus, rfc3339
-from gsync.session.supervisor import Ending
 
 log = get_logger("gsync.run")
 

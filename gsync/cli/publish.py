@@ -12,7 +12,7 @@ from gsync.cli.options import JsonOption, SetOption, StateOption
 
 if TYPE_CHECKING:
     from gsync.session.options import Options
-    from gsync.transfer.publish import Publication, Publisher
+    from gsync.transfer.catalog.publish import Publication, Publisher
 
 app = typer.Typer(no_args_is_help=True, help="Register what has arrived in its catalog, in blocks.")
 
@@ -28,7 +28,7 @@ def run(settings: SetOption = None, state: StateOption = None) -> None:
     import signal
     import threading
 
-    from gsync import log
+    from gsync.base import log
     from gsync.cli.queue import node_options
 
     options = node_options(state, settings)
@@ -46,7 +46,7 @@ def once(force: Annotated[bool, typer.Option("--force", help="All that has arriv
          settings: SetOption = None, json: JsonOption = False, state: StateOption = None) -> int:
     """Publish what is due now (see gsync publish run --help). Ends with 1 if a catalog did not take something."""
     from gsync.cli.queue import node_options
-    from gsync.transfer.publish import Publication
+    from gsync.transfer.catalog.publish import Publication
 
     with _publisher(state, node_options(state, settings), looking=dry_run) as publisher:
         if dry_run:
@@ -80,8 +80,8 @@ def retry(ids: Annotated[list[str] | None, typer.Argument(
         metavar="REQUEST", help="Only those of these requests.")] = None,
         json: JsonOption = False, state: StateOption = None) -> None:
     """Have publications that failed tried again."""
+    from gsync.base.errors import UsageError
     from gsync.cli.output import print_json
-    from gsync.errors import UsageError
 
     with _publisher(state) as publisher:
         count = publisher.retry(ids or [])
@@ -97,11 +97,11 @@ def retry(ids: Annotated[list[str] | None, typer.Argument(
 def _publisher(state: str | None, options: Options | None = None, looking: bool = True) -> Iterator[Publisher]:
     """options: of the node, where something is to be published. looking: nothing is made."""
     from gsync.cli.queue import node_options, retry_policy
-    from gsync.transfer.catalog import open_catalog
-    from gsync.transfer.database import Transfers
-    from gsync.transfer.publish import Publisher, Thresholds
-    from gsync.transfer.registry import Stores
-    from gsync.volume.home import Home
+    from gsync.state.home import Home
+    from gsync.transfer.catalog.catalog import open_catalog
+    from gsync.transfer.catalog.publish import Publisher, Thresholds
+    from gsync.transfer.queue.database import Transfers
+    from gsync.transfer.queue.registry import Stores
 
     options = options or node_options(state)
     transfers = Transfers(Home(state).path, looking)
@@ -126,7 +126,7 @@ def _print_due(due: dict[str, int], json: bool) -> None:
 
 def _print_counts(done: dict[Publication, int], json: bool) -> None:
     from gsync.cli.output import print_json
-    from gsync.transfer.publish import Publication
+    from gsync.transfer.catalog.publish import Publication
 
     states = (Publication.DONE, Publication.RETRY, Publication.FAILED)
     if json:

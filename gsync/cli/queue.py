@@ -13,12 +13,12 @@ from gsync.cli.options import JsonOption, SetOption, StateOption, overrides
 
 if TYPE_CHECKING:
     from gsync.session.options import Options
-    from gsync.transfer.database import Transfers
-    from gsync.transfer.failures import SessionFailures
-    from gsync.transfer.registry import Place, Stores
-    from gsync.transfer.requests import NewOperation, NewTransfer, Request, State, Transfer
-    from gsync.transfer.retry import RetryPolicy
-    from gsync.volume.home import Home
+    from gsync.state.home import Home
+    from gsync.transfer.queue.database import Transfers
+    from gsync.transfer.queue.failures import SessionFailures
+    from gsync.transfer.queue.registry import Place, Stores
+    from gsync.transfer.queue.requests import NewOperation, NewTransfer, Request, State, Transfer
+    from gsync.transfer.queue.retry import RetryPolicy
 
 app = typer.Typer(no_args_is_help=True, help="Transfers that are to be done, are being done, or were done.")
 
@@ -54,8 +54,8 @@ def submit(
 ) -> int:
     """Queue a copy of a file, or of a directory with all that is in it. A worker (gsync queue run) does it."""
     from gsync.cli.output import path_shown, print_json, size_text
-    from gsync.transfer.catalog import parse_catalog
-    from gsync.transfer.requests import NewRequest
+    from gsync.transfer.catalog.catalog import parse_catalog
+    from gsync.transfer.queue.requests import NewRequest
 
     catalog = None if register is None else parse_catalog(register)
     with _Queue(state, looking=dry_run) as queue:
@@ -119,8 +119,8 @@ def show(ident: Annotated[str, typer.Argument(metavar="ID", help="The request, o
          all_: Annotated[bool, typer.Option("--all", help=f"All transfers, not {_SHOWN} only.")] = False,
          json: JsonOption = False, state: StateOption = None) -> int:
     """Show a request: its operations, its transfers, and why what failed has failed. Exit code 1 if something has."""
-    from gsync.errors import UsageError
-    from gsync.transfer.failures import PREFIX, failures_of
+    from gsync.base.errors import UsageError
+    from gsync.transfer.queue.failures import PREFIX, failures_of
 
     with _Queue(state) as queue:
         if ident.startswith(PREFIX):
@@ -138,8 +138,8 @@ def show(ident: Annotated[str, typer.Argument(metavar="ID", help="The request, o
 def summary(json: JsonOption = False, state: StateOption = None) -> None:
     """Count what waits, moves and has failed: by what is done, by owner, by link; and show stores left alone."""
     from gsync.cli.output import path_shown, print_json, print_table
-    from gsync.transfer.listing import counts_text
-    from gsync.transfer.overview import overview
+    from gsync.transfer.delivery.overview import overview
+    from gsync.transfer.queue.listing import counts_text
 
     with _Queue(state) as queue:
         found = overview(queue.transfers)
@@ -174,8 +174,8 @@ def kill(ids: Requests = None, owner: OwnerOption = None, link: LinkOption = Non
          dry_run: DryRunOption = False,
          json: JsonOption = False, state: StateOption = None) -> None:
     """Kill what is not finished of requests, an owner or a link; it stays killed. What was brought stays there."""
+    from gsync.base.errors import UsageError
     from gsync.cli.output import asked
-    from gsync.errors import UsageError
 
     with _Queue(state) as queue:
         count = _orders(queue, "would kill", ids, owner, link)
@@ -192,7 +192,7 @@ def report(outbox: Annotated[str, typer.Argument(metavar="OUTBOX", help="The fol
            json: JsonOption = False, state: StateOption = None) -> None:
     """Write what has ended since the last report into AsyncStageOut's files: OUTBOX/<owner>/Reporter-<time>.json."""
     from gsync.cli.output import print_json
-    from gsync.transfer.asofiles import Outbox
+    from gsync.transfer.catalog.asofiles import Outbox
 
     with _Queue(state) as queue:
         count = Outbox(outbox).report(queue.transfers)
@@ -211,7 +211,7 @@ def run(once: Annotated[bool, typer.Option("--once", help="End when nothing is l
     queue-history, log-level. --set puts another value in the place of one for this run. What gsync config changes
     meanwhile holds within half a minute (log-level: with the next start).
     """
-    from gsync import log
+    from gsync.base import log
 
     log.setup(node_options(state, settings).log_level)
     ended = _work(state, None, lambda: node_options(state, settings), once=once)
@@ -232,9 +232,9 @@ class _Queue:
     """The database and the stores, open for a `with`. looking: neither is made."""
 
     def __init__(self, state: str | None, looking: bool = True) -> None:
-        from gsync.transfer.database import Transfers
-        from gsync.transfer.registry import Stores
-        from gsync.volume.home import Home
+        from gsync.state.home import Home
+        from gsync.transfer.queue.database import Transfers
+        from gsync.transfer.queue.registry import Stores
 
         self.home: Home = Home(state)
         self.transfers: Transfers = Transfers(self.home.path, looking)
@@ -248,7 +248,7 @@ class _Queue:
         self.transfers.close()
 
     def request(self, ident: str) -> Request:
-        from gsync.errors import UsageError
+        from gsync.base.errors import UsageError
 
         found = self.transfers.request(ident) if ident else None
         if found is None:
@@ -262,8 +262,8 @@ def _work(state: str | None, request: str | None, options: Callable[[], Options]
     import signal
     import threading
 
-    from gsync.transfer.worker import Settings, Worker
-    from gsync.volume.home import Home
+    from gsync.state.home import Home
+    from gsync.transfer.queue.worker import Settings, Worker
 
     def settings() -> Settings:
         now = options()
@@ -288,13 +288,13 @@ def _work(state: str | None, request: str | None, options: Callable[[], Options]
 def node_options(state: str | None, settings: list[str] | None = None) -> Options:
     """The settings of this node, with those of --set in their place."""
     from gsync.session import config
-    from gsync.volume.home import Home
+    from gsync.state.home import Home
 
     return config.load_options(config.site_paths(Home(state).path), overrides(settings))
 
 
 def retry_policy(options: Options) -> RetryPolicy:
-    from gsync.transfer.retry import RetryPolicy
+    from gsync.transfer.queue.retry import RetryPolicy
 
     return RetryPolicy(options.queue_max_retries, options.queue_retry_pause)
 
@@ -309,8 +309,8 @@ def _operations(stores: Stores, src: Place, dst: Place, arguments: dict[str, boo
                 replicas: Sequence[Place]) -> list[NewOperation]:
     """Directories, then what is in them, then the directories' attributes; with `move` the source goes then. UsageError
     if there is no such source."""
-    from gsync.errors import UsageError
-    from gsync.transfer.requests import NewOperation, NewTransfer
+    from gsync.base.errors import UsageError
+    from gsync.transfer.queue.requests import NewOperation, NewTransfer
 
     source = stores.writable(src.store) if move else stores.get(src.store)
     stores.writable(dst.store)
@@ -354,8 +354,8 @@ def _operations(stores: Stores, src: Place, dst: Place, arguments: dict[str, boo
 
 
 def _state(word: str) -> State:
-    from gsync.errors import UsageError
-    from gsync.transfer.requests import State
+    from gsync.base.errors import UsageError
+    from gsync.transfer.queue.requests import State
 
     try:
         return State(word.upper())
@@ -367,10 +367,10 @@ def _span(since: str | None, until: str | None) -> tuple[int, int]:
     """From when to when, ns."""
     import time
 
+    from gsync.base.errors import UsageError
     from gsync.cli.store import seconds_of
-    from gsync.errors import UsageError
     from gsync.session.checkpoint import parse_moment
-    from gsync.transfer.listing import EVER
+    from gsync.transfer.queue.listing import EVER
 
     now = time.time_ns()
 
@@ -386,7 +386,7 @@ def _span(since: str | None, until: str | None) -> tuple[int, int]:
 
 
 def _link(text: str | None) -> tuple[str, str] | None:
-    from gsync.errors import UsageError
+    from gsync.base.errors import UsageError
 
     if text is None:
         return None
@@ -398,8 +398,8 @@ def _link(text: str | None) -> tuple[str, str] | None:
 
 def _orders(queue: _Queue, what: str, ids: list[str] | None, owner: str | None, link: str | None) -> int:
     """kill or retry (or "would kill", "would retry": how many it would be) of the requests and transfers named."""
-    from gsync.errors import UsageError
-    from gsync.transfer.failures import PREFIX
+    from gsync.base.errors import UsageError
+    from gsync.transfer.queue.failures import PREFIX
 
     order = {"kill": queue.transfers.kill, "retry": queue.transfers.retry,
              "would kill": queue.transfers.count_killable, "would retry": queue.transfers.count_retryable}[what]
@@ -420,7 +420,7 @@ def _orders(queue: _Queue, what: str, ids: list[str] | None, owner: str | None, 
 
 def _failure_orders(queue: _Queue, what: str, ident: str) -> int:
     """The same for what replication could not sync; killing it is dropping it from the ledger."""
-    from gsync.transfer import failures
+    from gsync.transfer.queue import failures
 
     if what == "retry":
         return failures.retry(queue.home, ident)
@@ -441,7 +441,7 @@ def _tell(what: str, count: int, json: bool) -> None:
 
 
 def _exit_code(counts: dict[State, int]) -> int:
-    from gsync.transfer.requests import State
+    from gsync.transfer.queue.requests import State
 
     return 1 if counts.get(State.FAILED) else 0
 
@@ -468,7 +468,7 @@ def _list_requests(queue: _Queue, of: dict[str, Any], json: bool) -> None:
     from itertools import chain
 
     from gsync.cli.output import path_shown, print_json_array, print_table
-    from gsync.transfer import listing
+    from gsync.transfer.queue import listing
 
     # few, and a person should see them: below the others, whatever the limit
     failures = _failures(queue) if of["owner"] is None and of["label"] is None and of["kind"] in (None, "failure") and (
@@ -486,7 +486,7 @@ def _list_requests(queue: _Queue, of: dict[str, Any], json: bool) -> None:
 
 def _failures(queue: _Queue) -> list[dict[str, Any]]:
     """What replication could not sync, a line for each session."""
-    from gsync.transfer.failures import all_failures
+    from gsync.transfer.queue.failures import all_failures
 
     return [_described_failures(found) for found in all_failures(queue.home)]
 
@@ -502,8 +502,8 @@ def _described_failures(found: SessionFailures) -> dict[str, Any]:
 def _print_failures(found: SessionFailures, json: bool) -> None:
     import os
 
+    from gsync.base.model import gfid_str
     from gsync.cli.output import path_shown, print_json, print_table
-    from gsync.model import gfid_str
     from gsync.session.status import rfc3339
 
     rows = [{"what": row.what, "gfid": row.gfid and gfid_str(row.gfid), "path": os.fsdecode(row.path),
@@ -521,7 +521,7 @@ def _print_failures(found: SessionFailures, json: bool) -> None:
 
 def _list_transfers(queue: _Queue, of: dict[str, Any], json: bool) -> None:
     from gsync.cli.output import print_json_array, print_table
-    from gsync.transfer import listing
+    from gsync.transfer.queue import listing
 
     if json:
         print_json_array(_transfers_json(listing.find_json(queue.transfers, **of)))
@@ -533,7 +533,7 @@ def _print_request(queue: _Queue, request: Request, json: bool, all_: bool = Fal
     from itertools import islice
 
     from gsync.cli.output import path_shown, print_json_array, print_table
-    from gsync.transfer import listing
+    from gsync.transfer.queue import listing
 
     operations = queue.transfers.operations(request.id)
     counts = {s.value: n for s, n in queue.transfers.counts(request.id).items()}

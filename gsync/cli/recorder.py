@@ -18,10 +18,10 @@ def status(name: Annotated[str | None, typer.Argument(
            json: JsonOption = False, state: StateOption = None) -> None:
     """Show what the recorders do."""
     from gsync.cli.output import print_json, print_table
-    from gsync.recorder.brick import port_of
+    from gsync.recorder.port import port_of
     from gsync.session.report import recorder_report
     from gsync.session.session import SessionHome
-    from gsync.volume.home import Home
+    from gsync.state.home import Home
 
     home = Home(state)
     keep = SessionHome(home).site.changelog_retention
@@ -45,9 +45,9 @@ def run(name: Annotated[str, typer.Argument(
     """Record a volume's changes until stopped, on its own or before a session starts. What is not said here is as
     `gsync config --site` has it."""
     from gsync.recorder.__main__ import main
+    from gsync.service.child import recorder_args
     from gsync.session import config
-    from gsync.session.child import recorder_args
-    from gsync.volume.home import Home
+    from gsync.state.home import Home
 
     home = Home(state)
     given = {"change_detector": detector, "log_level": log_level}

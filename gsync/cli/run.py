@@ -12,13 +12,13 @@ from gsync.cli import completion
 from gsync.cli.options import SetOption, StateOption, overrides
 
 if TYPE_CHECKING:
+    from gsync.link.link import Slave
+    from gsync.service.supervisor import Ending, RecorderAt, WorkerAt
     from gsync.session.logfile import LogFile
     from gsync.session.options import Options
     from gsync.session.session import Session
     from gsync.session.status import WorkerStatus
-    from gsync.session.supervisor import Ending, RecorderAt, WorkerAt
-    from gsync.transport.link import Slave
-    from gsync.volume.home import Home, Volume
+    from gsync.state.home import Home, Volume
 
 
 def run(
@@ -62,13 +62,13 @@ def run(
     import os
     from dataclasses import replace
 
-    from gsync.errors import LockedError
-    from gsync.process import Lock
+    from gsync.base.errors import LockedError
+    from gsync.base.process import Lock
     from gsync.session import config, places
     from gsync.session.control import Wanted, read_wanted
     from gsync.session.options import Options
     from gsync.session.session import SessionHome
-    from gsync.volume.home import Home
+    from gsync.state.home import Home
 
     values = {
         "exclude": _patterns(exclude or [], exclude_from) or None, "adopt": adopt or None, "sync_method": sync_method,
@@ -112,18 +112,18 @@ def accept_key(slave: Slave, options: Options, fingerprint: str) -> None:
     """What --accept-host-key does."""
     from dataclasses import replace
 
-    from gsync.errors import UsageError
-    from gsync.session.parts import ssh_options
-    from gsync.transport import setup
+    from gsync.base.errors import UsageError
+    from gsync.link import hostkeys
+    from gsync.service.sshoptions import ssh_options
 
     if slave.host is None:
         raise UsageError(f"--accept-host-key: the slave {slave} is on this host")
-    setup.accept_host_key(replace(slave, port=options.ssh_port or slave.port),
+    hostkeys.accept_host_key(replace(slave, port=options.ssh_port or slave.port),
                           ssh_options(options), fingerprint)
 
 
 def _patterns(exclude: list[str], exclude_from: str | None) -> tuple[str, ...]:
-    from gsync.errors import UsageError
+    from gsync.base.errors import UsageError
 
     lines: list[str] = []
     if exclude_from is not None:
@@ -138,8 +138,8 @@ def _patterns(exclude: list[str], exclude_from: str | None) -> tuple[str, ...]:
 @contextmanager
 def _errors_as_events(json: bool) -> Iterator[None]:
     """With --json an error is an event too, beside the line on stderr."""
+    from gsync.base.errors import GsyncError
     from gsync.cli.output import print_json
-    from gsync.errors import GsyncError
 
     try:
         yield
@@ -164,7 +164,7 @@ def _supervise(session: Session, given: dict[str, Any], volume: Volume, home: Ho
 
     from gsync.cli.output import print_error, print_json
     from gsync.cli.progress import LiveLine, RunView
-    from gsync.session.supervisor import DONE, DONE_WITH_FAILURES, Supervisor
+    from gsync.service.supervisor import DONE, DONE_WITH_FAILURES, Supervisor
 
     until = time.time_ns()
     live = LiveLine() if sys.stderr.isatty() and not json else None
@@ -193,7 +193,7 @@ def _supervise(session: Session, given: dict[str, Any], volume: Volume, home: Ho
 
 
 def _recorder_argv(session: Session, volume: Volume, home: Home) -> list[str]:
-    from gsync.session.child import child_argv, recorder_args
+    from gsync.service.child import child_argv, recorder_args
 
     return child_argv("gsync.recorder", recorder_args(volume.name, home.path, session.options))
 
@@ -201,10 +201,10 @@ def _recorder_argv(session: Session, volume: Volume, home: Home) -> list[str]:
 def _parts(session: Session, volume: Volume) -> list[Session]:
     """The session as each worker of the run has it: of a GlusterFS volume one for each subvolume, through a brick of it
     that this node has and that records, if one does. UsageError where there is none for one."""
-    from gsync.errors import UsageError
-    from gsync.recorder.brick import port_of
+    from gsync.base.errors import UsageError
+    from gsync.master.gluster.info import read_info
+    from gsync.recorder.port import port_of
     from gsync.recorder.status import FAULTY
-    from gsync.volume.gluster import read_info
 
     if volume.gluster is None:
         return [session]
@@ -226,21 +226,21 @@ def _parts(session: Session, volume: Volume) -> list[Session]:
 
 
 def _worker(session: Session, home: Home, args: list[str]) -> WorkerAt:
-    from gsync.durable import make_dirs
-    from gsync.session.child import child_argv
-    from gsync.session.supervisor import WorkerAt
+    from gsync.base.durable import make_dirs
+    from gsync.service.child import child_argv
+    from gsync.service.supervisor import WorkerAt
 
     make_dirs(session.own.encode("utf-8", "surrogateescape"))
     brick = ["--brick", str(session.part.brick)] if session.part else []
     name = f"worker of brick {session.part.brick}" if session.part else "worker"
-    return WorkerAt(name, child_argv("gsync.session.run_worker", [session.name, "--home", home.path, *brick, *args]),
+    return WorkerAt(name, child_argv("gsync.service.run_worker", [session.name, "--home", home.path, *brick, *args]),
                     session.worker_status)
 
 
 def _recorder(session: Session, volume: Volume, home: Home) -> RecorderAt | None:
     """None for a GlusterFS volume, which records by itself."""
     from gsync.recorder.status import RecorderPort
-    from gsync.session.supervisor import RecorderAt
+    from gsync.service.supervisor import RecorderAt
 
     if volume.gluster is not None:
         return None
@@ -249,7 +249,7 @@ def _recorder(session: Session, volume: Volume, home: Home) -> RecorderAt | None
 
 def _exit_code(ending: Ending, statuses: Sequence[WorkerStatus]) -> int:
     """A run that was stopped is done, with failures if there are any."""
-    from gsync.session.supervisor import DONE, DONE_WITH_FAILURES
+    from gsync.service.supervisor import DONE, DONE_WITH_FAILURES
 
     failed = any(status.failures or status.held for status in statuses)
     return DONE_WITH_FAILURES if ending.code == DONE and failed else ending.code
@@ -261,7 +261,7 @@ def _logging(session: Session, *, quiet: bool) -> Iterator[LogFile]:
     import logging
     import traceback
 
-    from gsync import log
+    from gsync.base import log
     from gsync.session.logfile import LogFile
 
     log.setup("INFO")
@@ -283,7 +283,7 @@ def _dry_run(session: Session, volume: Volume, home: Home, *, json: bool) -> int
     from collections import Counter
 
     from gsync.cli.output import path_shown, print_json, size_text
-    from gsync.session.dryrun import dry_run
+    from gsync.service.dryrun import dry_run
 
     found: Counter[str] = Counter()
     size = 0

@@ -11,7 +11,7 @@ from gsync.cli.options import JsonOption, StateOption
 
 if TYPE_CHECKING:
     from gsync.transfer.client import Client, Sent
-    from gsync.transfer.registry import Place
+    from gsync.transfer.queue.registry import Place
     from gsync.transfer.send import Plan
 
 
@@ -43,8 +43,8 @@ def send(
 
     Ends with 0 if every file is where it is wanted, 1 if all are safe and something is pending, 4 if no store took one.
     """
+    from gsync.base.errors import UsageError
     from gsync.cli.output import print_json
-    from gsync.errors import UsageError
     from gsync.transfer.client import Client
 
     if name is not None and len(files) != 1:
@@ -98,7 +98,7 @@ def _looked_at(client: Client, plan: Plan) -> dict[str, Any]:
     """What the places of a plan say now."""
     import os
 
-    from gsync.errors import GsyncError
+    from gsync.base.errors import GsyncError
 
     def state(place: Place) -> str:
         try:

@@ -12,7 +12,7 @@ from gsync.cli.options import JsonOption, StateOption
 
 if TYPE_CHECKING:
     from gsync.session.session import Session
-    from gsync.volume.home import Home
+    from gsync.state.home import Home
 
 WAIT = 15.0         # s that start, pause and resume wait for the worker
 WAIT_STOP = 30.0    # s: longer than what a worker that hangs is given before it is killed
@@ -56,7 +56,7 @@ class _Command:
                  state: str | None) -> None:
         from gsync.session.control import Wanted
         from gsync.session.session import SessionHome
-        from gsync.volume.home import Home
+        from gsync.state.home import Home
 
         self.verb, self.names, self.all, self.json = verb, names or [], all_, json
         self.wait = not no_wait
@@ -68,8 +68,8 @@ class _Command:
     def run(self) -> int:
         import time
 
+        from gsync.base.errors import GsyncError, UsageError
         from gsync.cli.output import print_error, print_json
-        from gsync.errors import GsyncError, UsageError
 
         if self.all and self.names:
             raise UsageError(f"{self.verb}: either --all or the names of sessions")
@@ -115,8 +115,8 @@ class _Command:
 
     def _order(self, session: Session) -> bool:
         """Write down what is wanted; False if there is nothing to do. GsyncError: it makes no sense."""
-        from gsync.errors import LockedError, UsageError
-        from gsync.process import Lock
+        from gsync.base.errors import LockedError, UsageError
+        from gsync.base.process import Lock
         from gsync.session.control import Wanted, read_wanted, write_wanted
 
         name = session.name
@@ -152,7 +152,7 @@ class _Command:
     def _have_monitor(self) -> None:
         import sys
 
-        from gsync.session.monitor import monitor_lock, start_in_background
+        from gsync.service.monitor import monitor_lock, start_in_background
 
         if monitor_lock(self.home).holder() is None:
             pid = start_in_background(self.home)
@@ -181,7 +181,7 @@ class _Command:
         return brick
 
     def _wait_for_worker(self, session: Session, since: int) -> None:
-        from gsync.errors import Faulty, SlaveError
+        from gsync.base.errors import Faulty, SlaveError
         from gsync.session.status import WorkerStatus
 
         wanted = ("Paused",) if self.verb == "pause" else ("Active", "Passive")
@@ -205,9 +205,9 @@ class _Command:
             self._say(f"{said}; its worker is still {brick['state']}{pid}; see gsync status {session.name}")
 
     def _wait_for_end(self, session: Session) -> None:
-        from gsync.process import Lock
-        from gsync.session.kept import Kept, WorkerDuty
-        from gsync.session.monitor import monitor_lock
+        from gsync.base.process import Lock
+        from gsync.service.kept import Kept, WorkerDuty
+        from gsync.service.monitor import monitor_lock
         from gsync.session.report import seen_working
 
         kept = Kept(WorkerDuty(session, []))

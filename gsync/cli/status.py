@@ -29,10 +29,10 @@ def status(
     state: StateOption = None,
 ) -> int:
     """Show what the sessions do. It is read from files: no process is asked."""
+    from gsync.base.errors import UsageError
     from gsync.cli.output import print_json
-    from gsync.errors import UsageError
     from gsync.session.report import reports
-    from gsync.volume.home import Home
+    from gsync.state.home import Home
 
     if check:
         if watch or json or detail:
@@ -67,7 +67,7 @@ def _check(session: str | None, max_lag: float | None, state: str | None) -> int
     """Whatever goes wrong is said on stdout, where such checks are read."""
     from gsync.session.health import Health, verdict
     from gsync.session.report import reports
-    from gsync.volume.home import Home
+    from gsync.state.home import Home
 
     try:
         found = verdict(reports(Home(state), session), max_lag)

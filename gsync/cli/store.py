@@ -12,7 +12,7 @@ from gsync.cli import completion
 from gsync.cli.options import JsonOption, StateOption
 
 if TYPE_CHECKING:
-    from gsync.transfer.registry import Known, Stores
+    from gsync.transfer.queue.registry import Known, Stores
 
 app = typer.Typer(no_args_is_help=True, help="The places that transfers bring files to and fetch them from.")
 
@@ -33,8 +33,8 @@ def add(
     """Give a store a name. It is opened to see that it is there; an empty directory becomes a vault with tar://."""
     import os
 
+    from gsync.base.errors import UsageError
     from gsync.cli.output import print_json
-    from gsync.errors import UsageError
 
     options = {}
     for each in option or []:
@@ -72,7 +72,7 @@ def list_(json: JsonOption = False, state: StateOption = None) -> None:
 def check(name: NameArgument, json: JsonOption = False, state: StateOption = None) -> int:
     """See whether a store can be used now, and how much room it has. A ban by the queue ends if it can."""
     from gsync.cli.output import print_error, print_json, size_text
-    from gsync.transfer.store import StoreError
+    from gsync.transfer.stores.store import StoreError
 
     reason, free = "", None
     with _stores(state) as stores:
@@ -124,8 +124,8 @@ def allow(name: NameArgument, json: JsonOption = False, state: StateOption = Non
 def remove(name: NameArgument, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
            json: JsonOption = False, state: StateOption = None) -> None:
     """Forget a store that no transfer needs any more. What is in it stays as it is."""
+    from gsync.base.errors import UsageError
     from gsync.cli.output import asked, print_json
-    from gsync.errors import UsageError
 
     with _stores(state) as stores:
         known = stores.known(name)
@@ -142,7 +142,7 @@ def seconds_of(text: str) -> float:
     """A duration: 90, 90s, 30m, 2h, 1d, 2w. UsageError."""
     import re
 
-    from gsync.errors import UsageError
+    from gsync.base.errors import UsageError
 
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhdw]?)", text)
     if not match:
@@ -153,9 +153,9 @@ def seconds_of(text: str) -> float:
 @contextmanager
 def _stores(state: str | None, looking: bool = True) -> Iterator[Stores]:
     """The registry. looking: it is not made."""
-    from gsync.transfer.database import Transfers
-    from gsync.transfer.registry import Stores
-    from gsync.volume.home import Home
+    from gsync.state.home import Home
+    from gsync.transfer.queue.database import Transfers
+    from gsync.transfer.queue.registry import Stores
 
     transfers = Transfers(Home(state).path, looking)
     stores = Stores(transfers)
@@ -168,7 +168,7 @@ def _stores(state: str | None, looking: bool = True) -> Iterator[Stores]:
 
 def _described(known: Known) -> dict[str, Any]:
     from gsync.session.status import rfc3339
-    from gsync.transfer.registry import kind_of
+    from gsync.transfer.queue.registry import kind_of
 
     until = known.banned_until
     return {"name": known.name, "kind": kind_of(known.url), "url": known.url, "options": dict(known.options),

@@ -10,7 +10,7 @@ from gsync.cli import completion
 from gsync.cli.options import JsonOption, StateOption
 
 if TYPE_CHECKING:
-    from gsync.volume.home import Home, Volume
+    from gsync.state.home import Home, Volume
 
 app = typer.Typer(no_args_is_help=True, help="The named trees whose changes are recorded.")
 
@@ -31,11 +31,11 @@ def add(
     state: StateOption = None,
 ) -> None:
     """Make a directory, or a volume of GlusterFS, a volume, so that sessions can use it by name."""
+    from gsync.base.errors import UsageError
     from gsync.cli.output import path_shown, print_json
-    from gsync.errors import UsageError
+    from gsync.master.gluster.info import read_info
     from gsync.session.sharedvolumes import add_volume
-    from gsync.volume.gluster import read_info
-    from gsync.volume.home import Home
+    from gsync.state.home import Home
 
     home = Home(state)
     if (path is None) == (gluster is None) or (name is None and gluster is None):
@@ -60,7 +60,7 @@ def add(
 def list_(json: JsonOption = False, state: StateOption = None) -> None:
     """List the volumes."""
     from gsync.cli.output import path_shown, print_json, print_table
-    from gsync.volume.home import Home
+    from gsync.state.home import Home
 
     home = Home(state)
     volumes = [_described(volume, home) for volume in home.list()]
@@ -77,7 +77,7 @@ def list_(json: JsonOption = False, state: StateOption = None) -> None:
 def info(name: NameArgument, json: JsonOption = False, state: StateOption = None) -> None:
     """Show one volume: its path and identity, its recorder, the sessions that use it."""
     from gsync.cli.output import path_shown, print_json
-    from gsync.volume.home import Home
+    from gsync.state.home import Home
 
     home = Home(state)
     volume = _described(home.get(name), home)
@@ -99,9 +99,9 @@ def info(name: NameArgument, json: JsonOption = False, state: StateOption = None
 def remove(name: NameArgument, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
            json: JsonOption = False, state: StateOption = None) -> None:
     """Forget a volume that no session uses, with its changelogs and index. The tree itself stays as it is."""
+    from gsync.base.errors import UsageError
     from gsync.cli.output import asked, print_json
-    from gsync.errors import UsageError
-    from gsync.volume.home import Home
+    from gsync.state.home import Home
 
     home = Home(state)
     volume = _described(home.get(name), home)
@@ -119,7 +119,7 @@ def remove(name: NameArgument, yes: Annotated[bool, typer.Option("--yes", help="
 
 
 def _described(volume: Volume, home: Home) -> dict[str, Any]:
-    from gsync.recorder.brick import port_of
+    from gsync.recorder.port import port_of
     from gsync.session.report import recorder_report
     from gsync.session.session import SessionHome
 

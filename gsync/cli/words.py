@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 def session_and_verb(words: Sequence[str] | None, verbs: Sequence[str]) -> tuple[str | None, str, list[str]]:
     """Session (None: the only one), verb and what follows it; UsageError if there is no such verb."""
-    from gsync.errors import UsageError
+    from gsync.base.errors import UsageError
 
     given = list(words or [])
     for at in (0, 1):

@@ -19,17 +19,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from gsync.changelogdb import ChangelogDB, Data, Dirty, EnumDir, State
-from gsync.errors import Transient
-from gsync.ledger import Failure, Ledger
-from gsync.log import get_logger
-from gsync.model import Gfid, Name, shown
-from gsync.namespace import Entry
-from gsync.slave.client import SlaveClient
-from gsync.slave.protocol import FillRow, MetaRow, RemoveRow
+from gsync.base.errors import Transient
+from gsync.base.log import get_logger
+from gsync.base.model import Gfid, Name, shown
+from gsync.base.namespace import Entry
+from gsync.engine.ledger import Failure, Ledger
+from gsync.engine.worklist import ChangelogDB, Data, Dirty, EnumDir, State
+from gsync.link.client import SlaveClient
+from gsync.link.protocol import FillRow, MetaRow, RemoveRow
+from gsync.master.tree import DirReader, Reader, Resolved, Tree, Verdict
 from gsync.sync.postbox import Request, Result
 from gsync.sync.syncer import Syncer
-from gsync.volume.tree import DirReader, Reader, Resolved, Tree, Verdict
 
 _log = get_logger(__name__)
 

@@ -12,9 +12,9 @@ from typing import Protocol
 
 import inotify_simple
 
+from gsync.base.model import NS
 from gsync.changelog.layout import Changelog
 from gsync.changelog.reader import History
-from gsync.model import NS
 
 
 class RecorderStatus(Protocol):

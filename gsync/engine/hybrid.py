@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gsync.changelogdb import ChangelogDB
+from gsync.engine.worklist import ChangelogDB
 
 SUSPECT_MARGIN = 2_000_000_000  # ns: two clocks' granularity and a slow stat
 

@@ -22,9 +22,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
-from gsync.durable import replace_file
-from gsync.errors import Faulty
-from gsync.log import get_logger
+from gsync.base.durable import replace_file
+from gsync.base.errors import Faulty
+from gsync.base.log import get_logger
 
 _log = get_logger(__name__)
 

@@ -17,11 +17,11 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from gsync.backoff import pause
-from gsync.durable import fsync_dir
-from gsync.errors import Transient
-from gsync.model import NS, Gfid, Name
-from gsync.namespace import check_version
+from gsync.base.backoff import pause
+from gsync.base.durable import fsync_dir
+from gsync.base.errors import Transient
+from gsync.base.model import NS, Gfid, Name
+from gsync.base.namespace import check_version
 
 FIRST_PAUSE = 30.0      # seconds
 LONGEST_PAUSE = 3600.0

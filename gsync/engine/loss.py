@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import threading
 
-from gsync.model import NS
-from gsync.slave.protocol import Hello
-from gsync.volume.tree import Xattrs
+from gsync.base.model import NS
+from gsync.link.protocol import Hello
+from gsync.master.tree import Xattrs
 
 OWNER, TIMES, XATTRS, ACLS, PRIVILEGED = "owner", "times", "xattrs", "acls", "privileged xattrs"
 

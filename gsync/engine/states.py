@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import StrEnum
 
-from gsync.log import get_logger
+from gsync.base.log import get_logger
 
 _log = get_logger(__name__)
 

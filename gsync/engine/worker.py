@@ -16,26 +16,26 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Protocol
 
-from gsync.batch import DATA_RETRIES, PAGE, Batch, Progress
+from gsync.base.errors import Faulty, GsyncError, SlaveError, Transient
+from gsync.base.log import get_logger
+from gsync.base.model import NS, ROOT_GFID, Gfid
 from gsync.changelog.layout import Changelog, HistoryGap
 from gsync.changelog.reader import History
 from gsync.changelog.records import Fop, ProblemKind, read_changes
-from gsync.changelogdb import ChangelogDB, Data, EnumDir
-from gsync.crawl.feed import Feed, RecorderPort, RecorderStatus, Slice, restart_position
-from gsync.crawl.hybrid import SUSPECT_MARGIN, Hybrid
-from gsync.errors import Faulty, GsyncError, SlaveError, Transient
-from gsync.ledger import Ledger
-from gsync.log import get_logger
-from gsync.model import NS, ROOT_GFID, Gfid
+from gsync.engine.batch import DATA_RETRIES, PAGE, Batch, Progress
+from gsync.engine.feed import Feed, RecorderPort, RecorderStatus, Slice, restart_position
+from gsync.engine.hybrid import SUSPECT_MARGIN, Hybrid
+from gsync.engine.lease import Lease
+from gsync.engine.ledger import Ledger
+from gsync.engine.loss import Loss
+from gsync.engine.states import Machine, WorkerState
+from gsync.engine.worklist import ChangelogDB, Data, EnumDir
+from gsync.link.client import SlaveClient
+from gsync.link.link import Link
+from gsync.link.protocol import Busy, Hello
+from gsync.master.tree import Tree
 from gsync.session.control import Order
-from gsync.session.lease import Lease
-from gsync.session.loss import Loss
-from gsync.session.states import Machine, WorkerState
-from gsync.slave.client import SlaveClient
-from gsync.slave.protocol import Busy, Hello
 from gsync.sync.syncer import Syncer
-from gsync.transport.link import Link
-from gsync.volume.tree import Tree
 
 _log = get_logger(__name__)
 

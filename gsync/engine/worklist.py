@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
-from gsync.model import Gfid, Name
-from gsync.namespace import check_version
+from gsync.base.model import Gfid, Name
+from gsync.base.namespace import check_version
 
 
 class State(IntEnum):

@@ -12,9 +12,9 @@ from hashlib import blake2b
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parents[1]
-_MODULES = ["__init__", "model", "errors", "fsid", "gclient", "namespace", "rpc"]
-_NOT_IN_AGENT = {"client"}
-_STORE = ["transfer/store", "transfer/stores/dir", "transfer/stores/server"]  # for `agent --store ROOT NAME`
+_MODULES = ["__init__", "base/__init__", "base/model", "base/errors", "base/fsid", "base/glusterfs", "base/namespace",
+            "base/rpc", "link/__init__", "link/protocol", "link/stream"]
+_STORE = ["transfer/stores/store", "transfer/stores/dir", "transfer/stores/server"]  # for `agent --store ROOT NAME`
 _EMPTY = ["transfer/__init__", "transfer/stores/__init__"]
 _MAIN = '''\
 import os
@@ -75,7 +75,7 @@ def zipapp() -> bytes:
 def _contents() -> list[tuple[str, bytes]]:
     """Every module of the agent: its path in the zipapp, and its source."""
     files = [_PACKAGE / f"{name}.py" for name in [*_MODULES, *_STORE]]
-    files += [path for path in sorted((_PACKAGE / "slave").rglob("*.py")) if path.stem not in _NOT_IN_AGENT]
+    files += sorted((_PACKAGE / "slave").rglob("*.py"))
     contents = [(path, path.read_bytes()) for path in files] + [(_PACKAGE / f"{name}.py", b"") for name in _EMPTY]
     return [(str(path.relative_to(_PACKAGE.parent)), data) for path, data in contents]
 

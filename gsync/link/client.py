@@ -16,11 +16,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from gsync import rpc
-from gsync.errors import GsyncError, SlaveError, Transient
-from gsync.fsid import whereabouts
-from gsync.model import Gfid, Name
-from gsync.slave.protocol import (
+from gsync.base import rpc
+from gsync.base.errors import GsyncError, SlaveError, Transient
+from gsync.base.fsid import whereabouts
+from gsync.base.model import Gfid, Name
+from gsync.link.link import Channel, Link, Slave
+from gsync.link.protocol import (
     Busy,
     CommitAnswer,
     Fenced,
@@ -32,8 +33,7 @@ from gsync.slave.protocol import (
     RemoveAnswer,
     RemoveRow,
 )
-from gsync.slave.survey import Survey
-from gsync.transport.link import Channel, Link, Slave
+from gsync.slave.directory.survey import Survey
 
 _PAGE = 5000
 _FATES: dict[str, type[GsyncError]] = {

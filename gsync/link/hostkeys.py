@@ -16,17 +16,9 @@ from pathlib import Path
 
 import paramiko  # type: ignore[import-untyped]
 
-from gsync.errors import SlaveError, Transient, UsageError
-from gsync.transport.link import Slave
-from gsync.transport.ssh import (
-    INSTALLED_AS,
-    INSTALLED_IN,
-    SshLink,
-    SshOptions,
-    effective_config,
-    known_as,
-    ssh_argv,
-)
+from gsync.base.errors import SlaveError, Transient, UsageError
+from gsync.link.link import Slave
+from gsync.link.ssh import INSTALLED_AS, INSTALLED_IN, SshLink, SshOptions, effective_config, known_as, ssh_argv
 
 
 def fingerprint(key: paramiko.PKey) -> str:

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
-from gsync.errors import GsyncError, Transient, UsageError
-from gsync.model import shown
+from gsync.base.errors import GsyncError, Transient, UsageError
+from gsync.base.model import shown
 
 _PIPE_SIZE = 1 << 20
 _SAID_KEPT = 4096

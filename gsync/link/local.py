@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gsync.errors import GsyncError
-from gsync.transport.link import Channel, Slave, lost
+from gsync.base.errors import GsyncError
+from gsync.link.link import Channel, Slave, lost
 
 _PACKAGE_PARENT = str(Path(__file__).parents[2])
 _AGENT = "import sys; sys.path.insert(0, sys.argv.pop(1)); from gsync.slave.agent import main; sys.exit(main())"

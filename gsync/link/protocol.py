@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from gsync.errors import Faulty, Transient
-from gsync.model import ROOT_GFID, STATE_DIR, Gfid, Name, check_bname
+from gsync.base.errors import Faulty, Transient
+from gsync.base.model import ROOT_GFID, STATE_DIR, Gfid, Name, check_bname
 
 Xattrs = list[tuple[bytes, bytes]]
 

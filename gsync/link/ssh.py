@@ -19,13 +19,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from gsync import rpc
-from gsync.durable import replace_file
-from gsync.errors import GsyncError, SlaveError, Transient, UsageError
-from gsync.log import get_logger
-from gsync.model import shown
-from gsync.transport import bundle
-from gsync.transport.link import Channel, Slave, lost
+from gsync.base import rpc
+from gsync.base.durable import replace_file
+from gsync.base.errors import GsyncError, SlaveError, Transient, UsageError
+from gsync.base.log import get_logger
+from gsync.base.model import shown
+from gsync.link import bundle
+from gsync.link.link import Channel, Slave, lost
 
 _log = get_logger(__name__)
 
@@ -395,9 +395,9 @@ def ssh_error(slave: Slave, options: SshOptions, said: Sequence[str]) -> GsyncEr
 
 
 def _fingerprint(slave: Slave, options: SshOptions) -> str:
-    from gsync.transport import setup  # paramiko takes a fifth of a second to import, and is needed here only
+    from gsync.link import hostkeys  # paramiko takes a fifth of a second to import, and is needed here only
 
     try:
-        return setup.host_key_fingerprint(slave, options)
+        return hostkeys.host_key_fingerprint(slave, options)
     except Exception:  # noqa: BLE001 a help for the message only: whatever paramiko met, the error itself stands
         return "its fingerprint"

@@ -17,8 +17,8 @@ import struct
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from gsync import rpc
-from gsync.model import NS
+from gsync.base import rpc
+from gsync.base.model import NS
 
 PROTOCOL = rpc.PROTOCOL
 

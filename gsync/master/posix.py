@@ -14,10 +14,10 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 
-from gsync.fsid import Inodes, is_mount_handle, open_beneath
-from gsync.model import ROOT_GFID, STATE_DIR, Attrs, Gfid, Name, check_bname
-from gsync.namespace import UNKNOWN_CTIME, Entry, Namespace
-from gsync.volume.tree import GONE, Filter, Resolved, Tree, Verdict
+from gsync.base.fsid import Inodes, is_mount_handle, open_beneath
+from gsync.base.model import ROOT_GFID, STATE_DIR, Attrs, Gfid, Name, check_bname
+from gsync.base.namespace import UNKNOWN_CTIME, Entry, Namespace
+from gsync.master.tree import GONE, Filter, Resolved, Tree, Verdict
 
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 

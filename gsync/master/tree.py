@@ -21,8 +21,8 @@ from typing import NamedTuple, Protocol
 
 import xattr
 
-from gsync.model import Attrs, Gfid, Name
-from gsync.namespace import Entry
+from gsync.base.model import Attrs, Gfid, Name
+from gsync.base.namespace import Entry
 
 Xattrs = list[tuple[bytes, bytes]]
 

@@ -9,13 +9,13 @@ import sys
 import threading
 from types import FrameType
 
-from gsync import log
-from gsync.durable import make_dirs
-from gsync.errors import GsyncError, UsageError
-from gsync.notify import Notifier
+from gsync.base import log
+from gsync.base.durable import make_dirs
+from gsync.base.errors import GsyncError, UsageError
+from gsync.base.notify import Notifier
 from gsync.recorder.recorder import ARCHIVE_BYTES, KEEP_BYTES, KEEP_SECONDS, Keep, run_recorder
 from gsync.recorder.status import RecorderPort
-from gsync.volume.home import Home
+from gsync.state.home import Home
 
 
 def main(argv: list[str]) -> int:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol, TypeAlias
 
-from gsync.fsid import Inodes
-from gsync.model import Gfid, Name
+from gsync.base.fsid import Inodes
+from gsync.base.model import Gfid, Name
 
 
 class NameHint(NamedTuple):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from gsync.errors import Faulty, UsageError
-from gsync.fsid import Inodes
-from gsync.log import get_logger
+from gsync.base.errors import Faulty, UsageError
+from gsync.base.fsid import Inodes
+from gsync.base.log import get_logger
 from gsync.recorder.detector import Detector, DetectorFactory, Knows, Unavailable
 
 _log = get_logger(__name__)

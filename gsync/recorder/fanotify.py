@@ -15,8 +15,8 @@ import struct
 import termios
 from collections.abc import Iterator
 
-from gsync.fsid import Inodes
-from gsync.model import Gfid, Name
+from gsync.base.fsid import Inodes
+from gsync.base.model import Gfid, Name
 from gsync.recorder.detector import ChangeHint, Hint, Knows, NameHint, Overflow, RenameHint, Unavailable
 
 _CLOEXEC, _NONBLOCK, _UNLIMITED_QUEUE = 0x1, 0x2, 0x10

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 
 from inotify_simple import INotify, flags
 
-from gsync.errors import Faulty
-from gsync.fsid import Inodes
-from gsync.model import ROOT_GFID, Gfid, Name
+from gsync.base.errors import Faulty
+from gsync.base.fsid import Inodes
+from gsync.base.model import ROOT_GFID, Gfid, Name
 from gsync.recorder.detector import (
     ChangeHint,
     Hint,

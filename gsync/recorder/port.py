@@ -6,12 +6,12 @@ import threading
 import time
 from collections.abc import Callable
 
+from gsync.base.errors import Transient
 from gsync.changelog.layout import HistoryGap, covered_from
-from gsync.errors import Transient
+from gsync.master.gluster.info import BrickAt, GlusterInfo
+from gsync.master.gluster.record import BrickRecord
 from gsync.recorder.status import FAULTY, RECORDING, RecorderPort, RecorderStatus
-from gsync.volume.gbrick import BrickRecord
-from gsync.volume.gluster import BrickAt, GlusterInfo
-from gsync.volume.home import Brick, Volume
+from gsync.state.home import Brick, Volume
 
 _LOOK_AGAIN = 0.1
 _PATIENCE = 60.0  # s, and two rollovers

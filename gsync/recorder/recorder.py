@@ -16,19 +16,19 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from gsync.base.durable import make_dirs
+from gsync.base.errors import Faulty, UsageError
+from gsync.base.log import get_logger
+from gsync.base.model import NS, shown
+from gsync.base.notify import Notifier
+from gsync.base.process import Lock
 from gsync.changelog import retention
 from gsync.changelog.archive import Archive
-from gsync.durable import make_dirs
-from gsync.errors import Faulty, UsageError
-from gsync.log import get_logger
-from gsync.model import NS, shown
-from gsync.notify import Notifier
-from gsync.process import Lock
 from gsync.recorder import detectors
 from gsync.recorder.detector import DetectorFactory, Unavailable
 from gsync.recorder.recording import Recording, Stopped
 from gsync.recorder.status import FAULTY, STOPPED, Control, RecorderStatus, write_status
-from gsync.volume.home import Home, NotThere, Volume
+from gsync.state.home import Home, NotThere, Volume
 
 _log = get_logger(__name__)
 

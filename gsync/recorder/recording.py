@@ -17,16 +17,16 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from typing import Protocol
 
+from gsync.base.durable import make_dirs, replace_file
+from gsync.base.fsid import is_mount_handle
+from gsync.base.log import get_logger
+from gsync.base.model import NS, ROOT_GFID, Gfid, Name
+from gsync.base.namespace import UNKNOWN_CTIME, Entry, Namespace
 from gsync.changelog import layout
 from gsync.changelog.layout import HistoryGap
 from gsync.changelog.reader import History
 from gsync.changelog.records import Problem, read_records
 from gsync.changelog.writer import ChangelogWriter
-from gsync.durable import make_dirs, replace_file
-from gsync.fsid import is_mount_handle
-from gsync.log import get_logger
-from gsync.model import NS, ROOT_GFID, Gfid, Name
-from gsync.namespace import UNKNOWN_CTIME, Entry, Namespace
 from gsync.recorder.backlog import Backlog
 from gsync.recorder.detector import (
     ChangeHint,
@@ -42,7 +42,7 @@ from gsync.recorder.scan import GRANULARITY, FirstScan, FreshScan, GapScan, entr
 from gsync.recorder.slice import Slice
 from gsync.recorder.status import RECORDING, SCANNING
 from gsync.recorder.tree import OUTSIDE, Elsewhere, Gone, Tree
-from gsync.volume.home import Volume
+from gsync.state.home import Volume
 
 _log = get_logger(__name__)
 

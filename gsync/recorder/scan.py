@@ -15,10 +15,10 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
-from gsync.fsid import Seen, is_mount_handle
-from gsync.log import get_logger
-from gsync.model import ROOT_GFID, Gfid, kind_of, shown
-from gsync.namespace import UNKNOWN_CTIME, Entry, Namespace
+from gsync.base.fsid import Seen, is_mount_handle
+from gsync.base.log import get_logger
+from gsync.base.model import ROOT_GFID, Gfid, kind_of, shown
+from gsync.base.namespace import UNKNOWN_CTIME, Entry, Namespace
 from gsync.recorder.detector import Detector
 from gsync.recorder.slice import Slice
 from gsync.recorder.tree import OUTSIDE, Elsewhere, Gone, Tree

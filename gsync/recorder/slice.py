@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import stat
 
+from gsync.base.fsid import Seen
+from gsync.base.model import Gfid, Name
 from gsync.changelog.records import Data, Entry, Fop, Meta, Record
 from gsync.changelog.writer import ChangelogWriter
-from gsync.fsid import Seen
-from gsync.model import Gfid, Name
 
 _PAGE = 4000
 _REMEMBERED = 200_000

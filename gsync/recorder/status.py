@@ -16,9 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gsync.errors import Transient
-from gsync.process import Lock
-from gsync.volume.home import Brick
+from gsync.base.errors import Transient
+from gsync.base.process import Lock
+from gsync.state.home import Brick
 
 SCANNING, RECORDING, FAULTY, STOPPED = "Scanning", "Recording", "Faulty", "Stopped"
 _LOOK_AGAIN = 0.01

@@ -6,9 +6,9 @@ import errno
 import os
 from collections.abc import Iterable
 
-from gsync.fsid import Inodes, Seen, is_mount_handle, open_beneath
-from gsync.model import ROOT_GFID, STATE_DIR, Gfid
-from gsync.namespace import Entry, Namespace
+from gsync.base.fsid import Inodes, Seen, is_mount_handle, open_beneath
+from gsync.base.model import ROOT_GFID, STATE_DIR, Gfid
+from gsync.base.namespace import Entry, Namespace
 
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 OUTSIDE = Seen(b"", b"", os.stat_result([0] * 10))  # an answer of look(): there, but not of the tree

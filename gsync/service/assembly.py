@@ -12,42 +12,42 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-from gsync import log
-from gsync.batch import PAGE, VOLUME_LISTED
+from gsync.base import log
+from gsync.base.durable import make_dirs
+from gsync.base.errors import LockedError, Transient
+from gsync.base.log import get_logger
+from gsync.base.model import NS, Gfid
+from gsync.base.process import Lock, start_time
 from gsync.changelog.reader import History
-from gsync.changelogdb import ChangelogDB
-from gsync.crawl.feed import Waker
-from gsync.durable import make_dirs
-from gsync.errors import LockedError, Transient
-from gsync.log import get_logger
-from gsync.model import NS, Gfid
-from gsync.process import Lock, start_time
-from gsync.recorder.brick import BrickPort, port_of
+from gsync.engine.batch import PAGE, VOLUME_LISTED
+from gsync.engine.feed import Waker
+from gsync.engine.worker import Connection, Worker
+from gsync.engine.worklist import ChangelogDB
+from gsync.link.client import SlaveClient
+from gsync.link.link import Link
+from gsync.master.gluster import stime as gstime
+from gsync.master.gluster.info import WRITERS_APART
+from gsync.master.gluster.mount import AuxMount
+from gsync.master.gluster.ownbrick import OwnBrick
+from gsync.master.gluster.record import BrickHistory
+from gsync.master.gluster.tree import GlusterTree
+from gsync.master.posix import PosixTree
+from gsync.master.tree import Filter, Tree
+from gsync.recorder.port import BrickPort, port_of
 from gsync.recorder.status import RecorderPort
+from gsync.service.failover import Alone, failover
+from gsync.service.spare import Spare, link_to
+from gsync.service.sshoptions import left_alone, rsync_settings
 from gsync.session.checkpoint import Checkpoint
 from gsync.session.control import Order, Orders
-from gsync.session.failover import Alone, failover
-from gsync.session.parts import left_alone, rsync_settings
 from gsync.session.report import recorder_report
 from gsync.session.session import Session
 from gsync.session.status import WorkerStatus
-from gsync.session.way import Spare, link_to
-from gsync.session.worker import Connection, Worker
-from gsync.slave.client import SlaveClient
+from gsync.state.home import Home, Volume
 from gsync.sync.auto import engine_maker
 from gsync.sync.engine import Flow
 from gsync.sync.syncer import SHARE, VOLUME_SHARE, Syncer
 from gsync.sync.timetable import Timetable
-from gsync.transport.link import Link
-from gsync.volume import gstime
-from gsync.volume.gbrick import BrickHistory
-from gsync.volume.gluster import WRITERS_APART
-from gsync.volume.gmount import AuxMount
-from gsync.volume.gtree import GlusterTree
-from gsync.volume.home import Home, Volume
-from gsync.volume.ownbrick import OwnBrick
-from gsync.volume.posix import PosixTree
-from gsync.volume.tree import Filter, Tree
 
 _log = get_logger(__name__)
 

@@ -1,4 +1,4 @@
-"""`python -m gsync.session.child PARENT MODULE ARG…` runs a module of gsync that ends when its parent does.
+"""`python -m gsync.service.child PARENT MODULE ARG…` runs a module of gsync that ends when its parent does.
 
 The kernel sends SIGTERM when the parent (its pid is the first argument) is gone, however it went: so nothing
 goes on unsupervised. A wrapper rather than a preexec_fn, which may not run Python between fork and exec safely.
@@ -22,7 +22,7 @@ _PR_SET_PDEATHSIG = 1
 
 def child_argv(module: str, args: Sequence[str]) -> list[str]:
     """The command that runs `module` as a child of this process; -P: nothing is imported from the user's folder."""
-    return [sys.executable, "-P", "-m", "gsync.session.child", str(os.getpid()), module, *args]
+    return [sys.executable, "-P", "-m", "gsync.service.child", str(os.getpid()), module, *args]
 
 
 def recorder_args(volume: str, home: str, options: Options) -> list[str]:

@@ -14,17 +14,17 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from gsync.errors import Faulty, LockedError, Transient
-from gsync.model import NS, ROOT_GFID, Attrs, Gfid
+from gsync.base.errors import Faulty, LockedError, Transient
+from gsync.base.model import NS, ROOT_GFID, Attrs, Gfid
+from gsync.master.tree import DirReader, Resolved, Tree, Verdict
 from gsync.recorder.status import FAULTY, RecorderPort
-from gsync.session.assembly import Parts
+from gsync.service.assembly import Parts
+from gsync.service.failover import lease_of
+from gsync.service.supervisor import Child
 from gsync.session.control import Order
-from gsync.session.failover import lease_of
 from gsync.session.session import Session
 from gsync.session.status import WorkerStatus
-from gsync.session.supervisor import Child
-from gsync.volume.home import Home, Volume
-from gsync.volume.tree import DirReader, Resolved, Tree, Verdict
+from gsync.state.home import Home, Volume
 
 Names = list[tuple[bytes, Gfid | None]]
 

@@ -10,14 +10,14 @@ import os
 from contextlib import suppress
 from dataclasses import asdict
 
-from gsync.ledger import Ledger, SharedLedger
-from gsync.model import NS
-from gsync.session.lease import Lease, LocalLease, MetaLease
+from gsync.base.model import NS
+from gsync.engine.lease import Lease, LocalLease, MetaLease
+from gsync.engine.ledger import Ledger, SharedLedger
+from gsync.engine.worker import CLOCKS_APART
 from gsync.session.metavolume import MetaVolume, Mirror, node_name
 from gsync.session.session import Session
 from gsync.session.status import WorkerStatus
-from gsync.session.worker import CLOCKS_APART
-from gsync.volume.home import Home
+from gsync.state.home import Home
 
 _LONGER = 0.7  # seconds of silence beyond the interval after which a slave counts as lost
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from contextlib import closing
 
-from gsync.errors import LockedError
-from gsync.session.failover import lease_of
+from gsync.base.errors import LockedError
+from gsync.link.client import SlaveClient
+from gsync.service.failover import lease_of
+from gsync.service.spare import link_to
 from gsync.session.session import Session
-from gsync.session.way import link_to
-from gsync.slave.client import SlaveClient
-from gsync.volume.home import Home
+from gsync.state.home import Home
 
 
 def forget_stime(session: Session, home: Home) -> None:

@@ -9,11 +9,11 @@ import os
 import threading
 from dataclasses import replace
 
-from gsync.errors import GsyncError
-from gsync.log import get_logger
+from gsync.base.errors import GsyncError
+from gsync.base.log import get_logger
+from gsync.master.gluster.info import WORKDIR, read_info
 from gsync.session.control import Print, file_print
-from gsync.volume.gluster import WORKDIR, read_info
-from gsync.volume.home import Home, Volume
+from gsync.state.home import Home, Volume
 
 _log = get_logger(__name__)
 

@@ -15,16 +15,16 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from gsync.durable import make_dirs
-from gsync.log import get_logger
-from gsync.process import Lock, start_time
+from gsync.base.durable import make_dirs
+from gsync.base.log import get_logger
+from gsync.base.process import Lock, start_time
 from gsync.recorder import status as recording
+from gsync.service.supervisor import DONE, DONE_WITH_FAILURES, GRACE, LOCKED, PAUSES, Retry
 from gsync.session.control import Print, file_print
 from gsync.session.metavolume import Mirror, node_name
 from gsync.session.session import Session
 from gsync.session.status import WorkerStatus
-from gsync.session.supervisor import DONE, DONE_WITH_FAILURES, GRACE, LOCKED, PAUSES, Retry
-from gsync.volume.home import Brick
+from gsync.state.home import Brick
 
 _log = get_logger(__name__)
 

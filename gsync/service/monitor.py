@@ -24,22 +24,22 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
-from gsync import log
-from gsync.durable import make_dirs
-from gsync.errors import Faulty, GsyncError
-from gsync.log import get_logger
-from gsync.notify import Notifier
-from gsync.process import Lock
+from gsync.base import log
+from gsync.base.durable import make_dirs
+from gsync.base.errors import Faulty, GsyncError
+from gsync.base.log import get_logger
+from gsync.base.notify import Notifier
+from gsync.base.process import Lock
+from gsync.service.child import recorder_args
+from gsync.service.glusterwatch import GlusterWatch
+from gsync.service.kept import Kept, RecorderDuty, WorkerDuty, complaint, popen
+from gsync.service.supervisor import PAUSES
 from gsync.session import config
-from gsync.session.child import recorder_args
 from gsync.session.control import Print, Wanted, file_print, read_wanted
-from gsync.session.glusterwatch import GlusterWatch
-from gsync.session.kept import Kept, RecorderDuty, WorkerDuty, complaint, popen
 from gsync.session.metavolume import mount_at
 from gsync.session.options import Options
 from gsync.session.session import Session, SessionHome
-from gsync.session.supervisor import PAUSES
-from gsync.volume.home import Home, Volume
+from gsync.state.home import Home, Volume
 
 _log = get_logger(__name__)
 
@@ -59,7 +59,7 @@ def monitor_log(home: Home) -> str:
 def worker_argv(session: Session, home: Home) -> list[str]:
     """-P: nothing is imported from the folder that somebody happens to be in."""
     brick = [] if session.part is None else ["--brick", str(session.part.brick)]
-    return [sys.executable, "-P", "-m", "gsync.session.run_worker", session.name, "--home", home.path, *brick,
+    return [sys.executable, "-P", "-m", "gsync.service.run_worker", session.name, "--home", home.path, *brick,
             "--managed"]
 
 

@@ -14,23 +14,24 @@ import time
 from dataclasses import dataclass
 from enum import StrEnum
 
-from gsync import __version__, rpc
-from gsync.errors import GsyncError, SlaveError, UsageError
-from gsync.model import NS, shown
+from gsync import __version__
+from gsync.base import rpc
+from gsync.base.errors import GsyncError, SlaveError, UsageError
+from gsync.base.model import NS, shown
+from gsync.link.client import SlaveClient
+from gsync.link.link import Link, parse_slave
+from gsync.master.gluster import stime as gstime
+from gsync.master.gluster.info import GlusterInfo
+from gsync.master.gluster.record import BrickHistory, BrickRecord
 from gsync.recorder.status import RecorderPort
+from gsync.service.spare import link_to
 from gsync.session import places
 from gsync.session.metavolume import MetaVolume
 from gsync.session.options import Options
 from gsync.session.session import Session
 from gsync.session.status import rfc3339
-from gsync.session.way import link_to
-from gsync.slave.client import SlaveClient
-from gsync.slave.survey import NUMBERS, Survey
-from gsync.transport.link import Link, parse_slave
-from gsync.volume import gstime
-from gsync.volume.gbrick import BrickHistory, BrickRecord
-from gsync.volume.gluster import GlusterInfo
-from gsync.volume.home import Home, Volume
+from gsync.slave.directory.survey import NUMBERS, Survey
+from gsync.state.home import Home, Volume
 
 CLOCKS_APART = 5.0     # seconds
 MEASURE_FOR = 5.0      # seconds that adding up a tree that no recorder knows may take

@@ -1,4 +1,4 @@
-"""`python -m gsync.session.run_worker SESSION --home DIR`: one worker, from its command line to its exit code."""
+"""`python -m gsync.service.run_worker SESSION --home DIR`: one worker, from its command line to its exit code."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import traceback
 from collections.abc import Sequence
 from functools import partial
 
-from gsync import log
-from gsync.durable import make_dirs
-from gsync.errors import GsyncError, UsageError
-from gsync.log import get_logger
+from gsync.base import log
+from gsync.base.durable import make_dirs
+from gsync.base.errors import GsyncError, UsageError
+from gsync.base.log import get_logger
+from gsync.service.spare import Spare, link_to
 from gsync.session import config, priority
 from gsync.session.control import Orders
 from gsync.session.session import Session, SessionHome
-from gsync.session.way import Spare, link_to
-from gsync.volume.home import Home
+from gsync.state.home import Home
 
 _log = get_logger(__name__)
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         make_dirs(os.fsencode(session.own))
         spare = Spare(partial(link_to, session))
         spare.prepare()
-        from gsync.session.assembly import run  # the rest of the program is loaded while ssh connects
+        from gsync.service.assembly import run  # the rest of the program is loaded while ssh connects
 
         return run(session, home.get(session.volume), home, args.once_until, orders, spare)
     except GsyncError as exc:

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from gsync.errors import GsyncError
-from gsync.log import get_logger
-from gsync.session.parts import ssh_options
+from gsync.base.errors import GsyncError
+from gsync.base.log import get_logger
+from gsync.link.link import Link, parse_slave
+from gsync.link.local import LocalLink
+from gsync.link.ssh import SshLink
+from gsync.service.sshoptions import ssh_options
 from gsync.session.session import Session
-from gsync.transport.link import Link, parse_slave
-from gsync.transport.local import LocalLink
-from gsync.transport.ssh import SshLink
 
 _log = get_logger(__name__)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 
+from gsync.link.ssh import SshOptions
 from gsync.session.options import Options, ssh_words
 from gsync.sync.rsync import RsyncSettings
-from gsync.transport.ssh import SshOptions
 
 
 def ssh_options(options: Options, key: str = "") -> SshOptions:

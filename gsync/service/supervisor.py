@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Protocol
 
-from gsync.log import get_logger
+from gsync.base.log import get_logger
 from gsync.session.status import WorkerStatus
 
 log = get_logger(__name__)

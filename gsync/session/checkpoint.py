@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from gsync.durable import replace_file
-from gsync.errors import UsageError
-from gsync.model import NS
+from gsync.base.durable import replace_file
+from gsync.base.errors import UsageError
+from gsync.base.model import NS
 
 _TRIES = 5  # of reading a file that another node replaces at the same time
 

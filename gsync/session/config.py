@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gsync import ini
-from gsync.errors import UsageError
+from gsync.base import ini
+from gsync.base.errors import UsageError
 from gsync.session.options import Options, Row, Scope, find, table
 
 SYSTEM = "/etc/gsync/gsync.conf"

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 
-from gsync.durable import replace_file
-from gsync.errors import UsageError
+from gsync.base.durable import replace_file
+from gsync.base.errors import UsageError
 from gsync.session.session import Session
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import logging.handlers
 
-from gsync import log
+from gsync.base import log
 
 
 class LogFile(logging.handlers.RotatingFileHandler):

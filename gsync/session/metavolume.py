@@ -16,9 +16,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from gsync.durable import make_dirs, replace_file
-from gsync.errors import Faulty
-from gsync.log import get_logger
+from gsync.base.durable import make_dirs, replace_file
+from gsync.base.errors import Faulty
+from gsync.base.log import get_logger
 
 _log = get_logger(__name__)
 

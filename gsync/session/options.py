@@ -15,8 +15,8 @@ from enum import StrEnum
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from gsync import ini
-from gsync.errors import UsageError
+from gsync.base import ini
+from gsync.base.errors import UsageError
 from gsync.sync.timetable import Timetable, parse_rate
 
 if TYPE_CHECKING:

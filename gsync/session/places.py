@@ -6,12 +6,12 @@ import dataclasses
 import os
 from collections.abc import Iterator
 
-from gsync.errors import Faulty, UsageError
-from gsync.model import shown
+from gsync.base.errors import Faulty, UsageError
+from gsync.base.model import shown
+from gsync.link.link import Slave, parse_slave
 from gsync.session.session import auto_volume_name
 from gsync.session.sharedvolumes import keep_volume, new_volume
-from gsync.transport.link import Slave, parse_slave
-from gsync.volume.home import Home, Volume
+from gsync.state.home import Home, Volume
 
 
 def master_volume(home: Home, master: str) -> Volume:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 
-from gsync.errors import UsageError
+from gsync.base.errors import UsageError
 
 _SYS_IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "ppc64le": 273, "s390x": 282, "i686": 289}
 _PROCESS = 1  # IOPRIO_WHO_PROCESS

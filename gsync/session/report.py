@@ -11,19 +11,19 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from gsync.errors import UsageError
-from gsync.model import NS
-from gsync.process import Lock
-from gsync.recorder.brick import BrickPort, port_of
+from gsync.base.errors import UsageError
+from gsync.base.model import NS
+from gsync.base.process import Lock
+from gsync.engine.states import WorkerState
+from gsync.master.gluster.info import GlusterInfo
+from gsync.recorder.port import BrickPort, port_of
 from gsync.recorder.status import STOPPED, RecorderPort
 from gsync.session.checkpoint import Checkpoint
 from gsync.session.control import Wanted, read_wanted
 from gsync.session.metavolume import node_name
 from gsync.session.session import Part, Session, SessionHome, auto_volume_name
-from gsync.session.states import WorkerState
 from gsync.session.status import WorkerStatus, rfc3339
-from gsync.volume.gluster import GlusterInfo
-from gsync.volume.home import Home, Volume
+from gsync.state.home import Home, Volume
 
 UNHEARD = 10.0  # seconds without a word after which a worker of another node counts as gone
 

@@ -23,14 +23,14 @@ from hashlib import blake2b
 from typing import Any
 from uuid import UUID
 
-from gsync.durable import fsync_dir, make_dirs, replace_file
-from gsync.errors import UsageError
-from gsync.ledger import ledger_epochs
+from gsync.base.durable import fsync_dir, make_dirs, replace_file
+from gsync.base.errors import UsageError
+from gsync.engine.ledger import ledger_epochs
+from gsync.link.link import parse_slave
 from gsync.session import config
 from gsync.session.metavolume import GEO_REP
 from gsync.session.options import Options
-from gsync.transport.link import parse_slave
-from gsync.volume.home import Home, Volume, check_name
+from gsync.state.home import Home, Volume, check_name
 
 FORMAT = 2
 _FILE = "session.json"

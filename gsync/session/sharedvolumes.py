@@ -12,11 +12,11 @@ from contextlib import suppress
 from dataclasses import replace
 from uuid import UUID
 
-from gsync.durable import fsync_dir, make_dirs, replace_file
-from gsync.errors import UsageError
+from gsync.base.durable import fsync_dir, make_dirs, replace_file
+from gsync.base.errors import UsageError
 from gsync.session import config
 from gsync.session.metavolume import MetaVolume
-from gsync.volume.home import Home, Volume, same_tree
+from gsync.state.home import Home, Volume, same_tree
 
 _FORMAT = 1
 

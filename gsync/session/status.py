@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from gsync.process import is_alive
+from gsync.base.process import is_alive
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

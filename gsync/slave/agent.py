@@ -1,6 +1,6 @@
 """gsync's program on the slave host: `agent.pyz ROOT` serves one worker, `agent.pyz --receive ROOT` takes file data.
 
-The agent answers requests on stdin one by one (frames: gsync/rpc.py, rows: gsync/slave/protocol.py), and only the
+The agent answers requests on stdin one by one (frames: gsync/base/rpc.py, rows: gsync/link/protocol.py), and only the
 methods in the table below. It ends when its stdin does, after `timeout` seconds of silence, and after an error that
 leaves its index in doubt: the next one recovers. While nothing is asked it deletes what a commit has let go.
 Standard library only, Python 3.9.
@@ -23,13 +23,10 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 import gsync
-from gsync import rpc
-from gsync.errors import SLAVE_WIDE, SlaveError, Transient, UsageError
-from gsync.model import Gfid, Name
-from gsync.slave.directory import Directory
-from gsync.slave.ground import Asked, Ground, Works, is_volume, volume_of
-from gsync.slave.page import Step
-from gsync.slave.protocol import (
+from gsync.base import rpc
+from gsync.base.errors import SLAVE_WIDE, SlaveError, Transient, UsageError
+from gsync.base.model import Gfid, Name
+from gsync.link.protocol import (
     ERROR,
     Busy,
     Fenced,
@@ -43,6 +40,9 @@ from gsync.slave.protocol import (
     name_of_json,
     text_of,
 )
+from gsync.slave.directory.ground import Directory
+from gsync.slave.ground import Asked, Ground, Works, is_volume, volume_of
+from gsync.slave.page import Step
 
 _LIMIT = 10_000            # most rows in one answer
 _FIRST_TIMEOUT = 120.0     # seconds for the hello to come
@@ -435,7 +435,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return receive.main(os.fsencode(arguments[1]))
     if arguments[:1] == ["--rsync"]:
-        from gsync.slave import rsync_server
+        from gsync.slave.directory import rsync_server
 
         return rsync_server.main(arguments[1:])
     if len(arguments) == 2 and arguments[0] == "--forced":

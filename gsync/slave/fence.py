@@ -29,8 +29,8 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from typing import Any
 
-from gsync.errors import SlaveError, Transient
-from gsync.slave.protocol import Busy, Fenced, stream_of
+from gsync.base.errors import SlaveError, Transient
+from gsync.link.protocol import Busy, Fenced, stream_of
 
 AGENT_LOCK, RECEIVERS_LOCK = b"lock", b"receivers.lock"
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

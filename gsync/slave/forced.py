@@ -17,12 +17,12 @@ import stat
 import sys
 
 import gsync
-from gsync import rpc
-from gsync.fsid import open_beneath
-from gsync.slave import rsync_server
+from gsync.base import rpc
+from gsync.base.fsid import open_beneath
+from gsync.slave.directory import rsync_server
 from gsync.slave.ground import is_volume
 
-REFUSED = 77  # exit status, known to gsync/transport/ssh.py
+REFUSED = 77  # exit status, known to gsync/link/ssh.py
 _ENVIRONMENT = "SSH_ORIGINAL_COMMAND"
 _COMMAND = re.compile(rb"gsync( [A-Za-z0-9.,=_+-]+)+")
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -9,25 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
-from gsync.model import Gfid, Name
-from gsync.slave.protocol import (
-    Caps,
-    CommitAnswer,
-    FillAnswer,
-    FillRow,
-    LandedRow,
-    MetaRow,
-    RemoveAnswer,
-    RemoveRow,
-)
-from gsync.slave.survey import Survey
+from gsync.base.model import Gfid, Name
+from gsync.link.protocol import Caps, CommitAnswer, FillAnswer, FillRow, LandedRow, MetaRow, RemoveAnswer, RemoveRow
+from gsync.slave.directory.survey import Survey
 
 Whereabouts = tuple[str, Sequence[Sequence[int]]]
 _VOLUME = b"::"  # begins a ROOT that is a volume
 
 
 class Asked(NamedTuple):
-    """What a worker says in its hello. master: its tree's whereabouts (gsync/fsid.py). boot_id: of this host."""
+    """What a worker says in its hello. master: its tree's whereabouts (gsync/base/fsid.py). boot_id: of this host."""
 
     volume: str
     volume_name: str

@@ -10,9 +10,9 @@ import stat
 from collections.abc import Callable, Iterable
 from enum import Enum
 
-from gsync.errors import SLAVE_WIDE
-from gsync.model import Gfid, Name
-from gsync.slave.protocol import Problem
+from gsync.base.errors import SLAVE_WIDE
+from gsync.base.model import Gfid, Name
+from gsync.link.protocol import Problem
 
 SPECIAL = (stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
 TEMPORARY = b"t."  # begins the names of links in limbo/new that are on their way to a name

@@ -23,17 +23,17 @@ import threading
 from collections.abc import Callable
 from typing import BinaryIO
 
-from gsync import rpc
-from gsync.errors import SlaveError, Transient
-from gsync.fsid import syncfs
-from gsync.model import ROOT_GFID, Gfid, check_bname, shown
-from gsync.namespace import UNKNOWN_CTIME, Entry
-from gsync.slave import stream
+from gsync.base import rpc
+from gsync.base.errors import SlaveError, Transient
+from gsync.base.fsid import syncfs
+from gsync.base.model import ROOT_GFID, Gfid, check_bname, shown
+from gsync.base.namespace import UNKNOWN_CTIME, Entry
+from gsync.link import stream
+from gsync.link.protocol import RESERVED, Fenced, MetaRow
+from gsync.link.stream import BadStream, Header
+from gsync.slave.directory.tree import SlaveTree
 from gsync.slave.fence import AGENT_LOCK, show
 from gsync.slave.ground import is_volume, volume_of
-from gsync.slave.protocol import RESERVED, Fenced, MetaRow
-from gsync.slave.stream import BadStream, Header
-from gsync.slave.tree import SlaveTree
 
 _BUFFER = 4 << 20
 _PIECE = 1 << 20

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gsync.slave.protocol import Fenced
+from gsync.link.protocol import Fenced
 
 WALK = "reshaped -"      # a mark that no worker makes: whoever goes on from it has to look at all of the master
 _STANDING = ("stime", "entry_stime", "mark")

@@ -12,11 +12,11 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from gsync import ini
-from gsync.durable import make_dirs, replace_file
-from gsync.errors import LockedError, UsageError
-from gsync.log import get_logger
-from gsync.process import Lock
+from gsync.base import ini
+from gsync.base.durable import make_dirs, replace_file
+from gsync.base.errors import LockedError, UsageError
+from gsync.base.log import get_logger
+from gsync.base.process import Lock
 
 VERSION = 2
 _log = get_logger(__name__)

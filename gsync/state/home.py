@@ -17,12 +17,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gsync.durable import fsync_dir, make_dirs, replace_file
-from gsync.errors import Faulty, LockedError, UsageError
-from gsync.fsid import Handles
-from gsync.process import Lock
-from gsync.volume import format as folder_format
-from gsync.volume.gluster import BrickAt, GlusterInfo, node_uuid
+from gsync.base.durable import fsync_dir, make_dirs, replace_file
+from gsync.base.errors import Faulty, LockedError, UsageError
+from gsync.base.fsid import Handles
+from gsync.base.process import Lock
+from gsync.master.gluster.info import BrickAt, GlusterInfo, node_uuid
+from gsync.state import format as folder_format
 
 FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}")

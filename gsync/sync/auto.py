@@ -9,13 +9,13 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from gsync.errors import SlaveError
-from gsync.slave.client import SlaveClient
+from gsync.base.errors import SlaveError
+from gsync.link.client import SlaveClient
+from gsync.link.link import Link
 from gsync.sync.engine import Engine, Flow, Report, Source
 from gsync.sync.postbox import Request
 from gsync.sync.rsync import RsyncEngine, RsyncSettings
 from gsync.sync.tarssh import StreamEngine
-from gsync.transport.link import Link
 
 DELTA_FROM = 4 << 20  # bytes; below, starting rsync costs more than it can save
 

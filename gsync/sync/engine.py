@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from gsync.model import Gfid
+from gsync.base.model import Gfid
 from gsync.sync.postbox import Request, Result
 from gsync.sync.timetable import Timetable
 

@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from typing import NamedTuple
 
-from gsync.model import Gfid
+from gsync.base.model import Gfid
 
 
 class Request(NamedTuple):

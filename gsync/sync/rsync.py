@@ -3,7 +3,7 @@
 rsync reads from a folder of symlinks to /proc/<pid>/fd/<n>, so the inodes that were opened and checked are what is
 sent, whatever happens to names meanwhile; it writes to limbo/link/<gfid>: new files, which the agent takes from there,
 and names that the agent has given existing inodes for the time being. It moves bytes only; the agent sets attributes.
-Its server side is started by the agent's program (gsync/slave/rsync_server.py).
+Its server side is started by the agent's program (gsync/slave/directory/rsync_server.py).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gsync.errors import SLAVE_WIDE, GsyncError, SlaveError, Transient, UsageError
-from gsync.log import get_logger
-from gsync.slave.client import SlaveClient
-from gsync.slave.protocol import ANY_SIZE, LandedRow, MetaRow
+from gsync.base.errors import SLAVE_WIDE, GsyncError, SlaveError, Transient, UsageError
+from gsync.base.log import get_logger
+from gsync.link.client import SlaveClient
+from gsync.link.link import Link
+from gsync.link.protocol import ANY_SIZE, LandedRow, MetaRow
 from gsync.sync.engine import Flow, Report, Source, Stopped
 from gsync.sync.postbox import Request, Result
-from gsync.transport.link import Link
 
 _log = get_logger(__name__)
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
-from gsync.errors import GsyncError
-from gsync.log import get_logger
+from gsync.base.errors import GsyncError
+from gsync.base.log import get_logger
 from gsync.sync.engine import Engine, Flow, Stopped
 from gsync.sync.postbox import Closed, PostBox, Request, Result
 

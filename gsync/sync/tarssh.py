@@ -1,4 +1,4 @@
-"""The stream engine: whole files as one stream to a receiver at the slave (format: gsync/slave/stream.py).
+"""The stream engine: whole files as one stream to a receiver at the slave (format: gsync/link/stream.py).
 
 Small files are read whole and leave in big writes; long ones go by sendfile, hole by hole. A box may still be on its
 way while the next one is being sent; its results come with the receiver's answer.
@@ -16,14 +16,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gsync import rpc
-from gsync.errors import SLAVE_WIDE, GsyncError, SlaveError
-from gsync.model import NS
-from gsync.slave import stream
-from gsync.slave.client import error_of
+from gsync.base import rpc
+from gsync.base.errors import SLAVE_WIDE, GsyncError, SlaveError
+from gsync.base.model import NS
+from gsync.link import stream
+from gsync.link.client import error_of
+from gsync.link.link import Link
 from gsync.sync.engine import Flow, Report, Source
 from gsync.sync.postbox import Request, Result
-from gsync.transport.link import Link
 
 _WRITE = 256 << 10  # bytes gathered before they are written
 _READ = 128 << 10  # an extent up to this is read and gathered instead of sent by itself

@@ -21,18 +21,18 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 
-from gsync.errors import UsageError
-from gsync.log import get_logger
-from gsync.model import NS, shown
-from gsync.transfer.catalog import open_catalog, parse_catalog
-from gsync.transfer.database import Transfers
-from gsync.transfer.registry import Place, Stores
-from gsync.transfer.requests import ENDED, NewOperation, NewRequest, NewTransfer, Request, State, Transfer, new_id
-from gsync.transfer.retry import RetryPolicy
+from gsync.base.errors import UsageError
+from gsync.base.log import get_logger
+from gsync.base.model import NS, shown
+from gsync.state.home import default_path
+from gsync.transfer.catalog.catalog import open_catalog, parse_catalog
+from gsync.transfer.queue.database import Transfers
+from gsync.transfer.queue.registry import Place, Stores
+from gsync.transfer.queue.requests import ENDED, NewOperation, NewRequest, NewTransfer, Request, State, Transfer, new_id
+from gsync.transfer.queue.retry import RetryPolicy
+from gsync.transfer.queue.worker import worker_id
 from gsync.transfer.send import FAILOVER_FOLDER, Attempt, NoPlace, Plan, Sending, measure, request_of, sending
-from gsync.transfer.store import Category, StoreError
-from gsync.transfer.worker import worker_id
-from gsync.volume.home import default_path
+from gsync.transfer.stores.store import Category, StoreError
 
 _log = get_logger(__name__)
 
@@ -75,8 +75,8 @@ class Client:
     """gsync's transfers, of the state folder `home` (default: $GSYNC_HOME, /var/lib/gsync, or the user's own).
 
     stores: the registry of named stores (add, all, check, ban, allow). One thread. Every method raises
-    `gsync.errors.GsyncError`: UsageError for wrong arguments, StoreError for a store. looking: the folder is not made
-    if it is missing, for a client that only plans and asks.
+    `gsync.base.errors.GsyncError`: UsageError for wrong arguments, StoreError for a store. looking: the folder is not
+    made if it is missing, for a client that only plans and asks.
     """
 
     def __init__(self, home: str | None = None, policy: RetryPolicy | None = None, *, looking: bool = False) -> None:

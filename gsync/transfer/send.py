@@ -24,16 +24,16 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gsync.errors import UsageError
-from gsync.log import get_logger
-from gsync.model import shown
-from gsync.transfer.catalog import Action, Catalog, CatalogError, Entry, open_catalog
-from gsync.transfer.database import Transfers
-from gsync.transfer.handlers import Context
-from gsync.transfer.mover import content_of, copy, verify
-from gsync.transfer.registry import LOCAL, Place, Stores
-from gsync.transfer.requests import NewOperation, NewRequest, NewTransfer, Transfer
-from gsync.transfer.store import Category, Content, Store, StoreError
+from gsync.base.errors import UsageError
+from gsync.base.log import get_logger
+from gsync.base.model import shown
+from gsync.transfer.catalog.catalog import Action, Catalog, CatalogError, Entry, open_catalog
+from gsync.transfer.queue.database import Transfers
+from gsync.transfer.queue.handlers import Context
+from gsync.transfer.queue.mover import content_of, copy, verify
+from gsync.transfer.queue.registry import LOCAL, Place, Stores
+from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, Transfer
+from gsync.transfer.stores.store import Category, Content, Store, StoreError
 
 _log = get_logger(__name__)
 

@@ -96,7 +96,7 @@ def role_of(argv: list[str]) -> str | None:
     """Which process of gsync this command line is: run, recorder, worker, agent or receiver."""
     if any("gsync.slave.agent" in arg or re.search(r"agent[^/]*\.pyz$", arg) for arg in argv):
         return "receiver" if "--receive" in argv else "agent"
-    for module, role in (("gsync.session.run_worker", "worker"), ("gsync.recorder", "recorder")):
+    for module, role in (("gsync.service.run_worker", "worker"), ("gsync.recorder", "recorder")):
         if module in argv:
             return role
     return "run" if "run" in argv and any(os.path.basename(arg) == "gsync" for arg in argv[:2]) else None

@@ -36,8 +36,8 @@ def test_a_table_is_aligned() -> None:
 
 @pytest.mark.parametrize(("argv", "role"), [
     (["/x/.venv/bin/python", "/x/.venv/bin/gsync", "run", "/a", "/b"], "run"),
-    (["python", "-P", "-m", "gsync.session.child", "1", "gsync.session.run_worker", "s"], "worker"),
-    (["python", "-P", "-m", "gsync.session.child", "1", "gsync.recorder", "v"], "recorder"),
+    (["python", "-P", "-m", "gsync.service.child", "1", "gsync.service.run_worker", "s"], "worker"),
+    (["python", "-P", "-m", "gsync.service.child", "1", "gsync.recorder", "v"], "recorder"),
     (["python3", "-I", "/root/.cache/gsync/agent-0123abc.pyz", "/b"], "agent"),
     (["python3", "-I", "/root/.cache/gsync/agent-0123abc.pyz", "--receive", "/b"], "receiver"),
     (["python", "-I", "-c", "from gsync.slave.agent import main", "/b"], "agent"),
@@ -50,7 +50,7 @@ def test_every_process_of_gsync_has_a_role(argv: list[str], role: str | None) ->
 
 def test_peak_memory_is_seen_below_a_process() -> None:
     watch = MemoryWatch()
-    child = [sys.executable, "-c", f"x = b'x' * {60 * MIB}; del x; input()", "gsync.session.run_worker"]
+    child = [sys.executable, "-c", f"x = b'x' * {60 * MIB}; del x; input()", "gsync.service.run_worker"]
     parent = f"import subprocess; subprocess.run({child!r})"
     with subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE) as process:
         watch.parents.add(process.pid)

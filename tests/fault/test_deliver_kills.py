@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from gsync.transfer import handover
-from gsync.transfer.database import Transfers
+from gsync.transfer.delivery import handover
+from gsync.transfer.queue.database import Transfers
 from tests.nights import HOSTILE, Nights, contents, night_of, remove
 
 SAMPLES = 8

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from gsync.errors import SlaveError, Transient, UsageError
-from gsync.slave import stream
+from gsync.base.errors import SlaveError, Transient, UsageError
+from gsync.link import stream
+from gsync.link.link import Link, Slave
+from gsync.link.ssh import SshLink, SshOptions
 from gsync.sync.engine import Stopped
 from gsync.sync.postbox import Request, Result
 from gsync.sync.rsync import RsyncEngine, RsyncSettings
 from gsync.sync.tarssh import StreamEngine
-from gsync.transport.link import Link, Slave
-from gsync.transport.ssh import SshLink, SshOptions
 from tests.engines import Files, World, at, content, local
 from tests.images import FsImage
 from tests.sshd import HOST, Sshd, descendants

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from gsync.transfer.archives import Archive, Archives
-from gsync.transfer.batches import Batches, Options
-from gsync.transfer.database import Transfers
-from gsync.transfer.requests import NewOperation, NewRequest, NewTransfer, State
-from gsync.transfer.worker import Worker
+from gsync.transfer.archive.batches import Batches, Options
+from gsync.transfer.archive.rows import Archive, Archives
+from gsync.transfer.queue.database import Transfers
+from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, State
+from gsync.transfer.queue.worker import Worker
 from tests.cli import Cli
 from tests.nights import Nights
 

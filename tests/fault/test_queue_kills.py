@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from gsync.transfer.database import Transfers
-from gsync.transfer.listing import find_lines
-from gsync.transfer.requests import NewOperation, NewRequest, NewTransfer, State
-from gsync.transfer.retry import RetryPolicy
-from gsync.transfer.worker import Settings, Worker
+from gsync.transfer.queue.database import Transfers
+from gsync.transfer.queue.listing import find_lines
+from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, State
+from gsync.transfer.queue.retry import RetryPolicy
+from gsync.transfer.queue.worker import Settings, Worker
 from tests.images import FsImage
 
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from gsync.fsid import syncfs
+from gsync.base.fsid import syncfs
 from tests.images import FsImage
 from tests.slave_model import Planner, Slave, World, check_index, check_limbo_empty, check_tree, walk
 from tests.unit import test_slave_crash as crash

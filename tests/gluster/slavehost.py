@@ -13,14 +13,14 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from gsync.model import ROOT_GFID, Gfid
-from gsync.slave.client import SlaveClient
-from gsync.slave.protocol import FillRow, Hello, RemoveRow
+from gsync.base.model import ROOT_GFID, Gfid
+from gsync.link.client import SlaveClient
+from gsync.link.link import Channel, Slave
+from gsync.link.local import _PROGRAM, LocalLink
+from gsync.link.protocol import FillRow, Hello, RemoveRow
 from gsync.sync.engine import Flow
 from gsync.sync.postbox import Request, Result
 from gsync.sync.tarssh import StreamEngine
-from gsync.transport.link import Channel, Slave
-from gsync.transport.local import _PROGRAM, LocalLink
 from tests.engines import Files
 from tests.gluster.cluster import Node
 from tests.hosts import Host, Hosts, wait_until

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from gsync.model import ROOT_GFID, Name
-from gsync.volume.gluster import read_info
-from gsync.volume.gmount import AuxMount
-from gsync.volume.gtree import GlusterTree
-from gsync.volume.ownbrick import ENOUGH, OwnBrick
+from gsync.base.model import ROOT_GFID, Name
+from gsync.master.gluster.info import read_info
+from gsync.master.gluster.mount import AuxMount
+from gsync.master.gluster.ownbrick import ENOUGH, OwnBrick
+from gsync.master.gluster.tree import GlusterTree
 from tests.gluster.cluster import MASTER, Cluster, cluster
 from tests.hosts import wait_until
 

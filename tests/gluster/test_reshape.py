@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gsync.crawl.hybrid import SUSPECT_MARGIN
+from gsync.engine.hybrid import SUSPECT_MARGIN
 from tests.gluster.churn import Churn
 from tests.gluster.cluster import MASTER
 from tests.gluster.site import GlusterSite, gluster_site

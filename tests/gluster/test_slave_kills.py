@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from gsync.engine.worker import Connection
+from gsync.link.client import SlaveClient
+from gsync.link.link import Channel
 from gsync.recorder import detectors
-from gsync.session.worker import Connection
-from gsync.slave.client import SlaveClient
 from gsync.sync.engine import Flow
 from gsync.sync.syncer import Syncer
 from gsync.sync.tarssh import StreamEngine
-from gsync.transport.link import Channel
 from tests.fault.test_kill_steps import changed, prepared
 from tests.gluster.slavehost import HostLink, SlaveHost, slave_host
 from tests.model.world import World

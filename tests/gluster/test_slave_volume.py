@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from gsync.errors import Faulty, GsyncError, Transient
-from gsync.model import ROOT_GFID, Gfid
-from gsync.slave.client import SlaveClient
-from gsync.slave.protocol import FillRow, MetaRow
+from gsync.base.errors import Faulty, GsyncError, Transient
+from gsync.base.model import ROOT_GFID, Gfid
+from gsync.link.client import SlaveClient
+from gsync.link.protocol import FillRow, MetaRow
 from gsync.sync.postbox import Request
 from tests.engines import Files
 from tests.gluster.cluster import SHAPES, Node, cluster

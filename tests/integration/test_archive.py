@@ -18,14 +18,14 @@ from pathlib import Path
 
 import pytest
 
-from gsync.errors import LockedError
-from gsync.transfer.archive import Verify
-from gsync.transfer.batches import Killed
-from gsync.transfer.manifest import Entry
-from gsync.transfer.requests import State
-from gsync.transfer.store import Category, Store, StoreError
-from gsync.transfer.tree import DiskTree, TreeError
-from gsync.transfer.worker import Worker
+from gsync.base.errors import LockedError
+from gsync.transfer.archive.archiver import Verify
+from gsync.transfer.archive.batches import Killed
+from gsync.transfer.archive.disk import DiskTree, TreeError
+from gsync.transfer.archive.manifest import Entry
+from gsync.transfer.queue.requests import State
+from gsync.transfer.queue.worker import Worker
+from gsync.transfer.stores.store import Category, Store, StoreError
 from tests.archives import KINDS, Here, Place, changes, damage, small_tree
 from tests.place import REPOSITORY
 from tests.trees import make_everything, rsync_diff
@@ -461,7 +461,7 @@ def test_eos_item_5_one_job_per_directory_and_it_can_be_killed(tape: Place, monk
             row, = json.loads(tape.run("list", "--json"))
             assert row["pid"] == os.getpid()
             assert "has not ended yet" in tape.run("kill", archive.id[:12], "--timeout", "0.1", code=1)
-    monkeypatch.setattr("gsync.transfer.batches._TOLD_EVERY", 0.0)
+    monkeypatch.setattr("gsync.transfer.archive.batches._TOLD_EVERY", 0.0)
 
     class KilledMeanwhile(Flaky):
         def put(self, path: bytes, *args: object, **more: object) -> object:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from gsync.transfer.backup import Backup, Window
-from gsync.transfer.batches import Options
-from gsync.transfer.registry import Place as StorePlace
-from gsync.transfer.registry import open_store
-from gsync.transfer.retry import RetryPolicy
-from gsync.transfer.store import Store
+from gsync.transfer.archive.backup import Backup, Window
+from gsync.transfer.archive.batches import Options
+from gsync.transfer.queue.registry import Place as StorePlace
+from gsync.transfer.queue.registry import open_store
+from gsync.transfer.queue.retry import RetryPolicy
+from gsync.transfer.stores.store import Store
 from tests.archives import Here, Place, changes, small_tree
 from tests.sshd import HOST, Sshd
 from tests.trees import scan

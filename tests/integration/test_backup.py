@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from gsync.model import NS
-from gsync.transfer.archive import Incomplete, Verify
-from gsync.transfer.archives import Archive, Archives
-from gsync.transfer.backup import Backup, Window
-from gsync.transfer.batches import Options
-from gsync.transfer.database import Transfers
-from gsync.transfer.registry import Place as StorePlace
-from gsync.transfer.registry import Stores
-from gsync.transfer.retry import RetryPolicy
-from gsync.transfer.store import Category, Store, StoreError
+from gsync.base.model import NS
+from gsync.transfer.archive.archiver import Incomplete, Verify
+from gsync.transfer.archive.backup import Backup, Window
+from gsync.transfer.archive.batches import Options
+from gsync.transfer.archive.rows import Archive, Archives
+from gsync.transfer.queue.database import Transfers
+from gsync.transfer.queue.registry import Place as StorePlace
+from gsync.transfer.queue.registry import Stores
+from gsync.transfer.queue.retry import RetryPolicy
+from gsync.transfer.stores.store import Category, Store, StoreError
 from gsync.transfer.stores.vault import make_vault
 from tests.archives import Place, changes
 from tests.cli import Cli

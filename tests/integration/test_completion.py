@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from gsync.session.session import SessionHome
-from gsync.volume.home import Home
+from gsync.state.home import Home
 from tests.place import Place
 
 pytestmark = pytest.mark.slow

@@ -21,12 +21,12 @@ from pathlib import Path
 
 import pytest
 
-from gsync.transfer import dataset, handover
-from gsync.transfer.checksums import line_of
-from gsync.transfer.deliverdb import Stage
-from gsync.transfer.gate import Stopped
-from gsync.transfer.rounds import order
-from gsync.transfer.source import Listing, Source
+from gsync.transfer.delivery import dataset, handover
+from gsync.transfer.delivery.checksums import line_of
+from gsync.transfer.delivery.gate import Stopped
+from gsync.transfer.delivery.rounds import order
+from gsync.transfer.delivery.rows import Stage
+from gsync.transfer.delivery.source import Listing, Source
 from gsync.transfer.stores.dir import DirStore
 from gsync.transfer.stores.vault import VaultStore
 from tests.nights import HOSTILE, Nights, contents, night_of, remove
@@ -376,8 +376,8 @@ def test_a_dry_run_changes_nothing(nights: Nights) -> None:
 
 def test_what_the_queue_shows_and_says(nights: Nights) -> None:
     """One request for each unit; kill and retry by the queue are followed."""
-    from gsync.transfer.database import Transfers
-    from gsync.transfer.requests import State
+    from gsync.transfer.queue.database import Transfers
+    from gsync.transfer.queue.requests import State
 
     bad, good = nights.make(night_of(2), 1, listed=False), nights.make(night_of(2), 2)
     nights.round(now=datetime.now(UTC) - timedelta(days=2))

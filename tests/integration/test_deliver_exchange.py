@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gsync.transfer import handover
+from gsync.transfer.delivery import handover
 from tests.images import FsImage
 
 pytestmark = pytest.mark.root

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from gsync.transfer.database import Transfers
+from gsync.transfer.queue.database import Transfers
 from tests.nights import HOSTILE, Nights, contents, night_of
 from tests.sshd import HOST, Sshd
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from gsync.transfer.archives import Archives
-from gsync.transfer.database import Transfers
-from gsync.transfer.registry import Stores
-from gsync.transfer.requests import NewOperation, NewRequest, NewTransfer, State
+from gsync.transfer.archive.rows import Archives
+from gsync.transfer.queue.database import Transfers
+from gsync.transfer.queue.registry import Stores
+from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, State
 from tests.nights import Nights, night_of, remove
 
 EVIL = b"<script>document.title='evil'</script>&\"'"

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from gsync.link.link import Link, Slave
+from gsync.link.ssh import SshLink, SshOptions
 from gsync.sync.postbox import Request
 from gsync.sync.rsync import RsyncEngine
 from gsync.sync.tarssh import StreamEngine
-from gsync.transport.link import Link, Slave
-from gsync.transport.ssh import SshLink, SshOptions
 from tests.engines import World, allocated, at, content, local, xattrs
 from tests.sshd import HOST, Sshd
 from tests.trees import HOSTILE_NAMES, KIB, MIB

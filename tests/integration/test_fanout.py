@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
+from gsync.base.model import ROOT_GFID
 from gsync.changelog.retention import purge
 from gsync.cli import main
-from gsync.model import ROOT_GFID
 from gsync.session.report import monitor_pid, session_report
 from gsync.session.session import SessionHome
-from gsync.volume.home import Home
+from gsync.state.home import Home
 from tests.place import Place
 from tests.trees import Churn, compare, wait_until_equal
 

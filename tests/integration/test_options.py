@@ -15,11 +15,11 @@ import pytest
 
 from gsync.recorder.status import RecorderPort
 from gsync.session.config import set_value
+from gsync.state.home import Home
 from gsync.sync.engine import Flow
 from gsync.sync.postbox import Request, Result
 from gsync.sync.rsync import RsyncEngine, RsyncSettings
 from gsync.sync.timetable import Timetable
-from gsync.volume.home import Home
 from tests.engines import World, content, local
 from tests.place import Place
 from tests.sshd import HOST, Sshd
@@ -264,7 +264,7 @@ class TestTheWorker:
         quiet = len(place.log())
         assert " INFO " in place.log()
         place.once("--log-level", "ERROR")
-        assert " gsync.session.worker " not in place.log()[quiet:]
+        assert " gsync.engine.worker " not in place.log()[quiet:]
 
     def test_changelog_batch_size(self, place: Place) -> None:
         place.once()

@@ -19,19 +19,19 @@ from pathlib import Path
 import inotify_simple
 import pytest
 
-from gsync.transfer.database import Transfers
-from gsync.transfer.registry import Stores
-from gsync.transfer.requests import NewOperation, NewRequest, NewTransfer, State, Transfer
+from gsync.transfer.queue.database import Transfers
+from gsync.transfer.queue.registry import Stores
+from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, State, Transfer
 
 PATIENCE = 900.0
 WORKERS, JOBS = 3, 4
 # A worker with stores that fail: one put in twenty by chance, and for ever where the name says so.
 _WORKER = """
 import random, sys
-from gsync.transfer.retry import RetryPolicy
-from gsync.transfer.store import Category, StoreError
+from gsync.transfer.queue.retry import RetryPolicy
+from gsync.transfer.stores.store import Category, StoreError
 from gsync.transfer.stores.dir import DirStore
-from gsync.transfer.worker import Settings, Worker
+from gsync.transfer.queue.worker import Settings, Worker
 
 original = DirStore.put
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from gsync import rpc
-from gsync.model import ROOT_GFID
-from gsync.slave import stream
-from gsync.slave.client import SlaveClient
-from gsync.slave.protocol import FillRow
+from gsync.base import rpc
+from gsync.base.model import ROOT_GFID
+from gsync.link import stream
+from gsync.link.client import SlaveClient
+from gsync.link.link import Channel
+from gsync.link.local import LocalLink
+from gsync.link.protocol import FillRow
 from gsync.slave.receive import TreeReceiver
-from gsync.transport.link import Channel
-from gsync.transport.local import LocalLink
 from tests.engines import local
 from tests.trees import MIB
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from gsync.fsid import Inodes
-from gsync.model import ROOT_GFID, Gfid
+from gsync.base.fsid import Inodes
+from gsync.base.model import ROOT_GFID, Gfid
 from gsync.recorder import detectors, fanotify
 from gsync.recorder.detector import (
     ChangeHint,

@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
+from gsync.base.fsid import Inodes
+from gsync.base.model import NS, ROOT_GFID
+from gsync.base.namespace import Namespace
 from gsync.changelog import layout
 from gsync.changelog.reader import History
 from gsync.changelog.records import Data, Entry, Fop, Meta
-from gsync.fsid import Inodes
-from gsync.model import NS, ROOT_GFID
-from gsync.namespace import Namespace
+from gsync.master.posix import PosixTree
 from gsync.recorder import backlog, recording, scan
 from gsync.recorder.detector import ChangeHint, Detector, Knows, LostWatch, NameHint, Overflow
 from gsync.recorder.recorder import Recorder
-from gsync.volume.posix import PosixTree
 from tests.recorder_changes import a_directory, hostile_names, one_file
 from tests.recording import FACTORIES, Injecting, World
 

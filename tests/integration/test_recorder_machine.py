@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from gsync.fsid import Inodes
+from gsync.base.fsid import Inodes
 from gsync.recorder import backlog, recording
 from gsync.recorder.detector import Detector, Hint, Knows, Overflow
 from tests.recording import FACTORIES, World

@@ -17,14 +17,14 @@ from pathlib import Path
 
 import pytest
 
+from gsync.base.errors import Faulty, LockedError, Transient, UsageError
 from gsync.changelog.reader import History
 from gsync.changelog.records import Data, Entry
-from gsync.errors import Faulty, LockedError, Transient, UsageError
 from gsync.recorder import detectors
 from gsync.recorder import recorder as recorder_module
 from gsync.recorder.recorder import Keep, Recorder, run_recorder
 from gsync.recorder.status import RECORDING, STOPPED, Control, RecorderPort, read_status
-from gsync.volume.home import Brick
+from gsync.state.home import Brick
 from tests.recorder_changes import a_directory, one_file
 from tests.recording import FACTORIES, World, copy_of, differences, wait_for
 from tests.trees import Churn
@@ -217,7 +217,7 @@ def test_what_is_no_fifo_is_replaced_by_one(tmp_path: Path) -> None:
 
 
 def test_auto_takes_the_first_that_works(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
-    from gsync.fsid import Inodes
+    from gsync.base.fsid import Inodes
     from gsync.recorder import fanotify
 
     def refuse() -> int:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from gsync.base.errors import Faulty
 from gsync.changelog.records import Entry, Fop
-from gsync.errors import Faulty
 from gsync.recorder import recorder as recorder_module
 from gsync.recorder.recorder import Recorder
 from gsync.recorder.status import FAULTY, RECORDING, STOPPED, RecorderPort

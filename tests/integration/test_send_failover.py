@@ -16,15 +16,15 @@ from pathlib import Path
 import pytest
 
 from gsync.transfer import Client
-from gsync.transfer.requests import State
+from gsync.transfer.queue.requests import State
 
 pytestmark = pytest.mark.slow
 
 FILES = 8
 _WORKER = """
 import sys
-from gsync.transfer.retry import RetryPolicy
-from gsync.transfer.worker import Settings, Worker
+from gsync.transfer.queue.retry import RetryPolicy
+from gsync.transfer.queue.worker import Settings, Worker
 policy = RetryPolicy(max_retries=50, first_pause=0.05, longest_pause=0.2, ban=0.2)
 Worker(sys.argv[1], Settings(lease=1.0, policy=policy)).run()
 """

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from gsync.errors import Faulty, GsyncError, SlaveError, Transient
-from gsync.model import ROOT_GFID
-from gsync.slave.client import SlaveClient
-from gsync.slave.protocol import FillRow, RemoveRow
-from gsync.transport.link import Channel, Slave
-from gsync.transport.local import LocalLink
+from gsync.base.errors import Faulty, GsyncError, SlaveError, Transient
+from gsync.base.model import ROOT_GFID
+from gsync.link.client import SlaveClient
+from gsync.link.link import Channel, Slave
+from gsync.link.local import LocalLink
+from gsync.link.protocol import FillRow, RemoveRow
 from tests.engines import local
 
 VOLUME = "00000000-0000-0000-0000-00000000c0de"

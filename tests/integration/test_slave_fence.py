@@ -15,18 +15,19 @@ from typing import Any
 
 import pytest
 
-from gsync import rpc
-from gsync.errors import SlaveError, Transient
-from gsync.process import start_time
-from gsync.slave import fence, stream
-from gsync.slave.client import SlaveClient
-from gsync.slave.identity import take
-from gsync.slave.protocol import Fenced, FillRow
+from gsync.base import rpc
+from gsync.base.errors import SlaveError, Transient
+from gsync.base.process import start_time
+from gsync.link import stream
+from gsync.link.client import SlaveClient
+from gsync.link.link import Link, Slave
+from gsync.link.protocol import Fenced, FillRow
+from gsync.link.ssh import SshLink, SshOptions
+from gsync.slave import fence
+from gsync.slave.directory.identity import take
 from gsync.sync.engine import Flow, Stopped
 from gsync.sync.postbox import Request
 from gsync.sync.rsync import RsyncEngine
-from gsync.transport.link import Link, Slave
-from gsync.transport.ssh import SshLink, SshOptions
 from tests.engines import World, at, local
 from tests.sshd import HOST, Sshd
 from tests.trees import MIB

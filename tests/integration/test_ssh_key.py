@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from gsync import rpc
-from gsync.errors import SlaveError, Transient, UsageError
-from gsync.slave import forced, rsync_server, stream
-from gsync.slave.client import SlaveClient
-from gsync.transport import setup, ssh
-from gsync.transport.link import Slave
-from gsync.transport.ssh import SshLink, SshOptions
+from gsync.base import rpc
+from gsync.base.errors import SlaveError, Transient, UsageError
+from gsync.link import hostkeys, ssh, stream
+from gsync.link.client import SlaveClient
+from gsync.link.link import Slave
+from gsync.link.ssh import SshLink, SshOptions
+from gsync.slave import forced
+from gsync.slave.directory import rsync_server
 from tests.place import Place
 from tests.sshd import HOST, Sshd
 from tests.trees import compare
@@ -47,7 +48,7 @@ class Key:
         self.authorized = sshd.home / ".ssh/authorized_keys"
         if self.authorized.exists():
             self.authorized.unlink()
-        self.line, _ = setup.authorize(self.slave, self.own, self.public)
+        self.line, _ = hostkeys.authorize(self.slave, self.own, self.public)
 
     @property
     def argv(self) -> list[str]:
@@ -125,18 +126,18 @@ def test_installing_again_changes_nothing_and_keeps_the_others(key: Key) -> None
     key.authorized.chmod(0o640)
     before = key.authorized.read_text()
     assert before.endswith(f"{key.line}\n")
-    setup.authorize(key.slave, key.own, key.public)
+    hostkeys.authorize(key.slave, key.own, key.public)
     assert key.authorized.read_text() == before
     assert key.authorized.stat().st_mode & 0o777 == 0o640
     assert len(before.splitlines()) == 3
 
 
 def test_the_agent_is_replaced_in_one_step(key: Key) -> None:
-    path = Path(setup.push_agent(key.slave, key.own))
+    path = Path(hostkeys.push_agent(key.slave, key.own))
     assert path == key.sshd.home / ".local/share/gsync/agent.pyz"
     assert list(path.parent.glob("*.pyz")) == [path]
     path.write_bytes(b"old")
-    setup.push_agent(key.slave, key.own)
+    hostkeys.push_agent(key.slave, key.own)
     key.link().close()
 
 
@@ -163,7 +164,7 @@ def test_a_key_that_is_not_installed_is_said(key: Key) -> None:
 
 
 def test_the_line_holds_any_path(tmp_path: Path) -> None:
-    line = setup.authorized_line("ssh-ed25519 AAAA gsync s", Slave(b"/a b\"c'd$(x)\\e", HOST))
+    line = hostkeys.authorized_line("ssh-ed25519 AAAA gsync s", Slave(b"/a b\"c'd$(x)\\e", HOST))
     found = re.fullmatch(r'restrict,command="(.*)" ssh-ed25519 AAAA gsync s', line)
     assert found is not None
     command = found[1].replace('\\"', '"')  # as sshd reads it
@@ -171,7 +172,7 @@ def test_the_line_holds_any_path(tmp_path: Path) -> None:
                          text=True, check=True).stdout
     assert out.splitlines()[-1] == "/a b\"c'd$(x)\\e"
     with pytest.raises(UsageError, match="cannot be named in authorized_keys"):
-        setup.authorized_line("ssh-ed25519 AAAA gsync s", Slave(b"/a\nb", HOST))
+        hostkeys.authorized_line("ssh-ed25519 AAAA gsync s", Slave(b"/a\nb", HOST))
 
 
 # used by a thief

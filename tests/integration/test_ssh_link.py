@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from gsync.errors import GsyncError, SlaveError, Transient
-from gsync.slave.client import SlaveClient
-from gsync.transport import setup, ssh
-from gsync.transport.link import Slave
-from gsync.transport.ssh import SshLink, SshOptions
+from gsync.base.errors import GsyncError, SlaveError, Transient
+from gsync.link import hostkeys, ssh
+from gsync.link.client import SlaveClient
+from gsync.link.link import Slave
+from gsync.link.ssh import SshLink, SshOptions
 from tests.sshd import HOST, Sshd
 
 VOLUME = "00000000-0000-0000-0000-00000000c0de"
@@ -139,11 +139,11 @@ def test_an_unknown_host_key_is_refused_with_its_fingerprint(sshd: Sshd) -> None
 def test_a_host_key_is_accepted_only_if_it_is_the_expected_one(sshd: Sshd) -> None:
     sshd.known_hosts.write_text("other.example ssh-ed25519 AAAA")
     with pytest.raises(SlaveError, match="not SHA256:wrong"):
-        setup.accept_host_key(slave(), options(sshd), "SHA256:wrong")
+        hostkeys.accept_host_key(slave(), options(sshd), "SHA256:wrong")
     assert sshd.known_hosts.read_text() == "other.example ssh-ed25519 AAAA"
-    key = setup.host_key_fingerprint(slave(), options(sshd))
+    key = hostkeys.host_key_fingerprint(slave(), options(sshd))
     for _ in range(2):
-        setup.accept_host_key(slave(), options(sshd), key)
+        hostkeys.accept_host_key(slave(), options(sshd), key)
     assert len(sshd.known_hosts.read_text().splitlines()) == 2
     SshLink(slave(), options(sshd)).close()
 
@@ -156,7 +156,7 @@ def test_a_changed_host_key_is_refused(sshd: Sshd) -> None:
     assert isinstance(error, SlaveError)
     assert "CHANGED" in str(error)
     assert f"ssh-keygen -R '{name}'" in str(error)
-    assert setup.host_key_fingerprint(slave(), options(sshd)) in str(error)
+    assert hostkeys.host_key_fingerprint(slave(), options(sshd)) in str(error)
 
 
 def test_no_permission_is_said(sshd: Sshd) -> None:
@@ -225,8 +225,8 @@ def test_a_link_whose_process_is_killed_takes_everything_down(sshd: Sshd, tmp_pa
     program = tmp_path / "dies.py"
     program.write_text(f"""
 import os, signal, sys
-from gsync.transport.link import Slave
-from gsync.transport.ssh import SshLink, SshOptions
+from gsync.link.link import Slave
+from gsync.link.ssh import SshLink, SshOptions
 link = SshLink(Slave(b"/", {HOST!r}), SshOptions({str(sshd.client_config)!r}))
 channel = link.spawn([b"sh", b"-c", b"echo $$; exec cat"])
 print(channel.stdout.readline().decode().strip(), flush=True)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from gsync.errors import SlaveError, Transient
-from gsync.slave.client import SlaveClient
-from gsync.transport import setup
-from gsync.transport.link import parse_slave
-from gsync.transport.ssh import SshLink, SshOptions
+from gsync.base.errors import SlaveError, Transient
+from gsync.link import hostkeys
+from gsync.link.client import SlaveClient
+from gsync.link.link import parse_slave
+from gsync.link.ssh import SshLink, SshOptions
 from tests.sshd import Sshd
 
 VOLUME = "00000000-0000-0000-0000-00000000c0de"
@@ -93,10 +93,10 @@ def test_through_a_host_in_between(sshd: Sshd, jump: Sshd, tmp_path: Path) -> No
     assert (jump.dir / "sshd.log").read_text().count("Accepted publickey") > before
     (known := Path(f"{tmp_path}/config.known")).write_text(jump.known_hosts.read_text())
     slave = parse_slave("far:/")
-    key = setup.host_key_fingerprint(slave, options)
+    key = hostkeys.host_key_fingerprint(slave, options)
     with pytest.raises(SlaveError, match=rf"far:/: host key is not known; compare {key.replace('+', '.')}"):
         SshLink(slave, options)
-    setup.accept_host_key(slave, options, key)
+    hostkeys.accept_host_key(slave, options, key)
     SshLink(slave, options).close()
     text = known.read_text()
     known.write_text("")

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from gsync.transfer.registry import open_store
-from gsync.transfer.store import Category, Item, Store, StoreError
+from gsync.transfer.queue.registry import open_store
+from gsync.transfer.stores.store import Category, Item, Store, StoreError
 from gsync.transfer.stores.vault import make_vault
 from tests.sshd import HOST, Sshd
 from tests.tape import Tape

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from gsync.errors import UsageError
-from gsync.transfer.store import Category, Item, StoreError
+from gsync.base.errors import UsageError
+from gsync.transfer.stores.store import Category, Item, StoreError
 from gsync.transfer.stores.vault import VaultStore, make_vault
 from tests.tape import Tape
 

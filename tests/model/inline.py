@@ -11,19 +11,19 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from gsync.errors import GsyncError
-from gsync.model import ROOT_GFID
-from gsync.namespace import Entry
+from gsync.base.errors import GsyncError
+from gsync.base.model import ROOT_GFID
+from gsync.base.namespace import Entry
+from gsync.link.client import SlaveClient
+from gsync.link.protocol import CommitAnswer, MetaRow
 from gsync.slave.agent import Agent
-from gsync.slave.client import SlaveClient
-from gsync.slave.protocol import CommitAnswer, MetaRow
-from gsync.slave.tree import SlaveTree
+from gsync.slave.directory.tree import SlaveTree
 from gsync.sync.postbox import Request, Result
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gsync.model import Gfid, Name
+    from gsync.base.model import Gfid, Name
     from tests.model.world import World
 
 

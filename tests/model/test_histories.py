@@ -14,7 +14,7 @@ from unittest import mock
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from gsync import fsid
+from gsync.base import fsid
 from gsync.recorder import detectors
 from tests.model.world import Killed, World
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from gsync.fsid import Inodes
+from gsync.base.fsid import Inodes
+from gsync.master.posix import PosixTree
 from gsync.recorder import detectors
 from gsync.recorder.detector import Detector, Knows
 from gsync.recorder.fanotify import Fanotify
-from gsync.volume.posix import PosixTree
 from tests.model.world import Killed, World
 
 
@@ -149,7 +149,7 @@ def test_what_cannot_be_read_is_a_failure_of_its_own(w: World, monkeypatch: pyte
         w.write("m/1", "changed")
         w.quiet()
         assert (w.slave / "1").read_text() == "changed"
-        patched.setattr("gsync.volume.tree.islice", unreadable)
+        patched.setattr("gsync.master.tree.islice", unreadable)
         w._worker()._crawl_whole = True
         w.quiet()
     failure, = w._worker().ledger.all()

@@ -17,19 +17,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from gsync.base.errors import Transient
+from gsync.base.fsid import Inodes
+from gsync.base.model import NS, ROOT_GFID, Gfid, Name
 from gsync.changelog.reader import History
-from gsync.changelogdb import ChangelogDB
-from gsync.errors import Transient
-from gsync.fsid import Inodes
-from gsync.ledger import Ledger
-from gsync.model import NS, ROOT_GFID, Gfid, Name
+from gsync.engine import worker as worker_module
+from gsync.engine.lease import LocalLease
+from gsync.engine.ledger import Ledger
+from gsync.engine.worker import Connection, Worker
+from gsync.engine.worklist import ChangelogDB
+from gsync.master.posix import PosixTree
 from gsync.recorder.recorder import Recorder
 from gsync.recorder.recording import Recording
-from gsync.session import worker as worker_module
-from gsync.session.lease import LocalLease
-from gsync.session.worker import Connection, Worker
-from gsync.volume.home import Home
-from gsync.volume.posix import PosixTree
+from gsync.state.home import Home
 from tests.model.inline import InlineClient, InlineSyncer
 
 _real_time_ns = time.time_ns

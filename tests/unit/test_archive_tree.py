@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from gsync.transfer import eosfile
-from gsync.transfer.manifest import Entry, Header, Manifest, Writer
-from gsync.transfer.restore import Restore
-from gsync.transfer.tree import DiskTree, TreeError
+from gsync.transfer.archive import eosfile
+from gsync.transfer.archive.disk import DiskTree, TreeError
+from gsync.transfer.archive.manifest import Entry, Header, Manifest, Writer
+from gsync.transfer.archive.restore import Restore
 from tests.trees import Entry as Seen
 from tests.trees import _differences, make_everything, scan
 
@@ -144,7 +144,7 @@ def test_a_nested_archive_is_refused(disk: DiskTree, tree: Path, name: bytes) ->
 @pytest.mark.root
 def test_an_entry_that_is_immutable_already_is_refused(disk: DiskTree, tree: Path) -> None:
     fd = os.open(tree / "empty", os.O_RDONLY)
-    from gsync.transfer.tree import set_immutable
+    from gsync.transfer.archive.disk import set_immutable
 
     set_immutable(fd, True)
     os.close(fd)

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from gsync.errors import LockedError
-from gsync.process import Lock
-from gsync.transfer import asofiles
-from gsync.transfer.asofiles import Outbox
-from gsync.transfer.database import Transfers
-from gsync.transfer.requests import NewOperation, NewRequest, NewTransfer, State
+from gsync.base.errors import LockedError
+from gsync.base.process import Lock
+from gsync.transfer.catalog import asofiles
+from gsync.transfer.catalog.asofiles import Outbox
+from gsync.transfer.queue.database import Transfers
+from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, State
 
 
 class World:

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from gsync.batch import READERS, Batch
-from gsync.changelogdb import EnumDir
-from gsync.volume.tree import DirReader
+from gsync.engine.batch import READERS, Batch
+from gsync.engine.worklist import EnumDir
+from gsync.master.tree import DirReader
 
 
 class Reader(DirReader):

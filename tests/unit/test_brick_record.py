@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from gsync.base.model import NS
 from gsync.changelog import layout
-from gsync.model import NS
-from gsync.volume.gbrick import BrickHistory, BrickRecord
-from gsync.volume.gluster import BrickAt, GlusterInfo
+from gsync.master.gluster.info import BrickAt, GlusterInfo
+from gsync.master.gluster.record import BrickHistory, BrickRecord
 
 
 @pytest.mark.parametrize(("fragments", "counts"), [(2, 2), (1, 3)], ids=["dispersed", "whole copies"])

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from gsync.errors import UsageError
-from gsync.transfer.catalog import (
+from gsync.base.errors import UsageError
+from gsync.transfer.catalog.catalog import (
     Action,
     CatalogError,
     CommandCatalog,
@@ -27,7 +27,7 @@ from gsync.transfer.catalog import (
     open_catalog,
     parse_catalog,
 )
-from gsync.transfer.store import Category
+from gsync.transfer.stores.store import Category
 
 
 def entry(n: int, action: Action = Action.REGISTER, name: bytes = b"run/data") -> Entry:
@@ -72,7 +72,7 @@ def test_sqlite_that_is_no_database_is_refused_for_ever(tmp_path: Path) -> None:
 def test_sqlite_that_is_locked_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     catalog = SqliteCatalog(str(tmp_path / "catalog.db"))
     catalog.apply([entry(1)])
-    monkeypatch.setattr("gsync.transfer.catalog.TIMEOUT", 0.01)
+    monkeypatch.setattr("gsync.transfer.catalog.catalog.TIMEOUT", 0.01)
     other = sqlite3.connect(tmp_path / "catalog.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(CatalogError, match="locked") as caught:

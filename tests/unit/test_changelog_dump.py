@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from gsync.base.model import ROOT_GFID, gfid_str
 from gsync.changelog.records import HEADER, Data, Entry, Fop, encode
 from gsync.changelog.writer import ChangelogWriter
-from gsync.model import ROOT_GFID, gfid_str
 from tests.changelogs import SAMPLE, changelog, gfid
 
 TOOL = Path(__file__).parents[2] / "tools" / "changelog-dump"

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gsync.base.model import NS
 from gsync.changelog import layout
 from gsync.changelog.htime import Htime, parse_record
 from gsync.changelog.layout import HistoryGap
 from gsync.changelog.reader import History
 from gsync.changelog.records import HEADER
-from gsync.model import NS
 
 T = 1_700_000_000  # 2023-11-14T22:13:20Z
 ELSEWHERE = b"/some/other/brick/.glusterfs/changelogs"

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gsync.base.model import ROOT_GFID, gfid_str
 from gsync.changelog import records as r
 from gsync.changelog.records import Data, Entry, Fop, Meta, Problem, ProblemKind, encode, read_changes, sound_end
-from gsync.model import ROOT_GFID, gfid_str
 from tests.changelogs import SAMPLE, changelog, gfid, names, read_all, records
 
 HEADER_1_1 = b"GlusterFS Changelog | version: v1.1 | encoding : 2\n"

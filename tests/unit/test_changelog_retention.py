@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gsync.base.model import NS
 from gsync.changelog import htime, layout
 from gsync.changelog.archive import Archive
 from gsync.changelog.reader import History
 from gsync.changelog.records import Data
 from gsync.changelog.retention import Purged, purge
 from gsync.changelog.writer import ChangelogWriter
-from gsync.model import NS
 from tests.changelogs import changelog, gfid
 
 T = 1_700_000_000

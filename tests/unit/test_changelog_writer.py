@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+from gsync.base.model import NS
 from gsync.changelog import htime, layout
 from gsync.changelog.layout import Changelog
 from gsync.changelog.reader import History
 from gsync.changelog.records import Data, Record, encode, read_records
 from gsync.changelog.writer import ChangelogWriter
-from gsync.model import NS
 from tests.changelogs import SAMPLE, changelog, gfid
 
 T = 1_700_000_000

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import typer
 
+from gsync.base.errors import Faulty, GsyncError, LockedError, SlaveError, Transient, UsageError
+from gsync.base.process import Lock
 from gsync.cli import main, run
 from gsync.cli.output import duration_text, json_ready, print_error, size_text
-from gsync.errors import Faulty, GsyncError, LockedError, SlaveError, Transient, UsageError
-from gsync.process import Lock
 from gsync.session.options import Options
 from gsync.session.session import Session, SessionHome
-from gsync.volume.home import Home
+from gsync.state.home import Home
 from tests.cli import Cli
 
 NS = 1_000_000_000

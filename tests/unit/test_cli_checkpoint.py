@@ -13,9 +13,9 @@ from typing import Any, TextIO
 
 import pytest
 
+from gsync.base.errors import UsageError
+from gsync.base.process import Lock, start_time
 from gsync.cli.checkpoint import parse
-from gsync.errors import UsageError
-from gsync.process import Lock, start_time
 from gsync.session import checkpoint
 from gsync.session.checkpoint import Checkpoint, parse_moment
 from gsync.session.session import Session, SessionHome

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from gsync.session.session import SessionHome
+from gsync.state.home import Home
 from gsync.transfer import Client
-from gsync.transfer.archives import Archives
-from gsync.transfer.database import Transfers
-from gsync.volume.home import Home
+from gsync.transfer.archive.rows import Archives
+from gsync.transfer.queue.database import Transfers
 from tests.cli import Cli
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from gsync.base.errors import UsageError
+from gsync.base.process import Lock
 from gsync.cli import main
 from gsync.cli.config import parse
-from gsync.errors import UsageError
-from gsync.process import Lock
 from gsync.session.control import Wanted, write_wanted
 from gsync.session.options import Options, table
 from gsync.session.session import Session, SessionHome
-from gsync.volume.home import Home
+from gsync.state.home import Home
 
 
 @pytest.fixture

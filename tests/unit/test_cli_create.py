@@ -12,16 +12,17 @@ from typing import Any
 
 import pytest
 
-from gsync.ledger import Ledger
-from gsync.model import NS
-from gsync.process import Lock
-from gsync.session import config, preflight
+from gsync.base.model import NS
+from gsync.base.process import Lock
+from gsync.engine.ledger import Ledger
+from gsync.link.client import SlaveClient
+from gsync.link.link import parse_slave
+from gsync.link.local import LocalLink
+from gsync.service import preflight
+from gsync.session import config
 from gsync.session.control import Wanted, read_wanted, write_wanted
 from gsync.session.session import Session, SessionHome
-from gsync.slave import survey
-from gsync.slave.client import SlaveClient
-from gsync.transport.link import parse_slave
-from gsync.transport.local import LocalLink
+from gsync.slave.directory import survey
 from tests.cli import Cli
 from tests.images import FsImage
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from gsync.cli.progress import RunView, Totals, progress_line
+from gsync.service.supervisor import Ending
 from gsync.session.logfile import LogFile
 from gsync.session.status import WorkerStatus
-from gsync.session.supervisor import Ending
 
 ACTIVE = WorkerStatus(pid=10, started=1, state="Active", crawl="Hybrid", phase="syncing", files_done=1500,
                       bytes_done=3 << 20, files_total=4000, bytes_total=8 << 20,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gsync.ledger import Failure, Ledger
-from gsync.model import gfid_str
+from gsync.base.model import gfid_str
+from gsync.engine.ledger import Failure, Ledger
 from gsync.session.session import SessionHome
 from tests.cli import Cli
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from gsync.transfer import Client
-from gsync.transfer.catalog import SqliteCatalog
-from gsync.transfer.database import Transfers
-from gsync.transfer.requests import NewOperation, NewRequest, NewTransfer, State
+from gsync.transfer.catalog.catalog import SqliteCatalog
+from gsync.transfer.queue.database import Transfers
+from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, State
 from tests.cli import Cli
 
 

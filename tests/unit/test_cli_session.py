@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from gsync.base.process import Lock
 from gsync.cli.logs import read
 from gsync.cli.main import call
-from gsync.process import Lock
+from gsync.service.monitor import monitor_lock
 from gsync.session.control import Wanted, read_wanted, write_wanted
-from gsync.session.monitor import monitor_lock
 from gsync.session.session import Session, SessionHome
-from gsync.volume.home import Home
+from gsync.state.home import Home
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from gsync.process import Lock, start_time
+from gsync.base.process import Lock, start_time
 from gsync.recorder.status import RecorderStatus
 from gsync.recorder.status import write_status as write_recorder_status
 from gsync.session import config

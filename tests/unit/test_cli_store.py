@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from gsync.transfer.database import Transfers
-from gsync.transfer.requests import NewOperation, NewRequest, NewTransfer
+from gsync.transfer.queue.database import Transfers
+from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer
 from tests.cli import Cli
 
 

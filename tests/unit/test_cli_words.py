@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from gsync.base.errors import UsageError
 from gsync.cli.words import session_and_verb
-from gsync.errors import UsageError
 from gsync.session.session import SessionHome
 from tests.cli import Cli
 

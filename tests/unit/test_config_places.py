@@ -7,7 +7,7 @@ import os
 import pytest
 from pyfakefs.fake_filesystem import FakeFilesystem
 
-from gsync.errors import UsageError
+from gsync.base.errors import UsageError
 from gsync.session import config
 
 HOME, SESSION = "/var/lib/gsync", "/var/lib/gsync/sessions/s/gsync.conf"

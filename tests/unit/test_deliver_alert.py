@@ -19,8 +19,8 @@ import pytest
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword
 
-from gsync.transfer.alert import Alarm
-from gsync.transfer.dataset import Alerts
+from gsync.transfer.delivery.alert import Alarm
+from gsync.transfer.delivery.dataset import Alerts
 
 
 class Server(socketserver.ThreadingTCPServer):

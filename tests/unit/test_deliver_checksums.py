@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gsync.transfer.checksums import ChecksumList, line_of, verify
+from gsync.transfer.delivery.checksums import ChecksumList, line_of, verify
 
 A, B = hashlib.sha256(b"a").hexdigest(), hashlib.sha256(b"b").hexdigest()
 NAMES = [b"plain", b"a b", b" lead", b"trail ", b"*star", b"new\nline", b"cr\rx", b"end\r", b"back\\slash", b"\\n",

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from gsync.errors import UsageError
-from gsync.transfer import dataset
-from gsync.transfer.dataset import read
+from gsync.base.errors import UsageError
+from gsync.transfer.delivery import dataset
+from gsync.transfer.delivery.dataset import read
 
 SET = "[raw]\nsource = /s\nstaging = /st\ndestination = /d\n"
 REPOSITORY = Path(__file__).parents[2]

@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime
 
 import pytest
 
-from gsync.transfer.units import Pattern, due_at, fill, times_due
+from gsync.transfer.delivery.units import Pattern, due_at, fill, times_due
 
 
 def test_night_and_exposure() -> None:

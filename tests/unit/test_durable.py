@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gsync import durable
+from gsync.base import durable
 
 
 @pytest.fixture

@@ -14,17 +14,17 @@ from pathlib import Path
 
 import pytest
 
-from gsync.changelogdb import ChangelogDB
+from gsync.base.errors import GsyncError, LockedError, SlaveError, UsageError
+from gsync.base.namespace import Namespace
+from gsync.base.process import Lock
 from gsync.cli import main
-from gsync.errors import GsyncError, LockedError, SlaveError, UsageError
-from gsync.ledger import Failure, Ledger
-from gsync.namespace import Namespace
-from gsync.process import Lock
+from gsync.engine.ledger import Failure, Ledger
+from gsync.engine.worklist import ChangelogDB
 from gsync.session.options import Options
 from gsync.session.session import SessionHome
-from gsync.slave.index import SlaveIndex
-from gsync.volume import format as folder_format
-from gsync.volume.home import Home
+from gsync.slave.directory.index import SlaveIndex
+from gsync.state import format as folder_format
+from gsync.state.home import Home
 
 OPTIONS_OF_1 = {
     "sync_method": "rsync", "sync_jobs": 2, "exclude": ["*.o", "!keep.o", "; odd", "# comment", "\udcff*"],

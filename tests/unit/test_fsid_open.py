@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gsync import fsid
+from gsync.base import fsid
 
 
 class Failing:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from gsync.errors import UsageError
-from gsync.volume import gluster
-from gsync.volume.gluster import GlusterInfo, parse_info
-from gsync.volume.home import Home
+from gsync.base.errors import UsageError
+from gsync.master.gluster import info as gluster
+from gsync.master.gluster.info import GlusterInfo, parse_info
+from gsync.state.home import Home
 
 ID = "221a4c6d-c5a5-4c24-991a-19163e218c6a"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gsync.model import NS
-from gsync.volume.gstime import Standing, note, standing
+from gsync.base.model import NS
+from gsync.master.gluster.stime import Standing, note, standing
 
 MASTER, SLAVE, OTHER = (f"{n}21a4c6d-c5a5-4c24-991a-19163e218c6a" for n in range(3))
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from gsync.errors import Faulty
-from gsync.session.lease import Claim, Claims, LocalLease, MetaLease
+from gsync.base.errors import Faulty
+from gsync.engine.lease import Claim, Claims, LocalLease, MetaLease
 from tests.place import REPOSITORY
 
 INTERVAL = 1000.0  # no beat comes by itself while a test runs
@@ -184,7 +184,7 @@ def test_a_holder_whose_folder_goes_away_or_changes_has_it_no_longer(tmp_path: P
 
 def test_a_meta_volume_that_hangs_stops_the_holder_and_keeps_nobody_waiting(
         node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gsync.session.lease._ANSWER", 0.1)
+    monkeypatch.setattr("gsync.engine.lease._ANSWER", 0.1)
     a = node("a", interval=0.1)
     a.lease.take()
     a.lease._do(threading.Event().wait)  # never returns, as a call into a dead file system; its thread is a daemon
@@ -199,7 +199,7 @@ def test_a_meta_volume_that_hangs_stops_the_holder_and_keeps_nobody_waiting(
 
 CONTENDER = """
 import os, random, sys, time
-from gsync.session.lease import MetaLease
+from gsync.engine.lease import MetaLease
 
 folder, log, seed, interval = sys.argv[1], os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT | os.O_APPEND), *map(
     float, sys.argv[3:])

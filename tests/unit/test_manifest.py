@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gsync.transfer import eosfile
-from gsync.transfer.manifest import Entry, Header, Manifest, ManifestError, Writer, entry_of, line_of
+from gsync.transfer.archive import eosfile
+from gsync.transfer.archive.manifest import Entry, Header, Manifest, ManifestError, Writer, entry_of, line_of
 from tests.trees import HOSTILE_NAMES
 
 SHA = "ab" * 32
@@ -102,7 +102,7 @@ def test_a_path_that_leads_out_of_the_tree_is_refused(path: bytes) -> None:
 
 MILLION = """
 import resource, stat, sys
-from gsync.transfer.manifest import Entry, Header, Writer
+from gsync.transfer.archive.manifest import Entry, Header, Writer
 from gsync.transfer import eosfile
 writer = Writer(sys.argv[1].encode())
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from gsync.errors import Faulty, UsageError
+from gsync.base.errors import Faulty, UsageError
 from gsync.session.metavolume import MetaVolume, Mirror, mount_at
 from gsync.session.session import SessionHome
 from gsync.session.sharedvolumes import add_volume, keep_volume
-from gsync.volume.home import Home
+from gsync.state.home import Home
 
 
 def mount(*args: object) -> None:

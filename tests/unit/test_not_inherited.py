@@ -22,10 +22,10 @@ from pathlib import Path
 
 import pytest
 
-from gsync.transfer.database import Transfers
-from gsync.transfer.requests import NewOperation, NewRequest, State
-from gsync.transfer.retry import RetryPolicy
-from gsync.transfer.store import Category, StoreError, category_of
+from gsync.transfer.queue.database import Transfers
+from gsync.transfer.queue.requests import NewOperation, NewRequest, State
+from gsync.transfer.queue.retry import RetryPolicy
+from gsync.transfer.stores.store import Category, StoreError, category_of
 from gsync.transfer.stores.vault import VaultStore, make_vault
 from tests.tape import Tape
 from tests.unit.test_worker import NOW, Place, failing
@@ -83,7 +83,8 @@ def test_eos_6_a_rename_that_fails_is_the_transfers_failure(place: Place, monkey
 def test_dirac_13_a_request_is_durable_when_submit_returns(place: Place) -> None:
     """Requests stayed in memory until a commit at the end; a crash left replicas that nobody knew of."""
     place.write("x")
-    program = ("import os, signal, sys\nfrom gsync.transfer.database import *; from gsync.transfer.requests import *\n"
+    program = ("import os, signal, sys\n"
+               "from gsync.transfer.queue.database import *; from gsync.transfer.queue.requests import *\n"
                "db = Transfers(sys.argv[1])\n"
                "db.submit(NewRequest('queue', 'me', [NewOperation('copy', [NewTransfer('a', b'x', 'b', b'x')])]))\n"
                "os.kill(os.getpid(), signal.SIGKILL)\n")

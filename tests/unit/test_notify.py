@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gsync.notify import Notifier
+from gsync.base.notify import Notifier
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gsync import ini
-from gsync.errors import UsageError
+from gsync.base import ini
+from gsync.base.errors import UsageError
 from gsync.session import config
 from gsync.session.options import NOT_HERE, Kind, Options, Scope, find, table
 

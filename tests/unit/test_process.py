@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from gsync.errors import LockedError
-from gsync.process import Lock, is_alive, start_time
+from gsync.base.errors import LockedError
+from gsync.base.process import Lock, is_alive, start_time
 
 HOLD = """
 import sys
-from gsync.process import Lock
+from gsync.base.process import Lock
 lock = Lock(sys.argv[1], "it")
 lock.take()
 print("taken", flush=True)

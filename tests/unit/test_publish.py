@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from gsync.transfer import publish as publish_module
-from gsync.transfer.catalog import Catalog, CatalogError, Entry, JsonLinesCatalog
-from gsync.transfer.database import Transfers
-from gsync.transfer.publish import Publication, Publisher, Thresholds
-from gsync.transfer.registry import Stores
-from gsync.transfer.requests import NewOperation, NewRequest, NewTransfer, State
-from gsync.transfer.retry import RetryPolicy
-from gsync.transfer.store import Category
+from gsync.transfer.catalog.catalog import Catalog, CatalogError, Entry, JsonLinesCatalog
+from gsync.transfer.catalog.catalog import publish as publish_module
+from gsync.transfer.catalog.publish import Publication, Publisher, Thresholds
+from gsync.transfer.queue.database import Transfers
+from gsync.transfer.queue.registry import Stores
+from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, State
+from gsync.transfer.queue.retry import RetryPolicy
+from gsync.transfer.stores.store import Category
 
 
 class Recorder:
@@ -229,7 +229,7 @@ def test_several_publishers_register_everything_once(world: World) -> None:
 
 
 def test_a_catalog_that_cannot_be_one_fails_with_its_reason(world: World) -> None:
-    from gsync.transfer.catalog import open_catalog
+    from gsync.transfer.catalog.catalog import open_catalog
 
     world.request(1, catalog="nonsense")
     publisher = Publisher(world.transfers, world.stores, lambda text: open_catalog(text, str(world.path)))

@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 
 import gsync.transfer.client as client_module
-from gsync.errors import UsageError
+from gsync.base.errors import UsageError
 from gsync.transfer import Client, Sent
-from gsync.transfer.catalog import SqliteCatalog
-from gsync.transfer.database import Transfers
-from gsync.transfer.handlers import Context
-from gsync.transfer.registry import Stores
-from gsync.transfer.requests import State
-from gsync.transfer.retry import RetryPolicy
+from gsync.transfer.catalog.catalog import SqliteCatalog
+from gsync.transfer.queue.database import Transfers
+from gsync.transfer.queue.handlers import Context
+from gsync.transfer.queue.registry import Stores
+from gsync.transfer.queue.requests import State
+from gsync.transfer.queue.retry import RetryPolicy
+from gsync.transfer.queue.worker import Settings, Worker
 from gsync.transfer.send import FAILOVER_FOLDER, OPERATIONS, carry_out
-from gsync.transfer.store import Category, StoreError
 from gsync.transfer.stores.dir import DirStore
-from gsync.transfer.worker import Settings, Worker
+from gsync.transfer.stores.store import Category, StoreError
 
 POLICY = RetryPolicy(first_pause=0, ban=0)
 
@@ -493,7 +493,7 @@ def known(world: World) -> set[str]:
 
 @pytest.fixture
 def locked(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[sqlite3.Connection]:
-    monkeypatch.setattr("gsync.transfer.database._PATIENCE", 0.01)
+    monkeypatch.setattr("gsync.transfer.queue.database._PATIENCE", 0.01)
     db = sqlite3.connect(os.path.join(world.home, "transfers.db"), isolation_level=None)
     db.execute("BEGIN IMMEDIATE")
     yield db

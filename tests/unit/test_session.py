@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from gsync.errors import UsageError
+from gsync.base.errors import UsageError
 from gsync.session.session import SessionHome, default_session_name, readable_name
-from gsync.volume.home import Home, check_name
+from gsync.state.home import Home, check_name
 
 
 def test_a_saved_session_is_read_back_equal(tmp_path: Path) -> None:

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from gsync.changelogdb import ChangelogDB
-from gsync.errors import UsageError
-from gsync.ledger import Failure, Ledger
-from gsync.model import ROOT_GFID
+from gsync.base.errors import UsageError
+from gsync.base.model import ROOT_GFID
+from gsync.engine.lease import LocalLease
+from gsync.engine.ledger import Failure, Ledger
+from gsync.engine.worklist import ChangelogDB
 from gsync.session import config
 from gsync.session.control import Wanted, read_wanted, write_wanted
-from gsync.session.lease import LocalLease
 from gsync.session.session import Session, SessionHome
-from gsync.volume.home import Home
+from gsync.state.home import Home
 
 
 @pytest.fixture

@@ -11,18 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from gsync.errors import Faulty, LockedError
-from gsync.process import Lock
+from gsync.base.errors import Faulty, LockedError
+from gsync.base.process import Lock
 from gsync.recorder.status import RecorderStatus, read_status, write_status
-from gsync.session import monitor as monitor_module
+from gsync.service import monitor as monitor_module
+from gsync.service.kept import RecorderDuty, WorkerDuty, complaint
+from gsync.service.monitor import Monitor, monitor_lock
 from gsync.session.control import Wanted, write_wanted
-from gsync.session.kept import RecorderDuty, WorkerDuty, complaint
 from gsync.session.metavolume import node_name
-from gsync.session.monitor import Monitor, monitor_lock
 from gsync.session.options import Options
 from gsync.session.session import Session, SessionHome
 from gsync.session.status import WorkerStatus
-from gsync.volume.home import Home
+from gsync.state.home import Home
 
 PATIENCE = 60.0
 PAUSES = (0.01, 0.02, 0.05)
@@ -31,7 +31,7 @@ PAUSES = (0.01, 0.02, 0.05)
 PROCESS = """
 import os, sys, time
 lock, starts = sys.argv[1:3]
-from gsync.process import Lock
+from gsync.base.process import Lock
 try:
     Lock(lock, "it").take()
 except Exception:

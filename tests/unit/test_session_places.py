@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from gsync.errors import UsageError
+from gsync.base.errors import UsageError
+from gsync.link.link import Slave
 from gsync.session import places
 from gsync.session.places import check_apart, master_volume, slave_at, slave_text
-from gsync.transport.link import Slave
-from gsync.volume.home import Home
+from gsync.state.home import Home
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from gsync.process import start_time
-from gsync.session import supervisor
-from gsync.session.child import child_argv
+from gsync.base.process import start_time
+from gsync.service import supervisor
+from gsync.service.child import child_argv
+from gsync.service.supervisor import TICK, Ending, RecorderAt, Supervisor, WorkerAt
 from gsync.session.status import WorkerStatus
-from gsync.session.supervisor import TICK, Ending, RecorderAt, Supervisor, WorkerAt
 
 PAUSES = (0.01, 0.02, 0.05)
 SLEEPS = "import time; time.sleep(600)"
@@ -25,7 +25,7 @@ SLEEPS = "import time; time.sleep(600)"
 # What the children of these tests begin with: `runs` counts the starts of this child, `say` writes worker.status.
 PRELUDE = """
 import os, signal, sys, time
-from gsync.process import start_time
+from gsync.base.process import start_time
 from gsync.session.status import WorkerStatus
 folder, name = sys.argv[1], sys.argv[2]
 with open(folder + "/" + name, "a") as file:
@@ -287,7 +287,7 @@ def test_output_comes_in_lines_whatever_bytes_they_hold(tmp_path: Path) -> None:
 
 def test_children_end_when_the_supervisor_is_killed(tmp_path: Path) -> None:
     (tmp_path / "sleeper.py").write_text("import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(600)\n")
-    code = "import subprocess, time\nfrom gsync.session.child import child_argv\n" \
+    code = "import subprocess, time\nfrom gsync.service.child import child_argv\n" \
            "subprocess.Popen(child_argv('sleeper', ['x']))\ntime.sleep(600)"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=env) as parent:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from gsync.ledger import Failure, SharedLedger, ledger_epochs
+from gsync.engine.ledger import Failure, SharedLedger, ledger_epochs
 
 
 def failure(n: int) -> Failure:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gsync.model import ROOT_GFID as ROOT
-from gsync.slave.protocol import FillRow
+from gsync.base.model import ROOT_GFID as ROOT
+from gsync.link.protocol import FillRow
 from tests.slave_model import (
     DIR,
     FIFO,

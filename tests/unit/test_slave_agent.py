@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 
-from gsync import rpc
-from gsync.model import ROOT_GFID, STATE_DIR, gfid_str
+from gsync.base import rpc
+from gsync.base.model import ROOT_GFID, STATE_DIR, gfid_str
+from gsync.link import bundle
+from gsync.link.protocol import FillRow, Hello, RemoveRow
 from gsync.slave.agent import METHODS
-from gsync.slave.protocol import FillRow, Hello, RemoveRow
-from gsync.transport import bundle
 from tests.images import FsImage
 from tests.slave_model import DIR, FIFO, LNK
 
@@ -415,7 +415,7 @@ def test_it_needs_nothing_but_pythons_own_library(zipapp: Path, root: Path) -> N
     loaded = {name: file or "" for name, file in json.loads(done.stderr.splitlines()[-1])}
     assert not any("site-packages" in file for file in loaded.values())
     own = {name: file for name, file in loaded.items() if name.partition(".")[0] == "gsync"}
-    assert "gsync.slave.apply" in own
+    assert "gsync.slave.directory.apply" in own
     assert all(file.startswith((f"{zipapp}/", f"{zipapp.with_suffix('')}-")) for file in own.values())
 
 

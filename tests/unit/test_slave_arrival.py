@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from gsync import rpc
-from gsync.slave import stream
+from gsync.base import rpc
+from gsync.link import stream
 from gsync.slave.gluster.apply import LIMBO_NEW, in_limbo
 from gsync.slave.gluster.receive import VolumeReceiver
 from gsync.slave.gluster.volume import Node

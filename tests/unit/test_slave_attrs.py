@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from gsync.model import NS
-from gsync.model import ROOT_GFID as ROOT
-from gsync.slave.protocol import Caps, FillRow, LandedRow, MetaRow, Xattrs
+from gsync.base.model import NS
+from gsync.base.model import ROOT_GFID as ROOT
+from gsync.link.protocol import Caps, FillRow, LandedRow, MetaRow, Xattrs
 from tests.slave_model import (
     DIR,
     FIFO,

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from gsync import fsid
-from gsync.model import ROOT_GFID as ROOT
-from gsync.slave import apply, protocol
-from gsync.slave.directory import Directory
+from gsync.base import fsid
+from gsync.base.model import ROOT_GFID as ROOT
+from gsync.link import protocol
+from gsync.link.protocol import FillRow, RemoveRow
+from gsync.slave.directory import apply
+from gsync.slave.directory.ground import Directory
 from gsync.slave.ground import Asked, Found
-from gsync.slave.protocol import FillRow, RemoveRow
 from tests.slave_model import REG, Slave
 
 F, G = b"f" * 16, b"g" * 16

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from gsync.errors import SlaveError
-from gsync.model import NS
-from gsync.model import ROOT_GFID as ROOT
-from gsync.slave.protocol import FillRow, MetaRow, RemoveRow
+from gsync.base.errors import SlaveError
+from gsync.base.model import NS
+from gsync.base.model import ROOT_GFID as ROOT
+from gsync.link.protocol import FillRow, MetaRow, RemoveRow
 from tests.slave_model import DIR, FIFO, LNK, REG, Planner, Slave, World, check_index, check_tree
 from tests.trees import compare
 

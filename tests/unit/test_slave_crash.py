@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from gsync import fsid
-from gsync.model import ROOT_GFID as ROOT
+from gsync.base import fsid
+from gsync.base.model import ROOT_GFID as ROOT
 from tests.slave_model import (
     FIFO,
     REG,

@@ -13,8 +13,8 @@ from unittest import mock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gsync import fsid
-from gsync.model import ROOT_GFID
+from gsync.base import fsid
+from gsync.base.model import ROOT_GFID
 from tests.slave_model import FIFO, LNK, REG, Killed, Planner, Slave, World, check_index, check_limbo_empty, check_tree
 
 NAMES = [b"a", b"b", b"c\n", b"\xff"]

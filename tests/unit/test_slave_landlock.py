@@ -11,7 +11,7 @@ import pytest
 
 PROGRAM = """
 import json, os, sys
-from gsync.slave.landlock import confine
+from gsync.slave.directory.landlock import confine
 inside, outside = sys.argv[1:]
 folder = os.open(inside, os.O_RDONLY)
 able = confine([folder], ["/dev/null"])

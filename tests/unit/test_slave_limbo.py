@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from gsync.model import ROOT_GFID as ROOT
-from gsync.model import Gfid
-from gsync.slave.protocol import FillRow, RemoveRow
+from gsync.base.model import ROOT_GFID as ROOT
+from gsync.base.model import Gfid
+from gsync.link.protocol import FillRow, RemoveRow
 from tests.slave_model import DIR, REG, Planner, Slave, World, check_index, check_limbo_empty, check_tree
 
 DAY = 24 * 3600

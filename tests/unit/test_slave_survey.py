@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from gsync.errors import SlaveError
-from gsync.slave.identity import take
-from gsync.slave.survey import Survey, survey
+from gsync.base.errors import SlaveError
+from gsync.slave.directory.identity import take
+from gsync.slave.directory.survey import Survey, survey
 
 NOBODY = 65534
 

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from gsync.errors import Transient
-from gsync.session import way
-from gsync.session.way import Spare
+from gsync.base.errors import Transient
+from gsync.service import spare as spare_module
+from gsync.service.spare import Spare
 
 
 class Link:
@@ -101,7 +101,7 @@ def test_it_is_handed_over_once_and_made_anew_when_it_is_dead(spare: Spare, make
 
 
 def test_after_a_failure_there_is_a_pause(spare: Spare, maker: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(way, "STAND_BY_AGAIN", 1000.0)
+    monkeypatch.setattr(spare_module, "STAND_BY_AGAIN", 1000.0)
     maker.error = Transient("slave away: no answer")
     maker.let.release()
     spare.prepare()

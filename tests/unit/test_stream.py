@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gsync.slave import stream
-from gsync.slave.stream import BadStream, Header
+from gsync.link import stream
+from gsync.link.stream import BadStream, Header
 
 
 @given(st.lists(st.tuples(st.binary(min_size=1, max_size=255), st.binary(max_size=3000)), max_size=20))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from gsync.session.worker import Mark
-from gsync.slave.protocol import stream_of
+from gsync.engine.worker import Mark
+from gsync.link.protocol import stream_of
 from gsync.slave.streams import Streams
 
 

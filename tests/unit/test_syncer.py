@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from gsync.errors import Transient
+from gsync.base.errors import Transient
 from gsync.sync.engine import Flow, Report, Stopped
 from gsync.sync.postbox import Request, Result
 from gsync.sync.syncer import Syncer

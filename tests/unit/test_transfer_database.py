@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from gsync.errors import UsageError
-from gsync.transfer.database import Transfers
-from gsync.transfer.requests import NewOperation, NewRequest, NewTransfer, State
+from gsync.base.errors import UsageError
+from gsync.transfer.queue.database import Transfers
+from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, State
 
 
 @pytest.fixture

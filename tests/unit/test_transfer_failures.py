@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from gsync import ledger as ledger_module
-from gsync.backoff import pause
-from gsync.errors import UsageError
-from gsync.ledger import Failure, Ledger
-from gsync.model import NS, gfid_str
+from gsync.base.backoff import pause
+from gsync.base.errors import UsageError
+from gsync.base.model import NS, gfid_str
+from gsync.engine import ledger as ledger_module
+from gsync.engine.ledger import Failure, Ledger
 from gsync.session.session import Session, SessionHome
-from gsync.transfer import failures
-from gsync.transfer.retry import RetryPolicy
-from gsync.volume.home import Home
+from gsync.state.home import Home
+from gsync.transfer.queue import failures
+from gsync.transfer.queue.retry import RetryPolicy
 
 GFID = b"g" * 16
 

@@ -16,9 +16,9 @@ from typing import BinaryIO
 
 import pytest
 
-from gsync.transfer.mover import copy, verify
-from gsync.transfer.store import Category, Content, Item, Store, StoreError
+from gsync.transfer.queue.mover import copy, verify
 from gsync.transfer.stores.dir import PART, DirStore
+from gsync.transfer.stores.store import Category, Content, Item, Store, StoreError
 
 NAMES = [b"plain", b"new\nline", b"\xff\xfe", b"-rf", b"100%", b"n" * 255, b" "]
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from gsync.errors import GsyncError, SlaveError, Transient, UsageError
-from gsync.transport import bundle, ssh
-from gsync.transport.link import Slave, parse_slave
-from gsync.transport.ssh import Host, SshOptions, cipher_list, remote_command, ssh_argv, ssh_error
+from gsync.base.errors import GsyncError, SlaveError, Transient, UsageError
+from gsync.link import bundle, ssh
+from gsync.link.link import Slave, parse_slave
+from gsync.link.ssh import Host, SshOptions, cipher_list, remote_command, ssh_argv, ssh_error
 
 
 @pytest.mark.parametrize(("text", "slave"), [
@@ -111,7 +111,7 @@ def test_the_bundle_is_the_same_every_time_and_holds_the_agent_alone(tmp_path: P
     assert data == bundle.zipapp()
     names = zipfile.ZipFile(io.BytesIO(data)).namelist()
     assert {"__main__.py", "gsync/__init__.py", "gsync/slave/agent.py", "gsync/slave/receive.py"} <= set(names)
-    assert not {"gsync/slave/client.py", "gsync/batch.py"} & set(names)
+    assert not {"gsync/link/client.py", "gsync/engine/batch.py"} & set(names)
 
 
 def test_the_bundle_unpacks_itself_once_and_is_whole_or_not_used(tmp_path: Path) -> None:

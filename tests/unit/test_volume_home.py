@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from gsync.errors import Faulty, LockedError, UsageError
-from gsync.process import Lock
-from gsync.volume.home import Home, Volume, default_path
+from gsync.base.errors import Faulty, LockedError, UsageError
+from gsync.base.process import Lock
+from gsync.state.home import Home, Volume, default_path
 from tests.images import FsImage
 
 

@@ -14,16 +14,16 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from gsync.errors import UsageError
-from gsync.transfer import handlers
-from gsync.transfer.database import Transfers
-from gsync.transfer.handlers import Context
-from gsync.transfer.registry import Stores
-from gsync.transfer.requests import NewOperation, NewRequest, NewTransfer, State, Transfer
-from gsync.transfer.retry import RetryPolicy
-from gsync.transfer.store import Category, Content, StoreError
+from gsync.base.errors import UsageError
+from gsync.transfer.queue import handlers
+from gsync.transfer.queue.database import Transfers
+from gsync.transfer.queue.handlers import Context
+from gsync.transfer.queue.registry import Stores
+from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, State, Transfer
+from gsync.transfer.queue.retry import RetryPolicy
+from gsync.transfer.queue.worker import Settings, Worker, is_dead, worker_id
 from gsync.transfer.stores.dir import DirStore
-from gsync.transfer.worker import Settings, Worker, is_dead, worker_id
+from gsync.transfer.stores.store import Category, Content, StoreError
 
 NOW = RetryPolicy(first_pause=0.0, longest_pause=0.0)
 

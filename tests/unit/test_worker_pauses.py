@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from gsync.changelogdb import ChangelogDB
-from gsync.errors import Transient
-from gsync.ledger import Ledger
-from gsync.session.worker import Stopped, Worker
+from gsync.base.errors import Transient
+from gsync.engine.ledger import Ledger
+from gsync.engine.worker import Stopped, Worker
+from gsync.engine.worklist import ChangelogDB
 
 
 class Lease:

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
-from gsync.errors import UsageError
-from gsync.gclient import running
-from gsync.model import NS
+from gsync.base.errors import UsageError
+from gsync.base.glusterfs import running
+from gsync.base.model import NS
 
 # What a volume must have set so that its changes are recorded.
 CHANGELOG = "changelog.changelog"

@@ -16,9 +16,9 @@ import subprocess
 import time
 from collections.abc import Callable
 
-from gsync.errors import Faulty, Transient
-from gsync.gclient import CLIENT_PID, truthful
-from gsync.volume.gluster import GlusterInfo, away
+from gsync.base.errors import Faulty, Transient
+from gsync.base.glusterfs import CLIENT_PID, truthful
+from gsync.master.gluster.info import GlusterInfo, away
 
 _CACHES = ("md-cache", "io-cache", "readdir-ahead", "read-ahead", "nl-cache")
 _ATTRIBUTES = 0.05  # s: what a lookup brought along need not be asked for again by the stat that follows

@@ -20,10 +20,10 @@ import stat
 import threading
 import time
 
-from gsync.errors import UsageError
-from gsync.log import get_logger
-from gsync.model import Gfid, gfid_str
-from gsync.volume.gluster import GlusterInfo, nothing_to_heal
+from gsync.base.errors import UsageError
+from gsync.base.log import get_logger
+from gsync.base.model import Gfid, gfid_str
+from gsync.master.gluster.info import GlusterInfo, nothing_to_heal
 
 _log = get_logger(__name__)
 

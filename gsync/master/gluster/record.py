@@ -13,13 +13,13 @@ import os
 import time
 from collections.abc import Iterator
 
+from gsync.base.model import NS
+from gsync.base.process import start_time, started_at
 from gsync.changelog import layout
 from gsync.changelog.htime import Htime
 from gsync.changelog.layout import Changelog, HistoryGap
 from gsync.changelog.reader import History
-from gsync.model import NS
-from gsync.process import start_time, started_at
-from gsync.volume.gluster import CHANGELOG, BrickAt, GlusterInfo
+from gsync.master.gluster.info import CHANGELOG, BrickAt, GlusterInfo
 
 _PIDS = "/run/gluster/vols"
 _LATE = 3                # rollovers after which a brick that lists nothing counts as down

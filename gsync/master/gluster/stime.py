@@ -10,7 +10,7 @@ import os
 import struct
 from dataclasses import dataclass
 
-from gsync.model import NS
+from gsync.base.model import NS
 
 _TIME = struct.Struct(">II")
 

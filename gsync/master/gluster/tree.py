@@ -18,14 +18,14 @@ import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from gsync.errors import Transient
-from gsync.fsid import open_beneath
-from gsync.log import get_logger
-from gsync.model import ROOT_GFID, STATE_DIR, Attrs, Gfid, Name, gfid_parse, gfid_str
-from gsync.volume.gluster import GlusterInfo
-from gsync.volume.gmount import AuxMount
-from gsync.volume.ownbrick import OwnBrick
-from gsync.volume.tree import GONE, Filter, Resolved, Tree, Verdict, Xattrs, is_internal_xattr
+from gsync.base.errors import Transient
+from gsync.base.fsid import open_beneath
+from gsync.base.log import get_logger
+from gsync.base.model import ROOT_GFID, STATE_DIR, Attrs, Gfid, Name, gfid_parse, gfid_str
+from gsync.master.gluster.info import GlusterInfo
+from gsync.master.gluster.mount import AuxMount
+from gsync.master.gluster.ownbrick import OwnBrick
+from gsync.master.tree import GONE, Filter, Resolved, Tree, Verdict, Xattrs, is_internal_xattr
 
 _log = get_logger(__name__)
 

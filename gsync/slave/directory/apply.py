@@ -20,13 +20,10 @@ import stat
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
-from gsync.fsid import syncfs
-from gsync.model import ROOT_GFID, STATE_DIR, Gfid, Name, shown
-from gsync.namespace import Entry
-from gsync.slave.index import LIMBO_NEW, LIMBO_OLD, Touched
-from gsync.slave.limbo import Limbo, name_in_limbo
-from gsync.slave.page import NOT_TO_FILL, READ, SPECIAL, TEMPORARY, Page, Place, Step, answer_of
-from gsync.slave.protocol import (
+from gsync.base.fsid import syncfs
+from gsync.base.model import ROOT_GFID, STATE_DIR, Gfid, Name, shown
+from gsync.base.namespace import Entry
+from gsync.link.protocol import (
     ABSENT,
     ADOPTED,
     ANY_SIZE,
@@ -45,7 +42,10 @@ from gsync.slave.protocol import (
     RemoveAnswer,
     RemoveRow,
 )
-from gsync.slave.tree import Found, SlaveTree
+from gsync.slave.directory.index import LIMBO_NEW, LIMBO_OLD, Touched
+from gsync.slave.directory.limbo import Limbo, name_in_limbo
+from gsync.slave.directory.tree import Found, SlaveTree
+from gsync.slave.page import NOT_TO_FILL, READ, SPECIAL, TEMPORARY, Page, Place, Step, answer_of
 
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
 
@@ -67,7 +67,7 @@ class _Page(Page):
 
 
 class Apply:
-    """All that the worker can ask for, on one tree. Call `recover` (gsync/slave/recover.py) first."""
+    """All that the worker can ask for, on one tree. Call `recover` (gsync/slave/directory/recover.py) first."""
 
     def __init__(self, tree: SlaveTree, adopt: bool = False, delete_retention: int = 0,
                  step: Step = lambda name: None) -> None:

@@ -12,7 +12,7 @@ import stat
 from contextlib import suppress
 from typing import Union
 
-from gsync.slave.protocol import Caps, MetaRow, Xattrs
+from gsync.link.protocol import Caps, MetaRow, Xattrs
 
 _ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
 _PRIVILEGED = (b"trusted.", b"security.")

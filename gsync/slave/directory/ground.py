@@ -9,15 +9,15 @@ import json
 import os
 from collections.abc import Callable
 
-from gsync.slave.apply import Apply
+from gsync.link.protocol import stream_of
+from gsync.slave.directory.apply import Apply
+from gsync.slave.directory.identity import Taken, keep_apart, look, probe, take
+from gsync.slave.directory.recover import recover
+from gsync.slave.directory.survey import Survey, survey
+from gsync.slave.directory.tree import SlaveTree
 from gsync.slave.fence import receivers_gone
 from gsync.slave.ground import Asked, Found, Whereabouts
-from gsync.slave.identity import Taken, keep_apart, look, probe, take
 from gsync.slave.page import Step
-from gsync.slave.protocol import stream_of
-from gsync.slave.recover import recover
-from gsync.slave.survey import Survey, survey
-from gsync.slave.tree import SlaveTree
 
 
 class Directory:

@@ -14,13 +14,13 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from gsync.errors import SlaveError
-from gsync.fsid import whereabouts
-from gsync.model import NS, STATE_DIR, shown
+from gsync.base.errors import SlaveError
+from gsync.base.fsid import whereabouts
+from gsync.base.model import NS, STATE_DIR, shown
+from gsync.link.protocol import Caps, stream_of
 from gsync.slave import fence
+from gsync.slave.directory.tree import OPEN_DIR, make_state, place_of
 from gsync.slave.page import works
-from gsync.slave.protocol import Caps, stream_of
-from gsync.slave.tree import OPEN_DIR, make_state, place_of
 
 _FORMAT = 1
 _NOT_OURS = (STATE_DIR, b"lost+found")

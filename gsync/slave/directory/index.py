@@ -17,10 +17,10 @@ import stat
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from gsync.errors import SlaveError, UsageError
-from gsync.model import Gfid, Name
-from gsync.namespace import Entry, Namespace
-from gsync.slave.protocol import RESERVED
+from gsync.base.errors import SlaveError, UsageError
+from gsync.base.model import Gfid, Name
+from gsync.base.namespace import Entry, Namespace
+from gsync.link.protocol import RESERVED
 from gsync.slave.streams import Streams
 
 LIMBO_NEW: Gfid = RESERVED + b"limbo/new\0"

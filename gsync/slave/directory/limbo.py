@@ -13,11 +13,11 @@ from contextlib import suppress
 from datetime import date, timedelta
 from hashlib import blake2b
 
-from gsync.model import Gfid
-from gsync.namespace import Entry
-from gsync.slave.index import LIMBO_NEW, LIMBO_OLD, Waiting
+from gsync.base.model import Gfid
+from gsync.base.namespace import Entry
+from gsync.slave.directory.index import LIMBO_NEW, LIMBO_OLD, Waiting
+from gsync.slave.directory.tree import OPEN_DIR, Found, SlaveTree
 from gsync.slave.page import Step
-from gsync.slave.tree import OPEN_DIR, Found, SlaveTree
 
 _PAGE = 1000
 _LONGEST = 255

@@ -14,12 +14,12 @@ import os
 import stat
 from collections.abc import Iterator
 
-from gsync.model import Gfid, Name
-from gsync.namespace import Entry
-from gsync.slave.index import LIMBO_OLD, Waiting
-from gsync.slave.limbo import Limbo, gfid_in_limbo
+from gsync.base.model import Gfid, Name
+from gsync.base.namespace import Entry
+from gsync.slave.directory.index import LIMBO_OLD, Waiting
+from gsync.slave.directory.limbo import Limbo, gfid_in_limbo
+from gsync.slave.directory.tree import Found, SlaveTree
 from gsync.slave.page import Step
-from gsync.slave.tree import Found, SlaveTree
 
 _PAGE = 1000
 

@@ -14,10 +14,10 @@ import shutil
 import sys
 from collections.abc import Sequence
 
-from gsync.errors import GsyncError, SlaveError, Transient
+from gsync.base.errors import GsyncError, SlaveError, Transient
+from gsync.slave.directory.landlock import confine
+from gsync.slave.directory.tree import OPEN_DIR, open_state
 from gsync.slave.fence import RECEIVERS_LOCK, open_lock, show, take_shared
-from gsync.slave.landlock import confine
-from gsync.slave.tree import OPEN_DIR, open_state
 
 PATH = "/usr/local/bin:/usr/bin:/bin"
 

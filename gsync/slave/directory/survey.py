@@ -15,13 +15,13 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import gsync
-from gsync import rpc
-from gsync.errors import SlaveError
-from gsync.fsid import Handles
-from gsync.model import NS, STATE_DIR, shown
+from gsync.base import rpc
+from gsync.base.errors import SlaveError
+from gsync.base.fsid import Handles
+from gsync.base.model import NS, STATE_DIR, shown
 from gsync.slave import fence
-from gsync.slave.identity import ACL_OF_A_PROBE, inspect, open_root
-from gsync.slave.tree import OPEN_DIR, place_of
+from gsync.slave.directory.identity import ACL_OF_A_PROBE, inspect, open_root
+from gsync.slave.directory.tree import OPEN_DIR, place_of
 
 _SOME_ID = 54321
 NUMBERS = "inode numbers"  # among what it lacks: that an inode can be told from others at any time

@@ -20,13 +20,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
-from gsync.fsid import Handles
-from gsync.model import ROOT_GFID, STATE_DIR, Gfid
-from gsync.namespace import Entry
-from gsync.slave.attrs import set_attrs
+from gsync.base.fsid import Handles
+from gsync.base.model import ROOT_GFID, STATE_DIR, Gfid
+from gsync.base.namespace import Entry
+from gsync.link.protocol import Caps, MetaRow
+from gsync.slave.directory.attrs import set_attrs
+from gsync.slave.directory.index import LIMBO_NEW, LIMBO_OLD, SlaveIndex
 from gsync.slave.fence import RECEIVERS_LOCK, open_lock
-from gsync.slave.index import LIMBO_NEW, LIMBO_OLD, SlaveIndex
-from gsync.slave.protocol import Caps, MetaRow
 
 OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_PLACE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC

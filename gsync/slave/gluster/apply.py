@@ -1,5 +1,5 @@
 """Brings a volume to what the master has: names as desired state, attributes, commits (the same promise and the same
-answers as gsync/slave/apply.py, without an index: the volume itself knows gfids).
+answers as gsync/slave/directory/apply.py, without an index: the volume itself knows gfids).
 
 An inode is found by its gfid wherever it is, so a file gets a name by link(2) of its gfid, and only a directory has to
 be looked for: its name is asked of the volume. What is new is made with its gfid in .gsync/limbo/new and renamed into
@@ -20,11 +20,8 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import date, timedelta
 
-from gsync.model import ROOT_GFID, STATE_DIR, Gfid, Name
-from gsync.slave.gluster.state import State, Waiting
-from gsync.slave.gluster.volume import Node, Volume, set_node_attrs
-from gsync.slave.page import NOT_TO_FILL, READ, SPECIAL, TEMPORARY, Page, Place, Step, answer_of
-from gsync.slave.protocol import (
+from gsync.base.model import ROOT_GFID, STATE_DIR, Gfid, Name
+from gsync.link.protocol import (
     ABSENT,
     ADOPTED,
     CYCLE,
@@ -43,6 +40,9 @@ from gsync.slave.protocol import (
     RemoveAnswer,
     RemoveRow,
 )
+from gsync.slave.gluster.state import State, Waiting
+from gsync.slave.gluster.volume import Node, Volume, set_node_attrs
+from gsync.slave.page import NOT_TO_FILL, READ, SPECIAL, TEMPORARY, Page, Place, Step, answer_of
 
 # gsync's own folders have gfids of their own making: nobody else may use these (protocol.gfid_of_json).
 STATE: Gfid = RESERVED + b"state-dir\0"

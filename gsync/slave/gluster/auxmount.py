@@ -18,9 +18,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from gsync.errors import SlaveError, Transient
-from gsync.gclient import CLIENT_PID, truthful
-from gsync.model import ROOT_GFID, Gfid, gfid_parse, gfid_str
+from gsync.base.errors import SlaveError, Transient
+from gsync.base.glusterfs import CLIENT_PID, truthful
+from gsync.base.model import ROOT_GFID, Gfid, gfid_parse, gfid_str
 from gsync.slave.gluster.syncpoints import Storage
 from gsync.slave.gluster.volfile import Site, program
 from gsync.slave.gluster.volume import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 
-from gsync.errors import Transient
+from gsync.base.errors import Transient
 from gsync.slave.gluster import volfile
 from gsync.slave.gluster.volume import Volume
 

@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from gsync.errors import Transient
-from gsync.gclient import CLIENT_PID
-from gsync.model import NS, ROOT_GFID, Gfid
+from gsync.base.errors import Transient
+from gsync.base.glusterfs import CLIENT_PID
+from gsync.base.model import NS, ROOT_GFID, Gfid
 from gsync.slave.gluster.syncpoints import Storage
 from gsync.slave.gluster.volfile import Site
 from gsync.slave.gluster.volume import (

@@ -22,20 +22,20 @@ from contextlib import suppress
 from typing import Any
 
 import gsync
-from gsync import rpc
-from gsync.errors import SlaveError, Transient
-from gsync.model import NS, ROOT_GFID, STATE_DIR, Gfid
+from gsync.base import rpc
+from gsync.base.errors import SlaveError, Transient
+from gsync.base.model import NS, ROOT_GFID, STATE_DIR, Gfid
+from gsync.link.protocol import RESERVED, Caps, Fenced, stream_of
 from gsync.slave import fence
+from gsync.slave.directory.identity import ACL_OF_A_PROBE
+from gsync.slave.directory.survey import Survey
 from gsync.slave.gluster import apply as names
 from gsync.slave.gluster import state, syncpoints, volfile
 from gsync.slave.gluster.apply import VolumeApply
 from gsync.slave.gluster.backend import open_volume
 from gsync.slave.gluster.volume import ACLS, Space, Volume
 from gsync.slave.ground import Asked, Found, Whereabouts
-from gsync.slave.identity import ACL_OF_A_PROBE
 from gsync.slave.page import Step, works
-from gsync.slave.protocol import RESERVED, Caps, Fenced, stream_of
-from gsync.slave.survey import Survey
 
 PASSES: Gfid = RESERVED + b"passes\0\0\0\0"
 _IDENTITY: Gfid = RESERVED + b"identity\0\0"

@@ -19,16 +19,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import BinaryIO
 
-from gsync.model import ROOT_GFID, Gfid, check_bname
-from gsync.slave import fence, stream
+from gsync.base.model import ROOT_GFID, Gfid, check_bname
+from gsync.link import stream
+from gsync.link.protocol import RESERVED
+from gsync.link.stream import BadStream, Header
+from gsync.slave import fence
 from gsync.slave.gluster.apply import LIMBO_NEW, in_limbo
 from gsync.slave.gluster.backend import open_volume
 from gsync.slave.gluster.ground import Pass, kept_site, run_folder, show
 from gsync.slave.gluster.volfile import Site
 from gsync.slave.gluster.volume import File, Node, Volume, set_node_attrs
-from gsync.slave.protocol import RESERVED
 from gsync.slave.receive import Input, Receiver
-from gsync.slave.stream import BadStream, Header
 
 _PIECE = 1 << 20
 _CHECKED = 128 << 10      # a piece that is read back

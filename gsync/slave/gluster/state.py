@@ -23,10 +23,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from gsync.errors import SlaveError
-from gsync.model import Gfid, Name
+from gsync.base.errors import SlaveError
+from gsync.base.model import Gfid, Name
+from gsync.link.protocol import RESERVED, text_of
 from gsync.slave.gluster.volume import File, Volume
-from gsync.slave.protocol import RESERVED, text_of
 from gsync.slave.streams import Streams
 
 FOLDER: Gfid = RESERVED + b"state\0\0\0\0\0"

@@ -14,9 +14,9 @@ import re
 import stat
 from typing import TYPE_CHECKING
 
-from gsync.fsid import syncfs
-from gsync.model import Gfid
-from gsync.slave.protocol import RESERVED
+from gsync.base.fsid import syncfs
+from gsync.base.model import Gfid
+from gsync.link.protocol import RESERVED
 
 if TYPE_CHECKING:
     from gsync.slave.gluster.volfile import Site

@@ -17,8 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from gsync.errors import SlaveError, Transient
-from gsync.gclient import EVERYWHERE, WHOLE_OR_NOTHING, running
+from gsync.base.errors import SlaveError, Transient
+from gsync.base.glusterfs import EVERYWHERE, WHOLE_OR_NOTHING, running
 
 _CLI_TIMEOUT = 60  # seconds
 _NAME = re.compile(r"[A-Za-z0-9_-]+")

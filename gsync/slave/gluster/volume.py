@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
-from gsync.errors import Transient
-from gsync.model import ROOT_GFID, Gfid, gfid_str
-from gsync.slave.protocol import Xattrs
+from gsync.base.errors import Transient
+from gsync.base.model import ROOT_GFID, Gfid, gfid_str
+from gsync.link.protocol import Xattrs
 
 NEWFILE = "glusterfs.gfid.newfile"
 GFID2PATH = "glusterfs.gfid2path"

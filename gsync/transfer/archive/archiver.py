@@ -20,19 +20,19 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from enum import Enum
 
-from gsync.errors import GsyncError, UsageError
-from gsync.log import get_logger
-from gsync.model import shown
-from gsync.transfer import eosfile, manifestcopy
-from gsync.transfer.archivelook import Found, beyond, differs, look
-from gsync.transfer.archives import Archive, Archives
-from gsync.transfer.batches import Batches, Killed, Options
-from gsync.transfer.manifest import Entry, Header, Manifest, ManifestError, Writer
-from gsync.transfer.requests import State
-from gsync.transfer.restore import Restore
-from gsync.transfer.store import Category, Store, StoreError
-from gsync.transfer.tree import DiskTree, TreeError
-from gsync.transfer.vaultcopy import Vault, in_vault, item_of
+from gsync.base.errors import GsyncError, UsageError
+from gsync.base.log import get_logger
+from gsync.base.model import shown
+from gsync.transfer.archive import eosfile, manifestcopy
+from gsync.transfer.archive.batches import Batches, Killed, Options
+from gsync.transfer.archive.compare import Found, beyond, differs, look
+from gsync.transfer.archive.copy import Vault, in_vault, item_of
+from gsync.transfer.archive.disk import DiskTree, TreeError
+from gsync.transfer.archive.manifest import Entry, Header, Manifest, ManifestError, Writer
+from gsync.transfer.archive.restore import Restore
+from gsync.transfer.archive.rows import Archive, Archives
+from gsync.transfer.queue.requests import State
+from gsync.transfer.stores.store import Category, Store, StoreError
 
 log = get_logger("gsync.archive")
 

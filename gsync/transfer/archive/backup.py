@@ -18,18 +18,18 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from gsync.errors import UsageError
-from gsync.model import NS, shown
-from gsync.transfer import eosfile
-from gsync.transfer.archive import Incomplete, Verify, ending
-from gsync.transfer.archives import Archive, Archives
-from gsync.transfer.batches import Batches, Failures, Options
-from gsync.transfer.manifest import Entry, Header, Manifest, Writer
-from gsync.transfer.registry import Place
-from gsync.transfer.requests import State
-from gsync.transfer.store import Category, Store, StoreError
-from gsync.transfer.tree import DiskTree, Found, TreeError
-from gsync.transfer.vaultcopy import item_of
+from gsync.base.errors import UsageError
+from gsync.base.model import NS, shown
+from gsync.transfer.archive import eosfile
+from gsync.transfer.archive.archiver import Incomplete, Verify, ending
+from gsync.transfer.archive.batches import Batches, Failures, Options
+from gsync.transfer.archive.copy import item_of
+from gsync.transfer.archive.disk import DiskTree, Found, TreeError
+from gsync.transfer.archive.manifest import Entry, Header, Manifest, Writer
+from gsync.transfer.archive.rows import Archive, Archives
+from gsync.transfer.queue.registry import Place
+from gsync.transfer.queue.requests import State
+from gsync.transfer.stores.store import Category, Store, StoreError
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _STORED = (stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR)

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 
-from gsync.errors import GsyncError
-from gsync.log import get_logger
-from gsync.transfer.archives import Archive, Archives
-from gsync.transfer.manifest import Entry
-from gsync.transfer.retry import RetryPolicy
-from gsync.transfer.store import Category, StoreError
+from gsync.base.errors import GsyncError
+from gsync.base.log import get_logger
+from gsync.transfer.archive.manifest import Entry
+from gsync.transfer.archive.rows import Archive, Archives
+from gsync.transfer.queue.retry import RetryPolicy
+from gsync.transfer.stores.store import Category, StoreError
 
 log = get_logger("gsync.archive")
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import replace
 
-from gsync.transfer.archives import Archive
-from gsync.transfer.manifest import Entry, Manifest
-from gsync.transfer.tree import DiskTree, about
-from gsync.transfer.vaultcopy import Vault, in_vault
+from gsync.transfer.archive.copy import Vault, in_vault
+from gsync.transfer.archive.disk import DiskTree, about
+from gsync.transfer.archive.manifest import Entry, Manifest
+from gsync.transfer.archive.rows import Archive
 
 Found = tuple[int, int, list[tuple[bytes, str]]]  # entries and bytes to work on; entries that would fail, with why
 

@@ -10,10 +10,10 @@ import stat
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from gsync.model import shown
-from gsync.transfer.manifest import Entry
-from gsync.transfer.store import Category, Item, Store, StoreError
-from gsync.transfer.tree import TreeError
+from gsync.base.model import shown
+from gsync.transfer.archive.disk import TreeError
+from gsync.transfer.archive.manifest import Entry
+from gsync.transfer.stores.store import Category, Item, Store, StoreError
 
 
 def item_of(entry: Entry, path: bytes) -> Item:

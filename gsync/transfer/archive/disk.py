@@ -22,13 +22,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import IO, BinaryIO, NamedTuple
 
-from gsync.errors import GsyncError
-from gsync.fsid import open_beneath, syncfs
-from gsync.model import shown
-from gsync.slave.attrs import set_attrs
-from gsync.slave.protocol import Caps, MetaRow
-from gsync.transfer.eosfile import LOG, MANIFEST, MARKERS, MORE, NEW, RESERVED
-from gsync.transfer.manifest import Entry, Xattrs
+from gsync.base.errors import GsyncError
+from gsync.base.fsid import open_beneath, syncfs
+from gsync.base.model import shown
+from gsync.link.protocol import Caps, MetaRow
+from gsync.slave.directory.attrs import set_attrs
+from gsync.transfer.archive.eosfile import LOG, MANIFEST, MARKERS, MORE, NEW, RESERVED
+from gsync.transfer.archive.manifest import Entry, Xattrs
 
 DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 PLACE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -13,8 +13,8 @@ import os
 import stat
 from collections.abc import Iterator
 
-from gsync.model import NS
-from gsync.transfer.manifest import Header, Manifest
+from gsync.base.model import NS
+from gsync.transfer.archive.manifest import Header, Manifest
 
 OPERATIONS = ("put", "get", "purge", "delete")
 INIT = b".archive.init"

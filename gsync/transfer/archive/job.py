@@ -5,14 +5,14 @@ It is what the command does with --retry, under the same request. Not here: how 
 
 from __future__ import annotations
 
-from gsync.errors import UsageError
-from gsync.transfer.archive import Archiver, Verify
-from gsync.transfer.archives import Archive, Archives
-from gsync.transfer.backup import Backup, Window
-from gsync.transfer.batches import Killed, Options
-from gsync.transfer.handlers import Context
-from gsync.transfer.registry import Place
-from gsync.transfer.requests import Transfer
+from gsync.base.errors import UsageError
+from gsync.transfer.archive.archiver import Archiver, Verify
+from gsync.transfer.archive.backup import Backup, Window
+from gsync.transfer.archive.batches import Killed, Options
+from gsync.transfer.archive.rows import Archive, Archives
+from gsync.transfer.queue.handlers import Context
+from gsync.transfer.queue.registry import Place
+from gsync.transfer.queue.requests import Transfer
 
 
 def handle(context: Context, t: Transfer) -> None:

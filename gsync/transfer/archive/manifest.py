@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import IO, Any
 
-from gsync.durable import fsync_dir
-from gsync.errors import GsyncError
-from gsync.model import shown
+from gsync.base.durable import fsync_dir
+from gsync.base.errors import GsyncError
+from gsync.base.model import shown
 
 FORMAT = 1
 _KINDS = {"directory": stat.S_IFDIR, "file": stat.S_IFREG, "symlink": stat.S_IFLNK, "fifo": stat.S_IFIFO,

@@ -12,12 +12,12 @@ import stat
 from collections.abc import Iterator
 from contextlib import suppress
 
-from gsync.log import get_logger
-from gsync.model import shown
-from gsync.transfer.eosfile import MANIFEST, MORE
-from gsync.transfer.manifest import Entry, Header, Manifest, ManifestError, Writer
-from gsync.transfer.store import Category, Item, StoreError
-from gsync.transfer.vaultcopy import Vault, in_vault
+from gsync.base.log import get_logger
+from gsync.base.model import shown
+from gsync.transfer.archive.copy import Vault, in_vault
+from gsync.transfer.archive.eosfile import MANIFEST, MORE
+from gsync.transfer.archive.manifest import Entry, Header, Manifest, ManifestError, Writer
+from gsync.transfer.stores.store import Category, Item, StoreError
 
 log = get_logger("gsync.archive")
 

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
-from gsync.transfer.eosfile import SCRATCH
-from gsync.transfer.manifest import Entry
-from gsync.transfer.tree import DIR, FILE, IMMUTABLE, PLACE, DiskTree, about, flags_of, set_immutable
+from gsync.transfer.archive.disk import DIR, FILE, IMMUTABLE, PLACE, DiskTree, about, flags_of, set_immutable
+from gsync.transfer.archive.eosfile import SCRATCH
+from gsync.transfer.archive.manifest import Entry
 
 _CHUNK, _HOLE = 64 << 10, 4 << 10  # a sparse file is written in chunks; zeros of a hole's length, aligned, are left out
 

@@ -17,14 +17,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from gsync.durable import fsync_dir, make_dirs
-from gsync.errors import UsageError
-from gsync.model import shown
-from gsync.process import Lock
-from gsync.transfer.database import Transfers
-from gsync.transfer.manifest import Manifest
-from gsync.transfer.registry import LOCAL
-from gsync.transfer.requests import TAKEN, NewOperation, NewRequest, NewTransfer, State, Transfer
+from gsync.base.durable import fsync_dir, make_dirs
+from gsync.base.errors import UsageError
+from gsync.base.model import shown
+from gsync.base.process import Lock
+from gsync.transfer.archive.manifest import Manifest
+from gsync.transfer.queue.database import Transfers
+from gsync.transfer.queue.registry import LOCAL
+from gsync.transfer.queue.requests import TAKEN, NewOperation, NewRequest, NewTransfer, State, Transfer
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS archives (

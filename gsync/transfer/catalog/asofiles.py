@@ -19,12 +19,12 @@ from contextlib import closing, contextmanager
 from typing import Any
 from urllib.parse import quote
 
-from gsync.durable import fsync_dir, make_dirs, replace_file
-from gsync.errors import UsageError
-from gsync.namespace import check_version
-from gsync.process import Lock
-from gsync.transfer.database import Transfers
-from gsync.transfer.requests import ENDED, State, Transfer
+from gsync.base.durable import fsync_dir, make_dirs, replace_file
+from gsync.base.errors import UsageError
+from gsync.base.namespace import check_version
+from gsync.base.process import Lock
+from gsync.transfer.queue.database import Transfers
+from gsync.transfer.queue.requests import ENDED, State, Transfer
 
 LARGEST = 1000                      # transfers in a file
 _STATE = ".gsync-reporter.db"       # in the outbox: what was reported there

@@ -29,11 +29,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gsync.durable import fsync_dir, make_dirs
-from gsync.errors import GsyncError, UsageError
-from gsync.namespace import check_version
+from gsync.base.durable import fsync_dir, make_dirs
+from gsync.base.errors import GsyncError, UsageError
+from gsync.base.namespace import check_version
 from gsync.session.status import rfc3339
-from gsync.transfer.store import Category, StoreError
+from gsync.transfer.stores.store import Category, StoreError
 
 if TYPE_CHECKING:
     from sqlite_utils import Database

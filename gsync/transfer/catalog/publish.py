@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from gsync.errors import GsyncError, UsageError
-from gsync.log import get_logger
-from gsync.model import NS
-from gsync.transfer.catalog import Catalog, CatalogError, Entry
-from gsync.transfer.database import Transfers
-from gsync.transfer.registry import Stores
-from gsync.transfer.requests import ENDED
-from gsync.transfer.retry import RetryPolicy
-from gsync.transfer.store import Category
+from gsync.base.errors import GsyncError, UsageError
+from gsync.base.log import get_logger
+from gsync.base.model import NS
+from gsync.transfer.catalog.catalog import Catalog, CatalogError, Entry
+from gsync.transfer.queue.database import Transfers
+from gsync.transfer.queue.registry import Stores
+from gsync.transfer.queue.requests import ENDED
+from gsync.transfer.queue.retry import RetryPolicy
+from gsync.transfer.stores.store import Category
 
 _log = get_logger(__name__)
 

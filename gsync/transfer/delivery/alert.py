@@ -18,8 +18,8 @@ from email.message import EmailMessage
 from email.policy import SMTP
 from email.utils import formatdate, make_msgid
 
-from gsync.log import get_logger
-from gsync.transfer.dataset import Alerts
+from gsync.base.log import get_logger
+from gsync.transfer.delivery.dataset import Alerts
 
 _log = get_logger(__name__)
 _SAID = 300  # characters of what a command says

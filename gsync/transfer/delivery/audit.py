@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import stat
 
-from gsync.log import get_logger
-from gsync.model import shown
-from gsync.transfer import handover
-from gsync.transfer.checksums import Verdict, digest_of, walk
-from gsync.transfer.deliverdb import Delivery, Stage
-from gsync.transfer.deliverysite import Site, Summary, named, problems
-from gsync.transfer.requests import State as QueueState
-from gsync.transfer.store import Category, StoreError
+from gsync.base.log import get_logger
+from gsync.base.model import shown
+from gsync.transfer.delivery import handover
+from gsync.transfer.delivery.checksums import Verdict, digest_of, walk
+from gsync.transfer.delivery.rows import Delivery, Stage
+from gsync.transfer.delivery.site import Site, Summary, named, problems
+from gsync.transfer.queue.requests import State as QueueState
+from gsync.transfer.stores.store import Category, StoreError
 
 _log = get_logger(__name__)
 _AUDIT = "audit: "

@@ -13,15 +13,15 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import BinaryIO, cast
 
-from gsync.log import get_logger
-from gsync.model import shown
-from gsync.transfer import checksums, handover
-from gsync.transfer.checksums import walk
-from gsync.transfer.deliverdb import THERE, Delivery, Stage
-from gsync.transfer.deliverysite import Down, Site, Summary, named
-from gsync.transfer.latefiles import LateFiles
-from gsync.transfer.requests import State as QueueState
-from gsync.transfer.store import Category, Item, Store, StoreError
+from gsync.base.log import get_logger
+from gsync.base.model import shown
+from gsync.transfer.delivery import checksums, handover
+from gsync.transfer.delivery.checksums import walk
+from gsync.transfer.delivery.latefiles import LateFiles
+from gsync.transfer.delivery.rows import THERE, Delivery, Stage
+from gsync.transfer.delivery.site import Down, Site, Summary, named
+from gsync.transfer.queue.requests import State as QueueState
+from gsync.transfer.stores.store import Category, Item, Store, StoreError
 
 _log = get_logger(__name__)
 

@@ -15,7 +15,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from gsync.model import shown
+from gsync.base.model import shown
 
 PIECE = 1 << 20
 _LONGEST = 1 << 16   # bytes of a line: a path in which every byte is escaped

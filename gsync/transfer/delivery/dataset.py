@@ -20,10 +20,10 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Validat
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
-from gsync import ini
-from gsync.errors import UsageError
+from gsync.base import ini
+from gsync.base.errors import UsageError
 from gsync.session.options import duration_text, parse_duration, parse_size, size_text
-from gsync.transfer import units
+from gsync.transfer.delivery import units
 
 COMMON, ALERTS, LOGGING = "common", "alerts", "logging"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")

@@ -16,23 +16,23 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from gsync.durable import make_dirs
-from gsync.log import get_logger
-from gsync.model import shown
-from gsync.transfer import handover, units
-from gsync.transfer.alert import Alarm
-from gsync.transfer.checksums import Verdict
-from gsync.transfer.dataset import DataSet, Settings
-from gsync.transfer.deliveraudit import Audits
-from gsync.transfer.deliverbackup import Backups
-from gsync.transfer.deliverdb import AT_WORK, THERE, Deliveries, Delivery, KilledByOrder, Stage, State
-from gsync.transfer.deliverysite import DESTINATION, QUARANTINE, Down, Site, Summary, named, problems
-from gsync.transfer.gate import Gate, Stopped
-from gsync.transfer.latefiles import LateFiles
-from gsync.transfer.registry import Stores
-from gsync.transfer.retry import RetryPolicy
-from gsync.transfer.source import Listing, differs
-from gsync.transfer.store import Category, StoreError
+from gsync.base.durable import make_dirs
+from gsync.base.log import get_logger
+from gsync.base.model import shown
+from gsync.transfer.delivery import handover, units
+from gsync.transfer.delivery.alert import Alarm
+from gsync.transfer.delivery.audit import Audits
+from gsync.transfer.delivery.backup import Backups
+from gsync.transfer.delivery.checksums import Verdict
+from gsync.transfer.delivery.dataset import DataSet, Settings
+from gsync.transfer.delivery.gate import Gate, Stopped
+from gsync.transfer.delivery.latefiles import LateFiles
+from gsync.transfer.delivery.rows import AT_WORK, THERE, Deliveries, Delivery, KilledByOrder, Stage, State
+from gsync.transfer.delivery.site import DESTINATION, QUARANTINE, Down, Site, Summary, named, problems
+from gsync.transfer.delivery.source import Listing, differs
+from gsync.transfer.queue.registry import Stores
+from gsync.transfer.queue.retry import RetryPolicy
+from gsync.transfer.stores.store import Category, StoreError
 
 _log = get_logger(__name__)
 

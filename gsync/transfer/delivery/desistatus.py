@@ -11,10 +11,10 @@ import json
 import os
 from contextlib import suppress
 
-from gsync.durable import make_dirs, replace_file
-from gsync.transfer.dataset import DataSet
-from gsync.transfer.deliverdb import Deliveries, Stage
-from gsync.transfer.units import NIGHT, Pattern
+from gsync.base.durable import make_dirs, replace_file
+from gsync.transfer.delivery.dataset import DataSet
+from gsync.transfer.delivery.rows import Deliveries, Stage
+from gsync.transfer.delivery.units import NIGHT, Pattern
 
 STAGES = {Stage.PULL: 0, Stage.CHECKSUM: 1, Stage.BACKUP: 2}
 _MS = 1_000_000

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from gsync.transfer.store import Category, StoreError
+from gsync.transfer.stores.store import Category, StoreError
 
 _LOOK = 0.5  # seconds between two looks
 

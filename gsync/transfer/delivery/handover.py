@@ -16,10 +16,10 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 
-from gsync.durable import fsync_dir, make_dirs
-from gsync.model import shown
-from gsync.transfer.checksums import PIECE, walk
-from gsync.transfer.units import OURS
+from gsync.base.durable import fsync_dir, make_dirs
+from gsync.base.model import shown
+from gsync.transfer.delivery.checksums import PIECE, walk
+from gsync.transfer.delivery.units import OURS
 
 INCOMING = OURS + b"incoming"  # in a destination: what is being made there, out of the way of its users
 DIR_MODE, FILE_MODE, SEALED_DIR_MODE = 0o2750, 0o440, 0o2550

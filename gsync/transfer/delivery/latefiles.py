@@ -12,17 +12,17 @@ import stat
 from collections.abc import Sequence
 from contextlib import suppress
 
-from gsync.durable import make_dirs
-from gsync.log import get_logger
-from gsync.model import shown
-from gsync.transfer import handover
-from gsync.transfer.checksums import Verdict, walk
-from gsync.transfer.deliverdb import Delivery, KilledByOrder, Stage, State
-from gsync.transfer.deliverysite import Down, Site, Summary, problems
-from gsync.transfer.gate import Stopped
-from gsync.transfer.requests import State as QueueState
-from gsync.transfer.source import Listing, differs
-from gsync.transfer.store import Category, StoreError
+from gsync.base.durable import make_dirs
+from gsync.base.log import get_logger
+from gsync.base.model import shown
+from gsync.transfer.delivery import handover
+from gsync.transfer.delivery.checksums import Verdict, walk
+from gsync.transfer.delivery.gate import Stopped
+from gsync.transfer.delivery.rows import Delivery, KilledByOrder, Stage, State
+from gsync.transfer.delivery.site import Down, Site, Summary, problems
+from gsync.transfer.delivery.source import Listing, differs
+from gsync.transfer.queue.requests import State as QueueState
+from gsync.transfer.stores.store import Category, StoreError
 
 _log = get_logger(__name__)
 

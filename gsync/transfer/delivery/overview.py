@@ -10,13 +10,13 @@ import sqlite3
 import time
 from typing import Any
 
-from gsync.errors import GsyncError
+from gsync.base.errors import GsyncError
 from gsync.session.status import rfc3339
-from gsync.transfer.archives import Archives
-from gsync.transfer.database import Transfers, states_sql
-from gsync.transfer.failures import all_failures
-from gsync.transfer.requests import State, shown_place
-from gsync.volume.home import Home
+from gsync.state.home import Home
+from gsync.transfer.archive.rows import Archives
+from gsync.transfer.queue.database import Transfers, states_sql
+from gsync.transfer.queue.failures import all_failures
+from gsync.transfer.queue.requests import State, shown_place
 
 _OPEN = states_sql([state for state in State if state not in (State.DONE, State.KILLED)])
 _MOST = 20   # transfers that failed or are tried again

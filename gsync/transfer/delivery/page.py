@@ -20,11 +20,11 @@ from datetime import UTC, date, datetime, timedelta
 from html import escape
 from typing import Any
 
-from gsync.durable import make_dirs
-from gsync.model import NS, shown
-from gsync.transfer.dataset import DataSet, Settings
-from gsync.transfer.deliverdb import THERE, Deliveries, Delivery, Stage, State
-from gsync.transfer.overview import overview
+from gsync.base.durable import make_dirs
+from gsync.base.model import NS, shown
+from gsync.transfer.delivery.dataset import DataSet, Settings
+from gsync.transfer.delivery.overview import overview
+from gsync.transfer.delivery.rows import THERE, Deliveries, Delivery, Stage, State
 
 VERSION = 1   # of what a night's page looks like: another one, and all are written anew
 LAST = 10     # nights on the first page

@@ -14,20 +14,20 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 
-from gsync.durable import make_dirs
-from gsync.errors import UsageError
-from gsync.log import get_logger
-from gsync.notify import Notifier
-from gsync.process import Lock
-from gsync.transfer import desistatus, page
-from gsync.transfer.alert import Alarm
-from gsync.transfer.database import Transfers
-from gsync.transfer.dataset import DataSet, Settings
-from gsync.transfer.deliver import DataSetDelivery
-from gsync.transfer.deliverdb import Deliveries, Stage
-from gsync.transfer.deliverysite import Down, Summary
-from gsync.transfer.gate import Gate, Stopped
-from gsync.transfer.registry import Stores
+from gsync.base.durable import make_dirs
+from gsync.base.errors import UsageError
+from gsync.base.log import get_logger
+from gsync.base.notify import Notifier
+from gsync.base.process import Lock
+from gsync.transfer.delivery import desistatus, page
+from gsync.transfer.delivery.alert import Alarm
+from gsync.transfer.delivery.dataset import DataSet, Settings
+from gsync.transfer.delivery.deliver import DataSetDelivery
+from gsync.transfer.delivery.gate import Gate, Stopped
+from gsync.transfer.delivery.rows import Deliveries, Stage
+from gsync.transfer.delivery.site import Down, Summary
+from gsync.transfer.queue.database import Transfers
+from gsync.transfer.queue.registry import Stores
 
 _log = get_logger(__name__)
 

@@ -15,13 +15,13 @@ from datetime import UTC, date, datetime
 from enum import StrEnum
 from typing import Any
 
-from gsync.errors import UsageError
-from gsync.transfer.database import Transfers
-from gsync.transfer.dataset import DataSet
-from gsync.transfer.requests import ENDED, TAKEN, NewOperation, NewRequest, NewTransfer
-from gsync.transfer.requests import State as QueueState
-from gsync.transfer.store import Category
-from gsync.transfer.units import Unit
+from gsync.base.errors import UsageError
+from gsync.transfer.delivery.dataset import DataSet
+from gsync.transfer.delivery.units import Unit
+from gsync.transfer.queue.database import Transfers
+from gsync.transfer.queue.requests import ENDED, TAKEN, NewOperation, NewRequest, NewTransfer
+from gsync.transfer.queue.requests import State as QueueState
+from gsync.transfer.stores.store import Category
 
 KIND, DELIVER, BACKUP = "deliver", "deliver", "backup"
 _FOREVER = (1 << 63) - 1  # the lease of a daemon: nobody else takes its transfers over

@@ -16,18 +16,18 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import TypeVar
 
-from gsync.durable import make_dirs, replace_file
-from gsync.log import get_logger
-from gsync.model import NS, shown
-from gsync.transfer import handover, units
-from gsync.transfer.alert import Alarm
-from gsync.transfer.checksums import Verdict, verify
-from gsync.transfer.dataset import DataSet, Settings
-from gsync.transfer.deliverdb import AT_WORK, Deliveries, Delivery, KilledByOrder, State
-from gsync.transfer.gate import Gate
-from gsync.transfer.registry import Stores
-from gsync.transfer.source import Listing, Source
-from gsync.transfer.store import StoreError, category_of
+from gsync.base.durable import make_dirs, replace_file
+from gsync.base.log import get_logger
+from gsync.base.model import NS, shown
+from gsync.transfer.delivery import handover, units
+from gsync.transfer.delivery.alert import Alarm
+from gsync.transfer.delivery.checksums import Verdict, verify
+from gsync.transfer.delivery.dataset import DataSet, Settings
+from gsync.transfer.delivery.gate import Gate
+from gsync.transfer.delivery.rows import AT_WORK, Deliveries, Delivery, KilledByOrder, State
+from gsync.transfer.delivery.source import Listing, Source
+from gsync.transfer.queue.registry import Stores
+from gsync.transfer.stores.store import StoreError, category_of
 
 _log = get_logger(__name__)
 

@@ -18,18 +18,18 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import BinaryIO, cast
 
-from gsync.durable import make_dirs
-from gsync.errors import UsageError
-from gsync.log import get_logger
-from gsync.model import shown
-from gsync.transfer import handover
-from gsync.transfer.checksums import walk
-from gsync.transfer.gate import Gate
-from gsync.transfer.registry import Stores, open_store
-from gsync.transfer.store import Category, Item, Store, StoreError
-from gsync.transfer.units import OURS, Pattern, Unit
-from gsync.transport.link import parse_slave
-from gsync.transport.ssh import SshOptions, ssh_argv
+from gsync.base.durable import make_dirs
+from gsync.base.errors import UsageError
+from gsync.base.log import get_logger
+from gsync.base.model import shown
+from gsync.link.link import parse_slave
+from gsync.link.ssh import SshOptions, ssh_argv
+from gsync.transfer.delivery import handover
+from gsync.transfer.delivery.checksums import walk
+from gsync.transfer.delivery.gate import Gate
+from gsync.transfer.delivery.units import OURS, Pattern, Unit
+from gsync.transfer.queue.registry import Stores, open_store
+from gsync.transfer.stores.store import Category, Item, Store, StoreError
 
 _log = get_logger(__name__)
 

@@ -19,13 +19,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
-from gsync.durable import make_dirs
-from gsync.errors import LockedError, UsageError
-from gsync.log import get_logger
-from gsync.model import NS
-from gsync.namespace import check_version
-from gsync.process import is_stopped
-from gsync.transfer.requests import (
+from gsync.base.durable import make_dirs
+from gsync.base.errors import LockedError, UsageError
+from gsync.base.log import get_logger
+from gsync.base.model import NS
+from gsync.base.namespace import check_version
+from gsync.base.process import is_stopped
+from gsync.transfer.queue.requests import (
     AGAIN,
     COLUMNS,
     ENDED,
@@ -40,7 +40,7 @@ from gsync.transfer.requests import (
     request_of,
     transfer_of,
 )
-from gsync.transfer.spool import Spool, read
+from gsync.transfer.queue.spool import Spool, read
 
 _log = get_logger(__name__)
 

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from gsync import log
-from gsync.errors import UsageError
-from gsync.ledger import Failure, Ledger
-from gsync.model import gfid_parse, shown
+from gsync.base import log
+from gsync.base.errors import UsageError
+from gsync.base.model import gfid_parse, shown
+from gsync.engine.ledger import Failure, Ledger
 from gsync.session.session import Session, SessionHome
-from gsync.volume.home import Home
+from gsync.state.home import Home
 
 PREFIX = "session:"     # ids: session:NAME for all of a session's, session:NAME/GFID for those of one inode
 KIND = "failure"

@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gsync.model import shown
-from gsync.transfer import mover
-from gsync.transfer.database import Transfers
-from gsync.transfer.registry import Stores
-from gsync.transfer.requests import Transfer
-from gsync.transfer.store import Category, Content, Store, StoreError
+from gsync.base.model import shown
+from gsync.transfer.queue import mover
+from gsync.transfer.queue.database import Transfers
+from gsync.transfer.queue.registry import Stores
+from gsync.transfer.queue.requests import Transfer
+from gsync.transfer.stores.store import Category, Content, Store, StoreError
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,7 @@ _OWN: dict[str, Handler] = {"mkdir": copy, "copy": copy, "meta": meta, "verify":
 # Kinds of other commands: module and function with the signature of a Handler.
 _OTHERS: dict[str, str] = {
     **dict.fromkeys(("place", "replicate", "register", "tidy"), "gsync.transfer.send:carry_out"),
-    **dict.fromkeys(("archive", "backup"), "gsync.transfer.archivejob:handle"),
+    **dict.fromkeys(("archive", "backup"), "gsync.transfer.archive.job:handle"),
 }
 
 KINDS = (*_OWN, *_OTHERS)

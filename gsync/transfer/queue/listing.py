@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from gsync.transfer.database import Transfers, selection, states_sql
-from gsync.transfer.requests import State, shown_place
+from gsync.transfer.queue.database import Transfers, selection, states_sql
+from gsync.transfer.queue.requests import State, shown_place
 
 Span = tuple[int, int]
 EVER: Span = (0, (1 << 63) - 1)

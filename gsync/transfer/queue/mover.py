@@ -15,8 +15,8 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import BinaryIO
 
-from gsync.model import shown
-from gsync.transfer.store import Category, Content, Item, Store, StoreError
+from gsync.base.model import shown
+from gsync.transfer.stores.store import Category, Content, Item, Store, StoreError
 
 _DEPTH = 4        # blocks on the way between reader and writer
 _SMALL = 1 << 20  # bytes of a file that is read whole before it is written

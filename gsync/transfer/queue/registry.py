@@ -15,12 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gsync.errors import UsageError
-from gsync.model import NS, shown
-from gsync.transfer.database import Transfers
-from gsync.transfer.store import Category, Store, StoreError, parts_of
+from gsync.base.errors import UsageError
+from gsync.base.model import NS, shown
+from gsync.state.home import check_name
+from gsync.transfer.queue.database import Transfers
 from gsync.transfer.stores.dir import DirStore
-from gsync.volume.home import check_name
+from gsync.transfer.stores.store import Category, Store, StoreError, parts_of
 
 LOCAL = "/"  # the URL of this host's whole tree: what a path without a store is in
 _SCHEME = re.compile(r"([a-z][a-z0-9+]*)://(.*)", re.S)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any
 
-from gsync.model import shown
+from gsync.base.model import shown
 
 
 class State(Enum):

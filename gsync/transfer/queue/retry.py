@@ -10,9 +10,9 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gsync.backoff import pause
-from gsync.model import NS
-from gsync.transfer.store import Category
+from gsync.base.backoff import pause
+from gsync.base.model import NS
+from gsync.transfer.stores.store import Category
 
 
 @dataclass(frozen=True, slots=True)

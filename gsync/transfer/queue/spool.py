@@ -12,9 +12,9 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 
-from gsync.durable import make_dirs, replace_file
-from gsync.process import is_alive, start_time
-from gsync.transfer.requests import NewOperation, NewRequest, NewTransfer, replicas_of, replicas_text
+from gsync.base.durable import make_dirs, replace_file
+from gsync.base.process import is_alive, start_time
+from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, replicas_of, replicas_text
 
 
 class Spool:

@@ -21,16 +21,16 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
-from gsync.errors import GsyncError
-from gsync.log import get_logger
-from gsync.model import NS, shown
-from gsync.process import is_alive, start_time
-from gsync.transfer.database import Transfers
-from gsync.transfer.handlers import KINDS, Context, handler_of, is_finished
-from gsync.transfer.registry import Stores
-from gsync.transfer.requests import TAKEN, State, Transfer, replicas_text
-from gsync.transfer.retry import RetryPolicy
-from gsync.transfer.store import Category, Content, StoreError
+from gsync.base.errors import GsyncError
+from gsync.base.log import get_logger
+from gsync.base.model import NS, shown
+from gsync.base.process import is_alive, start_time
+from gsync.transfer.queue.database import Transfers
+from gsync.transfer.queue.handlers import KINDS, Context, handler_of, is_finished
+from gsync.transfer.queue.registry import Stores
+from gsync.transfer.queue.requests import TAKEN, State, Transfer, replicas_text
+from gsync.transfer.queue.retry import RetryPolicy
+from gsync.transfer.stores.store import Category, Content, StoreError
 
 _log = get_logger(__name__)
 _TICK = 0.1            # s between two looks when nothing happens

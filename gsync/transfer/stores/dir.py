@@ -20,12 +20,22 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
-from gsync.errors import UsageError
-from gsync.fsid import open_beneath, syncfs
-from gsync.model import NS, ROOT_GFID, shown
-from gsync.slave.attrs import set_attrs
-from gsync.slave.protocol import Caps, MetaRow
-from gsync.transfer.store import BLOCK, Category, Content, Digest, Item, StoreError, new_digest, parts_of, store_io
+from gsync.base.errors import UsageError
+from gsync.base.fsid import open_beneath, syncfs
+from gsync.base.model import NS, ROOT_GFID, shown
+from gsync.link.protocol import Caps, MetaRow
+from gsync.slave.directory.attrs import set_attrs
+from gsync.transfer.stores.store import (
+    BLOCK,
+    Category,
+    Content,
+    Digest,
+    Item,
+    StoreError,
+    new_digest,
+    parts_of,
+    store_io,
+)
 
 PART = b".gsync-part."
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

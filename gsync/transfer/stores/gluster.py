@@ -13,11 +13,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gsync.errors import UsageError
-from gsync.gclient import truthful
-from gsync.transfer.store import Category, StoreError
+from gsync.base.errors import UsageError
+from gsync.base.glusterfs import truthful
+from gsync.link.link import Channel
 from gsync.transfer.stores.dir import DirStore
-from gsync.transport.link import Channel
+from gsync.transfer.stores.store import Category, StoreError
 
 _URL = re.compile(r"gluster://(?:\[(?P<host6>[0-9A-Fa-f:.%]+)\]|(?P<host>[^/:\[\]-][^/:\[\]]*))/"
                   r"(?P<volume>[A-Za-z0-9_][A-Za-z0-9_-]*)(?P<path>/.*)?", re.S)

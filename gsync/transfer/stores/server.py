@@ -1,8 +1,8 @@
 """A directory store for somebody on another host: one request at a time over stdin and stdout (`agent --store`).
 
-Requests and answers are frames (gsync/rpc.py): {"do": method, ...} and {"ok": ...} or {"error", "category", "errno"}. A
-file's bytes travel between them in pieces of 4 bytes of length and data; an empty piece ends them, and ABORT says that
-the sender could not go on. Paths travel as latin-1 text. Standard library only, Python 3.9.
+Requests and answers are frames (gsync/base/rpc.py): {"do": method, ...} and {"ok": ...} or {"error", "category",
+"errno"}. A file's bytes travel between them in pieces of 4 bytes of length and data; an empty piece ends them, and
+ABORT says that the sender could not go on. Paths travel as latin-1 text. Standard library only, Python 3.9.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any, BinaryIO
 
-from gsync import rpc
-from gsync.errors import GsyncError
-from gsync.transfer.store import BLOCK, Category, Item, StoreError
+from gsync.base import rpc
+from gsync.base.errors import GsyncError
 from gsync.transfer.stores.dir import DirStore
+from gsync.transfer.stores.store import BLOCK, Category, Item, StoreError
 
 PROTOCOL = 1
 ABORT = 0xFFFFFFFF

@@ -12,12 +12,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO
 
-from gsync import rpc
-from gsync.errors import GsyncError, UsageError
-from gsync.transfer.store import BLOCK, Category, Content, Item, StoreError
+from gsync.base import rpc
+from gsync.base.errors import GsyncError, UsageError
+from gsync.link.link import Channel, parse_slave
+from gsync.link.ssh import SshLink, SshOptions
 from gsync.transfer.stores.server import Pieces, Sender, item_json, items
-from gsync.transport.link import Channel, parse_slave
-from gsync.transport.ssh import SshLink, SshOptions
+from gsync.transfer.stores.store import BLOCK, Category, Content, Item, StoreError
 
 OPTIONS = ("ssh-config",)
 _BROKEN = (OSError, EOFError, rpc.BadFrame, ValueError)

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import BinaryIO, Protocol
 
-from gsync.errors import PASSING, GsyncError
-from gsync.model import check_bname, shown
+from gsync.base.errors import PASSING, GsyncError
+from gsync.base.model import check_bname, shown
 
 BLOCK = 1 << 20  # bytes that are read, hashed and written at a time
 

@@ -22,9 +22,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, cast
 
-from gsync.durable import fsync_dir, replace_file
-from gsync.errors import UsageError
-from gsync.transfer.store import Category, StoreError
+from gsync.base.durable import fsync_dir, replace_file
+from gsync.base.errors import UsageError
+from gsync.transfer.stores.store import Category, StoreError
 
 _STAGED_MOST = 4     # tars that were fetched to be read
 _TIMEOUT = 86400.0   # s that a tape may take

@@ -31,10 +31,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
-from gsync.durable import fsync_dir, replace_file
-from gsync.errors import UsageError
-from gsync.model import NS, shown
-from gsync.transfer.store import BLOCK, Category, Content, Item, StoreError, new_digest, parts_of, store_io
+from gsync.base.durable import fsync_dir, replace_file
+from gsync.base.errors import UsageError
+from gsync.base.model import NS, shown
+from gsync.transfer.stores.store import BLOCK, Category, Content, Item, StoreError, new_digest, parts_of, store_io
 from gsync.transfer.stores.tape import Tape
 from gsync.transfer.stores.vaultindex import PAGE, Catalog, Entry, Index, named, record_of, text_of
 

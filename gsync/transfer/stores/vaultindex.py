@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gsync.transfer.store import Item
+from gsync.transfer.stores.store import Item
 
 PAGE = 1000
 
