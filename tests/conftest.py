@@ -6,7 +6,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests.cli import Cli
+from lab.cli import Cli
 
 hypothesis.settings.register_profile("gsync", deadline=None)
 hypothesis.settings.load_profile("gsync")

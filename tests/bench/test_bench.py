@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.contestants import PROJECT, Gsync, Lsyncd, Rsync, Slave
-from tests.bench.measure import MIB, CountingProxy, Failed, MemoryWatch, Result, Running, role_of, table
+from lab.bench.contestants import PROJECT, Gsync, Lsyncd, Rsync, Slave
+from lab.bench.measure import MIB, CountingProxy, Failed, MemoryWatch, Result, Running, role_of, table
 
 
 def test_the_ratio_of_a_round_is_of_its_medians() -> None:

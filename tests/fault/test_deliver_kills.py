@@ -17,7 +17,7 @@ import pytest
 
 from gsync.transfer.delivery import handover
 from gsync.transfer.queue.database import Transfers
-from tests.nights import HOSTILE, Nights, contents, night_of, remove
+from lab.nights import HOSTILE, Nights, contents, night_of, remove
 
 SAMPLES = 8
 _STEPS = ("rename", "fsync", "mkdir", "link", "unlink", "rmdir", "fchmod", "chmod", "utime")

@@ -22,10 +22,11 @@ from gsync.sync.engine import Stopped
 from gsync.sync.postbox import Request, Result
 from gsync.sync.rsync import RsyncEngine, RsyncSettings
 from gsync.sync.tarssh import StreamEngine
-from tests.engines import Files, World, at, content, local
-from tests.images import FsImage
-from tests.sshd import HOST, Sshd, descendants
-from tests.trees import KIB, MIB
+from lab import REPOSITORY
+from lab.engines import Files, World, at, content, local
+from lab.images import FsImage
+from lab.sshd import HOST, Sshd, descendants
+from lab.trees import KIB, MIB
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +152,7 @@ def test_rsync_does_not_outlive_its_worker(tmp_path: Path) -> None:
     program.write_text(f"""
 import os, signal, sys, threading, time
 from pathlib import Path
-from tests.engines import World, local
+from lab.engines import World, local
 from gsync.sync.engine import Flow
 from gsync.sync.postbox import Request
 world = World(Path({str(tmp_path)!r}) / "w", local(Path({str(tmp_path / 'slave')!r})), "rsync", flow=Flow(400_000))
@@ -165,7 +166,7 @@ sys.stdin.read()
 """)
     (tmp_path / "w").mkdir()
     worker = subprocess.Popen([sys.executable, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                              env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])})
+                              env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
     assert worker.stdout is not None
     rsync = int(worker.stdout.readline())
     while b"rsync\0" not in Path(f"/proc/{rsync}/cmdline").read_bytes()[:6]:

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from gsync.recorder import detectors
-from tests.model.world import Killed, World
-from tests.place import PATIENCE, Place
-from tests.trees import wait_until_equal
+from lab.model.world import Killed, World
+from lab.place import PATIENCE, Place
+from lab.trees import wait_until_equal
 
 TRIES = 8
 

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.place import Place
-from tests.sshd import HOST, Sshd
-from tests.trees import Churn, compare, make_everything, wait_until_equal
+from lab.place import Place
+from lab.sshd import HOST, Sshd
+from lab.trees import Churn, compare, make_everything, wait_until_equal
 
 VICTIMS = ["monitor", "worker", "agent"]
 PATIENCE = 90.0

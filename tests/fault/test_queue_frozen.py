@@ -15,8 +15,8 @@ from gsync.transfer.archive.rows import Archive, Archives
 from gsync.transfer.queue.database import Transfers
 from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, State
 from gsync.transfer.queue.worker import Worker
-from tests.cli import Cli
-from tests.nights import Nights
+from lab.cli import Cli
+from lab.nights import Nights
 
 
 @pytest.fixture

@@ -21,9 +21,9 @@ from gsync.transfer.queue.listing import find_lines
 from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, State
 from gsync.transfer.queue.retry import RetryPolicy
 from gsync.transfer.queue.worker import Settings, Worker
-from tests.images import FsImage
+from lab import REPOSITORY as ROOT
+from lab.images import FsImage
 
-ROOT = Path(__file__).parents[2]
 NAMES = [b"plain", b"new\nline", b"\xff\xfe", b"-dash", b"%41 b*", b"n" * 255]
 
 

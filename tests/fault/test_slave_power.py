@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from gsync.base.fsid import syncfs
-from tests.images import FsImage
-from tests.slave_model import Planner, Slave, World, check_index, check_limbo_empty, check_tree, walk
-from tests.unit import test_slave_crash as crash
+from lab.images import FsImage
+from lab.slave_model import Planner, Slave, World, check_index, check_limbo_empty, check_tree, walk
+from tests.unit.slave import test_slave_crash as crash
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.gluster.cluster import MASTER, ROLLOVER, cluster
-from tests.hosts import wait_until
+from lab.gluster.cluster import MASTER, ROLLOVER, cluster
+from lab.hosts import wait_until
 
 pytestmark = [pytest.mark.gluster, pytest.mark.root]
 

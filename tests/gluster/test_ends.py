@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.gluster.cluster import MASTER, SHAPES, SLAVE, Cluster, Node, cluster
-from tests.gluster.georep import GeoRep
-from tests.gluster.site import IGNORED, PATIENCE, GlusterSite, GsyncNode, gluster_site
+from lab.gluster.cluster import MASTER, SHAPES, SLAVE, Cluster, Node, cluster
+from lab.gluster.georep import GeoRep
+from lab.gluster.site import IGNORED, PATIENCE, GlusterSite, GsyncNode, gluster_site
+from lab.hosts import sshd_on, wait_until
+from lab.place import REPOSITORY, Place
+from lab.trees import compare
 from tests.gluster.test_master import all_crawls, change_older, changes
-from tests.hosts import sshd_on, wait_until
-from tests.place import REPOSITORY, Place
-from tests.trees import compare
 
 pytestmark = [pytest.mark.gluster, pytest.mark.root]
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.gluster.churn import Churn
-from tests.gluster.cluster import META
-from tests.gluster.site import IGNORED, PATIENCE, GlusterSite, gluster_site
+from lab.gluster.churn import Churn
+from lab.gluster.cluster import META
+from lab.gluster.site import IGNORED, PATIENCE, GlusterSite, gluster_site
+from lab.trees import compare
 from tests.gluster.test_master import change_older, changes
-from tests.trees import compare
 
 pytestmark = [pytest.mark.gluster, pytest.mark.root]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.gluster.site import GlusterSite, gluster_site
-from tests.trees import acl
+from lab.gluster.site import GlusterSite, gluster_site
+from lab.trees import acl
 
 pytestmark = [pytest.mark.gluster, pytest.mark.root]
 

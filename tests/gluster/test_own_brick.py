@@ -14,8 +14,9 @@ from gsync.master.gluster.info import read_info
 from gsync.master.gluster.mount import AuxMount
 from gsync.master.gluster.ownbrick import ENOUGH, OwnBrick
 from gsync.master.gluster.tree import GlusterTree
-from tests.gluster.cluster import MASTER, Cluster, cluster
-from tests.hosts import wait_until
+from lab import REPOSITORY
+from lab.gluster.cluster import MASTER, Cluster, cluster
+from lab.hosts import wait_until
 
 pytestmark = [pytest.mark.gluster, pytest.mark.root]
 
@@ -43,7 +44,7 @@ def main(number: int, place: str) -> None:
 def ask(site: Cluster, number: int, folder: Path) -> bool:
     """Whether the brick was believed; what was said is the same as through the mount alone."""
     node = site.bricks()[number][0]
-    said = json.loads(node.run("env", f"PYTHONPATH={Path(__file__).parents[2]}", sys.executable, __file__, number,
+    said = json.loads(node.run("env", f"PYTHONPATH={REPOSITORY}", sys.executable, __file__, number,
                                folder / f"mount-{number}"))
     assert said["asked"] == said["through"]
     assert sum("present" in each for each in said["asked"]) == FILES - 1

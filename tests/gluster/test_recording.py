@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.gluster.cluster import MASTER, ROLLOVER
-from tests.gluster.site import GlusterSite, gluster_site
+from lab.gluster.cluster import MASTER, ROLLOVER
+from lab.gluster.site import GlusterSite, gluster_site
 from tests.gluster.test_master import all_crawls, change_older, changes
 from tests.gluster.test_reshape import can_make
 

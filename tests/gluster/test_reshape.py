@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from gsync.engine.hybrid import SUSPECT_MARGIN
-from tests.gluster.churn import Churn
-from tests.gluster.cluster import MASTER
-from tests.gluster.site import GlusterSite, gluster_site
+from lab.gluster.churn import Churn
+from lab.gluster.cluster import MASTER
+from lab.gluster.site import GlusterSite, gluster_site
 from tests.gluster.test_master import change_older, changes
 
 pytestmark = [pytest.mark.gluster, pytest.mark.root]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gluster.site import GlusterSite, gluster_site
+from lab.gluster.site import GlusterSite, gluster_site
 
 pytestmark = [pytest.mark.gluster, pytest.mark.root]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.gluster.cluster import MASTER
-from tests.gluster.site import GlusterSite, gluster_site
+from lab.gluster.cluster import MASTER
+from lab.gluster.site import GlusterSite, gluster_site
 from tests.gluster.test_master import change_older, changes
 
 pytestmark = [pytest.mark.gluster, pytest.mark.root]

@@ -16,10 +16,11 @@ from gsync.recorder import detectors
 from gsync.sync.engine import Flow
 from gsync.sync.syncer import Syncer
 from gsync.sync.tarssh import StreamEngine
+from lab import REPOSITORY
+from lab.gluster.slavehost import HostLink, SlaveHost, slave_host
+from lab.model.world import World
+from lab.trees import compare
 from tests.fault.test_kill_steps import changed, prepared
-from tests.gluster.slavehost import HostLink, SlaveHost, slave_host
-from tests.model.world import World
-from tests.trees import compare
 
 pytestmark = [pytest.mark.gluster, pytest.mark.root]
 
@@ -49,7 +50,7 @@ class DyingLink(HostLink):
     def agent(self, argv: Sequence[bytes]) -> Channel:
         if self.steps is None or b"--receive" in argv:
             return super().agent(argv)
-        package = os.fsencode(Path(__file__).parents[2])
+        package = os.fsencode(REPOSITORY)
         program = [sys.executable.encode(), b"-I", b"-c", _DIES.encode(), b"%d" % self.steps, package]
         return Channel([*self.there(), *program, *argv])
 

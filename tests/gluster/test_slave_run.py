@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.gluster.churn import Churn
-from tests.gluster.slavehost import SlaveHost, slave_host
+from lab.gluster.churn import Churn
+from lab.gluster.slavehost import SlaveHost, slave_host
+from lab.hosts import sshd_on, wait_until
+from lab.place import Place
+from lab.trees import compare
 from tests.gluster.test_master import change_older, changes
 from tests.gluster.test_sequences import all_of_them
-from tests.hosts import sshd_on, wait_until
-from tests.place import Place
-from tests.trees import compare
 
 pytestmark = [pytest.mark.gluster, pytest.mark.root]
 

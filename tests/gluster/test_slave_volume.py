@@ -17,11 +17,11 @@ from gsync.base.model import ROOT_GFID, Gfid
 from gsync.link.client import SlaveClient
 from gsync.link.protocol import FillRow, MetaRow
 from gsync.sync.postbox import Request
-from tests.engines import Files
-from tests.gluster.cluster import SHAPES, Node, cluster
-from tests.gluster.slavehost import VOLUME_ID, HostLink, Side, SlaveHost, slave_host
-from tests.hosts import wait_until
-from tests.trees import acl
+from lab.engines import Files
+from lab.gluster.cluster import SHAPES, Node, cluster
+from lab.gluster.slavehost import VOLUME_ID, HostLink, Side, SlaveHost, slave_host
+from lab.hosts import wait_until
+from lab.trees import acl
 
 pytestmark = [pytest.mark.gluster, pytest.mark.root]
 

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.gluster.cluster import SLAVE, cluster
-
-ROOT = Path(__file__).parents[2]
+from lab import REPOSITORY as ROOT
+from lab.gluster.cluster import SLAVE, cluster
 
 pytestmark = [pytest.mark.gluster, pytest.mark.root]
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from lab.model.world import Killed, World
+from lab.trees import Churn, compare
 from tests.model.test_scenarios import DETECTORS
-from tests.model.world import Killed, World
-from tests.trees import Churn, compare
 
 CHURNS = int(os.environ.get("GSYNC_CHURNS", "6"))
 FIRST = int(os.environ.get("GSYNC_CHURN_SEED", "1"))

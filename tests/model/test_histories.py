@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gsync.base import fsid
 from gsync.recorder import detectors
-from tests.model.world import Killed, World
+from lab.model.world import Killed, World
 
 HISTORIES = int(os.environ.get("GSYNC_HISTORIES", "150"))
 

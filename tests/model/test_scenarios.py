@@ -16,7 +16,7 @@ from gsync.master.posix import PosixTree
 from gsync.recorder import detectors
 from gsync.recorder.detector import Detector, Knows
 from gsync.recorder.fanotify import Fanotify
-from tests.model.world import Killed, World
+from lab.model.world import Killed, World
 
 
 def fanotify(root_fd: int, inodes: Inodes, knows: Knows) -> Detector:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slave_model import Slave
+from lab.slave_model import Slave
 
 
 @pytest.fixture

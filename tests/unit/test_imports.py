@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from lab import REPOSITORY as ROOT
 
 # The rooms, lowest first; rooms of one line may import each other, files never in a circle.
 LAYERS = [

@@ -1,0 +1,5 @@
+"""What tests, tools and measurements are made with: trees, images, hosts, sshd, clusters, runs of the real command."""
+
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]

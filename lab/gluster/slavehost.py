@@ -1,0 +1,219 @@
+"""One host with a glusterd and as many volumes as a test wants, for GlusterFS as the slave; an sshd leads to it.
+
+Everything on it ends with it (see cluster.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import shutil
+import stat
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from gsync.base.model import ROOT_GFID, Gfid
+from gsync.link.client import SlaveClient
+from gsync.link.link import Channel, Slave
+from gsync.link.local import _PROGRAM, LocalLink
+from gsync.link.protocol import FillRow, Hello, RemoveRow
+from gsync.sync.engine import Flow
+from gsync.sync.postbox import Request, Result
+from gsync.sync.tarssh import StreamEngine
+from lab.engines import Files
+from lab.gluster.cluster import Node
+from lab.hosts import Host, Hosts, wait_until
+from lab.images import FsImage
+
+SHAPES: dict[str, tuple[int, tuple[str, ...]]] = {
+    "one": (1, ()), "dist": (2, ()), "rep": (2, ("replica", "2")), "disp": (3, ("disperse", "3", "redundancy", "1")),
+    "shard": (2, ())}
+_PRIVATE = ("/var/lib/glusterd", "/var/log/glusterfs", "/var/lib/misc", "/root/.ssh", "/mnt")
+# The mounts by which tests look show what is at the bricks, not what it was a second ago.
+_OPTIONS = {"storage.health-check-interval": "0", **{f"performance.{name}": "off" for name in (
+    "quick-read", "io-cache", "stat-prefetch", "read-ahead", "readdir-ahead", "open-behind")}}
+_MOUNT = ("attribute-timeout=0", "entry-timeout=0", "direct-io-mode=enable")
+VOLUME_ID = "00000000-0000-0000-0000-00000000c0de"
+
+
+class SlaveHost:
+    """The host `s`, whose volumes are made as they are asked for, and another one, `far`."""
+
+    def __init__(self, node: Node, far: Host, folder: Path) -> None:
+        self.node, self.far = node, far
+        self.folder = folder
+
+    def volume(self, name: str, shape: str = "one", brick: Path | None = None, **options: str) -> Path:
+        """A volume, started and mounted; the path of the mount for everyone. brick: where its one brick lies."""
+        bricks, words = SHAPES[shape]
+        places = [f"{self.node.address}:{brick or self.node.bricks / f'{name}-{n}'}" for n in range(bricks)]
+        self.node.gluster("volume", "create", name, *words, *places, "force")
+        if shape == "shard":
+            options = {"features.shard": "on", "features.shard-block-size": "4MB", **options}
+        for key, value in {**_OPTIONS, **options}.items():
+            self.node.gluster("volume", "set", name, key, value)
+        self.node.gluster("volume", "start", name)
+        return self.node.mount(name, f"/mnt/{name}", "acl", *_MOUNT)
+
+    def mount_anew(self, name: str) -> None:
+        """A mount of a sharded volume keeps for some time what it has seen of a file's length."""
+        self.node.run("umount", "-l", f"/mnt/{name}")
+        self.node.mount(name, f"/mnt/{name}", "acl", *_MOUNT)
+
+    def lock_holder(self, name: str) -> int:
+        """The pid, as the host has it, of the agent that works in a volume."""
+        info = self.node.gluster("volume", "info", name)
+        volume_id = next(line.split(": ")[1] for line in info.splitlines() if line.startswith("Volume ID"))
+        known = self.node.path(f"/run/gsync/volume-{volume_id}/lock").read_text()
+        return int(known.split('"pid": ')[1].split(",")[0])
+
+    def brick_pid(self, name: str, number: int) -> int:
+        """Of a brick of a volume."""
+        brick = str(self.node.bricks / f"{name}-{number}").strip("/").replace("/", "-")
+        file, = self.node.path("/run/gluster/vols").glob(f"*/*{brick}.pid")
+        return int(file.read_text())
+
+    def kill(self, pid: int) -> None:
+        self.node.run("kill", "-9", pid)
+
+
+@contextlib.contextmanager
+def slave_host(folder: Path) -> Iterator[SlaveHost]:
+    with contextlib.ExitStack() as opened:
+        disk = opened.enter_context(FsImage(folder / "disk", 4 << 30, "ext4")).path
+        private = {}
+        for place in _PRIVATE:
+            Path(place).mkdir(parents=True, exist_ok=True)
+            private[place] = disk / "root" / place.strip("/")
+            private[place].mkdir(parents=True)
+        hooks = Path("/var/lib/glusterd/hooks")
+        if hooks.is_dir():
+            shutil.copytree(hooks, private["/var/lib/glusterd"] / "hooks")
+        hosts = opened.enter_context(Hosts("s", "far", private={"s": private}, kind=Node))
+        node = hosts["s"]
+        assert isinstance(node, Node)
+        node.bricks = disk / "bricks"
+        node.bricks.mkdir()
+        node.run("mount", "-t", "tmpfs", "tmpfs", "/run")
+        node.run("glusterd")
+        wait_until("glusterd", lambda: subprocess.run(
+            node.argv("gluster", "--mode=script", "pool", "list"), stdin=subprocess.DEVNULL, capture_output=True,
+            check=False).returncode == 0)
+        yield SlaveHost(node, hosts["far"], folder)
+
+
+# Runs a command where libgfapi cannot be loaded.
+_WITHOUT_GFAPI = ("unshare", "--mount", "sh", "-c", 'mount --bind /dev/null "$0" && exec "$@"', next(
+    iter(map(str, Path("/usr/lib").glob("*/libgfapi.so.0"))), "libgfapi.so.0"))
+
+
+class HostLink(LocalLink):
+    """Programs on a host, with pipes to them; the agent takes this way to the volume: gfapi or mount."""
+
+    def __init__(self, node: Node, volume: str, way: str) -> None:
+        super().__init__(Slave(f"::{volume}".encode()))
+        self._node, self._way = node, way
+
+    def agent(self, argv: Sequence[bytes]) -> Channel:
+        return Channel([*self.there(), *_PROGRAM, *argv])
+
+    def there(self) -> list[bytes]:
+        """What begins a command that runs on the host."""
+        hidden = _WITHOUT_GFAPI if self._way == "mount" else ()
+        return [word.encode() for word in self._node.argv("setpriv", "--pdeathsig", "KILL", *hidden)]
+
+
+class Side:
+    """A worker's side of one volume: names are filled and files sent as a worker would, without one."""
+
+    epochs = itertools.count(1)
+
+    def __init__(self, host: SlaveHost, volume: str, way: str, source: Files) -> None:
+        self.host, self.volume, self.way, self.source = host, volume, way, source
+        self.mount = host.node.path(f"/mnt/{volume}")
+        self._fresh = itertools.count(1)
+        self._open = False
+        self.hello = self.connect()
+        maps = self.host.node.run("cat", f"/proc/{self.host.lock_holder(self.volume)}/maps")
+        assert ("libgfapi" in maps) == (self.way == "gfapi")
+
+    def connect(self) -> Hello:
+        """(Again.)"""
+        self.epoch = next(self.epochs)
+        self.link = HostLink(self.host.node, self.volume, self.way)
+        self.client = SlaveClient(self.link)
+        try:
+            self.hello = self.client.hello(VOLUME_ID, "test", "test", self.epoch)
+        except BaseException:
+            self.client.close()
+            raise
+        self.engine = StreamEngine(self.link, self.source, self.epoch, self.client.ticket, Flow())
+        self._open = True
+        return self.hello
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            self.engine.close()
+            self.client.close()
+
+    # what a worker does
+
+    @staticmethod
+    def row(name: bytes, gfid: Gfid, pargfid: Gfid = ROOT_GFID, mode: int = stat.S_IFREG | 0o644, *, since: int = 1,
+            nlink: int = 1, uid: int = 0, gid: int = 0, mtime: int = 10**18, rdev: int = 0, target: bytes | None = None,
+            xattrs: list[tuple[bytes, bytes]] | None = None) -> FillRow:
+        return FillRow(pargfid, name, gfid, mode, since, nlink, uid, gid, mtime, 10**18, rdev, target, xattrs)
+
+    def fill(self, *rows: FillRow) -> list[str]:
+        answer = self.client.fill(rows)
+        assert not answer.errors, answer.errors
+        self.vacated, self.displaced = answer.vacated, answer.displaced
+        return answer.answers
+
+    def move(self, *requests: Request) -> list[Result]:
+        results: list[Result] = []
+        self.engine.move(requests, results.extend)
+        self.engine.flush(results.extend)
+        return sorted(results, key=lambda result: requests.index(result.request))
+
+    def folder(self, name: bytes, pargfid: Gfid = ROOT_GFID, *, mode: int = 0o755) -> Gfid:
+        """A directory at the slave, as the master's new one."""
+        gfid = self.new_gfid()
+        row = self.row(name, gfid, pargfid, stat.S_IFDIR | mode)
+        assert self.fill(row) == ["made"]
+        assert self.fill(row) == ["ok"]
+        return gfid
+
+    def file(self, name: bytes, data: bytes, pargfid: Gfid = ROOT_GFID, nlink: int = 1) -> Gfid:
+        """A file at the slave, as the master's new one."""
+        gfid = self.source.add(b"f%d" % next(self._fresh), data)
+        row = self.row(name, gfid, pargfid, nlink=nlink)
+        assert self.fill(row) == ["new"]
+        assert [r.errno for r in self.move(Request(gfid, "N", pargfid, name, len(data)))] == [0]
+        assert self.fill(row) == ["ok"]
+        return gfid
+
+    def new_gfid(self) -> Gfid:
+        return b"test" + self.epoch.to_bytes(4, "big") + next(self._fresh).to_bytes(8, "big")
+
+    def remove(self, *names: tuple[Gfid, bytes], since: int = 1) -> list[Gfid]:
+        answer = self.client.remove([RemoveRow(p, b, since) for p, b in names])
+        assert not answer.errors, answer.errors
+        return answer.displaced
+
+    def commit(self, stime: int = 1 << 60) -> None:
+        self.client.commit(stime, stime, self.epoch, clear=True)
+
+    def listed(self, gfid: Gfid) -> dict[bytes, Gfid | None]:
+        return dict(self.client.list(gfid)[0])
+
+    def shows(self, condition: Callable[[], bool]) -> None:
+        """The mount shows it, a new one if the volume is sharded."""
+        if self.volume.startswith("shard"):
+            self.host.mount_anew(self.volume)
+        assert condition()
+
+    def path(self, *names: bytes) -> Path:
+        return self.mount.joinpath(*(name.decode("utf-8", "surrogateescape") for name in names))

@@ -1,0 +1,311 @@
+"""A small world for histories: a master tree, the real recorder, worker, planner and agent code, and their deaths.
+
+Everything runs in this process and in the order that a history asks for: the recorder is polled and cut by hand, the
+worker cycles by hand, the agent is called without a process in between. Time is the real clock plus an offset that
+each cut moves on by a second, so that a changelog can be written whenever a history wants one.
+
+At every commit the world checks invariant 1: what the slave holds at a name, and as the content of an inode, is what
+the master had there at some moment since the committed stime.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from gsync.base.errors import Transient
+from gsync.base.fsid import Inodes
+from gsync.base.model import NS, ROOT_GFID, Gfid, Name
+from gsync.changelog.reader import History
+from gsync.engine import worker as worker_module
+from gsync.engine.lease import LocalLease
+from gsync.engine.ledger import Ledger
+from gsync.engine.worker import Connection, Worker
+from gsync.engine.worklist import ChangelogDB
+from gsync.master.posix import PosixTree
+from gsync.recorder.recorder import Recorder
+from gsync.recorder.recording import Recording
+from gsync.state.home import Home
+from lab.model.inline import InlineClient, InlineSyncer
+
+_real_time_ns = time.time_ns
+
+
+class Killed(BaseException):
+    """A process dies here: no except, no finally of it has an effect that lasts."""
+
+
+class Clock:
+    """The real clock, some seconds ahead."""
+
+    def __init__(self) -> None:
+        self.ahead = 0
+
+    def __call__(self) -> int:
+        return _real_time_ns() + self.ahead
+
+    def next_second(self) -> None:
+        self.ahead += NS
+
+
+class World:
+    """Paths are relative to the base folder: "m/..." is the master, "o/..." lies outside, "s/..." is the slave."""
+
+    def __init__(self, base: Path, detector: Callable[..., object]) -> None:
+        self.base = base
+        base.mkdir()
+        self.master, self.slave, self.outside = base / "m", base / "s", base / "o"
+        for folder in (self.master, self.slave, self.outside):
+            folder.mkdir()
+        self.clock = Clock()
+        self._patched = (time.time_ns, worker_module.SUSPECT_MARGIN)
+        time.time_ns = self.clock  # type: ignore[assignment]
+        worker_module.SUSPECT_MARGIN = 10**18  # ctimes are the kernel's, and so behind this clock
+        self._detector = detector
+        self.home = Home(str(base / "home"))
+        self.volume = self.home.add("v", str(self.master))
+        self.brick = self.volume.brick()
+        self.recorder: Recording | None = None
+        self.worker: Worker | None = None
+        self.history: list[tuple[int, dict[Name, Gfid], dict[Gfid, bytes]]] = []
+        self.step: Callable[[str], None] = lambda name: None      # every durable step, of all processes
+        self.between: Callable[[str], None] = lambda method: None  # before every call of the agent
+        self.max_delete = 0
+        self.commits = 0
+        self.sent: list[Gfid] = []
+        self.recorder_up()
+        self.note()
+
+    # the master's user
+
+    def path(self, path: str) -> Path:
+        return self.base / path
+
+    def mk(self, path: str, text: str = "new") -> None:
+        self.path(path).write_text(text)
+        self.note()
+
+    write = mk
+
+    def mkdir(self, path: str) -> None:
+        self.path(path).mkdir(parents=True)
+        self.note()
+
+    def mv(self, old: str, new: str) -> None:
+        os.rename(self.path(old), self.path(new))
+        self.note()
+
+    def ln(self, old: str, new: str) -> None:
+        os.link(self.path(old), self.path(new))
+        self.note()
+
+    def symlink(self, target: str, new: str) -> None:
+        os.symlink(target, self.path(new))
+        self.note()
+
+    def chmod(self, path: str, mode: int) -> None:
+        os.chmod(self.path(path), mode)
+        self.note()
+
+    def rm(self, path: str) -> None:
+        if self.path(path).is_dir() and not self.path(path).is_symlink():
+            shutil.rmtree(self.path(path))
+        else:
+            self.path(path).unlink()
+        self.note()
+
+    def note(self) -> None:
+        """Remember what the master holds now."""
+        names, contents = self._look(self.master)
+        self.history.append((self.clock(), names, contents))
+
+    def _look(self, root: Path) -> tuple[dict[Name, Gfid], dict[Gfid, bytes]]:
+        names: dict[Name, Gfid] = {}
+        contents: dict[Gfid, bytes] = {}
+        fd = os.open(root, os.O_RDONLY)
+        inodes = Inodes(fd, self.volume.tag)
+        os.close(fd)
+        todo = [(ROOT_GFID, os.fsencode(root))]
+        while todo:
+            pargfid, path = todo.pop()
+            dirfd = os.open(path, os.O_RDONLY)
+            for entry in os.listdir(path):
+                if (pargfid, entry) == (ROOT_GFID, b".gsync"):
+                    continue  # never replicated
+                seen = inodes.look(dirfd, pargfid, entry)
+                assert seen is not None
+                names[pargfid, entry] = seen.gfid
+                if stat.S_ISDIR(seen.st.st_mode):
+                    todo.append((seen.gfid, path + b"/" + entry))
+                elif stat.S_ISREG(seen.st.st_mode):
+                    contents[seen.gfid] = Path(os.fsdecode(path + b"/" + entry)).read_bytes()
+            os.close(dirfd)
+        return names, contents
+
+    # the recorder
+
+    def recorder_up(self) -> None:
+        os.makedirs(self.brick.folder, exist_ok=True)
+        time.sleep(0.008)  # the fake clock is ahead of the kernel's: rule 5's racy ctime cannot be seen here
+        recorder = Recorder(self.volume, detector=self._detector, clock=self.clock,  # type: ignore[arg-type]
+                            step=lambda name: self.step("recorder " + name))
+        try:
+            self.recorder = recorder.start()
+        except BaseException:
+            recorder.close()
+            raise
+
+    def recorder_dies(self) -> None:
+        """SIGKILL: what is not durable is lost, and so is what the kernel had queued."""
+        if self.recorder is not None:
+            self.recorder.close()
+            self.recorder = None
+        time.sleep(0.008)
+
+    def poll(self) -> None:
+        if self.recorder is not None:
+            self.recorder.poll()
+
+    def cut(self) -> None:
+        if self.recorder is not None:
+            self.clock.next_second()
+            assert self.recorder.close_slice()
+
+    # the worker
+
+    def _worker(self) -> Worker:
+        if self.worker is None:
+            worker = Worker(
+                connect=self._connect, open_tree=self._open_tree, history=History(os.fsencode(self.brick.changelogs)),
+                recorder=_Port(self), waiter=_NoWait(), db=ChangelogDB(str(self.base / "changelog.db")),
+                ledger=Ledger(str(self.base / "ledger.db")), lease=LocalLease(str(self.base / "epoch")),
+                max_delete=self.max_delete)
+            self.worker = worker
+            try:
+                worker.start(1)
+            except BaseException:
+                self.worker_dies()
+                raise
+        return self.worker
+
+    def _connect(self, epoch: int) -> Connection:
+        client = InlineClient(self.slave, self)
+        try:
+            hello = client.hello(self.volume.uuid, "v", "session", epoch)
+        except BaseException:
+            client.die()
+            raise
+        syncer = InlineSyncer(client, self)
+        return Connection(client, hello, syncer, client)  # type: ignore[arg-type]
+
+    def _open_tree(self) -> PosixTree:
+        self.tree = PosixTree(self.volume.open_root(), self.volume.tag, self.brick.namespace)
+        return self.tree
+
+    def cycle(self) -> bool:
+        """One step of the worker; False if it found nothing to do. A Transient ends the worker, as in life."""
+        try:
+            return self._worker().cycle()
+        except Transient:
+            self.worker_dies()
+            return True
+        except Killed:
+            self.worker_dies()
+            raise
+
+    def worker_dies(self) -> None:
+        """SIGKILL of worker and agent."""
+        worker, self.worker = self.worker, None
+        if worker is not None:
+            if worker.connection is not None:
+                worker.connection.client.die()  # type: ignore[attr-defined]
+            if worker.db._open:
+                worker.db._db.execute("ROLLBACK")
+            worker.db._db.close()
+            worker.ledger.close()
+
+    # ends
+
+    def quiet(self) -> None:
+        """Let everything come to rest."""
+        if self.recorder is None:
+            self.recorder_up()
+        for _ in range(60):
+            self.poll()
+            self.cut()
+            busy = False
+            while self.cycle():
+                busy = True
+            worker = self._worker()
+            if not busy and worker.state.in_step and not worker._limbo and worker.db.fact("doubt_time") is None:
+                return
+        raise AssertionError("the worker does not come to rest")
+
+    def check_equal(self) -> None:
+        """The trees are the same, and nothing is left behind at the slave."""
+        from lab.trees import compare
+
+        assert compare(os.fsencode(self.master), os.fsencode(self.slave)) == []
+        limbo = self.slave / ".gsync" / "limbo"
+        assert [str(p) for folder in ("new", "old", "link") for p in (limbo / folder).iterdir()] == []
+        assert self._worker().ledger.all() == []
+
+    def check_commit(self, stime: int | None) -> None:
+        """Invariant 1, from what the slave's index says and the disk confirms."""
+        if stime is None or self.max_delete:
+            return
+        self.commits += 1
+        since = [i for i, (then, _, _) in enumerate(self.history) if then <= stime]
+        past = self.history[since[-1] if since else 0:]
+        assert self.worker is not None and self.worker.connection is not None
+        names, contents = self.worker.connection.client.held()  # type: ignore[attr-defined]
+        for name in set(names) | {n for _, there, _ in past for n in there}:
+            allowed = {there.get(name) for _, there, _ in past}
+            if name[0] != ROOT_GFID and not all(self._exists(name[0], there) for _, there, _ in past):
+                allowed.add(None)  # its directory came or went meanwhile
+            assert names.get(name) in allowed, (
+                f"stime lies: {name} is {names.get(name)!r}, the master had {allowed!r} since then")
+        for gfid, content in contents.items():
+            had = {held[gfid] for _, _, held in past if gfid in held}
+            assert not had or content in had, f"stime lies: content of {gfid.hex()} is {content!r}, not in {had!r}"
+
+    @staticmethod
+    def _exists(gfid: Gfid, names: dict[Name, Gfid]) -> bool:
+        return gfid in names.values()
+
+    def close(self) -> None:
+        self.step = self.between = lambda name: None
+        self.worker_dies()
+        self.recorder_dies()
+        time.time_ns, worker_module.SUSPECT_MARGIN = self._patched  # type: ignore[assignment]
+
+
+class _Port:
+    """The recorder as the worker sees it, polled when the worker waits for it."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def status(self) -> object:
+        from gsync.recorder.status import read_status
+
+        return read_status(self._world.brick.status)
+
+    def poke(self) -> None:
+        pass
+
+    def wait_complete(self, until_ns: int) -> None:
+        if self._world.recorder is None:
+            raise Transient("the recorder is down")
+        self._world.poll()
+        self._world.cut()
+
+
+class _NoWait:
+    def wait(self, seconds: float) -> None:
+        pass
+

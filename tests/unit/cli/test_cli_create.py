@@ -1,0 +1,300 @@
+"""`gsync create` and `gsync delete` in this process, with slaves on this host."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gsync.base.model import NS
+from gsync.base.process import Lock
+from gsync.engine.ledger import Ledger
+from gsync.link.client import SlaveClient
+from gsync.link.link import parse_slave
+from gsync.link.local import LocalLink
+from gsync.service import preflight
+from gsync.session import config
+from gsync.session.control import Wanted, read_wanted, write_wanted
+from gsync.session.session import Session, SessionHome
+from gsync.slave.directory import survey
+from lab.cli import Cli
+from lab.images import FsImage
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    path = tmp_path / "copy"
+    path.mkdir()
+    return path
+
+
+def the_session(cli: Cli) -> Session:
+    (session,) = SessionHome(cli.home).list()
+    return session
+
+
+def findings(cli: Cli, *args: object, code: int) -> list[str]:
+    """What create says of these arguments, "level: text" each; the session is made if the code is 0."""
+    answer: dict[str, Any] = json.loads(cli("create", *map(str, args), "--json", code=code))
+    assert answer["created"] is (code == 0)
+    return [f"{each['level']}: {each['text']}" for each in answer["findings"]]
+
+
+class TestCreate:
+    def test_makes_volume_and_session_and_says_what_is_next(self, cli: Cli, tree: Path, copy: Path) -> None:
+        out = cli("create", str(tree), str(copy), "-o", "sync-jobs=3", "-o", "exclude=*.o", "-o", "exclude=/build/")
+        session = the_session(cli)
+        assert out == f"session {session.name} is created: {tree} to {copy}\nnext: gsync start {session.name}\n"
+        assert cli.home.get(session.volume).path == str(tree)
+        assert (session.options.sync_jobs, session.options.exclude) == (3, ("*.o", "/build/"))
+        assert read_wanted(session) is Wanted.CREATED
+        assert os.listdir(copy) == []
+
+    def test_a_name_and_a_volume(self, cli: Cli, tree: Path, copy: Path) -> None:
+        cli("volume", "add", "photos", str(tree))
+        cli("create", "photos", str(copy), "--name", "backup", "--adopt")
+        session = the_session(cli)
+        assert (session.name, session.volume, session.options.adopt) == ("backup", "photos", True)
+
+    @pytest.mark.parametrize(
+        ("args", "complaint"),
+        [
+            (["nowhere", "{copy}"], "master nowhere: no such directory or volume"),
+            (["{tree}", "relative:path"], "the path must begin with /"),
+            (["{tree}", "{copy}", "-o", "sync-jobs"], "-o sync-jobs: not of the form OPTION=VALUE"),
+            (["{tree}", "{copy}", "-o", "sync-jobs=99"], "sync-jobs: '99'"),
+            (["{tree}", "{copy}", "-o", "sync-job=9"], "sync-jobs?"),
+            (["{tree}", "{copy}", "-o", "use-meta-volume=true"], "gsync config --site set use-meta-volume true"),
+            (["{tree}", "{copy}", "--name", "a/b"], "session 'a/b': a name is made of"),
+            (["{tree}", "{copy}", "--accept-host-key", "SHA256:x"], "is on this host"),
+        ],
+    )
+    def test_bad_usage(self, cli: Cli, tree: Path, copy: Path, args: list[str], complaint: str) -> None:
+        assert complaint in cli.fails("create", *(a.format(tree=tree, copy=copy) for a in args), code=2)
+        assert not os.path.exists(cli.home.path + "/volumes")
+
+    def test_one_that_is_there_is_told_how_to_go_on(self, cli: Cli, tree: Path, copy: Path) -> None:
+        cli("create", str(tree), str(copy))
+        line = cli.fails("create", str(tree), str(copy) + "/", "--name", "other", code=2)
+        assert f"gsync start {the_session(cli).name}" in line
+
+    def test_a_name_that_is_taken(self, cli: Cli, tree: Path, copy: Path) -> None:
+        cli("create", str(tree), str(copy), "--name", "x")
+        assert "exists already" in cli.fails("create", str(tree), f"{copy}2", "--name", "x", code=2)
+
+    def test_everything_that_is_wrong_is_said_and_nothing_is_left(
+            self, cli: Cli, tree: Path, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (copy / "foreign").touch()
+        cli("volume", "add", "photos", str(tree))
+        cli("config", "--site", "set", "meta-volume-mnt", str(tmp_path / "meta"))
+        cli("config", "--site", "set", "use-meta-volume", "true")
+        monkeypatch.setattr(preflight, "_measured", lambda volume: (1 << 60, 1 << 60, True))
+        said = findings(cli, "photos", copy, code=2)
+        for text in (f"nothing is mounted at {tmp_path}/meta", "it is not empty and no gsync slave",
+                     "not enough room", "not enough inodes"):
+            assert sum(text in line for line in said if line.startswith("error: ")) == 1, (text, said)
+        assert SessionHome(cli.home).list() == []
+        assert sorted(os.listdir(copy)) == ["foreign"]
+        assert not os.path.exists(tmp_path / "meta")
+
+    def test_when_it_refuses_no_volume_is_left(self, cli: Cli, tree: Path, copy: Path) -> None:
+        (copy / "foreign").touch()
+        cli("create", str(tree), str(copy), code=4)
+        assert cli.home.list() == []
+        assert SessionHome(cli.home).list() == []
+
+    def test_too_little_room_can_be_forced(self, cli: Cli, tree: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+                                           ) -> None:
+        monkeypatch.setattr(preflight, "_measured", lambda volume: (1, 1 << 60, False))
+        cli("create", str(tree), str(copy), code=4)
+        assert "the master's tree has at least 1 entries with 1048576.0 TiB" in cli.err
+        assert cli.err.endswith("gsync: not created: see the errors above; --force creates it all the same\n")
+        cli("create", str(tree), str(copy), "--force")
+        assert cli.err.startswith("warning: ")
+
+    def test_a_foreign_slave_cannot_be_forced(self, cli: Cli, tree: Path, copy: Path) -> None:
+        (copy / "foreign").touch()
+        cli("create", str(tree), str(copy), "--force", code=4)
+        assert cli.err.endswith("not created: see the errors above\n")
+        assert any("the master has not is deleted" in line for line in findings(cli, tree, copy, "--adopt", code=0))
+
+    def test_a_slave_that_is_missing_is_made_later(self, cli: Cli, tree: Path, copy: Path) -> None:
+        assert findings(cli, tree, copy / "new", code=0) == [
+            f"info: slave {copy}/new: the directory is made at the first start"]
+        assert not (copy / "new").exists()
+        (line,) = findings(cli, tree, copy / "a" / "b", code=4)
+        assert f"there is no directory {copy}/a/b" in line
+
+    @pytest.mark.parametrize("slave", ["tree/sub", ".", "tree"])
+    def test_trees_that_lie_in_each_other(self, cli: Cli, tree: Path, tmp_path: Path, slave: str) -> None:
+        (line,) = findings(cli, tree, tmp_path / slave, code=2)
+        assert line.startswith("error: ")
+        assert "lies inside" in line
+
+    def test_the_slave_of_another_volume(self, cli: Cli, tree: Path, copy: Path, tmp_path: Path) -> None:
+        (tmp_path / "other").mkdir()
+        cli("volume", "add", "other", str(tmp_path / "other"))
+        used(cli, "other", copy)
+        (line,) = findings(cli, tree, copy, "--force", "--adopt", code=4)
+        assert "it is the slave of another volume, other" in line
+
+    def test_a_slave_where_somebody_works(self, cli: Cli, tree: Path, copy: Path) -> None:
+        cli("volume", "add", "photos", str(tree))
+        link = LocalLink(parse_slave(str(copy)))
+        client = SlaveClient(link)
+        try:
+            client.hello(cli.home.get("photos").uuid, "photos", "another", 1)
+            said = findings(cli, "photos", copy, code=4)
+        finally:
+            client.close()
+        assert any("session another works there now" in line for line in said)
+        assert any("goes on from there" in line for line in findings(cli, "photos", copy, code=0))
+
+    def test_only_a_volume_is_taken_over_from_gsyncd(self, cli: Cli, tree: Path, copy: Path) -> None:
+        said = findings(cli, tree, copy, "--from-gsyncd", code=2)
+        assert said[0].startswith("error: --from-gsyncd goes from a GlusterFS volume to the GlusterFS volume that it")
+
+    def test_clocks_that_are_apart(self, cli: Cli, tree: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        real = SlaveClient.survey
+        for seconds, text in [(60, "its clock is ahead by 60 s"), (-7, "its clock is behind by 7 s")]:
+            monkeypatch.setattr(SlaveClient, "survey", lambda *args, by=seconds: survey.survey(
+                bytes(copy), "v", False)._replace(now=time.time_ns() + by * NS))  # asked at once, so nothing is unsure
+            cli("create", str(tree), str(copy), "--name", f"n{seconds}")
+            assert text in cli.err
+            cli("delete", f"n{seconds}", "--yes")
+        monkeypatch.setattr(SlaveClient, "survey", real)
+        cli("create", str(tree), str(copy))
+        assert cli.err == ""
+
+    def test_an_agent_of_another_version(self, cli: Cli, tree: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+                                         ) -> None:
+        real = SlaveClient.survey
+        monkeypatch.setattr(SlaveClient, "survey", lambda *args: real(*args)._replace(protocol=1, version="0.0.1"))
+        (line,) = findings(cli, tree, copy, code=4)
+        assert "the agent there is gsync 0.0.1 with protocol 1" in line
+
+    def test_rsync_is_missing(self, cli: Cli, tree: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(preflight.shutil, "which", lambda name: None)
+        assert any(line.startswith("info: rsync is not installed here") for line in findings(
+            cli, tree, copy, "--name", "a", code=0))
+        cli("delete", "a", "--yes")
+        said = findings(cli, tree, copy, "-o", "sync-method=rsync", code=2)
+        assert any(line.startswith("error: sync-method is rsync, but") for line in said)
+
+    def test_what_was_left_by_an_unfinished_one_does_no_harm(self, cli: Cli, tree: Path, copy: Path) -> None:
+        folder = Path(cli.home.path, "sessions", "x")
+        folder.mkdir(parents=True)
+        (folder / "gsync.conf").write_text("[gsync]\nsync-jobs = 7\n")
+        cli("create", str(tree), str(copy), "--name", "x", "-o", "nice=3")
+        options = the_session(cli).options
+        assert (options.sync_jobs, options.nice) == (2, 3)
+
+    def test_a_file_system_that_cannot_hold_all(self, cli: Cli, tree: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+                                                ) -> None:
+        monkeypatch.setattr(survey, "_file_system", lambda fd: "vfat")
+        monkeypatch.setattr(SlaveClient, "survey", lambda self, volume, adopt: survey.survey(
+            bytes(copy), volume, adopt))
+        monkeypatch.setattr(survey, "Handles", lambda fd: SimpleNamespace(lasting=False))
+        (attributes, names, numbers) = findings(cli, tree, copy, code=0)
+        assert "vfat, as uid " in attributes
+        assert "cannot hold acls, owner" in attributes
+        assert "counted in `gsync status`" in attributes
+        assert "hard links, names that differ only in case, names that end in a dot and symlinks" in names
+        assert "`gsync failures` lists" in names
+        assert "vfat keeps no inode numbers: files are known by their names there" in numbers
+
+    @pytest.mark.root
+    def test_a_read_only_file_system(self, cli: Cli, tree: Path, tmp_path: Path) -> None:
+        with FsImage(tmp_path / "image", 100 << 20, "tmpfs") as image:
+            image.remount(read_only=True)
+            (line,) = findings(cli, tree, image.path, code=4)
+            assert "mounted read-only" in line
+
+
+def used(cli: Cli, volume: str, slave: Path, stime: int = 5) -> None:
+    """The slave has been in step with the volume at stime."""
+    client = SlaveClient(LocalLink(parse_slave(str(slave))))
+    try:
+        client.hello(cli.home.get(volume).uuid, volume, "s", 1)
+        client.commit(stime, stime, 1, clear=True)
+    finally:
+        client.close()
+
+
+class TestDelete:
+    @pytest.fixture
+    def session(self, cli: Cli, tree: Path, copy: Path) -> Session:
+        cli("create", str(tree), str(copy))
+        return the_session(cli)
+
+    def test_asks_first(self, cli: Cli, session: Session) -> None:
+        assert "not done; --yes does it without asking" in cli.fails("delete", code=2)
+        assert cli("delete", "--yes") == f"{session.name}: deleted\n"
+        assert SessionHome(cli.home).list() == []
+        assert cli.home.list() != []
+
+    def test_all(self, cli: Cli, session: Session, tree: Path, copy: Path) -> None:
+        cli("create", str(tree), f"{copy}2")
+        assert "which session?" in cli.fails("delete", "--yes", code=2)
+        assert len(json.loads(cli("delete", "--all", "--yes", "--json"))) == 2
+        assert json.loads(cli("delete", "--all", "--yes", "--json")) == []
+
+    @pytest.mark.parametrize("wanted", [Wanted.STARTED, Wanted.PAUSED])
+    def test_what_is_started_is_refused(self, cli: Cli, session: Session, wanted: Wanted) -> None:
+        write_wanted(session, wanted)
+        assert f"is {wanted}: gsync stop {session.name} first" in cli.fails("delete", "--yes", code=3)
+
+    def test_what_runs_is_refused_with_its_pid(self, cli: Cli, session: Session) -> None:
+        for lock, text in [(session.run_lock, "`gsync run` works for it"), (session.worker_lock, "is still ending")]:
+            with Lock(lock, "test"):
+                line = cli.fails("delete", "--yes", code=3)
+            assert text in line
+            assert f"pid {os.getpid()}" in line
+        assert SessionHome(cli.home).list() != []
+
+    def test_a_key_is_not_left_and_its_line_is_remembered(self, cli: Cli, session: Session) -> None:
+        Path(session.key).write_text("secret")
+        assert "authorized_keys" in cli("delete", "--yes")
+        assert list(Path(cli.home.path).rglob("key")) == []
+
+    def test_reset_sync_time(self, cli: Cli, session: Session, tree: Path, copy: Path) -> None:
+        used(cli, session.volume, copy)
+        Ledger(session.ledger_db).close()
+        cli("delete", "--yes", "--reset-sync-time")
+        client = SlaveClient(LocalLink(parse_slave(str(copy))))
+        try:
+            hello = client.hello(cli.home.get(session.volume).uuid, session.volume, "s", 5)
+        finally:
+            client.close()
+        assert (hello.stime, hello.entry_stime) == (None, None)
+        cli("create", str(tree), str(copy))
+        assert Path(the_session(cli).epoch).read_text() == "1\n"
+
+    def test_reset_of_a_slave_that_was_never_reached(self, cli: Cli, session: Session, copy: Path) -> None:
+        cli("delete", "--yes", "--reset-sync-time")
+        assert os.listdir(copy) == []
+
+    def test_a_slave_that_cannot_be_asked_to_forget_keeps_the_session(self, cli: Cli, session: Session, copy: Path
+                                                                      ) -> None:
+        used(cli, session.volume, copy)
+        (copy / ".gsync" / "identity").write_text("{")
+        assert "damaged" in cli.fails("delete", "--yes", "--reset-sync-time", code=4)
+        assert the_session(cli) == session
+
+
+def test_settings_of_the_node_hold_for_a_new_session(cli: Cli, tree: Path, copy: Path) -> None:
+    config.set_value(config.node_path(cli.home.path), "nice", "7")
+    cli("create", str(tree), str(copy))
+    assert the_session(cli).options.nice == 7
+
+
+@pytest.fixture(autouse=True)
+def _no_system_conf(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("GSYNC_SYSTEM_CONF", "/nonexistent")
+    yield
