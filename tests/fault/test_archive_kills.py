@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gsync.transfer.archive.archiver import disk as tree
+from gsync.transfer.archive import disk as tree
 from lab.archives import Here, Place, changes, small_tree
 
 STEPS = ["rename", "unlink", "mkdir", "rmdir", "link", "symlink", "fsync", "chmod", "utime", "setxattr", "chown"]
