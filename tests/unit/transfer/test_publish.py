@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gsync.transfer.catalog.catalog import Catalog, CatalogError, Entry, JsonLinesCatalog
 from gsync.transfer.catalog import publish as publish_module
+from gsync.transfer.catalog.catalog import Catalog, CatalogError, Entry, JsonLinesCatalog
 from gsync.transfer.catalog.publish import Publication, Publisher, Thresholds
 from gsync.transfer.queue.database import Transfers
 from gsync.transfer.queue.registry import Stores
