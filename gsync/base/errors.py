@@ -40,6 +40,10 @@ class Transient(GsyncError):
     exit_code = 4
 
 
+class Stopped(Exception):
+    """Told to end: by an order, a signal or a stop signal. Not a failure, so no GsyncError: nobody reports it."""
+
+
 class Faulty(GsyncError):
     """The worker or recorder cannot go on until a person has acted; the text is the reason that status shows."""
 

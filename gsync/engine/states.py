@@ -7,7 +7,7 @@ wants it to rest; the connection stands. Faulty: it cannot go on, `reason` says 
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import StrEnum
+from enum import Enum, StrEnum
 
 from gsync.base.log import get_logger
 
@@ -21,6 +21,14 @@ class WorkerState(StrEnum):
     PAUSED = "Paused"
     FAULTY = "Faulty"
     STOPPED = "Stopped"
+
+
+class Order(Enum):
+    """What a worker is told to do."""
+
+    RUN = "run"
+    PAUSE = "pause"
+    STOP = "stop"
 
 
 _S = WorkerState

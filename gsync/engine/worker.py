@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Protocol
 
-from gsync.base.errors import Faulty, GsyncError, SlaveError, Transient
+from gsync.base.errors import Faulty, GsyncError, SlaveError, Stopped, Transient
 from gsync.base.log import get_logger
 from gsync.base.model import NS, ROOT_GFID, Gfid
 from gsync.changelog.layout import Changelog, HistoryGap
@@ -28,13 +28,12 @@ from gsync.engine.hybrid import SUSPECT_MARGIN, Hybrid
 from gsync.engine.lease import Lease
 from gsync.engine.ledger import Ledger
 from gsync.engine.loss import Loss
-from gsync.engine.states import Machine, WorkerState
+from gsync.engine.states import Machine, Order, WorkerState
 from gsync.engine.worklist import ChangelogDB, Data, EnumDir
 from gsync.link.client import SlaveClient
 from gsync.link.link import Link
 from gsync.link.protocol import Busy, Hello
 from gsync.master.tree import Tree
-from gsync.session.control import Order
 from gsync.sync.syncer import Syncer
 
 _log = get_logger(__name__)
@@ -48,10 +47,6 @@ LOOK_AT_ORDERS = 0.5     # seconds that an idle worker may take to see what is w
 LOOK_AT_LEASE = 0.25     # seconds between two looks of a passive worker
 CREATED = 100_000        # files that were created in the time of a batch and are kept in mind
 CLOCKS_APART = 10 * NS   # ns by which the clocks of two nodes that take over from each other may differ
-
-
-class Stopped(Exception):
-    """The worker was asked to end."""
 
 
 class LeaseLost(Exception):

@@ -21,6 +21,7 @@ from gsync.base.process import Lock, start_time
 from gsync.changelog.reader import History
 from gsync.engine.batch import PAGE, VOLUME_LISTED
 from gsync.engine.feed import Waker
+from gsync.engine.states import Order
 from gsync.engine.worker import Connection, Worker
 from gsync.engine.worklist import ChangelogDB
 from gsync.link.client import SlaveClient
@@ -39,7 +40,7 @@ from gsync.service.failover import Alone, failover
 from gsync.service.spare import Spare, link_to
 from gsync.service.sshoptions import left_alone, rsync_settings
 from gsync.session.checkpoint import Checkpoint
-from gsync.session.control import Order, Orders
+from gsync.session.control import Orders
 from gsync.session.report import recorder_report
 from gsync.session.session import Session
 from gsync.session.status import WorkerStatus

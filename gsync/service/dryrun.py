@@ -16,12 +16,12 @@ from typing import Protocol
 
 from gsync.base.errors import Faulty, LockedError, Transient
 from gsync.base.model import NS, ROOT_GFID, Attrs, Gfid
+from gsync.engine.states import Order
 from gsync.master.tree import DirReader, Resolved, Tree, Verdict
 from gsync.recorder.status import FAULTY, RecorderPort
 from gsync.service.assembly import Parts
 from gsync.service.failover import lease_of
 from gsync.service.supervisor import Child
-from gsync.session.control import Order
 from gsync.session.session import Session
 from gsync.session.status import WorkerStatus
 from gsync.state.home import Home, Volume

@@ -10,10 +10,11 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import Enum, StrEnum
+from enum import StrEnum
 
 from gsync.base.durable import replace_file
 from gsync.base.errors import UsageError
+from gsync.engine.states import Order
 from gsync.session.session import Session
 
 
@@ -22,14 +23,6 @@ class Wanted(StrEnum):
     STARTED = "Started"
     PAUSED = "Paused"
     STOPPED = "Stopped"
-
-
-class Order(Enum):
-    """What a worker is to do."""
-
-    RUN = "run"
-    PAUSE = "pause"
-    STOP = "stop"
 
 
 def read_wanted(session: Session) -> Wanted:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from gsync.base.errors import Transient
+from gsync.base.errors import Stopped, Transient
 from gsync.engine.ledger import Ledger
-from gsync.engine.worker import Stopped, Worker
+from gsync.engine.worker import Worker
 from gsync.engine.worklist import ChangelogDB
 
 
