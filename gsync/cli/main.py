@@ -51,6 +51,16 @@ _COMMANDS: dict[str, tuple[str, dict[str, Any]]] = {
     "archive": ("archive", {}),
 }
 
+# The same for every command but `status --check`, which has those of Nagios's plugins.
+EXIT_CODES = {
+    0: "Done.",
+    1: "Done, but with failures or held deletes: `gsync failures` and `gsync hold` list them.",
+    2: "The command line, a setting or a path is wrong. Nothing was done.",
+    3: "Another gsync process is running for the same thing.",
+    4: "The slave is unreachable, or refuses.",
+    5: "Anything else; the message says what to do.",
+}
+
 # What is wrong with where the state lies, or with whose it is, rather than with gsync.
 _OF_THE_PLACE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT}
 _INTERRUPTED = 130  # what typer makes of KeyboardInterrupt
