@@ -26,7 +26,7 @@ from gsync.base.namespace import Entry
 from gsync.engine.ledger import Failure, Ledger
 from gsync.engine.worklist import ChangelogDB, Data, Dirty, EnumDir, State
 from gsync.link.client import SlaveClient
-from gsync.link.protocol import FillRow, MetaRow, RemoveRow
+from gsync.link.protocol import FillCode, FillRow, MetaRow, RemoveRow
 from gsync.master.tree import DirReader, Reader, Resolved, Tree, Verdict
 from gsync.sync.postbox import Request, Result
 from gsync.sync.syncer import Syncer
@@ -262,17 +262,17 @@ class Batch:
             suspects: list[Resolved] = []
             for item, rowid, code in zip(rows, row_ids, answers.answers, strict=True):
                 assert item.attrs is not None
-                if code == "ok":
+                if code is FillCode.OK:
                     settle(item, State.DONE, rowid)
                     self._known(item, new_dirs, suspects)
-                elif code == "made":
+                elif code is FillCode.MADE:
                     new_dirs.append(EnumDir(item.gfid, item.handle, self.recursive, True))
                     settle(item, State.BUILDING, rowid)
-                elif code == "new":
+                elif code is FillCode.NEW:
                     if item.gfid not in self._flying:
                         requests.append(self._request(item, "N"))
                     settle(item, State.DATA, rowid)
-                elif code == "direct":
+                elif code is FillCode.DIRECT:
                     building = self._building.get(item.name[0])
                     if building is None or not self.direct:  # complete, not yet opened, or rsync: by way of limbo/new
                         requests.append(self._request(item, "N"))
@@ -281,13 +281,13 @@ class Batch:
                     building.pending += 1
                     requests.append(self._request(item, "D"))
                     settle(item, State.DONE, rowid)
-                elif code == "adopted":
+                elif code is FillCode.ADOPTED:
                     settle(item, State.DONE, rowid)
                     if item.attrs.is_dir:
                         new_dirs.append(EnumDir(item.gfid, item.handle, True, False))
                     else:
                         suspects.append(item)
-                elif code in ("parent", "cycle"):
+                elif code in (FillCode.PARENT, FillCode.CYCLE):
                     settle(item, State.BLOCKED, rowid)
                 else:
                     settle(item, State.FAILED, rowid)
@@ -308,8 +308,8 @@ class Batch:
             self.progress.names += len(rows)
             if _log.debugs:
                 for item, code in zip(rows, answers.answers, strict=True):
-                    _log.debug("name", path=shown(self.tree.path_text(item.name)), answer=code)
-            if any(code not in ("parent", "cycle", "error") for code in answers.answers):
+                    _log.debug("name", path=shown(self.tree.path_text(item.name)), answer=code.value)
+            if any(code not in (FillCode.PARENT, FillCode.CYCLE, FillCode.ERROR) for code in answers.answers):
                 self._stuck = 0
         self._send(requests)  # last: a full box makes this wait
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from enum import Enum
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -23,15 +24,22 @@ from gsync.base.model import ROOT_GFID, STATE_DIR, Gfid, Name, check_bname
 
 Xattrs = list[tuple[bytes, bytes]]
 
-# Answers to a fill.
-OK = "ok"
-MADE = "made"          # a new directory in limbo/new: enumerate it, then fill its name again to attach it
-NEW = "new"            # a file that is nowhere: send it to limbo/new/<gfid>, then fill again
-DIRECT = "direct"      # the same, but send it straight to its name in an unattached directory; no second fill
-ADOPTED = "adopted"    # a foreign inode of the same kind stood there and is this gfid now: compare, set attributes
-PARENT = "parent"      # the parent is not at the slave, or detached
-CYCLE = "cycle"        # the parent lies below the directory that is to move
-ERROR = "error"        # see the answer's errors
+
+class FillCode(str, Enum):
+    """The agent's answer to one row of a fill."""
+
+    OK = "ok"
+    MADE = "made"          # a new directory in limbo/new: enumerate it, then fill its name again to attach it
+    NEW = "new"            # a file that is nowhere: send it to limbo/new/<gfid>, then fill again
+    DIRECT = "direct"      # the same, but send it straight to its name in an unattached directory; no second fill
+    ADOPTED = "adopted"    # a foreign inode of the same kind stood there and is this gfid now: compare, set attributes
+    PARENT = "parent"      # the parent is not at the slave, or detached
+    CYCLE = "cycle"        # the parent lies below the directory that is to move
+    ERROR = "error"        # see the answer's errors
+
+
+OK, MADE, NEW, DIRECT, ADOPTED, PARENT, CYCLE, ERROR = FillCode  # as the agent writes them
+_CODES = {code.value: code for code in FillCode}
 
 ANY_SIZE = -1          # of a file that has landed, instead of its size: the source keeps changing
 ABSENT = -1            # instead of an errno: the slave has no such inode
@@ -211,9 +219,9 @@ class Problem(NamedTuple):
 
 
 class FillAnswer(NamedTuple):
-    """answers: a code per row. vacated: names that something was moved away from. displaced: gfids now in limbo/old."""
+    """answers: one for each row. vacated: names that something was moved away from. displaced: gfids in limbo/old."""
 
-    answers: list[str]
+    answers: list[FillCode]
     vacated: list[Name]
     displaced: list[Gfid]
     errors: list[Problem]
@@ -224,7 +232,8 @@ class FillAnswer(NamedTuple):
 
     @classmethod
     def from_json(cls, answer: dict[str, Any]) -> FillAnswer:
-        return cls(answer["answers"], [name_of_json(p, b) for p, b in answer["vacated"]],
+        return cls([_CODES[code] for code in answer["answers"]],
+                   [name_of_json(p, b) for p, b in answer["vacated"]],
                    [gfid_of_json(g) for g in answer["displaced"]], [Problem(*row) for row in answer["errors"]])
 
 

@@ -12,7 +12,7 @@ from enum import Enum
 
 from gsync.base.errors import SLAVE_WIDE
 from gsync.base.model import Gfid, Name
-from gsync.link.protocol import Problem
+from gsync.link.protocol import FillCode, Problem
 
 SPECIAL = (stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
 TEMPORARY = b"t."  # begins the names of links in limbo/new that are on their way to a name
@@ -54,7 +54,7 @@ class Page:
                 if self.fatal:
                     return
 
-    def answer(self, answers: list[str], ask: Callable[[int], str | None]) -> list[int]:
+    def answer(self, answers: list[FillCode], ask: Callable[[int], FillCode | None]) -> list[int]:
         """`each`, for all of the answers: `ask` gives that of a row, or None. The numbers of those without one."""
         left: list[int] = []
 

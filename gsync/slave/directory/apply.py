@@ -36,6 +36,7 @@ from gsync.link.protocol import (
     PARENT,
     CommitAnswer,
     FillAnswer,
+    FillCode,
     FillRow,
     LandedRow,
     MetaRow,
@@ -135,7 +136,7 @@ class Apply:
             return Place.UNATTACHED
         return Place.DETACHED if self.index.is_below(gfid, LIMBO_OLD) else Place.IN_TREE
 
-    def _prepare(self, page: _Page, row: FillRow) -> str | None:
+    def _prepare(self, page: _Page, row: FillRow) -> FillCode | None:
         """(a) for one name: its answer, or None if something has to be moved to it. This runs for every name there is:
         what is right already costs one look at the name and a share of a SELECT, what is new not even the look."""
         pargfid, bname, gfid = row.pargfid, row.bname, row.gfid
@@ -231,7 +232,7 @@ class Apply:
         return page.in_new
 
     def _move(self, page: _Page, row: FillRow, place: Place, mine: Sequence[Entry], occupant: Entry | None
-              ) -> str | None:
+              ) -> FillCode | None:
         """(b) for one name: note every name outside limbo that the move may change, with who is there.
 
         A move within limbo/new is done at once: its row has to be there before a crash can find it in the tree, in a
@@ -332,7 +333,7 @@ class Apply:
         true.sort(key=lambda e: e.pargfid not in (LIMBO_OLD, LIMBO_NEW))
         return true
 
-    def _place(self, page: _Page, row: FillRow) -> str:
+    def _place(self, page: _Page, row: FillRow) -> FillCode:
         """(c) for one name: look again at who is where, then move [21, 22]."""
         if self._where(page, row.pargfid) in NOT_TO_FILL:
             return PARENT
@@ -367,7 +368,7 @@ class Apply:
             entry = None
         return found, entry
 
-    def _nowhere(self, page: _Page, row: FillRow) -> str:
+    def _nowhere(self, page: _Page, row: FillRow) -> FillCode:
         """The index was wrong: the inode is gone from the slave."""
         kind = stat.S_IFMT(row.mode)
         if kind == stat.S_IFREG:
@@ -393,7 +394,8 @@ class Apply:
         self.index.remove(row.pargfid, row.bname)
         self.step("unlinked")
 
-    def _place_dir(self, page: _Page, row: FillRow, source: Entry, found: Found | None, occupant: Entry | None) -> str:
+    def _place_dir(self, page: _Page, row: FillRow, source: Entry, found: Found | None, occupant: Entry | None
+                   ) -> FillCode:
         if self.index.is_below(row.pargfid, row.gfid):
             return CYCLE
         if found is not None:
@@ -409,7 +411,8 @@ class Apply:
         page.forget()
         return OK
 
-    def _place_file(self, page: _Page, row: FillRow, source: Entry, found: Found | None, occupant: Entry | None) -> str:
+    def _place_file(self, page: _Page, row: FillRow, source: Entry, found: Found | None, occupant: Entry | None
+                    ) -> FillCode:
         tree = self.tree
         if found is not None and self.limbo.is_last_link(found, occupant.gfid if occupant else None):
             self._detach(page, row, found, occupant, keep_name=True)

@@ -34,6 +34,7 @@ from gsync.link.protocol import (
     RESERVED,
     CommitAnswer,
     FillAnswer,
+    FillCode,
     FillRow,
     LandedRow,
     MetaRow,
@@ -105,7 +106,7 @@ class VolumeApply:
         page = _Page()
         answers = [ERROR] * len(rows)
 
-        def prepare(i: int) -> str | None:
+        def prepare(i: int) -> FillCode | None:
             self._look()
             return self._prepare(page, rows[i])
 
@@ -173,7 +174,7 @@ class VolumeApply:
             above.append(gfid)
         return above
 
-    def _prepare(self, page: _Page, row: FillRow) -> str | None:
+    def _prepare(self, page: _Page, row: FillRow) -> FillCode | None:
         """(a) for one name: its answer, or None if something has to be moved to it."""
         pargfid, bname, gfid = row.pargfid, row.bname, row.gfid
         place = self._where(page, pargfid)
@@ -202,7 +203,7 @@ class VolumeApply:
             return OK
         return self._move(page, row, place, self._make_special(LIMBO_NEW, in_limbo(gfid), row), occupant)
 
-    def _move(self, page: _Page, row: FillRow, place: Place, node: Node, occupant: Node | None) -> str | None:
+    def _move(self, page: _Page, row: FillRow, place: Place, node: Node, occupant: Node | None) -> FillCode | None:
         """(b) for one name: note every name outside limbo that the move may change. A move from limbo/new into a
         directory there is done at once: nobody sees it, and a crash throws it away."""
         self._fresh.discard(row.pargfid)
@@ -259,7 +260,7 @@ class VolumeApply:
 
     # moving
 
-    def _place(self, page: _Page, row: FillRow) -> str:
+    def _place(self, page: _Page, row: FillRow) -> FillCode:
         """(c) for one name: look again at who is where, then move [21, 22]."""
         if self._where(page, row.pargfid) in NOT_TO_FILL:
             return PARENT
@@ -297,7 +298,7 @@ class VolumeApply:
         if found.is_dir:
             page.places.clear()
 
-    def _place_dir(self, page: _Page, row: FillRow, node: Node, occupant: Node | None) -> str:
+    def _place_dir(self, page: _Page, row: FillRow, node: Node, occupant: Node | None) -> FillCode:
         if row.pargfid == row.gfid or row.gfid in self._chain(row.pargfid):
             return CYCLE
         source = self.volume.parent(row.gfid)
@@ -317,7 +318,7 @@ class VolumeApply:
         page.places.clear()
         return OK
 
-    def _place_file(self, page: _Page, row: FillRow, occupant: Node | None) -> str:
+    def _place_file(self, page: _Page, row: FillRow, occupant: Node | None) -> FillCode:
         volume, limbo_name = self.volume, in_limbo(row.gfid)
         if occupant is not None:
             if occupant.is_dir or occupant.nlink <= 1:
