@@ -1,0 +1,139 @@
+"""The internals pages and what cites them agree: a rule that is cited exists, and names tests that exist.
+
+A rule of convergence, a scenario and an invariant are cited by number (`rule 13`, `scenario 22`, `invariant 9`), in
+code, tests and documents.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lab import REPOSITORY
+
+CONVERGENCE = REPOSITORY / "docs/internals/convergence.md"
+ARCHITECTURE = REPOSITORY / "ARCHITECTURE.md"
+_CITATION = re.compile(r"\b(rule|scenario|invariant)s?[ \n]+(?:#\s*)?(\d+(?:(?:,? (?:and|or|to) |, ?)\d+)*)",
+                       re.IGNORECASE)
+_HEADING = re.compile(r"^### (Rule|Scenario) (\d+)\. \S.*$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A rule or scenario: its text, up to the next heading."""
+
+    kind: str
+    number: int
+    text: str
+
+    def bullet(self, label: str) -> str:
+        """What a labelled bullet says, its further lines included; "" if there is none."""
+        found = re.search(rf"^- \*{label}\*: (.*?)(?=^- |^$|\Z)", self.text, re.MULTILINE | re.DOTALL)
+        return found[1] if found else ""
+
+    @property
+    def tests(self) -> list[str]:
+        return re.findall(r"`(test_\w+)`", self.bullet("Tests"))
+
+
+def sections(page: str) -> list[Section]:
+    """The rules and scenarios of the convergence page."""
+    heads = list(_HEADING.finditer(page))
+    ends = [re.compile(r"^#{1,3} ", re.MULTILINE).search(page, head.end()) for head in heads]
+    return [Section(head[1].lower(), int(head[2]), page[head.end():end.start() if end else len(page)] + "\n")
+            for head, end in zip(heads, ends, strict=True)]
+
+
+def invariants(page: str) -> set[int]:
+    """The numbers of the invariants that ARCHITECTURE lists."""
+    part = page.partition("\n## Invariants\n")[2].partition("\n## ")[0]
+    return {int(number) for number in re.findall(r"^(\d+)\. \*\*", part, re.MULTILINE)}
+
+
+def citations(text: str) -> Iterator[tuple[str, int]]:
+    """What a text cites: kind and number. Of a range ("rules 1 to 5"), the two ends."""
+    for found in _CITATION.finditer(text):
+        yield from ((found[1].lower(), int(number)) for number in re.findall(r"\d+", found[2]))
+
+
+def texts() -> Iterator[Path]:
+    """All that may cite: code, tests, tools, documents."""
+    for folder in ("gsync", "lab", "tests", "docs"):
+        for path in sorted((REPOSITORY / folder).rglob("*")):
+            if path.suffix in (".py", ".md") and path != Path(__file__):
+                yield path
+    yield from sorted(REPOSITORY.glob("*.md"))
+    yield from (path for path in sorted((REPOSITORY / "tools").iterdir()) if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def known() -> dict[str, set[int]]:
+    found = sections(CONVERGENCE.read_text())
+    return {kind: {section.number for section in found if section.kind == kind} for kind in ("rule", "scenario")} \
+        | {"invariant": invariants(ARCHITECTURE.read_text())}
+
+
+@pytest.fixture(scope="module")
+def tests() -> set[str]:
+    """The names of all tests there are."""
+    return {name for path in (REPOSITORY / "tests").rglob("test_*.py")
+            for name in re.findall(r"^\s*def (test_\w+)\(", path.read_text(), re.MULTILINE)}
+
+
+def test_every_citation_leads_somewhere(known: dict[str, set[int]]) -> None:
+    wrong = [f"{path.relative_to(REPOSITORY)} cites {kind} {number}, which there is not"
+             for path in texts() for kind, number in citations(path.read_text()) if number not in known[kind]]
+    assert wrong == []
+
+
+def test_numbers_are_used_once_and_in_order() -> None:
+    found = sections(CONVERGENCE.read_text())
+    for kind in ("rule", "scenario"):
+        numbers = [section.number for section in found if section.kind == kind]
+        assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_every_rule_and_scenario_names_tests_that_exist(tests: set[str]) -> None:
+    found = sections(CONVERGENCE.read_text())
+    assert [f"{s.kind} {s.number} names no test" for s in found if not s.tests] == []
+    assert [f"{s.kind} {s.number} names {name}, which is no test" for s in found for name in s.tests
+            if name not in tests] == []
+
+
+def test_every_rule_says_why_and_where() -> None:
+    rules = [section for section in sections(CONVERGENCE.read_text()) if section.kind == "rule"]
+    assert [rule.number for rule in rules if not rule.bullet("Why") or not rule.bullet("Where")] == []
+
+
+def test_every_scenario_names_its_rules(known: dict[str, set[int]]) -> None:
+    for section in sections(CONVERGENCE.read_text()):
+        if section.kind == "scenario":
+            numbers = {int(number) for number in re.findall(r"\d+", section.bullet("Rules"))}
+            assert numbers, f"scenario {section.number} names no rule"
+            assert numbers <= known["rule"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("as rule 13 says", [("rule", 13)]),
+        ("(rules 21 and 22)", [("rule", 21), ("rule", 22)]),
+        ("Rules 1 to 5 hold", [("rule", 1), ("rule", 5)]),
+        ("scenarios 4, 5 and 7", [("scenario", 4), ("scenario", 5), ("scenario", 7)]),
+        ("the order of rule\n24: first", [("rule", 24)]),
+        ("# that is rule\n# 24", [("rule", 24)]),
+        ("invariant 9", [("invariant", 9)]),
+        ("overruled 5 times", []),
+    ],
+)
+def test_citations_are_found(text: str, expected: list[tuple[str, int]]) -> None:
+    assert list(citations(text)) == expected
+
+
+def test_a_rule_without_tests_is_found() -> None:
+    page = "### Rule 1. One\n\nText.\n\n- *Why*: so\n- *Tests*: `test_a`,\n  `test_b`\n\n### Rule 2. Two\n\nText.\n"
+    assert [section.tests for section in sections(page)] == [["test_a", "test_b"], []]
