@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from gsync.base.clock import SYSTEM_CLOCK, Clock
 from gsync.base.errors import Transient
 from gsync.base.log import get_logger
 from gsync.base.model import Gfid, Name, shown
@@ -114,6 +115,7 @@ class Batch:
     data_retries: int = DATA_RETRIES
     listed: int = PAGE
     created: frozenset[Gfid] | set[Gfid] = frozenset()
+    clock: Clock = SYSTEM_CLOCK
     last_resolve: int = 0
 
     _readers: list[tuple[EnumDir, Reader, set[bytes] | None]] = field(default_factory=list)
@@ -163,7 +165,7 @@ class Batch:
         while True:
             self.check_stop()
             self._take_results(wait=False)
-            if self._ready >= GROUP or (self._ready and time.monotonic() - self._ready_since > self._patience):
+            if self._ready >= GROUP or (self._ready and self.clock.monotonic() - self._ready_since > self._patience):
                 self._fill_ready()
             elif (page := db.names(State.DIRTY, PAGE)):
                 self._resolve(page)
@@ -205,16 +207,16 @@ class Batch:
 
     def _fill_ready(self) -> None:
         """Complete inodes go to their names; what is there now is asked again [11]."""
-        began = time.monotonic()
+        began = self.clock.monotonic()
         self._ready = 0
         while (page := self.db.names(State.READY, PAGE)):
             self.check_stop()
             self._resolve(page)
-        self._patience = max(GROUP_AGE, (time.monotonic() - began) / GROUP_SHARE)
+        self._patience = max(GROUP_AGE, (self.clock.monotonic() - began) / GROUP_SHARE)
 
     def _fill(self, resolved: Sequence[Resolved], rowids: Sequence[int] | None) -> None:
         """Bring names to what they are on the master. Without rowids they come from an enumeration."""
-        self.last_resolve = time.time_ns()
+        self.last_resolve = self.clock.now()
         states: list[tuple[int, int]] = []
         absent: list[tuple[int, int]] = []
         waiting: list[tuple[bytes, bytes, int, bytes]] = []
@@ -381,10 +383,10 @@ class Batch:
         from_disk = all(isinstance(reader, DirReader) for reader in readers)
         if from_disk and self._pool is not None:
             return list(self._pool.map(lambda reader: reader.page(want), readers))
-        began, worked = time.monotonic(), time.thread_time()
+        began, worked = self.clock.monotonic(), time.thread_time()
         pages: list[Sequence[Resolved | Entry]] = [reader.page(want) for reader in readers]
-        waited = time.monotonic() - began - (time.thread_time() - worked)
-        if from_disk and self._pool is None and waited > SLOW_READ and waited > 0.5 * (time.monotonic() - began):
+        waited = self.clock.monotonic() - began - (time.thread_time() - worked)
+        if from_disk and self._pool is None and waited > SLOW_READ and waited > 0.5 * (self.clock.monotonic() - began):
             self._pool = ThreadPoolExecutor(READERS, "reader")
         return pages
 
@@ -399,7 +401,7 @@ class Batch:
         meanwhile; the sender, if it has several names. The items to ask for are returned."""
         if not self._slave_was_empty and not (self.direct and self.created):
             return [item for item in page if isinstance(item, Resolved)]
-        self.last_resolve = time.time_ns()
+        self.last_resolve = self.clock.now()
         others: list[Resolved] = []
         requests: list[Request] = []
         for item in page:
@@ -476,7 +478,7 @@ class Batch:
 
     def _arrived(self, gfids: list[Gfid], waiting: State) -> None:
         if not self._ready:
-            self._ready_since = time.monotonic()
+            self._ready_since = self.clock.monotonic()
         self._ready += len(gfids)
         self.db.arrived(gfids, waiting)
 
@@ -559,7 +561,7 @@ class Batch:
 
     def _catch_up(self) -> None:
         """Wait until the recorder knows all that happened so far; then ask again."""
-        now = time.time_ns()
+        now = self.clock.now()
         self.db.flush()
         self.recorder.wait_complete(now)
         self._waited.update(self.db.parents(State.UNKNOWN))
@@ -576,7 +578,7 @@ class Batch:
             return
         if self._stuck > 1:  # what the recorder does not know yet may be missing in a chain
             self.db.flush()
-            self.recorder.wait_complete(time.time_ns())
+            self.recorder.wait_complete(self.clock.now())
         for pargfid in {row.name[0] for row in rows}:
             self.db.add_names(self.tree.parent_chain(pargfid))
         self.db.move(State.BLOCKED, State.DIRTY)
@@ -615,7 +617,7 @@ class Batch:
         approved = [row for row in page if self.ledger.is_approved(row[1])]
         held = [row for row in page if row not in approved]
         there = [row for row in held if self.slave.weigh([row[1]], 1)]
-        self.ledger.hold(((name, self.tree.path_text(name)) for _, name, _ in there), time.time_ns())
+        self.ledger.hold(((name, self.tree.path_text(name)) for _, name, _ in there), self.clock.now())
         self.db.set_names((State.DONE, row[0]) for row in held)
         return approved
 

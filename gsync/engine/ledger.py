@@ -13,7 +13,7 @@ import re
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -60,15 +60,15 @@ class Failure:
 class Ledger:
     """The ledger of one brick's worker in the file `path`. One thread."""
 
-    def __init__(self, path: str) -> None:
-        self._db = _connect(path)
+    def __init__(self, path: str, clock: Callable[[], int] = time.time_ns) -> None:
+        self._db, self._clock = _connect(path), clock
 
     def close(self) -> None:
         self._db.close()
 
-    def record(self, failure: Failure, now: int | None = None) -> None:
+    def record(self, failure: Failure) -> None:
         """Note a failure, or one more try of it; the next try is due after a pause that doubles."""
-        now = time.time_ns() if now is None else now
+        now = self._clock()
         with self._db:
             row = self._db.execute("SELECT tries, first FROM failures WHERE key=?", (failure.key,)).fetchone()
             tries, first = (row[0] + 1, row[1]) if row else (1, now)

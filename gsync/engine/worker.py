@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import secrets
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Protocol
 
+from gsync.base.clock import SYSTEM_CLOCK, Clock
 from gsync.base.errors import Faulty, GsyncError, SlaveError, Stopped, Transient
 from gsync.base.log import get_logger
 from gsync.base.model import NS, ROOT_GFID, Gfid
@@ -136,7 +136,8 @@ class Worker:
                  publish: Callable[[Worker], None] = lambda worker: None,
                  stime_kept: Callable[[int], None] = lambda stime: None,
                  stand_by: Callable[[], None] = lambda: None,
-                 checkpoint: Callable[[], int | None] = lambda: None) -> None:
+                 checkpoint: Callable[[], int | None] = lambda: None, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._clock = clock
         self._connect, self._open_tree = connect, open_tree
         self._history, self._recorder, self._waiter = history, recorder, waiter
         self._feed = Feed(history, batch_size)
@@ -151,7 +152,7 @@ class Worker:
         self._next_live = 0.0         # when the next batch of live changes may begin, monotonic
         self._orders, self._publish, self._stime_kept = orders, publish, stime_kept
         self._stand_by, self._checkpoint = stand_by, checkpoint
-        self._began = time.time_ns()
+        self._began = self._clock.now()
         self.machine = Machine(lambda: self._publish(self))
         self.state = State()
         self.progress = Progress()
@@ -218,10 +219,10 @@ class Worker:
         return self._once is None or (pause <= 8 and isinstance(exc, Transient))
 
     def _rest(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
+        until = self._clock.monotonic() + seconds
+        while self._clock.monotonic() < until:
             self._check_stop()
-            self._waiter.wait(min(LOOK_AT_ORDERS, until - time.monotonic()))
+            self._waiter.wait(min(LOOK_AT_ORDERS, until - self._clock.monotonic()))
 
     def _claim(self) -> int:
         """The epoch to work in, once no other worker has it. While one has, this one is Passive: it keeps its own
@@ -279,7 +280,7 @@ class Worker:
         if status is None or self.state.stime is None:
             return True
         due = self.ledger.next_due()
-        if self.ledger.any_approved() or (due is not None and due <= time.time_ns()):
+        if self.ledger.any_approved() or (due is not None and due <= self._clock.now()):
             return True
         try:
             piece = self._feed.take(self._position, status.complete_up_to)
@@ -289,7 +290,7 @@ class Worker:
             return True
         checkpoint = self._checkpoint()
         return piece.upto is not None and piece.upto > self.state.stime and bool(
-            self._limbo or time.monotonic() - self._last_commit > IDLE_COMMIT
+            self._limbo or self._clock.monotonic() - self._last_commit > IDLE_COMMIT
             or (self._once is not None and piece.upto >= self._once)
             or (checkpoint is not None and self._applied_upto < checkpoint <= piece.upto))
 
@@ -379,8 +380,8 @@ class Worker:
             self.connection.client.check()
 
     def _show(self) -> None:
-        if time.monotonic() - self._published > STATUS_EVERY:
-            self._published = time.monotonic()
+        if self._clock.monotonic() - self._published > STATUS_EVERY:
+            self._published = self._clock.monotonic()
             self._publish(self)
 
     # one step
@@ -403,7 +404,7 @@ class Worker:
         try:
             if self._crawl_whole:
                 cut = max(status.watching_since, status.complete_up_to or 0, self._walk_past * NS)
-                if cut > time.time_ns():
+                if cut > self._clock.now():
                     return False
                 self._hybrid(status.gaps, cut)
                 return True
@@ -416,19 +417,19 @@ class Worker:
             piece = self._feed.take(self._position, status.complete_up_to)  # the status that settled the doubt
             due = self.ledger.next_due()
             others = (self._leftovers or doubt or self.ledger.any_approved()
-                      or (due is not None and due <= time.time_ns()))
+                      or (due is not None and due <= self._clock.now()))
             if (piece.changelogs and piece.last and not others and self._once is None
-                    and time.monotonic() < self._next_live):
+                    and self._clock.monotonic() < self._next_live):
                 self.state.in_step = False
                 return False  # they gather
             if piece.changelogs or others:
-                self._next_live = time.monotonic() + self._change_interval
+                self._next_live = self._clock.monotonic() + self._change_interval
                 self._changelogs(piece, status.gaps, doubt)
                 return True
         except HistoryGap as exc:
             _log.warning("history is missing, walking the tree", error=exc)
             self._crawl_whole = True
-            if exc.ts * NS < time.time_ns() + SUSPECT_MARGIN:  # a clock may have been set back since
+            if exc.ts * NS < self._clock.now() + SUSPECT_MARGIN:  # a clock may have been set back since
                 self._walk_past = exc.ts + 1  # else what is read from then on begins with that changelog again
             return True
         return self._idle(piece)
@@ -443,7 +444,7 @@ class Worker:
             _log.info("another worker was active, and not all since its stime is recorded here: walking the tree")
             self._crawl_whole = True
         else:
-            self._keep_doubt(time.time_ns(), status.gaps, renewed=True, whole=True)
+            self._keep_doubt(self._clock.now(), status.gaps, renewed=True, whole=True)
 
     def _doubt(self, gaps: int, complete_up_to: int) -> bool:
         """Whether names of earlier batches must be looked at again; drops the doubt that is settled [20]."""
@@ -480,10 +481,10 @@ class Worker:
                      self.progress, self._check_stop, direct=self.connection.direct,
                      max_delete=self._max_delete, ignore_deletes=self._ignore_deletes, data_retries=self._data_retries,
                      stime=self.state.stime,
-                     listed=self.connection.listed, **more)  # type: ignore[arg-type]
+                     listed=self.connection.listed, clock=self._clock, **more)  # type: ignore[arg-type]
 
     def _changelogs(self, piece: Slice, gaps: int, doubt: bool) -> None:
-        started, before = time.monotonic(), replace(self.progress)
+        started, before = self._clock.monotonic(), replace(self.progress)
         self.state.crawl = "Changelog" if piece.last else "History"
         self.state.in_step = False
         self.db.reset()
@@ -504,11 +505,11 @@ class Worker:
         self._settle()
         if piece.changelogs:
             self._position = piece.changelogs[-1].ts * NS
-        now = time.time_ns()
+        now = self._clock.now()
         first = piece.changelogs[0].ts * NS if piece.changelogs else now
         self.state.lag_seconds = (now - first) / NS
         _log.info("batch synced", changelogs=len(piece.changelogs), **self.progress.since(before), stime=piece.upto,
-                  took=time.monotonic() - started)
+                  took=self._clock.monotonic() - started)
 
     def _read(self, changelog: Changelog, tree: Tree) -> None:
         """Put what a changelog says to look at into the tables. HistoryGap if it does not say all."""
@@ -546,7 +547,7 @@ class Worker:
     def _take_due(self) -> None:
         """Failures whose time has come, and deletes that were approved, go with this batch."""
         self.db.add_names(self.ledger.take_approved())
-        for failure in self.ledger.take_due(time.time_ns()):
+        for failure in self.ledger.take_due(self._clock.now()):
             if failure.name is not None:
                 self.db.add_names([failure.name])
             elif failure.gfid is not None and failure.what == "dir":
@@ -562,11 +563,11 @@ class Worker:
         if piece.upto is None or piece.upto <= (self.state.stime or 0):
             return False
         if self.state.lag_seconds is None:
-            self.state.lag_seconds = (time.time_ns() - piece.upto) / NS
+            self.state.lag_seconds = (self._clock.now() - piece.upto) / NS
         checkpoint = self._checkpoint()
         wanted = (self._limbo or (self._once is not None and self._applied_upto < self._once)
                   or (checkpoint is not None and self._applied_upto < checkpoint <= piece.upto))
-        if wanted or time.monotonic() - self._last_commit > IDLE_COMMIT:
+        if wanted or self._clock.monotonic() - self._last_commit > IDLE_COMMIT:
             self._commit(piece.upto)
             return bool(self._limbo) and self._once is None
         return False
@@ -599,7 +600,7 @@ class Worker:
         answer = self.connection.client.commit(stime, stime, self.state.epoch, clear=True, mark=str(self._mark),
                                                walked=walked)
         self._limbo = answer.left
-        self._last_commit = time.monotonic()
+        self._last_commit = self._clock.monotonic()
         self.state.stime = stime
         if stime is not None:
             self._clocks = 0
@@ -645,7 +646,7 @@ class Worker:
             _log.info("hybrid crawl", cut=cut, floor=floor)
         self.state.crawl = "Hybrid"
         self.state.in_step = False
-        started, before = time.monotonic(), replace(self.progress)
+        started, before = self._clock.monotonic(), replace(self.progress)
         self._last_commit = started
         with self._tree() as tree:
             if self._leftovers:
@@ -663,7 +664,7 @@ class Worker:
         self._position = restart_position(crawl.cut)
         self._crawl_whole = self._set_back = False
         _log.info("hybrid crawl done", **self.progress.since(before), stime=crawl.cut,
-                  took=time.monotonic() - started)
+                  took=self._clock.monotonic() - started)
 
     def _unmet(self, tree: Tree, batch: Batch) -> None:
         """Directories that moved from an unread to a read one while the walk ran are walked too [29]."""
@@ -680,7 +681,7 @@ class Worker:
 
     def _interim(self, tree: Tree) -> None:
         """In a long walk: what is done is made durable and need not be walked again."""
-        if time.monotonic() - self._last_commit < INTERIM_COMMIT:
+        if self._clock.monotonic() - self._last_commit < INTERIM_COMMIT:
             return
         tree.check_whole()
         assert self.connection is not None
@@ -688,4 +689,4 @@ class Worker:
         self.db.flush()
         self.connection.client.commit(None, None, self.state.epoch, clear=False)
         self.db.forget_done()
-        self._last_commit = time.monotonic()
+        self._last_commit = self._clock.monotonic()

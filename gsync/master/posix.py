@@ -12,7 +12,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from gsync.base.fsid import Inodes, is_mount_handle, open_beneath
 from gsync.base.model import ROOT_GFID, STATE_DIR, Attrs, Gfid, Name, check_bname
@@ -51,8 +51,9 @@ class PosixTree(Tree):
     are not part of the tree."""
 
     def __init__(self, root_fd: int, tag: bytes, index: str, filters: Filter | None = None,
-                 ignored: Sequence[str] = (), xattrs: bool = True, acls: bool = True) -> None:
-        super().__init__(root_fd, filters, xattrs, acls)
+                 ignored: Sequence[str] = (), xattrs: bool = True, acls: bool = True,
+                 clock: Callable[[], int] = time.time_ns) -> None:
+        super().__init__(root_fd, filters, xattrs, acls, clock)
         self._inodes = Inodes(root_fd, tag)
         self._index_path = index
         self._local = threading.local()
@@ -94,7 +95,7 @@ class PosixTree(Tree):
     # looking
 
     def look(self, dirfd: int, dirpath: bytes, name: Name) -> Resolved:
-        now = time.time_ns()
+        now = self._clock()
         pargfid, bname = name
         if (pargfid == ROOT_GFID and bname == STATE_DIR) or dirpath.startswith(STATE_DIR + b"/"):
             return Resolved(name, Verdict.EXCLUDED, now)

@@ -111,9 +111,11 @@ class Tree(ABC):
     """The tree at root_fd, which it takes over. Without `xattrs` or `acls` these are not read. The syncer threads call
     `open` and `xattrs`, those of a hybrid crawl `look`; all else is for one thread."""
 
-    def __init__(self, root_fd: int, filters: Filter | None, xattrs: bool, acls: bool) -> None:
+    def __init__(self, root_fd: int, filters: Filter | None, xattrs: bool, acls: bool,
+                 clock: Callable[[], int] = time.time_ns) -> None:
         self._root_fd = root_fd
         self._filter = filters
+        self._clock = clock
         # Places of inodes that were seen but need not be known otherwise yet; the batch fills and empties it.
         self.hints: dict[Gfid, tuple[bytes, Name]] = {}
         # Asked, in the batch's thread only, for what nothing else knows.
@@ -195,7 +197,7 @@ class Tree(ABC):
             by_parent.setdefault(pargfid, []).append(i)
         out: list[Resolved | None] = [None] * len(names)
         for pargfid, places in by_parent.items():
-            now = time.time_ns()
+            now = self._clock()
             opened = self._open_dir(pargfid, to_list=False)
             if isinstance(opened, Resolved):
                 for i in places:
@@ -220,9 +222,8 @@ class Tree(ABC):
             os.close(opened[0])
             return self._no(Verdict.ERROR, exc.errno or errno.EIO)
 
-    @staticmethod
-    def _no(verdict: Verdict, err: int = 0) -> Resolved:
-        return Resolved((b"", b""), verdict, time.time_ns(), errno=err)
+    def _no(self, verdict: Verdict, err: int = 0) -> Resolved:
+        return Resolved((b"", b""), verdict, self._clock(), errno=err)
 
     # the data engines' source
 

@@ -2,7 +2,8 @@
 
 Everything runs in this process and in the order that a history asks for: the recorder is polled and cut by hand, the
 worker cycles by hand, the agent is called without a process in between. Time is the real clock plus an offset that
-each cut moves on by a second, so that a changelog can be written whenever a history wants one.
+each cut moves on by some seconds, so that a changelog can be written whenever a history wants one, and so that what
+changed before and after a cut lies further apart than any margin. The kernel's ctimes are shown by the same clock.
 
 At every commit the world checks invariant 1: what the slave holds at a name, and as the content of an inode, is what
 the master had there at some moment since the committed stime.
@@ -14,42 +15,70 @@ import os
 import shutil
 import stat
 import time
+from bisect import bisect_right
 from collections.abc import Callable
 from pathlib import Path
 
+from gsync.base.clock import Clock
 from gsync.base.errors import Transient
 from gsync.base.fsid import Inodes
 from gsync.base.model import NS, ROOT_GFID, Gfid, Name
 from gsync.changelog.reader import History
-from gsync.engine import worker as worker_module
 from gsync.engine.lease import LocalLease
 from gsync.engine.ledger import Ledger
 from gsync.engine.worker import Connection, Worker
 from gsync.engine.worklist import ChangelogDB
 from gsync.master.posix import PosixTree
+from gsync.master.tree import Resolved
 from gsync.recorder.recorder import Recorder
 from gsync.recorder.recording import Recording
 from gsync.state.home import Home
 from lab.model.inline import InlineClient, InlineSyncer
 
-_real_time_ns = time.time_ns
+_COARSE = 5  # CLOCK_REALTIME_COARSE, which inodes are stamped by
 
 
 class Killed(BaseException):
     """A process dies here: no except, no finally of it has an effect that lasts."""
 
 
-class Clock:
-    """The real clock, some seconds ahead."""
+class ModelClock:
+    """The real clock, some seconds ahead; more with each step."""
+
+    STEP = 5 * NS  # more than SUSPECT_MARGIN
 
     def __init__(self) -> None:
-        self.ahead = 0
+        self._since, self._ahead = [0], [0]  # by the kernel's clock
 
     def __call__(self) -> int:
-        return _real_time_ns() + self.ahead
+        return time.time_ns() + self._ahead[-1]
 
-    def next_second(self) -> None:
-        self.ahead += NS
+    def monotonic(self) -> float:
+        return time.monotonic() + self._ahead[-1] / NS
+
+    def step(self) -> None:
+        """Let time pass. Not before the kernel's clock has ticked, so that a ctime belongs to one side."""
+        now = time.time_ns()
+        while (tick := time.clock_gettime_ns(_COARSE)) < now:
+            time.sleep(0.0005)
+        self._since.append(tick)
+        self._ahead.append(self._ahead[-1] + self.STEP)
+
+    def of_kernel(self, ctime: int) -> int:
+        """What this clock showed when the kernel stamped an inode."""
+        return ctime + self._ahead[bisect_right(self._since, ctime) - 1]
+
+
+class ModelTree(PosixTree):
+    """The master, its ctimes by the clock of the model."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world.volume.open_root(), world.volume.tag, world.brick.namespace, clock=world.clock)
+        self._of_kernel = world.clock.of_kernel
+
+    def look(self, dirfd: int, dirpath: bytes, name: Name) -> Resolved:
+        found = super().look(dirfd, dirpath, name)
+        return found._replace(ctime=self._of_kernel(found.ctime)) if found.ctime else found
 
 
 class World:
@@ -61,10 +90,7 @@ class World:
         self.master, self.slave, self.outside = base / "m", base / "s", base / "o"
         for folder in (self.master, self.slave, self.outside):
             folder.mkdir()
-        self.clock = Clock()
-        self._patched = (time.time_ns, worker_module.SUSPECT_MARGIN)
-        time.time_ns = self.clock  # type: ignore[assignment]
-        worker_module.SUSPECT_MARGIN = 10**18  # ctimes are the kernel's, and so behind this clock
+        self.clock = ModelClock()
         self._detector = detector
         self.home = Home(str(base / "home"))
         self.volume = self.home.add("v", str(self.master))
@@ -172,7 +198,7 @@ class World:
 
     def cut(self) -> None:
         if self.recorder is not None:
-            self.clock.next_second()
+            self.clock.step()
             assert self.recorder.close_slice()
 
     # the worker
@@ -182,8 +208,8 @@ class World:
             worker = Worker(
                 connect=self._connect, open_tree=self._open_tree, history=History(os.fsencode(self.brick.changelogs)),
                 recorder=_Port(self), waiter=_NoWait(), db=ChangelogDB(str(self.base / "changelog.db")),
-                ledger=Ledger(str(self.base / "ledger.db")), lease=LocalLease(str(self.base / "epoch")),
-                max_delete=self.max_delete)
+                ledger=Ledger(str(self.base / "ledger.db"), self.clock), lease=LocalLease(str(self.base / "epoch")),
+                max_delete=self.max_delete, clock=Clock(self.clock, self.clock.monotonic))
             self.worker = worker
             try:
                 worker.start(1)
@@ -203,7 +229,7 @@ class World:
         return Connection(client, hello, syncer, client)  # type: ignore[arg-type]
 
     def _open_tree(self) -> PosixTree:
-        self.tree = PosixTree(self.volume.open_root(), self.volume.tag, self.brick.namespace)
+        self.tree = ModelTree(self)
         return self.tree
 
     def cycle(self) -> bool:
@@ -281,7 +307,6 @@ class World:
         self.step = self.between = lambda name: None
         self.worker_dies()
         self.recorder_dies()
-        time.time_ns, worker_module.SUSPECT_MARGIN = self._patched  # type: ignore[assignment]
 
 
 class _Port:

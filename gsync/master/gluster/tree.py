@@ -13,7 +13,6 @@ import errno
 import os
 import re
 import stat
-import time
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -110,11 +109,11 @@ class GlusterTree(Tree):
             found = self._look(dirfd, dirpath, name)
             if found is not None:
                 return found
-        return Resolved(name, Verdict.ERROR, time.time_ns(), errno=errno.ESTALE)
+        return Resolved(name, Verdict.ERROR, self._clock(), errno=errno.ESTALE)
 
     def _look(self, dirfd: int, dirpath: bytes, name: Name) -> Resolved | None:
         """None: it went between two looks, or GlusterFS does not agree with itself about it."""
-        now = time.time_ns()
+        now = self._clock()
         if is_internal(name) or (name == (ROOT_GFID, b".shard") and self._info.sharded):
             return Resolved(name, Verdict.EXCLUDED, now)
         fd = -1
@@ -171,7 +170,7 @@ class GlusterTree(Tree):
         """None: the brick cannot tell."""
         if is_internal(name):
             return None
-        now = time.time_ns()
+        now = self._clock()
         try:
             found = self._brick.file_at(at_brick, name[1])
         except FileNotFoundError:

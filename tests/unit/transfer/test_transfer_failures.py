@@ -89,9 +89,9 @@ def test_the_pauses_are_those_of_the_queue(home: Home, monkeypatch: pytest.Monke
     monkeypatch.setattr(ledger_module, "pause", lambda *args: pause(*args, rng=lambda: 0.5))
     policy = RetryPolicy(first_pause=ledger_module.FIRST_PAUSE, longest_pause=ledger_module.LONGEST_PAUSE,
                          rng=lambda: 0.5)
-    ledger = Ledger(session(home, "alpha").ledger_db)
+    ledger = Ledger(session(home, "alpha").ledger_db, clock=lambda: 1000)
     for tries in range(1, 12):
-        ledger.record(failure(), now=1000)
+        ledger.record(failure())
         assert ledger.next_due() == 1000 + int(policy.pause(tries) * NS)
     ledger.close()
 
