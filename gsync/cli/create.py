@@ -125,13 +125,13 @@ def _push(slave: Slave, session: Session) -> None:
     from dataclasses import replace
 
     from gsync.base.errors import UsageError
-    from gsync.link import hostkeys
+    from gsync.link import account
     from gsync.service.sshoptions import ssh_options
 
     if slave.host is None:
         raise UsageError(f"--push-agent: the slave {slave} is on this host, where gsync is")
     slave = replace(slave, port=session.options.ssh_port or slave.port)
-    path = hostkeys.push_agent(slave, ssh_options(session.options))
+    path = account.push_agent(slave, ssh_options(session.options))
     print(f"info: slave {slave}: the agent is {path} there", file=sys.stderr)
 
 

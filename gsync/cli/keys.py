@@ -34,7 +34,7 @@ def keys(
 
     from gsync.base.errors import UsageError
     from gsync.cli.output import print_json
-    from gsync.link import hostkeys
+    from gsync.link import account
     from gsync.link.link import parse_slave
     from gsync.service.sshoptions import ssh_options
     from gsync.session.session import SessionHome
@@ -55,9 +55,9 @@ def keys(
         public = file.read().strip()
     where: str | None = None
     if install:
-        line, where = hostkeys.authorize(slave, ssh_options(chosen.options), public)
+        line, where = account.authorize(slave, ssh_options(chosen.options), public)
     else:
-        line = hostkeys.authorized_line(public, slave)
+        line = account.authorized_line(public, slave)
     if key != chosen.key:
         os.replace(key + ".pub", chosen.key + ".pub")
         os.replace(key, chosen.key)

@@ -25,6 +25,6 @@ def agent(
 ) -> int:
     """Serve one worker on stdin and stdout, for the slave tree ROOT. (The worker starts it; --forced is for the line
     that `gsync keys` prints.)"""
-    from gsync.slave import agent as program
+    from gsync.slave import program
 
     return program.main(words)

@@ -12,10 +12,11 @@ from hashlib import blake2b
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parents[1]
-_MODULES = ["__init__", "base/__init__", "base/model", "base/errors", "base/fsid", "base/glusterfs", "base/namespace",
-            "base/rpc", "link/__init__", "link/protocol", "link/stream"]
-_STORE = ["transfer/stores/store", "transfer/stores/dir", "transfer/stores/server"]  # for `agent --store ROOT NAME`
-_EMPTY = ["transfer/__init__", "transfer/stores/__init__"]
+# The rule of what the agent is: all of slave/, all of base/ but what serves the master's host alone, and these.
+_ALONG = {"", "link", "link.protocol", "link.stream", "link.survey",
+          "transfer.stores.store", "transfer.stores.dir", "transfer.stores.server"}  # for `agent --store ROOT NAME`
+_NOT_ALONG = {"base.backoff", "base.durable", "base.ini", "base.log", "base.notify", "base.process"}
+_EMPTY = ("transfer/__init__", "transfer/stores/__init__")
 _MAIN = '''\
 import os
 import sys
@@ -50,7 +51,7 @@ if is_whole(folder):
 if sys.argv[1:2] == ["--store"]:
     from gsync.transfer.stores.server import main
     sys.exit(main(sys.argv[2:]))
-from gsync.slave.agent import main
+from gsync.slave.program import main
 sys.exit(main())
 '''
 
@@ -72,10 +73,21 @@ def zipapp() -> bytes:
     return out.getvalue()
 
 
+def goes_along(module: str) -> bool:
+    """Whether a module is part of the agent; its name without "gsync.", "" for gsync itself."""
+    room = module.partition(".")[0]
+    return module in _ALONG or room == "slave" or (room == "base" and module not in _NOT_ALONG)
+
+
+def module_of(path: Path) -> str:
+    """The name of the module in a file below the package, without "gsync."."""
+    parts = path.relative_to(_PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
 def _contents() -> list[tuple[str, bytes]]:
     """Every module of the agent: its path in the zipapp, and its source."""
-    files = [_PACKAGE / f"{name}.py" for name in [*_MODULES, *_STORE]]
-    files += sorted((_PACKAGE / "slave").rglob("*.py"))
+    files = [path for path in sorted(_PACKAGE.rglob("*.py")) if goes_along(module_of(path))]
     contents = [(path, path.read_bytes()) for path in files] + [(_PACKAGE / f"{name}.py", b"") for name in _EMPTY]
     return [(str(path.relative_to(_PACKAGE.parent)), data) for path, data in contents]
 

@@ -33,7 +33,7 @@ from gsync.link.protocol import (
     RemoveAnswer,
     RemoveRow,
 )
-from gsync.slave.directory.survey import Survey
+from gsync.link.survey import Survey
 
 _PAGE = 5000
 _FATES: dict[str, type[GsyncError]] = {

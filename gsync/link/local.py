@@ -11,7 +11,7 @@ from gsync.base.errors import GsyncError
 from gsync.link.link import Channel, Slave, lost
 
 _PACKAGE_PARENT = str(Path(__file__).parents[2])
-_AGENT = "import sys; sys.path.insert(0, sys.argv.pop(1)); from gsync.slave.agent import main; sys.exit(main())"
+_AGENT = "import sys; sys.path.insert(0, sys.argv.pop(1)); from gsync.slave.program import main; sys.exit(main())"
 _PROGRAM = [sys.executable.encode(), b"-I", b"-c", _AGENT.encode(), _PACKAGE_PARENT.encode()]
 
 

@@ -13,7 +13,6 @@ import os
 import re
 import shlex
 import stat
-import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,10 +25,10 @@ from gsync.base.log import get_logger
 from gsync.base.model import shown
 from gsync.link import bundle
 from gsync.link.link import Channel, Slave, lost
+from gsync.link.openssh import SshOptions, cipher_list, effective_config, has_aes, known_as, ssh_argv
 
 _log = get_logger(__name__)
 
-_FAST_CIPHER = "aes128-gcm@openssh.com"
 _SSH_FAILED = 255
 # What ssh says, after the reason, when the program that leads it to the host has ended (that has no port).
 _PROXY_ENDED = re.compile(r"^kex_exchange_identification: |UNKNOWN port 65535")
@@ -37,72 +36,6 @@ _NOT_FORCED = (77, 127, 2)  # exit statuses: of the forced program that refuses,
 INSTALLED_IN, INSTALLED_AS = ".local/share/gsync", "agent.pyz"  # below the account's home
 _MARK = "gsync-probe"
 _counter = itertools.count(1)
-
-
-@dataclass(frozen=True)
-class SshOptions:
-    """How to use ssh: its configuration file (None: the user's), further options as for `ssh -o`, times in seconds, the
-    program. identity: the private key of a session that may do nothing but what `agent --forced` allows."""
-
-    config_file: str | None = None
-    extra: tuple[str, ...] = ()
-    connect_timeout: int = 10
-    alive_interval: int = 15
-    compression: bool = False
-    command: str = "ssh"
-    identity: str | None = None
-
-
-def ssh_argv(slave: Slave, options: SshOptions) -> list[str]:
-    """ssh with every option that all our uses of it share, without the host."""
-    argv = [options.command, "-T", "-x", "-a", "-oBatchMode=yes", f"-oConnectTimeout={options.connect_timeout}",
-            f"-oServerAliveInterval={options.alive_interval}", "-oServerAliveCountMax=4", "-oClearAllForwardings=yes",
-            "-oPermitLocalCommand=no", "-oRemoteCommand=none", "-oRequestTTY=no", "-oEscapeChar=none",
-            "-oControlPersist=no", f"-oCompression={'yes' if options.compression else 'no'}"]
-    if options.config_file is not None:
-        argv[1:1] = ["-F", options.config_file]
-    if slave.port is not None:
-        argv.append(f"-p{slave.port}")
-    if options.identity is not None:
-        argv += ["-i", options.identity.replace("%", "%%"), "-oIdentitiesOnly=yes"]
-    argv += [f"-o{option}" for option in options.extra]
-    return argv
-
-
-def effective_config(slave: Slave, options: SshOptions) -> dict[str, str]:
-    """What ssh would use for this slave: the first value of each option, by its name in lower case (`ssh -G`)."""
-    done = subprocess.run([*ssh_argv(slave, options), "-G", slave.target], stdin=subprocess.DEVNULL,
-                          capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode != 0:
-        raise UsageError(f"slave {slave}: ssh: {done.stderr.strip()}")
-    config: dict[str, str] = {}
-    for line in done.stdout.splitlines():
-        key, _, value = line.partition(" ")
-        config.setdefault(key, value)
-    return config
-
-
-def known_as(config: dict[str, str]) -> str:
-    """The name under which known_hosts keeps this host's key."""
-    name = config.get("hostkeyalias") or config["hostname"]
-    port = config.get("port", "22")
-    return name if port == "22" or config.get("hostkeyalias") else f"[{name}]:{port}"
-
-
-def has_aes() -> bool:
-    """Whether this processor has instructions for AES."""
-    try:
-        return re.search(r"^(flags|Features)\s*:.*\baes\b", Path("/proc/cpuinfo").read_text(), re.M) is not None
-    except OSError:
-        return False
-
-
-def cipher_list(configured: str, default: str) -> str | None:
-    """The list of ciphers that prefers the fast one; None if the user has chosen ciphers, or ssh does not know it."""
-    ciphers = default.split(",")
-    if configured != default or _FAST_CIPHER not in ciphers:
-        return None
-    return ",".join([_FAST_CIPHER, *(c for c in ciphers if c != _FAST_CIPHER)])
 
 
 # In one line, with double quotes only and no backslash: every login shell passes that on unharmed in single quotes.

@@ -20,6 +20,7 @@ from gsync.base.errors import GsyncError, SlaveError, UsageError
 from gsync.base.model import NS, shown
 from gsync.link.client import SlaveClient
 from gsync.link.link import Link, parse_slave
+from gsync.link.survey import NUMBERS, Survey
 from gsync.master.gluster import stime as gstime
 from gsync.master.gluster.info import GlusterInfo
 from gsync.master.gluster.record import BrickHistory, BrickRecord
@@ -30,7 +31,6 @@ from gsync.session.metavolume import MetaVolume
 from gsync.session.options import Options
 from gsync.session.session import Session
 from gsync.session.status import rfc3339
-from gsync.slave.directory.survey import NUMBERS, Survey
 from gsync.state.home import Home, Volume
 
 CLOCKS_APART = 5.0     # seconds

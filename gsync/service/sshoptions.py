@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 
-from gsync.link.ssh import SshOptions
+from gsync.link.openssh import SshOptions
 from gsync.session.options import Options, ssh_words
 from gsync.sync.rsync import RsyncSettings
 

@@ -1,6 +1,6 @@
-"""gsync's program on the slave host: `agent.pyz ROOT` serves one worker, `agent.pyz --receive ROOT` takes file data.
+"""The agent: serves one worker over stdin and stdout (`agent ROOT`).
 
-The agent answers requests on stdin one by one (frames: gsync/base/rpc.py, rows: gsync/link/protocol.py), and only the
+It answers requests one by one (frames: gsync/base/rpc.py, rows: gsync/link/protocol.py), and only the
 methods in the table below. It ends when its stdin does, after `timeout` seconds of silence, and after an error that
 leaves its index in doubt: the next one recovers. While nothing is asked it deletes what a commit has let go.
 Standard library only, Python 3.9.
@@ -13,7 +13,6 @@ import itertools
 import os
 import platform
 import select
-import signal
 import sqlite3
 import sys
 import threading
@@ -24,7 +23,7 @@ from typing import Any, TypeVar
 
 import gsync
 from gsync.base import rpc
-from gsync.base.errors import SLAVE_WIDE, SlaveError, Transient, UsageError
+from gsync.base.errors import SLAVE_WIDE, SlaveError, Transient
 from gsync.base.model import Gfid, Name
 from gsync.link.protocol import (
     ERROR,
@@ -425,34 +424,6 @@ def _now_and_then(look: Callable[[], bool]) -> Callable[[], bool]:
     return lambda: next(calls) % _SWEEP_CHECK != 0 or look()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """What the arguments say (see `usage`); the exit status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    os.umask(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's: the worker ends us by ending our stdin
-    if len(arguments) == 2 and arguments[0] == "--receive":
-        from gsync.slave import receive
-
-        return receive.main(os.fsencode(arguments[1]))
-    if arguments[:1] == ["--rsync"]:
-        from gsync.slave.directory import rsync_server
-
-        return rsync_server.main(arguments[1:])
-    if len(arguments) == 2 and arguments[0] == "--forced":
-        from gsync.slave import forced
-
-        return forced.main(os.fsencode(arguments[1]))
-    if arguments == ["--authorize"]:
-        from gsync.slave import authorize
-
-        return authorize.main()
-    if len(arguments) != 1:
-        print("usage: agent ROOT | --receive ROOT | --rsync ROOT EPOCH TICKET --server ... | --forced ROOT | "
-              "--authorize", file=sys.stderr)
-        return UsageError.exit_code
-    return run(os.fsencode(arguments[0]))
-
-
 def run(root: bytes) -> int:
     """Serve one worker over stdin and stdout; the exit status."""
     stdout = os.dup(1)
@@ -471,7 +442,3 @@ def run(root: bytes) -> int:
     except BrokenPipeError:
         return Transient.exit_code
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 from gsync.base.model import Gfid, Name
 from gsync.link.protocol import Caps, CommitAnswer, FillAnswer, FillRow, LandedRow, MetaRow, RemoveAnswer, RemoveRow
-from gsync.slave.directory.survey import Survey
+from gsync.link.survey import Survey
 
 Whereabouts = tuple[str, Sequence[Sequence[int]]]
 _VOLUME = b"::"  # begins a ROOT that is a volume

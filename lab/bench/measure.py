@@ -94,7 +94,7 @@ def table(headings: list[str], rows: list[list[str]]) -> str:
 
 def role_of(argv: list[str]) -> str | None:
     """Which process of gsync this command line is: run, recorder, worker, agent or receiver."""
-    if any("gsync.slave.agent" in arg or re.search(r"agent[^/]*\.pyz$", arg) for arg in argv):
+    if any("gsync.slave.program" in arg or re.search(r"agent[^/]*\.pyz$", arg) for arg in argv):
         return "receiver" if "--receive" in argv else "agent"
     for module, role in (("gsync.service.run_worker", "worker"), ("gsync.recorder", "recorder")):
         if module in argv:

@@ -40,7 +40,7 @@ def test_a_table_is_aligned() -> None:
     (["python", "-P", "-m", "gsync.service.child", "1", "gsync.recorder", "v"], "recorder"),
     (["python3", "-I", "/root/.cache/gsync/agent-0123abc.pyz", "/b"], "agent"),
     (["python3", "-I", "/root/.cache/gsync/agent-0123abc.pyz", "--receive", "/b"], "receiver"),
-    (["python", "-I", "-c", "from gsync.slave.agent import main", "/b"], "agent"),
+    (["python", "-I", "-c", "from gsync.slave.program import main", "/b"], "agent"),
     (["ssh", "host", "run", "gsync"], None),
     (["rsync", "-a"], None),
 ])

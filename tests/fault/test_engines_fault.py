@@ -17,7 +17,8 @@ import pytest
 from gsync.base.errors import SlaveError, Transient, UsageError
 from gsync.link import stream
 from gsync.link.link import Link, Slave
-from gsync.link.ssh import SshLink, SshOptions
+from gsync.link.openssh import SshOptions
+from gsync.link.ssh import SshLink
 from gsync.sync.engine import Stopped
 from gsync.sync.postbox import Request, Result
 from gsync.sync.rsync import RsyncEngine, RsyncSettings

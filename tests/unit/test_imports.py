@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from gsync.link import bundle
 from lab import REPOSITORY as ROOT
 
 # The rooms, lowest first; rooms of one line may import each other, files never in a circle.
@@ -26,12 +27,6 @@ LAYERS = [
     ["cli", "__main__"],
 ]
 
-# What the master brings along for the slave host: Python 3.9, standard library only.
-AGENT = ["__init__", "base.__init__", "base.model", "base.errors", "base.fsid", "base.glusterfs", "base.namespace",
-         "base.rpc", "link.protocol", "link.stream", "slave", "transfer.stores.store", "transfer.stores.dir",
-         "transfer.stores.server"]
-
-
 def matches(module: str, patterns: list[str]) -> bool:
     return any((module + ".").startswith(p + ".") for p in patterns)
 
@@ -42,7 +37,8 @@ def layer_of(module: str) -> int | None:
 
 
 def in_agent(module: str) -> bool:
-    return matches(module, AGENT)
+    """Whether the master brings this module along for the slave host: Python 3.9, standard library only."""
+    return bundle.goes_along("" if module == "__init__" else module)
 
 
 def read_modules(root: Path) -> dict[str, ast.Module]:
@@ -170,7 +166,7 @@ def newer_than_python_3_9(folder: Path, paths: list[Path]) -> str:
 
 def test_agent_modules_are_written_in_python_3_9() -> None:
     paths = [path for path in sorted((ROOT / "gsync").rglob("*.py"))
-             if in_agent(".".join(path.relative_to(ROOT / "gsync").with_suffix("").parts))]
+             if bundle.goes_along(bundle.module_of(path))]
     assert len(paths) > 20
     assert newer_than_python_3_9(ROOT, paths) == ""
 

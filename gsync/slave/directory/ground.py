@@ -10,10 +10,11 @@ import os
 from collections.abc import Callable
 
 from gsync.link.protocol import stream_of
+from gsync.link.survey import Survey
 from gsync.slave.directory.apply import Apply
 from gsync.slave.directory.identity import Taken, keep_apart, look, probe, take
 from gsync.slave.directory.recover import recover
-from gsync.slave.directory.survey import Survey, survey
+from gsync.slave.directory.survey import survey
 from gsync.slave.directory.tree import SlaveTree
 from gsync.slave.fence import receivers_gone
 from gsync.slave.ground import Asked, Found, Whereabouts

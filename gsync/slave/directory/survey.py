@@ -12,19 +12,18 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NamedTuple
 
 import gsync
 from gsync.base import rpc
 from gsync.base.errors import SlaveError
 from gsync.base.fsid import Handles
 from gsync.base.model import NS, STATE_DIR, shown
+from gsync.link.survey import NUMBERS, Survey
 from gsync.slave import fence
 from gsync.slave.directory.identity import ACL_OF_A_PROBE, inspect, open_root
 from gsync.slave.directory.tree import OPEN_DIR, place_of
 
 _SOME_ID = 54321
-NUMBERS = "inode numbers"  # among what it lacks: that an inode can be told from others at any time
 # What file systems lack that cannot be tried without making names. Names of kinds as in session.loss.
 _WITHOUT = {
     "vfat": ("hard links", "symlinks", "device nodes", "names that differ only in case", "names that end in a dot",
@@ -34,35 +33,6 @@ _WITHOUT = {
     "cifs": ("device nodes", "names that differ only in case", "owner"),
     "smb3": ("device nodes", "names that differ only in case", "owner"),
 }
-
-
-class Survey(NamedTuple):
-    """now: the clock there, ns. state: missing (the folder above it is there), empty, ours, foreign, or refused.
-    problems: why it cannot be the slave, one line each. free: bytes, a huge number where the file system does not say;
-    inodes: how many more, None without a limit.
-    lacks: kinds of attributes and names that it cannot hold, as far as can be seen from outside, and NUMBERS.
-    volume_id: of a GlusterFS volume, its id."""
-
-    protocol: int
-    version: str
-    python: str
-    uid: int
-    now: int
-    state: str
-    problems: list[str]
-    busy: str
-    free: int
-    inodes: int | None
-    file_system: str
-    lacks: list[str]
-    volume_id: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        return self._asdict()
-
-    @classmethod
-    def from_json(cls, answer: dict[str, Any]) -> Survey:
-        return cls(**answer)
 
 
 def survey(root: bytes, volume: str, adopt: bool) -> Survey:

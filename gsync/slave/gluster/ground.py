@@ -26,9 +26,9 @@ from gsync.base import rpc
 from gsync.base.errors import SlaveError, Transient
 from gsync.base.model import NS, ROOT_GFID, STATE_DIR, Gfid
 from gsync.link.protocol import RESERVED, Caps, Fenced, stream_of
+from gsync.link.survey import Survey
 from gsync.slave import fence
 from gsync.slave.directory.identity import ACL_OF_A_PROBE
-from gsync.slave.directory.survey import Survey
 from gsync.slave.gluster import apply as names
 from gsync.slave.gluster import state, syncpoints, volfile
 from gsync.slave.gluster.apply import VolumeApply

@@ -1,6 +1,6 @@
 """The receiver for a volume: puts files into inodes with the master's gfids, and looks whether they arrived.
 
-Promise beyond that of gsync/slave/receive.py: an item counts only once what the bricks say of its gfid is what came in
+Promise beyond that of gsync/slave/receiver.py: an item counts only once what the bricks say of its gfid is what came in
 the stream. A short file is read back whole and compared; of a long one its size, and pieces of it: the first and the
 last one, and one at random of every 64 MiB between, each compared with the hash of what was written there. That finds
 what goes wrong with such systems (an empty or short file, data in another inode, a write that was acknowledged and
@@ -29,7 +29,7 @@ from gsync.slave.gluster.backend import open_volume
 from gsync.slave.gluster.ground import Pass, kept_site, run_folder, show
 from gsync.slave.gluster.volfile import Site
 from gsync.slave.gluster.volume import File, Node, Volume, set_node_attrs
-from gsync.slave.receive import Input, Receiver
+from gsync.slave.receiver import Input, Receiver
 
 _PIECE = 1 << 20
 _CHECKED = 128 << 10      # a piece that is read back

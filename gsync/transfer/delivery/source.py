@@ -23,7 +23,7 @@ from gsync.base.errors import UsageError
 from gsync.base.log import get_logger
 from gsync.base.model import shown
 from gsync.link.link import parse_slave
-from gsync.link.ssh import SshOptions, ssh_argv
+from gsync.link.openssh import SshOptions, ssh_argv
 from gsync.transfer.delivery import handover
 from gsync.transfer.delivery.checksums import walk
 from gsync.transfer.delivery.gate import Gate

@@ -15,7 +15,8 @@ from typing import Any, BinaryIO
 from gsync.base import rpc
 from gsync.base.errors import GsyncError, UsageError
 from gsync.link.link import Channel, parse_slave
-from gsync.link.ssh import SshLink, SshOptions
+from gsync.link.openssh import SshOptions
+from gsync.link.ssh import SshLink
 from gsync.transfer.stores.server import Pieces, Sender, item_json, items
 from gsync.transfer.stores.store import BLOCK, Category, Content, Item, StoreError
 

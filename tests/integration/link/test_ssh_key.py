@@ -14,10 +14,11 @@ import pytest
 
 from gsync.base import rpc
 from gsync.base.errors import SlaveError, Transient, UsageError
-from gsync.link import hostkeys, ssh, stream
+from gsync.link import account, ssh, stream
 from gsync.link.client import SlaveClient
 from gsync.link.link import Slave
-from gsync.link.ssh import SshLink, SshOptions
+from gsync.link.openssh import SshOptions
+from gsync.link.ssh import SshLink
 from gsync.slave import forced
 from gsync.slave.directory import rsync_server
 from lab import REPOSITORY
@@ -49,7 +50,7 @@ class Key:
         self.authorized = sshd.home / ".ssh/authorized_keys"
         if self.authorized.exists():
             self.authorized.unlink()
-        self.line, _ = hostkeys.authorize(self.slave, self.own, self.public)
+        self.line, _ = account.authorize(self.slave, self.own, self.public)
 
     @property
     def argv(self) -> list[str]:
@@ -127,18 +128,18 @@ def test_installing_again_changes_nothing_and_keeps_the_others(key: Key) -> None
     key.authorized.chmod(0o640)
     before = key.authorized.read_text()
     assert before.endswith(f"{key.line}\n")
-    hostkeys.authorize(key.slave, key.own, key.public)
+    account.authorize(key.slave, key.own, key.public)
     assert key.authorized.read_text() == before
     assert key.authorized.stat().st_mode & 0o777 == 0o640
     assert len(before.splitlines()) == 3
 
 
 def test_the_agent_is_replaced_in_one_step(key: Key) -> None:
-    path = Path(hostkeys.push_agent(key.slave, key.own))
+    path = Path(account.push_agent(key.slave, key.own))
     assert path == key.sshd.home / ".local/share/gsync/agent.pyz"
     assert list(path.parent.glob("*.pyz")) == [path]
     path.write_bytes(b"old")
-    hostkeys.push_agent(key.slave, key.own)
+    account.push_agent(key.slave, key.own)
     key.link().close()
 
 
@@ -165,7 +166,7 @@ def test_a_key_that_is_not_installed_is_said(key: Key) -> None:
 
 
 def test_the_line_holds_any_path(tmp_path: Path) -> None:
-    line = hostkeys.authorized_line("ssh-ed25519 AAAA gsync s", Slave(b"/a b\"c'd$(x)\\e", HOST))
+    line = account.authorized_line("ssh-ed25519 AAAA gsync s", Slave(b"/a b\"c'd$(x)\\e", HOST))
     found = re.fullmatch(r'restrict,command="(.*)" ssh-ed25519 AAAA gsync s', line)
     assert found is not None
     command = found[1].replace('\\"', '"')  # as sshd reads it
@@ -173,7 +174,7 @@ def test_the_line_holds_any_path(tmp_path: Path) -> None:
                          text=True, check=True).stdout
     assert out.splitlines()[-1] == "/a b\"c'd$(x)\\e"
     with pytest.raises(UsageError, match="cannot be named in authorized_keys"):
-        hostkeys.authorized_line("ssh-ed25519 AAAA gsync s", Slave(b"/a\nb", HOST))
+        account.authorized_line("ssh-ed25519 AAAA gsync s", Slave(b"/a\nb", HOST))
 
 
 # used by a thief
@@ -234,7 +235,7 @@ def test_nul_is_refused_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 def test_without_a_command_in_the_environment_nothing_runs(tmp_path: Path) -> None:
     env = {name: value for name, value in os.environ.items() if name != "SSH_ORIGINAL_COMMAND"}
-    code = "import sys; from gsync.slave.agent import main; sys.exit(main())"
+    code = "import sys; from gsync.slave.program import main; sys.exit(main())"
     done = subprocess.run([sys.executable, "-c", code, "--forced", str(tmp_path)], env=env, capture_output=True,
                           text=True, check=False, cwd=REPOSITORY)
     assert done.returncode == forced.REFUSED

@@ -15,7 +15,8 @@ from gsync.base.errors import GsyncError, SlaveError, Transient
 from gsync.link import hostkeys, ssh
 from gsync.link.client import SlaveClient
 from gsync.link.link import Slave
-from gsync.link.ssh import SshLink, SshOptions
+from gsync.link.openssh import SshOptions
+from gsync.link.ssh import SshLink
 from lab import REPOSITORY
 from lab.sshd import HOST, Sshd
 
@@ -227,7 +228,8 @@ def test_a_link_whose_process_is_killed_takes_everything_down(sshd: Sshd, tmp_pa
     program.write_text(f"""
 import os, signal, sys
 from gsync.link.link import Slave
-from gsync.link.ssh import SshLink, SshOptions
+from gsync.link.openssh import SshOptions
+from gsync.link.ssh import SshLink
 link = SshLink(Slave(b"/", {HOST!r}), SshOptions({str(sshd.client_config)!r}))
 channel = link.spawn([b"sh", b"-c", b"echo $$; exec cat"])
 print(channel.stdout.readline().decode().strip(), flush=True)

@@ -14,7 +14,8 @@ from gsync.base.errors import SlaveError, Transient
 from gsync.link import hostkeys
 from gsync.link.client import SlaveClient
 from gsync.link.link import parse_slave
-from gsync.link.ssh import SshLink, SshOptions
+from gsync.link.openssh import SshOptions
+from gsync.link.ssh import SshLink
 from lab.sshd import Sshd
 
 VOLUME = "00000000-0000-0000-0000-00000000c0de"

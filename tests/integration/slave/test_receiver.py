@@ -18,7 +18,7 @@ from gsync.link.client import SlaveClient
 from gsync.link.link import Channel
 from gsync.link.local import LocalLink
 from gsync.link.protocol import FillRow
-from gsync.slave.receive import TreeReceiver
+from gsync.slave.directory.receive import TreeReceiver
 from lab import REPOSITORY
 from lab.engines import local
 from lab.trees import MIB
@@ -246,8 +246,8 @@ def test_an_older_epoch_is_fenced(talk: Talk) -> None:
 
 
 def test_a_receiver_ends_when_its_agent_has_gone(talk: Talk) -> None:
-    code = ("import os, sys; from gsync.slave import receive; receive._LOOK_EVERY = 0.01; "
-            "receive.main(os.fsencode(sys.argv[1]))")
+    code = ("import os, sys; from gsync.slave import receive, receiver; "
+            "receive.main(os.fsencode(sys.argv[1]), lambda locks: receiver.Watch(locks, every=0.01))")
     python = [sys.executable.encode(), b"-c", code.encode(), os.fsencode(talk.root)]
     talk.channel.close()
     talk.channel = Channel(python, {**os.environ, "PYTHONPATH": str(REPOSITORY)})

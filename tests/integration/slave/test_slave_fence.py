@@ -21,8 +21,9 @@ from gsync.base.process import start_time
 from gsync.link import stream
 from gsync.link.client import SlaveClient
 from gsync.link.link import Link, Slave
+from gsync.link.openssh import SshOptions
 from gsync.link.protocol import Fenced, FillRow
-from gsync.link.ssh import SshLink, SshOptions
+from gsync.link.ssh import SshLink
 from gsync.slave import fence
 from gsync.slave.directory.identity import take
 from gsync.sync.engine import Flow, Stopped

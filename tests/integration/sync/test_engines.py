@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from gsync.link.link import Link, Slave
-from gsync.link.ssh import SshLink, SshOptions
+from gsync.link.openssh import SshOptions
+from gsync.link.ssh import SshLink
 from gsync.sync.postbox import Request
 from gsync.sync.rsync import RsyncEngine
 from gsync.sync.tarssh import StreamEngine

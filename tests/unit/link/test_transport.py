@@ -14,7 +14,8 @@ import pytest
 from gsync.base.errors import GsyncError, SlaveError, Transient, UsageError
 from gsync.link import bundle, ssh
 from gsync.link.link import Slave, parse_slave
-from gsync.link.ssh import Host, SshOptions, cipher_list, remote_command, ssh_argv, ssh_error
+from gsync.link.openssh import SshOptions, cipher_list, ssh_argv
+from gsync.link.ssh import Host, remote_command, ssh_error
 
 
 @pytest.mark.parametrize(("text", "slave"), [
@@ -121,14 +122,14 @@ def test_the_bundle_unpacks_itself_once_and_is_whole_or_not_used(tmp_path: Path)
     def run(*, whole: bool) -> None:
         done = subprocess.run([sys.executable, "-v", "-I", path], capture_output=True, text=True, check=False)
         assert done.returncode == 2
-        (loaded,) = [line for line in done.stderr.splitlines() if line.startswith("import 'gsync.slave.agent'")]
+        (loaded,) = [line for line in done.stderr.splitlines() if line.startswith("import 'gsync.slave.program'")]
         assert ("zipimporter" in loaded) is not whole
 
     run(whole=True)
     (unpacked,) = (other for other in tmp_path.iterdir() if other != path)
     assert unpacked.name.startswith("agent-1-")
     assert stat.S_IMODE(unpacked.stat().st_mode) == 0o700
-    (unpacked / "gsync" / "slave" / "protocol.py").write_bytes(b"")
+    (unpacked / "gsync" / "link" / "protocol.py").write_bytes(b"")
     run(whole=False)
 
 

@@ -19,7 +19,7 @@ from gsync.link import stream
 from gsync.slave.gluster.apply import LIMBO_NEW, in_limbo
 from gsync.slave.gluster.receive import VolumeReceiver
 from gsync.slave.gluster.volume import Node
-from gsync.slave.receive import Input
+from gsync.slave.receiver import Input
 
 GFID = b"file" * 4
 

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from gsync.base.errors import SlaveError
+from gsync.link.survey import Survey
 from gsync.slave.directory.identity import take
-from gsync.slave.directory.survey import Survey, survey
+from gsync.slave.directory.survey import survey
 
 NOBODY = 65534
 

@@ -1,0 +1,289 @@
+"""Puts the files of a stream into a slave directory: into limbo/new, into a new directory there, or in place.
+
+Promise beyond that of gsync/slave/receiver.py: an item counts only once its bytes, and for new files its attributes,
+are in the file, and for DIRECT items its name is in the index. A failed item leaves nothing in limbo/new. Nothing
+outside ROOT is touched, whatever the headers say.
+Not here: naming what lies in limbo/new, attributes of files in place, making anything durable (the agent).
+Standard library only, Python 3.9. The cost per small file decides gsync's speed: `_new` is written for that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import sqlite3
+import stat
+import threading
+from collections.abc import Callable
+from typing import BinaryIO
+
+from gsync.base.fsid import syncfs
+from gsync.base.model import ROOT_GFID, Gfid, check_bname
+from gsync.base.namespace import UNKNOWN_CTIME, Entry
+from gsync.link import stream
+from gsync.link.protocol import RESERVED, MetaRow
+from gsync.link.stream import BadStream, Header
+from gsync.slave.directory.tree import SlaveTree
+from gsync.slave.fence import show
+from gsync.slave.receiver import Input, Receiver, Watch
+
+_PIECE = 1 << 20
+_DIRECT = 4 << 20  # what is written past the page cache at once
+_ALIGNED = 4096  # where such a write may begin and end, on nearly every disk
+# Bytes of a long file, and files, that are handed to the disk together, so that the commit's syncfs is short.
+_WRITE_BACK, _WRITE_BACK_FILES = 16 << 20, 4000
+_DIRS_KEPT = 200
+_SYNC_FILE_RANGE_WRITE = 2
+_FALLOC_PUNCH_HOLE = 0x01 | 0x02  # with FALLOC_FL_KEEP_SIZE
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _write_back(fd: int, offset: int, length: int) -> None:
+    """Start writing this range to disk; a hint, so its result does not matter."""
+    _libc.sync_file_range(fd, ctypes.c_int64(offset), ctypes.c_int64(length), _SYNC_FILE_RANGE_WRITE)
+
+
+def _write_back_all(fd: int) -> None:
+    """The same for a whole file system. An error is still there to be found by the agent: it has a descriptor of its
+    own."""
+    with contextlib.suppress(OSError):
+        syncfs(fd)
+
+
+def _punch(fd: int, offset: int, length: int) -> None:
+    """Make a hole; where the file system has none, zeros."""
+    if _libc.fallocate(fd, _FALLOC_PUNCH_HOLE, ctypes.c_int64(offset), ctypes.c_int64(length)) == 0:
+        return
+    zeros = bytes(min(length, _PIECE))
+    end = offset + length
+    while offset < end:
+        offset += os.pwrite(fd, zeros[:end - offset], offset)
+
+
+class _Dir:
+    """A directory that files are made in, and what its file system gives a new file there."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.uid = -1  # not known before the first file
+        self.gid = -1
+        try:
+            os.getxattr(fd, b"system.posix_acl_default")
+            self.has_acl = True
+        except OSError:
+            self.has_acl = False
+
+
+class TreeReceiver(Receiver):
+    """Puts files into a directory tree."""
+
+    def __init__(self, tree: SlaveTree, source: Input, out: BinaryIO) -> None:
+        super().__init__(source, out)
+        self._tree = tree
+        self._handle_of = tree.handles.of_fd
+        self._may_chown = tree.caps.chown
+        self._limbo = _Dir(tree.new_fd)
+        self._dirs: dict[Gfid, _Dir] = {}
+        self._rows: list[Entry] = []
+        self._row_items: list[int] = []
+        self._new_files = 0
+        self._writer: threading.Thread | None = None
+        self._past_cache = True  # whether this file system has not refused writes past the page cache yet
+        self._aligned: memoryview | None = None
+
+    def _show(self, epoch: int, ticket: str) -> Callable[[], None]:
+        return show(self._tree.state_fd, epoch, ticket).check
+
+    def _to_limbo(self, head: Header, data: memoryview) -> None:
+        os.close(self._new(self._limbo, head.gfid.hex().encode(), head, data))
+
+    def _direct(self, number: int, head: Header, data: memoryview) -> None:
+        bname = check_bname(bytes(data[:head.bname_size]))
+        if head.gfid == ROOT_GFID or head.gfid.startswith(RESERVED):
+            raise ValueError("not the gfid of a file")
+        where = self._dirs.get(head.dirgfid) or self._open_dir(head.dirgfid)
+        fd = self._new(where, bname, head, data)
+        try:
+            handle = self._handle_of(fd)
+        finally:
+            os.close(fd)
+        self._rows.append(Entry(head.dirgfid, bname, head.gfid, stat.S_IFREG, handle, UNKNOWN_CTIME, head.size))
+        self._row_items.append(number)
+
+    def _open_dir(self, gfid: Gfid) -> _Dir:
+        if len(self._dirs) >= _DIRS_KEPT:
+            self._close_dirs()
+        where = self._dirs[gfid] = _Dir(self._tree.open_limbo_dir(gfid))
+        return where
+
+    def _close_dirs(self) -> None:
+        for where in self._dirs.values():
+            os.close(where.fd)
+        self._dirs.clear()
+
+    def _new(self, where: _Dir, name: bytes, head: Header, data: memoryview) -> int:
+        """Make the file `name`, complete; its descriptor. On OSError, or torn data, there is no such name."""
+        self._new_files += 1
+        try:
+            fd = os.open(name, _CREATE, head.mode & 0o777, dir_fd=where.fd)
+        except FileExistsError:
+            os.unlink(name, dir_fd=where.fd)  # left by a try whose answer was lost
+            fd = os.open(name, _CREATE, head.mode & 0o777, dir_fd=where.fd)
+        try:
+            if where.uid < 0:
+                st = os.fstat(fd)
+                where.uid, where.gid = st.st_uid, st.st_gid
+            before_data = head.bname_size + head.xattrs_size
+            if self._unread:
+                torn = self._extents(fd, head.size, punch=False)
+            else:
+                torn = data[-1]
+                if head.size:
+                    _write(fd, data[before_data:-1])
+            if torn:
+                raise OSError(errno.EAGAIN, "the source changed while it was read")
+            if ((head.uid != where.uid and self._may_chown) or head.gid != where.gid or head.mode & 0o7000
+                    or head.xattrs_size or where.has_acl):
+                xattrs = stream.decode_xattrs(bytes(data[head.bname_size:before_data]))
+                self._tree.set_attrs(fd, MetaRow(head.gfid, head.mode, head.uid, head.gid, head.mtime, head.atime,
+                                                 xattrs))
+            else:
+                os.utime(fd, ns=(head.atime, head.mtime))
+        except BaseException:
+            os.close(fd)
+            os.unlink(name, dir_fd=where.fd)
+            raise
+        return fd
+
+    def _in_place(self, head: Header, data: memoryview) -> None:
+        fd = self._tree.open_file(head.gfid, os.O_WRONLY)
+        try:
+            if self._unread:
+                torn = self._extents(fd, head.size, punch=True)
+            else:
+                torn = data[-1]
+                if not torn:
+                    _write(fd, data[head.bname_size + head.xattrs_size:-1])
+                    os.ftruncate(fd, head.size)
+        finally:
+            os.close(fd)
+        if torn:
+            raise OSError(errno.EAGAIN, "the source changed while it was read")
+
+    # long data
+
+    def _extents(self, fd: int, size: int, punch: bool) -> int:
+        """Write the extents of one item and set the length; the trailer. With `punch`, what lies between them
+        becomes holes."""
+        end = written_back = 0
+        while True:
+            offset, length = stream.EXTENT.unpack(self._in.take(stream.EXTENT.size))
+            if not length:
+                break
+            if offset < end or offset + length > size:
+                raise BadStream("extents out of order")
+            self._in.left = length
+            try:
+                if punch and offset > end:
+                    _punch(fd, end, offset - end)
+                self._copy(fd, offset, length)
+            except OSError:
+                self._in.drain(self._in.left)
+                raise
+            end = offset + length
+            if end - written_back >= _WRITE_BACK:
+                _write_back(fd, written_back, end - written_back)
+                written_back = end
+        torn = self._in.take(1)[0]
+        self._unread = False
+        if not torn:
+            if punch and size > end:
+                _punch(fd, end, size - end)
+            os.ftruncate(fd, size)
+        return torn
+
+    def _copy(self, fd: int, offset: int, length: int) -> None:
+        """Move one extent into the file, as far as possible past the page cache: the processor has half the work then,
+        and what the host keeps in memory stays there."""
+        end = offset + length
+        if self._past_cache and length >= _DIRECT and offset % _ALIGNED == 0:
+            if self._aligned is None:
+                self._aligned = memoryview(mmap.mmap(-1, _DIRECT))  # begins with a page of memory
+            self._set_direct(fd, True)
+            try:
+                while self._past_cache and (size := min(end - offset, _DIRECT) // _ALIGNED * _ALIGNED):
+                    self._in.fill(self._aligned[:size])
+                    self._write_direct(fd, self._aligned[:size], offset)
+                    offset += size
+            finally:
+                self._set_direct(fd, False)
+        self._in.copy(fd, offset, end - offset)
+
+    def _set_direct(self, fd: int, direct: bool) -> None:
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT if direct else flags & ~os.O_DIRECT)
+        except OSError as exc:
+            if exc.errno != errno.EINVAL:
+                raise
+            self._past_cache = False
+
+    def _write_direct(self, fd: int, data: memoryview, offset: int) -> None:
+        """Through the page cache after all, if the file system does not like where this begins or how long it is."""
+        done = 0
+        while done < len(data):
+            try:
+                done += os.pwrite(fd, data[done:], offset + done)
+            except OSError as exc:
+                if exc.errno != errno.EINVAL or not self._past_cache:
+                    raise
+                self._past_cache = False
+                self._set_direct(fd, False)
+
+    # the end of a box
+
+    def _end_of_box(self) -> None:
+        """Put the names of this box's DIRECT items into the index."""
+        index = self._tree.index
+        try:
+            if self._rows:
+                with index.transaction():
+                    refused = index.put_direct(self._rows)
+                for place in refused:
+                    self._withdraw(self._row_items[place], self._rows[place])
+            self._tree.settle()
+        except sqlite3.Error as exc:
+            self._failed += [(number, errno.EIO, f"index of the slave: {exc}") for number in self._row_items]
+        self._tree.turn()
+        self._close_dirs()
+        self._rows, self._row_items = [], []
+        if self._new_files >= _WRITE_BACK_FILES and (self._writer is None or not self._writer.is_alive()):
+            self._new_files = 0
+            self._writer = threading.Thread(target=_write_back_all, args=(self._tree.root_fd,), daemon=True)
+            self._writer.start()
+
+    def _withdraw(self, number: int, entry: Entry) -> None:
+        """The slave has this inode by another name: the sender has to ask where it belongs."""
+        where = self._dirs.get(entry.pargfid) or self._open_dir(entry.pargfid)
+        os.unlink(entry.bname, dir_fd=where.fd)
+        self._failed.append((number, errno.EEXIST, "the slave has this file by another name"))
+
+
+def _write(fd: int, data: memoryview) -> None:
+    done = os.write(fd, data)
+    while done < len(data):
+        done += os.write(fd, data[done:])
+
+
+def receive(root: bytes, source: Input, out: BinaryIO, watch: Callable[[int], object] = Watch) -> None:
+    """Receive for the slave directory until the stream ends. watch: called with the folder of the locks."""
+    tree = SlaveTree(root)
+    tree.lock_receivers(alone=False)  # until the end of this process
+    watch(tree.state_fd)
+    TreeReceiver(tree, source, out).serve()

@@ -1,0 +1,47 @@
+"""gsync's program on the slave host, and the one place that tells its uses apart: each starts with what it needs alone.
+
+Standard library only, Python 3.9.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from gsync.base.errors import UsageError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """What the arguments say (see `usage`); the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    os.umask(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's: the worker ends us by ending our stdin
+    if len(arguments) == 2 and arguments[0] == "--receive":
+        from gsync.slave import receive
+
+        return receive.main(os.fsencode(arguments[1]))
+    if arguments[:1] == ["--rsync"]:
+        from gsync.slave.directory import rsync_server
+
+        return rsync_server.main(arguments[1:])
+    if len(arguments) == 2 and arguments[0] == "--forced":
+        from gsync.slave import forced
+
+        return forced.main(os.fsencode(arguments[1]))
+    if arguments == ["--authorize"]:
+        from gsync.slave import authorize
+
+        return authorize.main()
+    if len(arguments) != 1:
+        print("usage: agent ROOT | --receive ROOT | --rsync ROOT EPOCH TICKET --server ... | --forced ROOT | "
+              "--authorize", file=sys.stderr)
+        return UsageError.exit_code
+    from gsync.slave import agent
+
+    return agent.run(os.fsencode(arguments[0]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
