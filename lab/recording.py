@@ -197,7 +197,7 @@ class World:
         self.ignored = ignored
         self.slave: Copy | None = None
         self.position = 0
-        self.doubt: set[Name] = set()  # names that were resolved while the recorder was perhaps behind [20],
+        self.doubt: set[Name] = set()  # names that were resolved while the recorder was perhaps behind (rule 20),
         self.doubt_gaps = 0            # and its gaps then
         self.skipped = 0  # ns by which the clock of the recorder is ahead: nobody waits for the next second
         self.recorder: Recorder | None = None

@@ -12,14 +12,12 @@ from typing import IO
 
 from gsync.recorder.detector import ChangeHint, Hint
 
-BLOCK = 500  # hints
-
 
 class Backlog:
-    """A queue of hints. Its length is how many wait."""
+    """A queue of hints, written in blocks of so many. Its length is how many wait."""
 
-    def __init__(self, folder: bytes) -> None:
-        self._folder = folder
+    def __init__(self, folder: bytes, block: int) -> None:
+        self._folder, self._block = folder, block
         self._file: IO[bytes] | None = None
         self._read_at = 0
         self._on_disk = 0
@@ -38,7 +36,7 @@ class Backlog:
         else:
             self._told.add(hint)
         self._last.append(hint)
-        if len(self._last) < BLOCK:
+        if len(self._last) < self._block:
             return
         if self._file is None:
             self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 closed by close

@@ -26,7 +26,7 @@ from gsync.changelog import retention
 from gsync.changelog.archive import Archive
 from gsync.recorder import detectors
 from gsync.recorder.detector import DetectorFactory, Unavailable
-from gsync.recorder.recording import Recording, Stopped
+from gsync.recorder.recording import Bounds, Recording, Stopped
 from gsync.recorder.status import FAULTY, STOPPED, Control, RecorderStatus, write_status
 from gsync.state.home import Home, NotThere, Volume
 
@@ -59,8 +59,7 @@ class Recorder:
     def __init__(self, volume: Volume, *, ignored: Sequence[str] = (), detector: DetectorFactory = detectors.auto,
                  rollover: float = 1.0, quiet: float = 0.05, stop: threading.Event | None = None,
                  clock: Callable[[], int] = time.time_ns, step: Callable[[str], None] = lambda name: None,
-                 keep: Keep | None = None,
-                 notifier: Notifier | None = None) -> None:
+                 keep: Keep | None = None, notifier: Notifier | None = None, bounds: Bounds | None = None) -> None:
         self._volume = volume
         self._brick = volume.brick()
         self._ignored = ignored
@@ -71,6 +70,7 @@ class Recorder:
         self._keep = keep or Keep()
         self._lock = Lock(self._brick.lock, f"the recorder of volume {volume.name}")
         self._notifier = notifier or Notifier({})
+        self._bounds = bounds or Bounds()
         self._recording: Recording | None = None
         self.status = RecorderStatus(pid=os.getpid())
 
@@ -106,7 +106,7 @@ class Recorder:
     def start(self) -> Recording:
         """Open everything and scan the tree."""
         self._recording = Recording(self._volume, self._ignored, self._new_detector, self._publish,
-                                    self._stop.is_set, self._clock, self._step)
+                                    self._stop.is_set, self._clock, self._step, self._bounds)
         self._recording.scan()
         return self._recording
 

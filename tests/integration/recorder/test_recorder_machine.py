@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from gsync.base.fsid import Inodes
-from gsync.recorder import backlog, recording
 from gsync.recorder.detector import Detector, Hint, Knows, Overflow
+from gsync.recorder.hints import HintLimits
+from gsync.recorder.recording import Bounds
 from lab.recording import FACTORIES, World
 
 STEPS = ["gap", "scan", "drain", "append", "roll", "commit", "publish"]
@@ -57,6 +58,7 @@ def linked(path: Path) -> bool:
 
 class RecorderMachine(RuleBasedStateMachine):
     factory = "inotify"
+    bounds = Bounds()
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +70,7 @@ class RecorderMachine(RuleBasedStateMachine):
         def new_detector(root_fd: int, inodes: Inodes, knows: Knows) -> Detector:
             return Late(FACTORIES[self.factory](root_fd, inodes, knows), self)  # type: ignore[return-value]
 
-        self.world = World(self.folder, new_detector, step=self.step)
+        self.world = World(self.folder, new_detector, step=self.step, bounds=self.bounds)
 
     def step(self, name: str) -> None:
         if name == self.die_at:
@@ -201,12 +203,12 @@ class RecorderMachine(RuleBasedStateMachine):
         self.world.stop()
 
 
-def machine(factory: str) -> type[RecorderMachine]:
-    return type(f"Machine_{factory.replace(' ', '_')}", (RecorderMachine,), {"factory": factory})
+def machine(factory: str, bounds: Bounds) -> type[RecorderMachine]:
+    return type(f"Machine_{factory.replace(' ', '_')}", (RecorderMachine,), {"factory": factory, "bounds": bounds})
 
 
-def run(factory: str, histories: int, steps: int = 30) -> None:
-    case = machine(factory).TestCase
+def run(factory: str, histories: int, steps: int = 30, bounds: Bounds | None = None) -> None:
+    case = machine(factory, bounds or Bounds()).TestCase
     case.settings = settings(max_examples=histories, stateful_step_count=steps, deadline=None,
                              suppress_health_check=list(HealthCheck))
     case("runTest").runTest()
@@ -214,12 +216,10 @@ def run(factory: str, histories: int, steps: int = 30) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("factory", [pytest.param("fanotify", marks=pytest.mark.root), "inotify", "inotify by path"])
-@pytest.mark.parametrize("in_memory", [recording.MOST_IN_MEMORY, 2])
-def test_histories(factory: str, in_memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With 2, nearly all hints wait on disk."""
-    monkeypatch.setattr(recording, "MOST_IN_MEMORY", in_memory)
-    monkeypatch.setattr(backlog, "BLOCK", 2 if in_memory == 2 else backlog.BLOCK)
-    run(factory, 40)
+@pytest.mark.parametrize("limits", [HintLimits(), HintLimits(in_memory=2, block=2)], ids=["memory", "disk"])
+def test_histories(factory: str, limits: HintLimits) -> None:
+    """Once with nearly all hints waiting on disk."""
+    run(factory, 40, bounds=Bounds(limits))
 
 
 @pytest.mark.soak
