@@ -14,7 +14,7 @@ from gsync.base.fsid import Seen
 from gsync.base.model import ROOT_GFID, Gfid, Name, kind_of
 from gsync.base.namespace import UNKNOWN_CTIME, Entry, Namespace
 from gsync.recorder.detector import Detector, RenameHint
-from gsync.recorder.tree import Tree
+from gsync.recorder.tree import RecordedTree
 
 GRANULARITY = 20_000_000  # ns: two changes so close together may leave the same ctime (coarse kernel clock, margin)
 _MOST_RACY = 100_000      # inodes whose ctime is looked at again
@@ -35,7 +35,7 @@ class LiveIndex:
     """`rows` is the index itself. `complete`: a first scan has filled it. `tracking`: whatever happened to an inode
     since it came into the index was seen. `clean_before`: ctimes older than that (ns) can be kept."""
 
-    def __init__(self, rows: Namespace, tree: Tree) -> None:
+    def __init__(self, rows: Namespace, tree: RecordedTree) -> None:
         self.rows = rows
         self.complete = rows.fact("complete") == 1
         self.tracking = False

@@ -19,7 +19,7 @@ from gsync.recorder.detector import ChangeHint, NameHint, RenameHint
 from gsync.recorder.hints import APPEARED, DATA, IS_DIR, META, Hints
 from gsync.recorder.live import GRANULARITY, LiveIndex, entry_at
 from gsync.recorder.slice import Slice
-from gsync.recorder.tree import OUTSIDE, Elsewhere, Gone, Tree
+from gsync.recorder.tree import OUTSIDE, Elsewhere, Gone, RecordedTree
 
 _log = get_logger(__name__)
 
@@ -34,7 +34,7 @@ class Look:
     scan_below: says all that lies below a directory (gfid, handle) that came from where nobody watched.
     """
 
-    def __init__(self, tree: Tree, live: LiveIndex, hints: Hints, slice_: Slice,
+    def __init__(self, tree: RecordedTree, live: LiveIndex, hints: Hints, slice_: Slice,
                  scan_below: Callable[[Gfid, bytes], None]) -> None:
         self._tree, self._live, self._hints, self._slice = tree, live, hints, slice_
         self._scan_below = scan_below

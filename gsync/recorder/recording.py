@@ -31,7 +31,7 @@ from gsync.recorder.look import Look
 from gsync.recorder.scan import FirstScan, FreshScan, GapScan, Reading, ScanSizes
 from gsync.recorder.slice import Slice
 from gsync.recorder.status import RECORDING, SCANNING
-from gsync.recorder.tree import Tree
+from gsync.recorder.tree import RecordedTree
 from gsync.state.home import Volume
 
 _log = get_logger(__name__)
@@ -110,7 +110,7 @@ class Recording:
                 os.unlink(layout.live_path(self._folder))
             self._index = Namespace(brick.namespace)
             opened.callback(self._index.close)
-            self._tree = Tree(root_fd, volume.tag, self._index, ignored)
+            self._tree = RecordedTree(root_fd, volume.tag, self._index, ignored)
             self._live = LiveIndex(self._index, self._tree)
             self._writer = ChangelogWriter(self._folder, clock() // NS)
             opened.callback(self._writer.close)

@@ -24,7 +24,7 @@ from gsync.base.namespace import UNKNOWN_CTIME, Entry
 from gsync.recorder.detector import Detector
 from gsync.recorder.live import GRANULARITY, LiveIndex, entry_at, stamp
 from gsync.recorder.slice import Slice
-from gsync.recorder.tree import OUTSIDE, Elsewhere, Gone, Tree
+from gsync.recorder.tree import OUTSIDE, Elsewhere, Gone, RecordedTree
 
 _log = get_logger(__name__)
 
@@ -44,7 +44,7 @@ _CHECKPOINT = 20_000  # pages of the log before they are moved: with SQLite's 10
 class Reading:
     """What every scan reads with. tick: called for each page, with the number of names in it."""
 
-    tree: Tree
+    tree: RecordedTree
     live: LiveIndex
     detector: Detector
     tick: Callable[[int], None]

@@ -23,7 +23,7 @@ class Elsewhere(Exception):
     """The index's path does not lead to the directory: it was moved, and the hint is still to come."""
 
 
-class Tree:
+class RecordedTree:
     """Owns the descriptor of the root. `ignored` are paths of directories that are not part of the tree."""
 
     def __init__(self, root_fd: int, tag: bytes, index: Namespace, ignored: Iterable[str] = ()) -> None:

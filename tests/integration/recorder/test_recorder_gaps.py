@@ -24,6 +24,7 @@ from gsync.recorder.live import GRANULARITY
 from gsync.recorder.recorder import Recorder
 from gsync.recorder.recording import Bounds
 from gsync.recorder.scan import ScanSizes
+from gsync.recorder.tree import RecordedTree
 from lab.recorder_changes import a_directory, hostile_names, one_file
 from lab.recording import FACTORIES, Injecting, World
 
@@ -503,16 +504,15 @@ def test_what_cannot_be_read_is_not_taken_for_gone(tmp_path: Path, monkeypatch: 
     world.settle()
     world.stop()
     shut = world.gfid(world.tree / "d")
-    from gsync.recorder.tree import Tree
-    real = Tree.open_dir
+    real = RecordedTree.open_dir
 
-    def open_dir(self: Tree, gfid: bytes, handle: bytes | None = None) -> int:
+    def open_dir(self: RecordedTree, gfid: bytes, handle: bytes | None = None) -> int:
         if gfid == shut:
             raise PermissionError(13, "Permission denied")
         return real(self, gfid, handle)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Tree, "open_dir", open_dir)
+        patch.setattr(RecordedTree, "open_dir", open_dir)
         world.start()
         assert world.cut() == []
         world.stop()
