@@ -1,4 +1,4 @@
-"""The time, as a value that is handed in: what waits or stamps takes a Clock, and a test gives it another one."""
+"""The clocks of a host as one value that is handed in: what waits or stamps takes a Clock, and a test brings its own."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 
+def _boottime() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 @dataclass(frozen=True)
 class Clock:
-    """now: ns since 1970, which somebody may set. monotonic: seconds, for what has to last."""
+    """now: ns since 1970, which somebody may set. monotonic: seconds, for what has to last; they stand still while the
+    host is suspended. boottime: seconds that go on meanwhile."""
 
     now: Callable[[], int] = time.time_ns
     monotonic: Callable[[], float] = time.monotonic
+    boottime: Callable[[], float] = _boottime
 
 
 SYSTEM_CLOCK = Clock()
