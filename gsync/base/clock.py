@@ -1,4 +1,4 @@
-"""The clocks of a host as one value that is handed in: what waits or stamps takes a Clock, and a test brings its own."""
+"""The clocks of a host as one value handed in: what waits or stamps takes a Clock, and a test brings its own."""
 
 from __future__ import annotations
 
