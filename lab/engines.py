@@ -18,7 +18,7 @@ from gsync.link.local import LocalLink
 from gsync.link.protocol import FillRow
 from gsync.sync.auto import engine_maker
 from gsync.sync.engine import Engine, Flow
-from gsync.sync.postbox import Request, Result
+from gsync.sync.postbox import FileRequest, Result
 
 TAG = b"test"
 
@@ -115,7 +115,7 @@ class World:
         self.client.close()
         self.source.close()
 
-    def move(self, *requests: Request) -> list[Result]:
+    def move(self, *requests: FileRequest) -> list[Result]:
         """Let the engine move one box; the results in the order of the requests."""
         results: list[Result] = []
         self.engine.move(requests, results.extend)
@@ -136,7 +136,7 @@ class World:
         return set(answer.answers)
 
     def new(self, *gfids: Gfid) -> list[Result]:
-        return self.move(*(Request(gfid, "N", bytes(16), b"", 0) for gfid in gfids))
+        return self.move(*(FileRequest(gfid, "N", bytes(16), b"", 0) for gfid in gfids))
 
     def place(self, name: bytes, gfid: Gfid) -> Result:
         """Bring a new file to the slave, all the way to its name."""
@@ -147,7 +147,7 @@ class World:
         return result
 
     def in_place(self, *gfids: Gfid) -> list[Result]:
-        return self.move(*(Request(gfid, "P", bytes(16), b"", 0) for gfid in gfids))
+        return self.move(*(FileRequest(gfid, "P", bytes(16), b"", 0) for gfid in gfids))
 
     def copy(self, name: bytes) -> bytes:
         """The path of a name at the slave."""

@@ -25,11 +25,11 @@ from gsync.base.log import get_logger
 from gsync.base.model import Gfid, Name, shown
 from gsync.base.namespace import Entry
 from gsync.engine.ledger import Failure, Ledger
-from gsync.engine.worklist import ChangelogDB, Data, Dirty, EnumDir, State
+from gsync.engine.worklist import ChangelogDB, DataNeed, Dirty, EnumDir, NameState
 from gsync.link.client import SlaveClient
 from gsync.link.protocol import FillCode, FillRow, MetaRow, RemoveRow
 from gsync.master.tree import DirReader, Reader, Resolved, Tree, Verdict
-from gsync.sync.postbox import Request, Result
+from gsync.sync.postbox import FileRequest, Result
 from gsync.sync.syncer import Syncer
 
 _log = get_logger(__name__)
@@ -122,7 +122,7 @@ class Batch:
     _pool: ThreadPoolExecutor | None = None
     _building: dict[Gfid, Building] = field(default_factory=dict)
     _complete: list[Gfid] = field(default_factory=list)
-    _flying: dict[Gfid, Request] = field(default_factory=dict)
+    _flying: dict[Gfid, FileRequest] = field(default_factory=dict)
     _tries: dict[Gfid, int] = field(default_factory=dict)
     _changed: list[Gfid] = field(default_factory=list)
     _in_flight: int = 0
@@ -167,7 +167,7 @@ class Batch:
             self._take_results(wait=False)
             if self._ready >= GROUP or (self._ready and self.clock.monotonic() - self._ready_since > self._patience):
                 self._fill_ready()
-            elif (page := db.names(State.DIRTY, PAGE)):
+            elif (page := db.names(NameState.DIRTY, PAGE)):
                 self._resolve(page)
             elif self._enumerate():
                 self.checkpoint()
@@ -175,9 +175,9 @@ class Batch:
                 self._take_results(wait=True)
             elif self._ready:
                 self._fill_ready()
-            elif db.count(State.UNKNOWN):
+            elif db.count(NameState.UNKNOWN):
                 self._catch_up()
-            elif db.count(State.BLOCKED):
+            elif db.count(NameState.BLOCKED):
                 self._unblock()
             elif not self._remove_all():
                 return
@@ -197,7 +197,7 @@ class Batch:
         if dirs:  # first: the names in a directory that turns out to be new come with its enumeration
             self._fill([resolved[i] for i in dirs], [keep[i][0] for i in dirs])
             covered = {p for p in {r.name[0] for r in resolved} if self.db.to_be_listed(p)}
-            self.db.set_names((State.DONE, keep[i][0]) for i, r in enumerate(resolved)
+            self.db.set_names((NameState.DONE, keep[i][0]) for i, r in enumerate(resolved)
                               if r.name[0] in covered and i not in dirs)
             rest = [i for i, r in enumerate(resolved) if i not in dirs and r.name[0] not in covered]
         else:
@@ -209,7 +209,7 @@ class Batch:
         """Complete inodes go to their names; what is there now is asked again [11]."""
         began = self.clock.monotonic()
         self._ready = 0
-        while (page := self.db.names(State.READY, PAGE)):
+        while (page := self.db.names(NameState.READY, PAGE)):
             self.check_stop()
             self._resolve(page)
         self._patience = max(GROUP_AGE, (self.clock.monotonic() - began) / GROUP_SHARE)
@@ -223,8 +223,9 @@ class Batch:
         rows: list[Resolved] = []
         row_ids: list[int | None] = []
 
-        def settle(item: Resolved, state: State, rowid: int | None) -> None:
-            if state in (State.DATA, State.BUILDING) or (rowid is None and state not in (State.DONE, State.FAILED)):
+        def settle(item: Resolved, state: NameState, rowid: int | None) -> None:
+            if state in (NameState.DATA, NameState.BUILDING) or (
+                    rowid is None and state not in (NameState.DONE, NameState.FAILED)):
                 waiting.append((*item.name, state, item.gfid))
             elif rowid is not None:
                 states.append((state, rowid))
@@ -235,9 +236,9 @@ class Batch:
             if verdict is Verdict.PRESENT:
                 assert item.attrs is not None
                 if item.attrs.is_dir and self.db.building(item.gfid):
-                    settle(item, State.BUILDING, rowid)
+                    settle(item, NameState.BUILDING, rowid)
                 elif item.gfid in self._flying:
-                    settle(item, State.DATA, rowid)
+                    settle(item, NameState.DATA, rowid)
                 else:
                     rows.append(item)
                     row_ids.append(rowid)
@@ -248,14 +249,14 @@ class Batch:
                 if rowid is not None and item.errno == errno.ENOENT and item.name[0] in self._waited:
                     absent.append((item.since, rowid))  # the recorder has caught up and knows no such parent
                 else:
-                    settle(item, State.UNKNOWN, rowid)
+                    settle(item, NameState.UNKNOWN, rowid)
             elif verdict is Verdict.EXCLUDED:
-                settle(item, State.DONE, rowid)
+                settle(item, NameState.DONE, rowid)
             else:
                 self._fail(item.name, None, "name", item.errno, os.strerror(item.errno))
-                settle(item, State.FAILED, rowid)
+                settle(item, NameState.FAILED, rowid)
 
-        requests: list[Request] = []
+        requests: list[FileRequest] = []
         if rows and self._any_held:
             self.ledger.release(r.name for r in rows)
         if rows:
@@ -265,40 +266,40 @@ class Batch:
             for item, rowid, code in zip(rows, row_ids, answers.answers, strict=True):
                 assert item.attrs is not None
                 if code is FillCode.OK:
-                    settle(item, State.DONE, rowid)
+                    settle(item, NameState.DONE, rowid)
                     self._known(item, new_dirs, suspects)
                 elif code is FillCode.MADE:
                     new_dirs.append(EnumDir(item.gfid, item.handle, self.recursive, True))
-                    settle(item, State.BUILDING, rowid)
+                    settle(item, NameState.BUILDING, rowid)
                 elif code is FillCode.NEW:
                     if item.gfid not in self._flying:
                         requests.append(self._request(item, "N"))
-                    settle(item, State.DATA, rowid)
+                    settle(item, NameState.DATA, rowid)
                 elif code is FillCode.DIRECT:
                     building = self._building.get(item.name[0])
                     if building is None or not self.direct:  # complete, not yet opened, or rsync: by way of limbo/new
                         requests.append(self._request(item, "N"))
-                        settle(item, State.DATA, rowid)
+                        settle(item, NameState.DATA, rowid)
                         continue
                     building.pending += 1
                     requests.append(self._request(item, "D"))
-                    settle(item, State.DONE, rowid)
+                    settle(item, NameState.DONE, rowid)
                 elif code is FillCode.ADOPTED:
-                    settle(item, State.DONE, rowid)
+                    settle(item, NameState.DONE, rowid)
                     if item.attrs.is_dir:
                         new_dirs.append(EnumDir(item.gfid, item.handle, True, False))
                     else:
                         suspects.append(item)
                 elif code in (FillCode.PARENT, FillCode.CYCLE):
-                    settle(item, State.BLOCKED, rowid)
+                    settle(item, NameState.BLOCKED, rowid)
                 else:
-                    settle(item, State.FAILED, rowid)
+                    settle(item, NameState.FAILED, rowid)
             for i, err, message in answers.errors:
                 self._fail(rows[i].name, rows[i].gfid, "name", err, message)
-            self.db.add_gfids((d.gfid for d in new_dirs), Data.NONE, is_dir=True)
+            self.db.add_gfids((d.gfid for d in new_dirs), DataNeed.NONE, is_dir=True)
             for item in suspects:
                 assert item.attrs is not None
-                self.db.add_gfids([item.gfid], Data.COMPARE if item.attrs.is_file else Data.NONE)
+                self.db.add_gfids([item.gfid], DataNeed.COMPARE if item.attrs.is_file else DataNeed.NONE)
             self.db.add_dirs(new_dirs)
         self.db.set_names(states)
         self.db.set_absent(absent)
@@ -326,15 +327,15 @@ class Batch:
         elif self.floor is not None and item.ctime >= self.floor:
             suspects.append(item)
 
-    def _request(self, item: Resolved | Entry, place: str) -> Request:
+    def _request(self, item: Resolved | Entry, place: str) -> FileRequest:
         gfid, name = item.gfid, item.name
         self.tree.hints[gfid] = (item.handle, name)
         size = item.size if isinstance(item, Entry) else item.attrs.size if item.attrs else 0
-        request = self._flying[gfid] = Request(gfid, place, name[0], name[1], size)
+        request = self._flying[gfid] = FileRequest(gfid, place, name[0], name[1], size)
         self._in_flight += 1
         return request
 
-    def _send(self, requests: Sequence[Request]) -> None:
+    def _send(self, requests: Sequence[FileRequest]) -> None:
         """All at once: woken for each one, the syncers would carry boxes of one."""
         self.tree.will_read(len(requests))
         self.syncer.send(*requests)
@@ -403,7 +404,7 @@ class Batch:
             return [item for item in page if isinstance(item, Resolved)]
         self.last_resolve = self.clock.now()
         others: list[Resolved] = []
-        requests: list[Request] = []
+        requests: list[FileRequest] = []
         for item in page:
             building = self._building.get(item.pargfid if isinstance(item, Entry) else item.name[0])
             plain = isinstance(item, Entry) or (item.attrs is not None and item.attrs.is_file and item.attrs.nlink == 1)
@@ -459,7 +460,7 @@ class Batch:
             self._completed(gfid, building)
             return
         self.db.dirs_done([gfid])
-        self.db.add_gfids([gfid], Data.NONE, is_dir=True)
+        self.db.add_gfids([gfid], DataNeed.NONE, is_dir=True)
         if seen is None:
             return
         after: bytes | None = None
@@ -474,9 +475,9 @@ class Batch:
         if building.listed and building.pending == 0:
             del self._building[gfid]
             self.db.dirs_done([gfid])
-            self._arrived([gfid], State.BUILDING)
+            self._arrived([gfid], NameState.BUILDING)
 
-    def _arrived(self, gfids: list[Gfid], waiting: State) -> None:
+    def _arrived(self, gfids: list[Gfid], waiting: NameState) -> None:
         if not self._ready:
             self._ready_since = self.clock.monotonic()
         self._ready += len(gfids)
@@ -517,7 +518,7 @@ class Batch:
                 whole.append(gfid)
         self.db.sent_whole(whole)
         if landed:
-            self._arrived(landed, State.DATA)
+            self._arrived(landed, NameState.DATA)
         for dirgfid, files in into.items():
             self._less(dirgfid, files)
 
@@ -549,11 +550,11 @@ class Batch:
         if vanished:  # the source, or the unattached directory, or it is not that simple: ask what is there [14]
             self.db.add_names([name])
             rows = self.db.names_waiting_for(gfid)
-            self.db.set_names((State.DIRTY, row.rowid) for row in rows)
+            self.db.set_names((NameState.DIRTY, row.rowid) for row in rows)
         else:
             self._fail(name, gfid, "name", result.errno, result.message)
             rows = self.db.names_waiting_for(gfid)
-            self.db.set_names((State.FAILED, row.rowid) for row in rows)
+            self.db.set_names((NameState.FAILED, row.rowid) for row in rows)
         if request.place == "D":
             self._less(request.dirgfid, 1)
 
@@ -564,13 +565,13 @@ class Batch:
         now = self.clock.now()
         self.db.flush()
         self.recorder.wait_complete(now)
-        self._waited.update(self.db.parents(State.UNKNOWN))
-        self.db.move(State.UNKNOWN, State.DIRTY)
+        self._waited.update(self.db.parents(NameState.UNKNOWN))
+        self.db.move(NameState.UNKNOWN, NameState.DIRTY)
 
     def _unblock(self) -> None:
         """A round without progress: the parents of what is blocked are pulled in [15]."""
         self._stuck += 1
-        rows = self.db.names(State.BLOCKED, PAGE)
+        rows = self.db.names(NameState.BLOCKED, PAGE)
         if self._stuck > MAX_STUCK:
             for row in rows:
                 self._give_up(row.rowid, Failure("name", None, row.name, self.tree.path_text(row.name), errno.ENOENT,
@@ -581,7 +582,7 @@ class Batch:
             self.recorder.wait_complete(self.clock.now())
         for pargfid in {row.name[0] for row in rows}:
             self.db.add_names(self.tree.parent_chain(pargfid))
-        self.db.move(State.BLOCKED, State.DIRTY)
+        self.db.move(NameState.BLOCKED, NameState.DIRTY)
 
     def _remove_all(self) -> bool:
         """Nothing is left to fill: the names that are gone [17]; False if there are none. Too many are held."""
@@ -618,7 +619,7 @@ class Batch:
         held = [row for row in page if row not in approved]
         there = [row for row in held if self.slave.weigh([row[1]], 1)]
         self.ledger.hold(((name, self.tree.path_text(name)) for _, name, _ in there), self.clock.now())
-        self.db.set_names((State.DONE, row[0]) for row in held)
+        self.db.set_names((NameState.DONE, row[0]) for row in held)
         return approved
 
     def _remove(self, page: Sequence[tuple[int, Name, int]]) -> None:
@@ -628,7 +629,7 @@ class Batch:
         for i, err, message in answer.errors:
             failed.add(i)
             self._fail(page[i][1], None, "name", err, message)
-        self.db.set_names((State.FAILED if i in failed else State.DONE, row[0]) for i, row in enumerate(page))
+        self.db.set_names((NameState.FAILED if i in failed else NameState.DONE, row[0]) for i, row in enumerate(page))
         self._displaced(answer.displaced)
         self.progress.removed += len(page)
         if _log.debugs:
@@ -639,7 +640,7 @@ class Batch:
     # data and attributes of what the slave has
 
     def _data(self) -> None:
-        self.db.add_gfids(self._changed, Data.SEND)  # changed while it was read: once more, now in place
+        self.db.add_gfids(self._changed, DataNeed.SEND)  # changed while it was read: once more, now in place
         self._changed.clear()
         after = b""
         while (page := self.db.data(after, PAGE)):
@@ -650,12 +651,12 @@ class Batch:
             for gfid in differing:
                 self._in_flight += 1
                 self.tree.hint(gfid)
-            self._send([Request(gfid, "P", b"", b"", 0) for gfid in differing])
+            self._send([FileRequest(gfid, "P", b"", b"", 0) for gfid in differing])
             while self._in_flight:
                 self._take_results(wait=True)
         self._changed.clear()  # a change after the batch's records has a record of its own
 
-    def _differing(self, rows: Sequence[tuple[Gfid, Data]]) -> list[Gfid]:
+    def _differing(self, rows: Sequence[tuple[Gfid, DataNeed]]) -> list[Gfid]:
         """Those to be sent; what is only suspect is compared by size and hash first."""
         same: set[Gfid] = set()
         for suspects in self._suspects(rows):
@@ -669,7 +670,7 @@ class Batch:
                     pass  # sending it says why
         return [gfid for gfid, _ in rows if gfid not in same]
 
-    def _suspects(self, rows: Sequence[tuple[Gfid, Data]]) -> Iterator[list[Gfid]]:
+    def _suspects(self, rows: Sequence[tuple[Gfid, DataNeed]]) -> Iterator[list[Gfid]]:
         """Those to be compared, in portions that do not keep the agent busy for long."""
         suspects: list[Gfid] = []
         size = 0
@@ -680,7 +681,7 @@ class Batch:
                 if self.tree.is_away(exc.errno or 0):
                     raise
                 continue  # sending it says why
-            if st is None or (data is Data.SEND and (self.stime is None or st.st_mtime_ns >= self.stime)):
+            if st is None or (data is DataNeed.SEND and (self.stime is None or st.st_mtime_ns >= self.stime)):
                 continue
             if suspects and size + st.st_size > COMPARED:
                 yield suspects
@@ -731,7 +732,7 @@ class Batch:
     def _give_up(self, rowid: int, failure: Failure) -> None:
         self.progress.failed += 1
         self.ledger.record(failure)
-        self.db.set_names([(State.FAILED, rowid)])
+        self.db.set_names([(NameState.FAILED, rowid)])
 
 
 def _fill_row(r: Resolved) -> FillRow:

@@ -15,29 +15,11 @@ import inotify_simple
 from gsync.base.model import NS
 from gsync.changelog.layout import Changelog
 from gsync.changelog.reader import History
+from gsync.recorder.status import RecorderStatus
 
 
-class RecorderStatus(Protocol):
-    """What recorder.status tells a worker; times in ns."""
-
-    @property
-    def state(self) -> str: ...
-    @property
-    def reason(self) -> str: ...
-    @property
-    def updated(self) -> int: ...
-    @property
-    def gaps(self) -> int: ...
-    @property
-    def unbroken_since(self) -> int | None: ...
-    @property
-    def watching_since(self) -> int | None: ...
-    @property
-    def complete_up_to(self) -> int | None: ...
-
-
-class RecorderPort(Protocol):
-    """The recorder as a worker sees it."""
+class RecorderView(Protocol):
+    """What records the brick, as a worker sees it."""
 
     def status(self) -> RecorderStatus | None: ...
     def poke(self) -> object:
@@ -47,7 +29,7 @@ class RecorderPort(Protocol):
 
 
 @dataclass(frozen=True)
-class Slice:
+class Portion:
     """The changelogs of one batch, oldest first. upto: once they are applied the slave holds all changes up to then."""
 
     changelogs: list[Changelog]
@@ -70,7 +52,7 @@ class Feed:
     def __init__(self, history: History, batch_size: int) -> None:
         self._history, self._batch_size = history, batch_size
 
-    def take(self, position: int, complete_up_to: int | None) -> Slice:
+    def take(self, position: int, complete_up_to: int | None) -> Portion:
         """Whole changelogs after position, up to the batch size and at least one. HistoryGap if some are missing.
 
         complete_up_to is what the recorder said before: what it covers is listed now.
@@ -87,7 +69,7 @@ class Feed:
         end = changelogs[-1].ts * NS if changelogs else None
         if last and complete_up_to is not None:
             end = max(end or 0, complete_up_to)
-        return Slice(changelogs, end, last)
+        return Portion(changelogs, end, last)
 
 
 class Waker:

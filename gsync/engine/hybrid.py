@@ -1,6 +1,6 @@
 """The hybrid crawl's memory: which moment it stands for, and whether it can go on after an interruption.
 
-The crawl itself is a batch that enumerates every directory, on both sides (convergence.md rule 29): names that only
+The crawl itself is a batch that enumerates every directory, on both sides (rule 29): names that only
 the slave has are removed, what it lacks is sent. *cut* is taken before the walk: the changelogs from there on hold
 whatever the walk saw too early.
 """

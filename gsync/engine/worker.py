@@ -23,17 +23,18 @@ from gsync.changelog.layout import Changelog, HistoryGap
 from gsync.changelog.reader import History
 from gsync.changelog.records import Fop, ProblemKind, read_changes
 from gsync.engine.batch import DATA_RETRIES, PAGE, Batch, Progress
-from gsync.engine.feed import Feed, RecorderPort, RecorderStatus, Slice, restart_position
+from gsync.engine.feed import Feed, Portion, RecorderView, restart_position
 from gsync.engine.hybrid import SUSPECT_MARGIN, Hybrid
 from gsync.engine.lease import Lease
 from gsync.engine.ledger import Ledger
 from gsync.engine.loss import Loss
 from gsync.engine.states import Machine, Order, WorkerState
-from gsync.engine.worklist import ChangelogDB, Data, EnumDir
+from gsync.engine.worklist import ChangelogDB, DataNeed, EnumDir
 from gsync.link.client import SlaveClient
 from gsync.link.link import Link
 from gsync.link.protocol import Busy, Hello
 from gsync.master.tree import Tree
+from gsync.recorder.status import RecorderStatus
 from gsync.sync.syncer import Syncer
 
 _log = get_logger(__name__)
@@ -127,7 +128,7 @@ class Worker:
     """
 
     def __init__(self, *, connect: Callable[[int], Connection], open_tree: Callable[[], Tree], history: History,
-                 recorder: RecorderPort, waiter: Waiter, db: ChangelogDB, ledger: Ledger, lease: Lease,
+                 recorder: RecorderView, waiter: Waiter, db: ChangelogDB, ledger: Ledger, lease: Lease,
                  begin_at: Callable[[], int | None] = lambda: None, shares: bool = False, stands_down: bool = False,
                  patterns: str = "", restored: str = "", writers_apart: int = 0, batch_size: int = 727040,
                  max_delete: int = 0, once: int | None = None, ignore_deletes: bool = False,
@@ -483,7 +484,7 @@ class Worker:
                      stime=self.state.stime,
                      listed=self.connection.listed, clock=self._clock, **more)  # type: ignore[arg-type]
 
-    def _changelogs(self, piece: Slice, gaps: int, doubt: bool) -> None:
+    def _changelogs(self, piece: Portion, gaps: int, doubt: bool) -> None:
         started, before = self._clock.monotonic(), replace(self.progress)
         self.state.crawl = "Changelog" if piece.last else "History"
         self.state.in_step = False
@@ -525,8 +526,8 @@ class Worker:
                                  for fop, gfid, _ in part.entries if fop == Fop.MKDIR)
                 if len(self._created) < CREATED:
                     self._created.update(gfid for fop, gfid, _ in part.entries if fop == Fop.CREATE)
-                self.db.add_gfids(tree.wholes(part.data), Data.SEND)
-                self.db.add_gfids(part.meta, Data.NONE)
+                self.db.add_gfids(tree.wholes(part.data), DataNeed.SEND)
+                self.db.add_gfids(part.meta, DataNeed.NONE)
                 for problem in part.problems:
                     if problem.kind is not ProblemKind.UNKNOWN_FOP:
                         raise HistoryGap(f"{os.fsdecode(path)}: {problem}", changelog.ts)
@@ -553,9 +554,9 @@ class Worker:
             elif failure.gfid is not None and failure.what == "dir":
                 self.db.add_dirs([EnumDir(failure.gfid, None, False, False)])
             elif failure.gfid is not None:
-                self.db.add_gfids([failure.gfid], Data.SEND if failure.what == "data" else Data.NONE)
+                self.db.add_gfids([failure.gfid], DataNeed.SEND if failure.what == "data" else DataNeed.NONE)
 
-    def _idle(self, piece: Slice) -> bool:
+    def _idle(self, piece: Portion) -> bool:
         """In step: let the stime follow, so that limbo empties and a checkpoint is reached on a quiet tree [26]."""
         self.progress.phase = "waiting"
         self.state.crawl = "Changelog"

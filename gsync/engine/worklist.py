@@ -3,7 +3,7 @@
 A batch's tables are its only memory of the work, so memory does not grow with the backlog. They are made again
 from the changelogs after a crash; only a hybrid crawl goes on from them (`resume`), and only from what its last
 agent.commit covered. *Doubt* is kept over the end of a batch: names whose resolve the recorder had not yet
-overtaken (convergence.md rule 20).
+overtaken (rule 20).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gsync.base.model import Gfid, Name
 from gsync.base.namespace import check_version
 
 
-class State(IntEnum):
+class NameState(IntEnum):
     """Where a dirty name stands."""
 
     DIRTY = 0      # to be resolved and filled
@@ -32,7 +32,7 @@ class State(IntEnum):
     COVERED = 9    # an enumeration of its directory looks at it
 
 
-class Data(IntEnum):
+class DataNeed(IntEnum):
     """What a batch owes an inode's content."""
 
     NONE = 0
@@ -134,14 +134,14 @@ class ChangelogDB:
     def resume(self) -> None:
         """After a crash in a hybrid crawl: all that was not committed at the slave is to do again."""
         self._begin()
-        self._db.execute("UPDATE names SET state=?, gfid=NULL, tries=0", (State.DIRTY,))
+        self._db.execute("UPDATE names SET state=?, gfid=NULL, tries=0", (NameState.DIRTY,))
         self._db.execute("UPDATE dirs SET state=? WHERE state<>?", (_TODO, _COMMITTED))
         self.flush()
 
     def forget_done(self) -> None:
         """The slave holds durably what is done: it need not be looked at again. After agent.commit only."""
         self._begin()
-        self._db.execute("DELETE FROM names WHERE state=?", (State.DONE,))
+        self._db.execute("DELETE FROM names WHERE state=?", (NameState.DONE,))
         self._db.execute("UPDATE dirs SET state=? WHERE state=?", (_COMMITTED, _DONE))
         self.flush()
 
@@ -161,7 +161,7 @@ class ChangelogDB:
             "INSERT INTO names (pargfid, bname, state, gfid) VALUES (?,?,?,?) ON CONFLICT (pargfid, bname)"
             " DO UPDATE SET state=excluded.state, gfid=excluded.gfid", rows)
 
-    def names(self, state: State, limit: int) -> list[Dirty]:
+    def names(self, state: NameState, limit: int) -> list[Dirty]:
         return [Dirty(r[0], (r[1], r[2]), r[3], r[4]) for r in self._db.execute(
             "SELECT id, pargfid, bname, tries, gfid FROM names WHERE state=? ORDER BY id LIMIT ?", (state, limit))]
 
@@ -174,50 +174,51 @@ class ChangelogDB:
         """Names in directories that are still to be enumerated, on both sides, are looked at once, with those."""
         self._begin()
         self._db.execute("UPDATE names SET state=? WHERE state=? AND pargfid IN (SELECT gfid FROM dirs WHERE state=?)",
-                         (State.COVERED, State.DIRTY, _TODO))
+                         (NameState.COVERED, NameState.DIRTY, _TODO))
 
     def uncover(self, gfid: Gfid) -> None:
         """The directory is not enumerated after all."""
         self._begin()
-        self._db.execute("UPDATE names SET state=? WHERE pargfid=? AND state=?", (State.DIRTY, gfid, State.COVERED))
+        self._db.execute("UPDATE names SET state=? WHERE pargfid=? AND state=?",
+                         (NameState.DIRTY, gfid, NameState.COVERED))
 
     def set_absent(self, rows: Iterable[tuple[int, int]]) -> None:
         """(since, rowid) pairs: absent at the master when looked at."""
         self._begin()
-        self._db.executemany(f"UPDATE names SET state={int(State.ABSENT)}, since=? WHERE id=?", rows)
+        self._db.executemany(f"UPDATE names SET state={int(NameState.ABSENT)}, since=? WHERE id=?", rows)
 
     def absent(self, limit: int, after: int = 0) -> list[tuple[int, Name, int]]:
         """A page of (rowid, name, since), those with a greater rowid than `after`."""
         return [(r[0], (r[1], r[2]), r[3]) for r in self._db.execute(
             "SELECT id, pargfid, bname, since FROM names WHERE state=? AND id>? ORDER BY id LIMIT ?",
-            (State.ABSENT, after, limit))]
+            (NameState.ABSENT, after, limit))]
 
-    def count(self, state: State) -> int:
+    def count(self, state: NameState) -> int:
         return int(self._db.execute("SELECT count(*) FROM names WHERE state=?", (state,)).fetchone()[0])
 
-    def arrived(self, gfids: Iterable[Gfid], waiting: State) -> None:
+    def arrived(self, gfids: Iterable[Gfid], waiting: NameState) -> None:
         """The inodes are complete in limbo: their names can be filled."""
         self._begin()
         self._db.executemany("UPDATE names SET state=? WHERE gfid=? AND +state=?",  # +: by the index of gfid
-                             [(State.READY, g, waiting) for g in gfids])
+                             [(NameState.READY, g, waiting) for g in gfids])
 
-    def parents(self, state: State) -> list[Gfid]:
+    def parents(self, state: NameState) -> list[Gfid]:
         """The distinct parents of the names in a state."""
         return [r[0] for r in self._db.execute("SELECT DISTINCT pargfid FROM names WHERE state=?", (state,))]
 
     def names_waiting_for(self, gfid: Gfid) -> list[Dirty]:
         return [Dirty(r[0], (r[1], r[2]), r[3]) for r in self._db.execute(
             "SELECT id, pargfid, bname, tries FROM names WHERE gfid=? AND +state IN (?,?)",
-            (gfid, State.DATA, State.BUILDING))]
+            (gfid, NameState.DATA, NameState.BUILDING))]
 
-    def move(self, was: State, now: State) -> int:
+    def move(self, was: NameState, now: NameState) -> int:
         """Change the state of all names that are `was`; how many."""
         self._begin()
         return self._db.execute("UPDATE names SET state=? WHERE state=?", (now, was)).rowcount
 
     # DATA and META
 
-    def add_gfids(self, gfids: Iterable[Gfid], data: Data, is_dir: bool = False) -> None:
+    def add_gfids(self, gfids: Iterable[Gfid], data: DataNeed, is_dir: bool = False) -> None:
         """META, and DATA as asked. A directory is done after all files and names."""
         self._begin()
         self._owes_files = self._owes_files or not is_dir
@@ -232,9 +233,9 @@ class ChangelogDB:
             self._begin()
             self._db.executemany("DELETE FROM gfids WHERE gfid=?", ((g,) for g in gfids))
 
-    def data(self, after: Gfid, limit: int) -> list[tuple[Gfid, Data]]:
+    def data(self, after: Gfid, limit: int) -> list[tuple[Gfid, DataNeed]]:
         """A page of DATA gfids greater than `after`."""
-        return [(r[0], Data(r[1])) for r in self._db.execute(
+        return [(r[0], DataNeed(r[1])) for r in self._db.execute(
             "SELECT gfid, data FROM gfids WHERE data>0 AND gfid>? ORDER BY gfid LIMIT ?", (after, limit))]
 
     def meta(self, after: Gfid, limit: int, dirs: bool) -> list[Gfid]:
@@ -250,7 +251,7 @@ class ChangelogDB:
     def pending(self) -> dict[str, int]:
         """What status shows of the batch at hand."""
         entry = self._db.execute("SELECT count(*) FROM names WHERE state NOT IN (?,?,?)",
-                                 (State.DONE, State.FAILED, State.COVERED)).fetchone()[0]
+                                 (NameState.DONE, NameState.FAILED, NameState.COVERED)).fetchone()[0]
         data, meta = self._db.execute("SELECT coalesce(sum(data>0),0), coalesce(sum(meta),0) FROM gfids").fetchone()
         return {"entry": int(entry), "data": int(data), "meta": int(meta)}
 

@@ -13,7 +13,7 @@ from gsync.base.errors import SlaveError
 from gsync.link.client import SlaveClient
 from gsync.link.link import Link
 from gsync.sync.engine import Engine, Flow, Report, Source
-from gsync.sync.postbox import Request
+from gsync.sync.postbox import FileRequest
 from gsync.sync.rsync import RsyncEngine, RsyncSettings
 from gsync.sync.tarssh import StreamEngine
 
@@ -31,7 +31,7 @@ class AutoEngine:
         self._rsync: Engine | None = None
         self._source = source
 
-    def move(self, box: Sequence[Request], report: Report) -> None:
+    def move(self, box: Sequence[FileRequest], report: Report) -> None:
         delta = [r for r in box if self._make_rsync and r.place == "P" and self._size(r) >= DELTA_FROM]
         chosen = set(delta)
         rest = [r for r in box if r not in chosen] if chosen else box
@@ -42,7 +42,7 @@ class AutoEngine:
                 self._rsync = self._make_rsync()
             self._rsync.move(delta, report)
 
-    def _size(self, request: Request) -> int:
+    def _size(self, request: FileRequest) -> int:
         """The present length; 0 if it cannot be told, the stream says why then."""
         with suppress(OSError):
             fd, st = self._source.open(request.gfid)

@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from gsync.base.errors import Stopped
 from gsync.base.model import Gfid
-from gsync.sync.postbox import Request, Result
+from gsync.sync.postbox import FileRequest, Result
 from gsync.sync.timetable import Timetable
 
 _BURST = 0.1       # seconds that an idle line may catch up
@@ -46,7 +47,7 @@ class Engine(Protocol):
 
     direct: bool
 
-    def move(self, box: Sequence[Request], report: Report) -> None:
+    def move(self, box: Sequence[FileRequest], report: Report) -> None:
         """Move a box."""
 
     def flush(self, report: Report) -> None:
@@ -57,10 +58,6 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """End what the engine runs at the slave."""
-
-
-class Stopped(Exception):
-    """The syncer is being closed."""
 
 
 class Flow:

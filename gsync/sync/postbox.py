@@ -9,7 +9,7 @@ from typing import NamedTuple
 from gsync.base.model import Gfid
 
 
-class Request(NamedTuple):
+class FileRequest(NamedTuple):
     """Move one file's data.
 
     place: 'N' a new file, to limbo; 'D' a new file straight to (dirgfid, bname) in an unattached directory; 'P' into
@@ -27,7 +27,7 @@ class Result(NamedTuple):
     """What became of one request. errno 0: the slave has it (not yet durable). `bytes` is the length of what was moved.
     `changed`: the source changed meanwhile, so it has to be looked at again."""
 
-    request: Request
+    request: FileRequest
     errno: int
     message: str
     bytes: int
@@ -45,7 +45,7 @@ class PostBox:
     """
 
     def __init__(self, capacity: int, capacity_bytes: int, share: int) -> None:
-        self._requests: deque[Request] = deque()
+        self._requests: deque[FileRequest] = deque()
         self._bytes = 0
         self._capacity, self._capacity_bytes, self._share = capacity, capacity_bytes, max(1, share)
         self._closed = False
@@ -53,7 +53,7 @@ class PostBox:
         self._room = threading.Condition(lock)
         self._filled = threading.Condition(lock)
 
-    def append(self, *requests: Request) -> None:
+    def append(self, *requests: FileRequest) -> None:
         """Put requests in, each once there is room; Closed if the box is, or gets, closed. One that alone is larger
         than the box is taken when the box is empty."""
         with self._room:
@@ -68,14 +68,14 @@ class PostBox:
                 self._bytes += request.size
             self._filled.notify_all()
 
-    def take(self, wait: bool = True) -> list[Request]:
+    def take(self, wait: bool = True) -> list[FileRequest]:
         """What is in the box, up to a share; with `wait` at least one. Closed once the box is closed."""
         with self._filled:
             while wait and not self._requests and not self._closed:
                 self._filled.wait()
             if self._closed:
                 raise Closed
-            box: list[Request] = []
+            box: list[FileRequest] = []
             size = 0
             while self._requests and len(box) < self._share and size < self._capacity_bytes // 2:
                 request = self._requests.popleft()

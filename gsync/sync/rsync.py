@@ -21,13 +21,13 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gsync.base.errors import SLAVE_WIDE, GsyncError, SlaveError, Transient, UsageError
+from gsync.base.errors import SLAVE_WIDE, GsyncError, SlaveError, Stopped, Transient, UsageError
 from gsync.base.log import get_logger
 from gsync.link.client import SlaveClient
 from gsync.link.link import Link
 from gsync.link.protocol import ANY_SIZE, LandedRow, MetaRow
-from gsync.sync.engine import Flow, Report, Source, Stopped
-from gsync.sync.postbox import Request, Result
+from gsync.sync.engine import Flow, Report, Source
+from gsync.sync.postbox import FileRequest, Result
 
 _log = get_logger(__name__)
 
@@ -76,7 +76,7 @@ def rsync_argv(command: str, reach: Sequence[bytes], source: bytes, rate: float 
 class _File:
     """An open source file; `st` is how it was before the transfer."""
 
-    request: Request
+    request: FileRequest
     fd: int
     st: os.stat_result
     meta: MetaRow | None  # of a new file
@@ -130,7 +130,7 @@ class RsyncEngine:
 
     # the engine's contract
 
-    def move(self, box: Sequence[Request], report: Report) -> None:
+    def move(self, box: Sequence[FileRequest], report: Report) -> None:
         for start in range(0, len(box), self._files_at_once):
             report(self._move(box[start:start + self._files_at_once]))
 
@@ -148,7 +148,7 @@ class RsyncEngine:
 
     # one run
 
-    def _move(self, requests: Sequence[Request]) -> list[Result]:
+    def _move(self, requests: Sequence[FileRequest]) -> list[Result]:
         results: list[Result] = []
         files: list[_File] = []
         try:
@@ -183,7 +183,7 @@ class RsyncEngine:
                 os.close(file.fd)
         return results
 
-    def _open(self, request: Request) -> _File:
+    def _open(self, request: FileRequest) -> _File:
         fd, st = self._source.open(request.gfid)
         try:
             file = _File(request, fd, st, None)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
-from gsync.base.errors import GsyncError
+from gsync.base.errors import GsyncError, Stopped
 from gsync.base.log import get_logger
-from gsync.sync.engine import Engine, Flow, Stopped
-from gsync.sync.postbox import Closed, PostBox, Request, Result
+from gsync.sync.engine import Engine, Flow
+from gsync.sync.postbox import Closed, FileRequest, PostBox, Result
 
 _log = get_logger(__name__)
 
@@ -43,7 +43,7 @@ class Syncer:
         for thread in self._threads:
             thread.start()
 
-    def send(self, *requests: Request) -> None:
+    def send(self, *requests: FileRequest) -> None:
         """Have requests moved; blocks while too much is waiting. Raises what ended the syncer."""
         try:
             self._postbox.append(*requests)

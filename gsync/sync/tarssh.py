@@ -23,7 +23,7 @@ from gsync.link import stream
 from gsync.link.client import error_of
 from gsync.link.link import Link
 from gsync.sync.engine import Flow, Report, Source
-from gsync.sync.postbox import Request, Result
+from gsync.sync.postbox import FileRequest, Result
 
 _WRITE = 256 << 10  # bytes gathered before they are written
 _READ = 128 << 10  # an extent up to this is read and gathered instead of sent by itself
@@ -70,7 +70,7 @@ class StreamEngine:
 
     # the engine's contract
 
-    def move(self, box: Sequence[Request], report: Report) -> None:
+    def move(self, box: Sequence[FileRequest], report: Report) -> None:
         if not self._boxes:
             self._write_gathered()  # the hello: it gets ready while the first files are read
         self._boxes += 1
@@ -164,7 +164,7 @@ class StreamEngine:
 
     # one file
 
-    def _send(self, request: Request, box: _Box) -> None:
+    def _send(self, request: FileRequest, box: _Box) -> None:
         try:
             fd, st = self._source.open(request.gfid)
         except OSError as exc:
@@ -186,7 +186,7 @@ class StreamEngine:
         finally:
             os.close(fd)
 
-    def _xattrs(self, fd: int, st: os.stat_result, request: Request) -> bytes:
+    def _xattrs(self, fd: int, st: os.stat_result, request: FileRequest) -> bytes:
         """The xattrs that go along, encoded; b"" with data alone."""
         if request.place == "P":
             return b""
@@ -200,7 +200,7 @@ class StreamEngine:
             raise OSError(errno.E2BIG, "the extended attributes are too long")
         return blob
 
-    def _send_short(self, fd: int, st: os.stat_result, request: Request, box: _Box, last: bool) -> bool:
+    def _send_short(self, fd: int, st: os.stat_result, request: FileRequest, box: _Box, last: bool) -> bool:
         """Send a file in one piece. If it changed while it was read nothing is sent, unless this is the last try."""
         xattrs = self._xattrs(fd, st, request)
         data = _read(fd, st.st_size)
@@ -211,7 +211,7 @@ class StreamEngine:
         box.items.append(Result(request, 0, "", len(data), changed))
         return True
 
-    def _send_long(self, fd: int, st: os.stat_result, request: Request, box: _Box) -> bool:
+    def _send_long(self, fd: int, st: os.stat_result, request: FileRequest, box: _Box) -> bool:
         """Send a file extent by extent; False if it shrank, so that what was sent does not count."""
         size = st.st_size
         self._gather(_header(request, st, self._xattrs(fd, st, request), size, 0))
@@ -291,7 +291,7 @@ class StreamEngine:
             length -= min(length, len(zeros))
 
 
-def _header(request: Request, st: os.stat_result, xattrs: bytes, size: int, flags: int) -> bytes:
+def _header(request: FileRequest, st: os.stat_result, xattrs: bytes, size: int, flags: int) -> bytes:
     """Header, name and xattrs of an item."""
     bname = request.bname if request.place == "D" else b""
     return stream.HEADER.pack(stream.FILE, _PLACES[request.place], flags, len(bname), len(xattrs), request.gfid,
@@ -307,7 +307,7 @@ class _Torn(Exception):
         self.cause = cause
 
 
-def _failed(request: Request, exc: OSError) -> Result:
+def _failed(request: FileRequest, exc: OSError) -> Result:
     return Result(request, exc.errno or errno.EIO, exc.strerror or str(exc), 0, False)
 
 

@@ -26,7 +26,7 @@ def parse_rate(text: str) -> int:
 
 
 @dataclass(frozen=True)
-class Entry:
+class RateWindow:
     """A rate (bytes per second, 0: no limit) on these days (0: Monday), from start to end (minutes of the day; an end
     that is not after the start is on the next day)."""
 
@@ -45,7 +45,7 @@ class Entry:
 class Timetable:
     """What holds when; without any entry that fits there is no limit."""
 
-    entries: tuple[Entry, ...] = ()
+    entries: tuple[RateWindow, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> Timetable:
@@ -66,7 +66,7 @@ class Timetable:
         return None
 
 
-def _entry(text: str) -> Entry:
+def _entry(text: str) -> RateWindow:
     words = text.split()
     rate = words.pop()
     if words and re.fullmatch(r"(?i)[KMGT]?(i?B)?(/s)?", rate):  # 10 M
@@ -76,7 +76,7 @@ def _entry(text: str) -> Entry:
     if words and ":" in words[-1]:
         start, end = _times(words.pop())
     days = frozenset(day for word in ",".join(words).split(",") if word for day in _days(word)) or frozenset(range(7))
-    return Entry(value, days, start, end)
+    return RateWindow(value, days, start, end)
 
 
 def _times(text: str) -> tuple[int, int]:

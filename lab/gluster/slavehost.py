@@ -19,7 +19,7 @@ from gsync.link.link import Channel, Slave
 from gsync.link.local import _PROGRAM, LocalLink
 from gsync.link.protocol import FillRow, Hello, RemoveRow
 from gsync.sync.engine import Flow
-from gsync.sync.postbox import Request, Result
+from gsync.sync.postbox import FileRequest, Result
 from gsync.sync.tarssh import StreamEngine
 from lab.engines import Files
 from lab.gluster.cluster import Node
@@ -172,7 +172,7 @@ class Side:
         self.vacated, self.displaced = answer.vacated, answer.displaced
         return answer.answers
 
-    def move(self, *requests: Request) -> list[Result]:
+    def move(self, *requests: FileRequest) -> list[Result]:
         results: list[Result] = []
         self.engine.move(requests, results.extend)
         self.engine.flush(results.extend)
@@ -191,7 +191,7 @@ class Side:
         gfid = self.source.add(b"f%d" % next(self._fresh), data)
         row = self.row(name, gfid, pargfid, nlink=nlink)
         assert self.fill(row) == ["new"]
-        assert [r.errno for r in self.move(Request(gfid, "N", pargfid, name, len(data)))] == [0]
+        assert [r.errno for r in self.move(FileRequest(gfid, "N", pargfid, name, len(data)))] == [0]
         assert self.fill(row) == ["ok"]
         return gfid
 

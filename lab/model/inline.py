@@ -18,7 +18,7 @@ from gsync.link.client import SlaveClient
 from gsync.link.protocol import CommitAnswer, MetaRow
 from gsync.slave.agent import Agent
 from gsync.slave.directory.tree import SlaveTree
-from gsync.sync.postbox import Request, Result
+from gsync.sync.postbox import FileRequest, Result
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,7 +93,7 @@ class InlineSyncer:
         self._client, self._world = client, world
         self._results: list[Result] = []
 
-    def send(self, *requests: Request) -> None:
+    def send(self, *requests: FileRequest) -> None:
         for request in requests:
             self._world.between("send")
             self._results.append(self._move(request))
@@ -102,7 +102,7 @@ class InlineSyncer:
         results, self._results = self._results, []
         return results
 
-    def _move(self, request: Request) -> Result:
+    def _move(self, request: FileRequest) -> Result:
         tree, source = self._client.tree, self._world.tree
         try:
             fd, st = source.open(request.gfid)

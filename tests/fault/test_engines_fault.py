@@ -14,13 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from gsync.base.errors import SlaveError, Transient, UsageError
+from gsync.base.errors import SlaveError, Stopped, Transient, UsageError
 from gsync.link import stream
 from gsync.link.link import Link, Slave
 from gsync.link.openssh import SshOptions
 from gsync.link.ssh import SshLink
-from gsync.sync.engine import Stopped
-from gsync.sync.postbox import Request, Result
+from gsync.sync.postbox import FileRequest, Result
 from gsync.sync.rsync import RsyncEngine, RsyncSettings
 from gsync.sync.tarssh import StreamEngine
 from lab import REPOSITORY
@@ -36,8 +35,8 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
         yield sshd
 
 
-def new(gfid: bytes) -> Request:
-    return Request(gfid, "N", bytes(16), b"", 0)
+def new(gfid: bytes) -> FileRequest:
+    return FileRequest(gfid, "N", bytes(16), b"", 0)
 
 
 @pytest.mark.root
@@ -79,7 +78,7 @@ def meddling(world: World, action: Callable[[], None]) -> None:
     world.source.meddle = meddle
 
 
-def three(world: World) -> list[Request]:
+def three(world: World) -> list[FileRequest]:
     gfids = {name: world.source.add(name, name * 600 * KIB) for name in (b"first", b"middle", b"last")}
     assert world.fill_all(gfids) == {"new"}
     return [new(gfid) for gfid in gfids.values()]
@@ -155,7 +154,7 @@ import os, signal, sys, threading, time
 from pathlib import Path
 from lab.engines import World, local
 from gsync.sync.engine import Flow
-from gsync.sync.postbox import Request
+from gsync.sync.postbox import FileRequest
 world = World(Path({str(tmp_path)!r}) / "w", local(Path({str(tmp_path / 'slave')!r})), "rsync", flow=Flow(400_000))
 gfid = world.source.add(b"f", os.urandom(4 << 20))
 world.fill(b"f", gfid)

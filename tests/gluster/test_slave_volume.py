@@ -16,7 +16,7 @@ from gsync.base.errors import Faulty, GsyncError, Transient
 from gsync.base.model import ROOT_GFID, Gfid
 from gsync.link.client import SlaveClient
 from gsync.link.protocol import FillRow, MetaRow
-from gsync.sync.postbox import Request
+from gsync.sync.postbox import FileRequest
 from lab.engines import Files
 from lab.gluster.cluster import SHAPES, Node, cluster
 from lab.gluster.slavehost import VOLUME_ID, HostLink, Side, SlaveHost, slave_host
@@ -77,7 +77,7 @@ def test_a_new_directory_is_seen_with_all_that_is_in_it(side: Side, top: tuple[b
     assert side.fill(row) == ["made"]
     gfid = side.source.add(b"in-%d" % next(_numbers), b"inside")
     assert side.fill(side.row(b"f", gfid, folder)) == ["direct"]
-    assert [r.errno for r in side.move(Request(gfid, "D", folder, b"f", 6))] == [0]
+    assert [r.errno for r in side.move(FileRequest(gfid, "D", folder, b"f", 6))] == [0]
     assert not side.path(top[0], b"d").exists()
     assert side.fill(row) == ["ok"]
     assert side.path(top[0], b"d", b"f").read_bytes() == b"inside"
@@ -103,7 +103,7 @@ def test_a_name_in_a_new_directory_that_another_file_has_come_to(side: Side, top
     gfids = [side.source.add(b"other-%d" % next(_numbers), data) for data in (b"one", b"two")]
     for gfid in gfids:
         assert side.fill(side.row(b"f", gfid, folder)) == ["direct"]
-        assert [r.errno for r in side.move(Request(gfid, "D", folder, b"f", 3))] == [0]
+        assert [r.errno for r in side.move(FileRequest(gfid, "D", folder, b"f", 3))] == [0]
     assert side.client.known(gfids) == [False, True]
     assert side.fill(side.row(b"f", gfids[1], folder)) == ["ok"]
     fifo = side.new_gfid()
@@ -220,7 +220,7 @@ def test_a_name_that_another_inode_has_is_replaced(side: Side, top: tuple[bytes,
     row = side.row(b"a", new, top[1])
     assert side.fill(row) == ["new"]
     assert side.path(top[0], b"a").read_bytes() == b"old"
-    side.move(Request(new, "N", top[1], b"a", 3))
+    side.move(FileRequest(new, "N", top[1], b"a", 3))
     assert side.path(top[0], b"a").read_bytes() == b"old"
     assert side.fill(row) == ["ok"]
     assert side.displaced == [old]
@@ -289,7 +289,7 @@ def test_one_gfid_never_becomes_two_inodes(side: Side, top: tuple[bytes, bytes])
     folder = side.new_gfid()
     assert side.fill(side.row(b"d", folder, top[1], stat.S_IFDIR | 0o755)) == ["made"]
     for n in range(8):
-        result, = side.move(Request(gfid, "D", folder, b"n%d" % n, 1))
+        result, = side.move(FileRequest(gfid, "D", folder, b"n%d" % n, 1))
         assert result.errno == errno.EEXIST
     assert side.fill(side.row(b"d", folder, top[1], stat.S_IFDIR | 0o755)) == ["ok"]
     assert side.listed(folder) == {}
@@ -315,7 +315,7 @@ def test_long_files_with_holes_arrive_and_change_in_place(side: Side, top: tuple
         with source.open("r+b") as file:
             file.write(changed)
             file.truncate(len(changed))
-        assert [r.errno for r in side.move(Request(gfid, "P", b"", b"", len(changed)))] == [0]
+        assert [r.errno for r in side.move(FileRequest(gfid, "P", b"", b"", len(changed)))] == [0]
         side.shows(lambda changed=changed: path.read_bytes() == changed)
         assert side.client.digest([gfid])[0] is not None
         assert side.client.digest([gfid])[0][0] == len(changed)  # type: ignore[index]
@@ -406,7 +406,7 @@ def test_what_has_arrived_is_there_though_the_receiver_is_killed(host: SlaveHost
         gfids = [files.add(name, content) for name, content in zip(names, contents, strict=True)]
         rows = [side.row(name, gfid) for name, gfid in zip(names, gfids, strict=True)]
         assert side.fill(*rows) == ["new", "new"]
-        moved = side.move(*(Request(gfid, "N", ROOT_GFID, name, len(content))
+        moved = side.move(*(FileRequest(gfid, "N", ROOT_GFID, name, len(content))
                             for name, gfid, content in zip(names, gfids, contents, strict=True)))
         host.node.run("pkill", "-9", "-f", "--", "--receive")
         assert [result.errno for result in moved] == [0, 0]
@@ -470,7 +470,8 @@ def test_what_was_unfinished_is_not_taken_for_the_file(host: SlaveHost, way: str
             gfid, within = side.source.add(b"f%d" % n, b"x"), side.source.add(b"w%d" % n, b"x")
             rows.append(side.row(b"f%d" % n, gfid))
             inner.append(side.row(b"w%d" % n, within, folder))
-            requests += [Request(gfid, "N", ROOT_GFID, b"f%d" % n, 1), Request(within, "D", folder, b"w%d" % n, 1)]
+            requests += [FileRequest(gfid, "N", ROOT_GFID, b"f%d" % n, 1),
+                         FileRequest(within, "D", folder, b"w%d" % n, 1)]
         assert side.fill(*inner) == ["direct"] * 300
         assert not any(result.errno for result in side.move(*requests))
         host.kill(host.lock_holder(name))

@@ -17,7 +17,7 @@ from gsync.recorder.status import RecorderPort
 from gsync.session.config import set_value
 from gsync.state.home import Home
 from gsync.sync.engine import Flow
-from gsync.sync.postbox import Request, Result
+from gsync.sync.postbox import FileRequest, Result
 from gsync.sync.rsync import RsyncEngine, RsyncSettings
 from gsync.sync.timetable import Timetable
 from lab.engines import World, content, local
@@ -212,7 +212,7 @@ class TestRsyncUnderWay:
         assert world.fill(b"f", gfid) == "new"
         engine = RsyncEngine(world.link, world.client, world.source, world.epoch, flow, RsyncSettings(str(rsync)))
         results: list[Result] = []
-        mover = threading.Thread(target=engine.move, args=([Request(gfid, "N", bytes(16), b"", 0)], results.extend))
+        mover = threading.Thread(target=engine.move, args=([FileRequest(gfid, "N", bytes(16), b"", 0)], results.extend))
         mover.start()
         wait_for(lambda: Path(f"{rsync}.calls").exists() and any("--inplace" in call for call in calls(rsync)))
         meanwhile()

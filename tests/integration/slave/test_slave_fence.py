@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from gsync.base import rpc
-from gsync.base.errors import SlaveError, Transient
+from gsync.base.errors import SlaveError, Stopped, Transient
 from gsync.base.process import start_time
 from gsync.link import stream
 from gsync.link.client import SlaveClient
@@ -26,8 +26,8 @@ from gsync.link.protocol import Fenced, FillRow
 from gsync.link.ssh import SshLink
 from gsync.slave import fence
 from gsync.slave.directory.identity import take
-from gsync.sync.engine import Flow, Stopped
-from gsync.sync.postbox import Request
+from gsync.sync.engine import Flow
+from gsync.sync.postbox import FileRequest
 from gsync.sync.rsync import RsyncEngine
 from lab.engines import World, at, local
 from lab.sshd import HOST, Sshd
@@ -207,7 +207,7 @@ def test_rsync_in_the_middle_of_a_big_file(tmp_path: Path, root: Path, clients: 
 
         def move() -> None:
             try:
-                engine.move([Request(gfid, "P", bytes(16), b"", 0)], lambda results: None)
+                engine.move([FileRequest(gfid, "P", bytes(16), b"", 0)], lambda results: None)
             except (Transient, Stopped) as exc:
                 ended.append(exc)
 

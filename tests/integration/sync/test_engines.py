@@ -14,7 +14,7 @@ import pytest
 from gsync.link.link import Link, Slave
 from gsync.link.openssh import SshOptions
 from gsync.link.ssh import SshLink
-from gsync.sync.postbox import Request
+from gsync.sync.postbox import FileRequest
 from gsync.sync.rsync import RsyncEngine
 from gsync.sync.tarssh import StreamEngine
 from lab.engines import World, allocated, at, content, local, xattrs
@@ -119,7 +119,7 @@ def test_direct_items_take_their_hostile_names(world: World) -> None:
     for i, name in enumerate(HOSTILE_NAMES):
         gfid = world.source.add(name, b"%d" % i)
         assert world.fill(name, gfid, pargfid=folder) == "direct"
-        requests.append(Request(gfid, "D", folder, name, 1))
+        requests.append(FileRequest(gfid, "D", folder, name, 1))
     assert {r.errno for r in world.move(*requests)} == {0}
     assert world.fill(b"dir", folder, mode=0o40755) == "ok"
     assert sorted(os.listdir(world.copy(b"dir"))) == sorted(HOSTILE_NAMES)

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from gsync.sync.engine import Flow, Stopped
+from gsync.base.errors import Stopped
+from gsync.sync.engine import Flow
 from gsync.sync.timetable import Timetable
 
 

@@ -6,11 +6,11 @@ import threading
 
 import pytest
 
-from gsync.sync.postbox import Closed, PostBox, Request
+from gsync.sync.postbox import Closed, FileRequest, PostBox
 
 
-def request(number: int, size: int = 1) -> Request:
-    return Request(number.to_bytes(16, "big"), "N", bytes(16), b"", size)
+def request(number: int, size: int = 1) -> FileRequest:
+    return FileRequest(number.to_bytes(16, "big"), "N", bytes(16), b"", size)
 
 
 def blocked(action: object) -> threading.Thread:

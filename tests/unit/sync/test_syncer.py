@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from gsync.base.errors import Transient
-from gsync.sync.engine import Flow, Report, Stopped
-from gsync.sync.postbox import Request, Result
+from gsync.base.errors import Stopped, Transient
+from gsync.sync.engine import Flow, Report
+from gsync.sync.postbox import FileRequest, Result
 from gsync.sync.syncer import Syncer
 
 
-def request(number: int) -> Request:
-    return Request(number.to_bytes(16, "big"), "N", bytes(16), b"", 1)
+def request(number: int) -> FileRequest:
+    return FileRequest(number.to_bytes(16, "big"), "N", bytes(16), b"", 1)
 
 
 class HoldsBack:
@@ -24,10 +24,10 @@ class HoldsBack:
     direct = True
 
     def __init__(self, flow: Flow) -> None:
-        self.held: list[Request] = []
+        self.held: list[FileRequest] = []
         self.closed = False
 
-    def move(self, box: Sequence[Request], report: Report) -> None:
+    def move(self, box: Sequence[FileRequest], report: Report) -> None:
         self.flush(report)
         self.held = list(box)
 
@@ -36,7 +36,7 @@ class HoldsBack:
             report([self.result(r) for r in self.held])
             self.held = []
 
-    def result(self, r: Request) -> Result:
+    def result(self, r: FileRequest) -> Result:
         bad = r.gfid[-1] == 13
         return Result(r, errno.EIO if bad else 0, "bad" if bad else "", 1, False)
 
@@ -86,7 +86,7 @@ def test_what_an_engine_holds_back_comes_when_nothing_follows(start: Callable[..
 
 
 class Breaks(HoldsBack):
-    def move(self, box: Sequence[Request], report: Report) -> None:
+    def move(self, box: Sequence[FileRequest], report: Report) -> None:
         if any(r.gfid[-1] == 99 for r in box):
             raise Transient("the link broke")
         super().move(box, report)
@@ -126,7 +126,7 @@ class Blocks(HoldsBack):
         super().__init__(flow)
         self.inside, self.aborted = threading.Event(), threading.Event()
 
-    def move(self, box: Sequence[Request], report: Report) -> None:
+    def move(self, box: Sequence[FileRequest], report: Report) -> None:
         self.inside.set()
         self.aborted.wait()
         raise Stopped
@@ -153,7 +153,7 @@ def test_close_breaks_off_what_is_under_way_and_closes_the_engines() -> None:
 
 def test_a_bug_in_an_engine_comes_out_of_results(start: Callable[..., Syncer]) -> None:
     class Buggy(HoldsBack):
-        def move(self, box: Sequence[Request], report: Report) -> None:
+        def move(self, box: Sequence[FileRequest], report: Report) -> None:
             raise ZeroDivisionError("a bug")
 
     syncer = start(Buggy)
