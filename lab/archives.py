@@ -20,7 +20,7 @@ from gsync.transfer.queue.registry import Stores
 from gsync.transfer.queue.retry import RetryPolicy
 from gsync.transfer.stores.store import Store
 from gsync.transfer.stores.vault import make_vault
-from lab.place import REPOSITORY
+from lab import REPOSITORY
 from lab.trees import Entry, _differences, scan
 
 KINDS = ["tar", "dir"]

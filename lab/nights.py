@@ -110,7 +110,7 @@ class Nights:
             self.write(unit, path, content)
         os.makedirs(place, exist_ok=True)
         if listed:
-            self.list(unit)
+            self.write_list(unit)
         if ready:
             self.link(unit)
         return unit
@@ -125,7 +125,7 @@ class Nights:
         name = os.path.basename(os.fsdecode(unit))
         return os.path.join(str(self.data), os.fsdecode(unit), f"checksum-{name}.sha256sum")
 
-    def list(self, unit: bytes) -> None:
+    def write_list(self, unit: bytes) -> None:
         """Write the checksum list for what is there."""
         place = os.path.join(os.fsencode(self.data), unit)
         own = os.fsencode(os.path.basename(self.list_path(unit)))

@@ -135,10 +135,11 @@ def apply(copy: Copy, records: list[Record], tree: Copy, doubt: set[Name]) -> tu
         if name in done:
             continue
         done.add(name)
-        gfid = tree.names.get(name)
-        if gfid is None:
+        found = tree.names.get(name)
+        if found is None:
             names.pop(name, None)
             continue
+        gfid = found
         inode = tree.inodes[gfid]
         if inode.kind == stat.S_IFDIR:
             for other in [n for n, g in names.items() if g == gfid]:

@@ -45,13 +45,14 @@ def main() -> None:
     for title, renamed in [("create, data, meta", False), ("and rename, unlink", True)]:
         records = make_records(renamed)
         data = HEADER + b"".join(map(encode, records))
-        works: dict[str, Callable[[], object]] = {
-            "read_changes": lambda data=data: [len(part.data) for part in read_changes(io.BytesIO(data))],
-            "read_records": lambda data=data: sum(1 for _ in read_records(io.BytesIO(data))),
-            "encode": lambda records=records: sum(len(encode(record)) for record in records),
-        }
-        for name, work in works.items():
+        for name, work in works_on(records, data).items():
             print(f"{name:12} {title:20} {len(records) / best(work):>9,.0f} records/s")
+
+
+def works_on(records: list[Record], data: bytes) -> dict[str, Callable[[], object]]:
+    return {"read_changes": lambda: [len(part.data) for part in read_changes(io.BytesIO(data))],
+            "read_records": lambda: sum(1 for _ in read_records(io.BytesIO(data))),
+            "encode": lambda: sum(len(encode(record)) for record in records)}
 
 
 if __name__ == "__main__":

@@ -166,7 +166,7 @@ class Side:
             xattrs: list[tuple[bytes, bytes]] | None = None) -> FillRow:
         return FillRow(pargfid, name, gfid, mode, since, nlink, uid, gid, mtime, 10**18, rdev, target, xattrs)
 
-    def fill(self, *rows: FillRow) -> list[str]:
+    def fill(self, *rows: FillRow) -> Sequence[str]:
         answer = self.client.fill(rows)
         assert not answer.errors, answer.errors
         self.vacated, self.displaced = answer.vacated, answer.displaced

@@ -27,8 +27,8 @@ class Steps:
         for name in STEPS:
             setattr(os, name, self._wrapped(getattr(os, name)))
         real = fcntl.ioctl
-        tree.fcntl.ioctl = lambda fd, request, *args: (  # type: ignore[assignment]
-            self._wrapped(real) if request == tree._SETFLAGS else real)(fd, request, *args)
+        setattr(fcntl, "ioctl", lambda fd, request, *args: (  # noqa: B010 typed as what it is not
+            self._wrapped(real) if request == tree._SETFLAGS else real)(fd, request, *args))
 
     def _wrapped(self, real: Callable[..., Any]) -> Callable[..., Any]:
         def step(*args: Any, **more: Any) -> Any:

@@ -99,7 +99,7 @@ class World:
         self.before = {unit: contents(os.fsencode(nights.data / os.fsdecode(unit))) for unit in self.good}
         nights.write(self.good[0], b"late/x y", b"late")
         nights.write(self.good[0], b"sub/guide.txt", b"better than before")
-        nights.list(self.good[0])
+        nights.write_list(self.good[0])
         self.good += [nights.make(night, 3, {name: name for name in HOSTILE[:4]}), nights.make(night, 4)]
         self.bad = [nights.make(night, 5), nights.make(night, 6, listed=False)]
         nights.write(self.bad[0], b"sub/guide.txt", b"wrong")

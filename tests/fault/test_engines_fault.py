@@ -215,7 +215,7 @@ def test_wrong_options_of_the_users_for_rsync_are_said(tmp_path: Path) -> None:
         gfid = world.source.add(b"f", b"x")
         world.fill(b"f", gfid)
         with pytest.raises(UsageError, match="no-such-option"):
-            engine.move([new(gfid)], list)
+            engine.move([new(gfid)], lambda results: None)
         engine.close()
 
 

@@ -1,5 +1,6 @@
 """The site that the tests of this folder stand on does what they take for granted."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,10 @@ from lab.hosts import wait_until
 pytestmark = [pytest.mark.gluster, pytest.mark.root]
 
 
+def lists_a_slice(htime: Path) -> bool:
+    return b"/CHANGELOG." in htime.read_bytes()
+
+
 def test_bricks_record_and_nothing_outlives_the_site(tmp_path: Path) -> None:
     with cluster(tmp_path) as site:
         first = site.hosts["m1"].pid
@@ -18,7 +23,7 @@ def test_bricks_record_and_nothing_outlives_the_site(tmp_path: Path) -> None:
         assert [node.name for node, _ in bricks] == ["m1", "m2"]
         for _, brick in bricks:
             htime = next((brick / ".glusterfs/changelogs/htime").iterdir())
-            wait_until("a slice was listed", lambda htime=htime: b"/CHANGELOG." in htime.read_bytes(), 10 * ROLLOVER)
+            wait_until("a slice was listed", partial(lists_a_slice, htime), 10 * ROLLOVER)
         node, brick = bricks[1]
         site.kill_brick(node, brick)
         wait_until("the brick has ended", lambda: not site.brick_pid(node, brick))

@@ -12,15 +12,17 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from lab import REPOSITORY
 from lab.gluster.cluster import MASTER, SHAPES, SLAVE, Cluster, Node, cluster
 from lab.gluster.georep import GeoRep
 from lab.gluster.site import IGNORED, PATIENCE, GlusterSite, GsyncNode, gluster_site
 from lab.hosts import sshd_on, wait_until
-from lab.place import REPOSITORY, Place
+from lab.place import Place
 from lab.trees import compare
 from tests.gluster.test_master import all_crawls, change_older, changes
 
@@ -119,7 +121,7 @@ def test_run_in_the_foreground(tmp_path: Path) -> None:
             with node.running() as run:
                 changes(made.master, f"{tag}-live")
                 change_older(made.master, f"{tag}-history")
-                wait_until("it follows", lambda slave=slave: equal(made.master, slave), 120)
+                wait_until("it follows", partial(equal, made.master, slave), 120)
                 for pid in node.pids("run"):
                     os.kill(pid, signal.SIGINT)
                 assert run.wait(60) == 0

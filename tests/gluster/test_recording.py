@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -184,7 +185,7 @@ def test_a_brick_without_copies_is_killed_before_it_has_recorded_all(tmp_path: P
         node, brick = site.cluster.bricks()[0]
         live = brick / ".glusterfs" / "changelogs" / "CHANGELOG"
         for n in itertools.count():
-            site.wait("all bricks can be written to", lambda n=n: can_make(site.master / f"dir{n}"))
+            site.wait("all bricks can be written to", partial(can_make, site.master / f"dir{n}"))
             for m in range(20):
                 (site.master / f"dir{n}" / f"file{m}").write_text("unrecorded")
             site.cluster.kill_brick(node, brick)

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,10 @@ from tests.gluster.test_master import change_older, changes
 from tests.gluster.test_sequences import all_of_them
 
 pytestmark = [pytest.mark.gluster, pytest.mark.root]
+
+
+def another_agent_works(host: SlaveHost, before: int) -> bool:
+    return host.lock_holder("killed") != before
 
 
 class FarPlace(Place):
@@ -99,7 +104,7 @@ def test_killed_in_the_middle_it_goes_on(host: SlaveHost, ssh_config: Path, tmp_
             host.kill(before)
             os.rename(place.master / f"d{moves}", place.master / f"moved{moves}")
             (place.master / f"moved{moves}" / "f1").write_bytes(b"new")
-            wait_until("another agent works", lambda before=before: host.lock_holder("killed") != before)
+            wait_until("another agent works", partial(another_agent_works, host, before))
         wait_until("the volume is equal", place.equal)
     assert place.differences() == []
 

@@ -8,6 +8,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,10 @@ pytestmark = [pytest.mark.gluster, pytest.mark.root]
 
 WAYS = [("one", "gfapi"), ("dist", "gfapi"), ("rep", "gfapi"), ("disp", "gfapi"), ("shard", "gfapi"), ("dist", "mount")]
 NAMES = ["plain", "ümläut", "new\nline", "cr\r", "-dash", "per%20cent", "x" * 255, os.fsdecode(b"\xff\xfe"), " space "]
+
+
+def holds(path: Path, data: bytes) -> bool:
+    return path.read_bytes() == data
 
 
 @pytest.fixture(scope="module")
@@ -316,7 +321,7 @@ def test_long_files_with_holes_arrive_and_change_in_place(side: Side, top: tuple
             file.write(changed)
             file.truncate(len(changed))
         assert [r.errno for r in side.move(FileRequest(gfid, "P", b"", b"", len(changed)))] == [0]
-        side.shows(lambda changed=changed: path.read_bytes() == changed)
+        side.shows(partial(holds, path, changed))
         assert side.client.digest([gfid])[0] is not None
         assert side.client.digest([gfid])[0][0] == len(changed)  # type: ignore[index]
 

@@ -140,9 +140,11 @@ def test_what_cannot_be_read_is_a_failure_of_its_own(w: World, monkeypatch: pyte
         w.mk(f"m/{n}")
     synced(w)
 
-    def unreadable(*args: object) -> Iterator[object]:
+    def failing(name: object) -> object:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
-        yield
+
+    def unreadable(*args: object) -> Iterator[object]:
+        return map(failing, [""])
 
     with monkeypatch.context() as patched:
         patched.setattr(PosixTree, "stat", lambda tree, gfid: next(unreadable()))

@@ -95,7 +95,7 @@ def wrong_imports(modules: dict[str, ast.Module]) -> list[str]:
 
 def circles(modules: dict[str, ast.Module]) -> list[list[str]]:
     """Files that import each other in a circle, imports inside functions counted: each circle's files (Tarjan)."""
-    edges = {name: {own(full) for full in imports(name, tree, set(modules))} & set(modules)
+    edges = {name: sorted({target for full in imports(name, tree, set(modules)) if (target := own(full)) in modules})
              for name, tree in modules.items()}
     number: dict[str, int] = {}
     lowest: dict[str, int] = {}
@@ -105,7 +105,7 @@ def circles(modules: dict[str, ast.Module]) -> list[list[str]]:
     def visit(name: str) -> None:
         number[name] = lowest[name] = len(number)
         stack.append(name)
-        for target in sorted(edges[name], key=str):
+        for target in edges[name]:
             if target not in number:
                 visit(target)
                 lowest[name] = min(lowest[name], lowest[target])

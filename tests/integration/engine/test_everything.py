@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.place import REPOSITORY, Place
+from lab import REPOSITORY
+from lab.place import Place
 from lab.sshd import HOST, Sshd
 from lab.trees import compare, make_everything, rsync_diff, wait_until_equal
 

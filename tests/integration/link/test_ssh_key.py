@@ -228,7 +228,7 @@ def test_rsync_does_nothing_but_receive_where_it_belongs(key: Key, shared: list[
 def test_nul_is_refused_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
                             ) -> None:
     """It cannot be in the environment; whatever brings it here, it is no word of ours."""
-    monkeypatch.setattr(forced.os, "environb", {b"SSH_ORIGINAL_COMMAND": b"gsync agent\0id"})
+    monkeypatch.setattr(os, "environb", {b"SSH_ORIGINAL_COMMAND": b"gsync agent\0id"})
     assert forced.main(os.fsencode(tmp_path)) == forced.REFUSED
     assert "not allowed" in capsys.readouterr().err
 

@@ -112,7 +112,7 @@ def test_the_fast_cipher_is_used_unless_the_slave_has_no_aes(sshd: Sshd, tmp_pat
     opened: list[str | None] = []
     really = SshLink._open
 
-    def open_noting(self: SshLink, ciphers: str | None, script: str) -> list[str]:
+    def open_noting(self: SshLink, ciphers: str | None, script: bytes) -> list[str]:
         opened.append(ciphers and ciphers.split(",")[0])
         return really(self, ciphers, script)
 

@@ -268,7 +268,8 @@ def test_a_directory_is_offered_by_the_index_once_all_its_names_are_in_it(
     with pytest.raises(Killed):
         world.start(step=look)
     world.stop()
-    publish, told = Recorder._publish, []
+    told: list[int] = []
+    publish = Recorder._publish
 
     def check(recorder: Recorder, **changes: object) -> None:
         if changes.get("watching_since") and not told:

@@ -22,6 +22,7 @@ from gsync.changelog.reader import History
 from gsync.changelog.records import Data, Entry
 from gsync.recorder import detectors
 from gsync.recorder import recorder as recorder_module
+from gsync.recorder.detector import Unavailable
 from gsync.recorder.recorder import Keep, Recorder, run_recorder
 from gsync.recorder.status import RECORDING, STOPPED, Control, RecorderPort, read_status
 from gsync.state.home import Brick
@@ -220,7 +221,7 @@ def test_auto_takes_the_first_that_works(monkeypatch: pytest.MonkeyPatch, world:
     from gsync.recorder import fanotify
 
     def refuse() -> int:
-        raise detectors.Unavailable("not here")
+        raise Unavailable("not here")
 
     fd = os.open(world.tree, os.O_RDONLY)
     try:
@@ -242,7 +243,7 @@ def test_watches_that_are_used_up_are_a_fault_that_says_what_to_do(
         monkeypatch: pytest.MonkeyPatch, world: World) -> None:
     import errno
 
-    from gsync.recorder.inotify import INotify
+    from inotify_simple import INotify
 
     def add_watch(self: INotify, path: bytes, mask: int) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -35,7 +35,11 @@ def removals(world: World) -> list[bytes]:
 
 def gone(world: World) -> Callable[[], None]:
     world.tree.rename(world.tree.with_name("away"))
-    return lambda: world.tree.with_name("away").rename(world.tree)
+
+    def back() -> None:
+        world.tree.with_name("away").rename(world.tree)
+
+    return back
 
 
 def replaced(world: World) -> Callable[[], None]:
@@ -62,7 +66,11 @@ def a_file(world: World) -> Callable[[], None]:
 
 def covered(world: World) -> Callable[[], None]:
     subprocess.run(["mount", "-t", "tmpfs", "none", world.tree], check=True)
-    return lambda: subprocess.run(["umount", world.tree], check=True) and None
+
+    def back() -> None:
+        subprocess.run(["umount", world.tree], check=True)
+
+    return back
 
 
 WAYS = [gone, replaced, a_file, pytest.param(covered, marks=pytest.mark.root)]

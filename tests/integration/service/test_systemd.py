@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.place import REPOSITORY, Place
+from lab import REPOSITORY
+from lab.place import Place
 
 UNITS = ["gsync-monitor.service", "gsync-recorder@.service", "gsync-deliver.service", "gsync-queue.service",
          "gsync-publish.service"]
@@ -29,7 +30,7 @@ def unit(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """The unit with a command that exists here."""
     text = (REPOSITORY / "conf" / request.param).read_text()
     assert "ExecStart=/usr/local/bin/gsync " in text
-    path = tmp_path / request.param
+    path = tmp_path / str(request.param)
     path.write_text(text.replace("/usr/local/bin/gsync", str(REPOSITORY / "scripts" / "gsync")))
     return path
 

@@ -6,7 +6,7 @@ import errno
 import os
 import random
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -190,10 +190,10 @@ def test_in_place_shorter_longer_and_equal(world: World, tmp_path: Path, before:
 
 def test_in_place_with_a_changed_middle(world: World) -> None:
     data = bytearray(noise(6 * MIB))
-    gfid = world.source.add(b"f", data)
+    gfid = world.source.add(b"f", bytes(data))
     world.place(b"f", gfid)
     data[3 * MIB:3 * MIB + 1000] = bytes(1000)
-    world.source.add(b"f", data)
+    world.source.add(b"f", bytes(data))
     sent = world.flow.bytes
     assert world.in_place(gfid)[0].errno == 0
     assert content(world.copy(b"f")) == data
@@ -221,7 +221,7 @@ def test_a_file_that_the_slave_does_not_have_fails_alone(world: World) -> None:
     assert content(world.copy(b"good")) == b"new"
 
 
-def once(action: str, size: int) -> object:
+def once(action: str, size: int) -> Callable[[bytes], None]:
     """Something that changes a file, the first time that it is called for it."""
     done: set[bytes] = set()
 

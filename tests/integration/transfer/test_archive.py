@@ -26,8 +26,8 @@ from gsync.transfer.archive.manifest import Entry
 from gsync.transfer.queue.requests import State
 from gsync.transfer.queue.worker import Worker
 from gsync.transfer.stores.store import Category, Store, StoreError
+from lab import REPOSITORY
 from lab.archives import KINDS, Here, Place, changes, damage, small_tree
-from lab.place import REPOSITORY
 from lab.trees import make_everything, rsync_diff
 
 PRIVILEGED = os.geteuid() == 0

@@ -52,7 +52,7 @@ def backup(place: Place, to: str = "", around: type | None = None, window: Windo
 
     def opened(name: str) -> Store:
         store = stores.get(name)
-        return around(store) if around else store  # type: ignore[no-any-return]
+        return around(store) if around else store
 
     try:
         work = Backup(Archives(transfers, str(place.home)), opened,

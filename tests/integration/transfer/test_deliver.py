@@ -97,7 +97,7 @@ def test_a_quarantined_unit_is_delivered_once_its_source_is_right(nights: Nights
     unit = nights.make(night_of(1), 1, listed=False)
     nights.round(now=datetime.now(UTC) - timedelta(days=1))
     assert nights.states() == {"quarantined": 1}
-    nights.list(unit)
+    nights.write_list(unit)
     assert nights.round("catchup", datetime.now(UTC) + timedelta(days=1))[0].caught_up == 1
     nights.round()
     assert nights.states() == {"delivered": 1}
@@ -131,7 +131,7 @@ def test_links_within_a_unit_bring_what_they_lead_to(nights: Nights) -> None:
     (calibration / "flat.fits").write_bytes(b"flat")
     (place / "cal").symlink_to("../../../calibration")
     (place / "latest.fits").symlink_to(f"fibermap-{place.name}.fits")
-    nights.list(unit)
+    nights.write_list(unit)
     with open(nights.list_path(unit), "ab") as file:
         file.write(line_of(b"cal/flat.fits", hashlib.sha256(b"flat").hexdigest()))
     nights.link(unit)
@@ -187,7 +187,7 @@ def test_late_files_come_in_one_step_and_are_backed_up_again(nights: Nights) -> 
     assert modes(place) == {("dir", 0o2550), ("file", 0o440)}
     nights.write(unit, b"late/one.fits", b"late")
     nights.write(unit, b"fibermap-00000001.fits", b"better")
-    nights.list(unit)
+    nights.write_list(unit)
     nights.run("catchup", night_of(1))
     assert nights.is_as_source(unit)
     assert (place / "sub/guide.txt").stat().st_ino == kept
@@ -275,7 +275,7 @@ def test_an_order_given_while_the_daemon_looks_is_not_lost(nights: Nights, monke
         found = real(self, path)
         if not (nights.data / os.fsdecode(unit) / "late.fits").exists():
             nights.write(unit, b"late.fits", b"late")
-            nights.list(unit)
+            nights.write_list(unit)
             order(dataset.read(str(nights.ini), nights.env), str(nights.home), Stage.CATCHUP, [])
         return found
 
@@ -295,7 +295,7 @@ def test_late_files_that_are_wrong_do_not_touch_what_was_delivered(nights: Night
     (found,) = nights.units().values()
     assert (found["state"], found["colour"]) == ("delivered", "red")
     assert "late files are not taken: not in the list: late.fits" in found["reason"]
-    nights.list(unit)
+    nights.write_list(unit)
     nights.run("catchup")
     assert nights.is_as_source(unit)
     (found,) = nights.units().values()
@@ -387,7 +387,7 @@ def test_what_the_queue_shows_and_says(nights: Nights) -> None:
         failed, done = (found[f"raw {os.fsdecode(unit)}"] for unit in (bad, good))
         assert (failed.kind, failed.owner, failed.state) == ("deliver", "raw", State.FAILED)
         assert [each.state for each in transfers.operations(done.id)] == [State.DONE, State.NEW]
-        nights.list(bad)
+        nights.write_list(bad)
         assert transfers.retry(request=failed.id) > 0
         nights.round()
         assert nights.states() == {"delivered": 2}
@@ -456,7 +456,7 @@ def test_desi_08_a_source_that_cannot_be_reached_leaves_the_catch_up_due(nights:
     unit = nights.make(night_of(2), 1)
     nights.round(now=datetime.now(UTC) - timedelta(days=2))
     nights.write(unit, b"late.fits", b"late")
-    nights.list(unit)
+    nights.write_list(unit)
     away = nights.folder / "source away"
     nights.ready.rename(away)
     (summary,) = nights.round()
@@ -490,7 +490,7 @@ def test_desi_11_the_last_night_of_a_year_is_of_that_year(nights: Nights) -> Non
     for moment in (datetime(2025, 12, 31, 23, tzinfo=UTC), datetime(2026, 1, 1, 13, 59, tzinfo=UTC)):
         nights.round(now=moment)
     nights.write(unit, b"late.fits", b"late")
-    nights.list(unit)
+    nights.write_list(unit)
     assert nights.round(now=datetime(2026, 1, 1, 14, tzinfo=UTC))[0].caught_up == 1
     assert nights.round(now=datetime(2026, 1, 1, 20, tzinfo=UTC))[0].backed_up == 1
     assert os.listdir(nights.folder / "desi") == ["desi_transfer_status_2025.json"]
@@ -534,7 +534,7 @@ def test_desi_12_a_missed_day_is_not_lost(nights: Nights) -> None:
     nights.write_ini(catchup_days=3)
     nights.round(now=datetime.now(UTC) - timedelta(days=9))
     nights.write(units[1], b"late.fits", b"late")
-    nights.list(units[1])
+    nights.write_list(units[1])
     (summary,) = nights.round()
     assert (summary.caught_up, summary.backed_up) == (1, 3)
     assert all(nights.is_as_source(unit) for unit in units)
@@ -639,7 +639,7 @@ def test_desi_12_across_file_systems_a_unit_appears_whole(nights: Nights, monkey
         assert all(nights.is_as_source(unit) for unit in units)
         late = units[0]
         nights.write(late, b"late", b"late")
-        nights.list(late)
+        nights.write_list(late)
         nights.run("catchup")
         assert nights.is_as_source(late)
         assert modes(other / os.fsdecode(late)) == {("dir", 0o2750), ("file", 0o440)}

@@ -62,7 +62,7 @@ class Night:
     def make_late(self) -> None:
         for unit in self.late:
             self.nights.write(unit, b"late/file of the morning", unit)
-            self.nights.list(unit)
+            self.nights.write_list(unit)
 
     def settled(self) -> bool:
         states = self.nights.states()

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import pytest
 
@@ -218,7 +219,7 @@ class Breaks(io.RawIOBase):
 def test_a_source_that_breaks_leaves_nothing_and_the_store_goes_on(world: World) -> None:
     store = world.open()
     with pytest.raises(StoreError, match="store source: gone"):
-        store.put(b"x", Breaks(b"z" * 5000))
+        store.put(b"x", cast(BinaryIO, Breaks(b"z" * 5000)))
     assert store.stat(b"x") is None
     put(store, b"x", b"fine")
     assert get(world.open(), b"x") == b"fine"

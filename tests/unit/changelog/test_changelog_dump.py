@@ -25,7 +25,7 @@ G8 = gfid_str(gfid(8))
 def dump(*args: object, code: int = 0) -> list[str]:
     """The lines it printed; it must end with `code`."""
     # -S: no site-packages. Nothing but Python may be needed.
-    command = ["python3", "-S", TOOL, *map(str, args)]
+    command = ["python3", "-S", str(TOOL), *map(str, args)]
     done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
     assert done.returncode == code, done.stderr
     assert bool(done.stderr) == (code == 2)

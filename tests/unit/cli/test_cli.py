@@ -220,7 +220,7 @@ class TestVolume:
 
 def test_every_command_and_option_is_in_the_readme() -> None:
     readme = (REPOSITORY / "README.md").read_text()
-    missing = []
+    missing: list[str] = []
 
     def look(command: Any, path: str) -> None:
         for parameter in command.params:

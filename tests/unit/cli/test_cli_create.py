@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -180,7 +181,7 @@ class TestCreate:
         assert "the agent there is gsync 0.0.1 with protocol 1" in line
 
     def test_rsync_is_missing(self, cli: Cli, tree: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(preflight.shutil, "which", lambda name: None)
+        monkeypatch.setattr(shutil, "which", lambda name: None)
         assert any(line.startswith("info: rsync is not installed here") for line in findings(
             cli, tree, copy, "--name", "a", code=0))
         cli("delete", "a", "--yes")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from gsync.base import errors
@@ -41,7 +43,7 @@ def test_every_error_ends_with_a_code_that_is_explained(error: type[errors.Gsync
     assert f"| {error.exit_code} |" in reference.files()["docs/reference/exit-codes.md"]
 
 
-def test_a_file_that_says_something_else_is_named(tmp_path: reference.Path) -> None:
+def test_a_file_that_says_something_else_is_named(tmp_path: Path) -> None:
     for name, text in reference.files().items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ import pytest
 
 from gsync.base.errors import Faulty
 from gsync.engine.lease import Claim, Claims, LocalLease, MetaLease
-from lab.place import REPOSITORY
+from lab import REPOSITORY
 
 INTERVAL = 1000.0  # no beat comes by itself while a test runs
 
@@ -47,7 +47,7 @@ class Node:
 def node(tmp_path: Path) -> Iterator[Callable[..., Node]]:
     made: list[Node] = []
 
-    def make(name: str, **more: object) -> Node:
+    def make(name: str, **more: float) -> Node:
         made.append(Node(tmp_path / "subvol_0.lock", name, **more))
         return made[-1]
 

@@ -117,7 +117,8 @@ def test_after_a_failure_there_is_a_pause(spare: Spare, maker: Maker, monkeypatc
 def test_who_begins_with_it_waits_for_it(spare: Spare, maker: Maker) -> None:
     spare.prepare()
     threading.Timer(0.05, maker.let.release).start()
-    assert spare.take(wait=True) is maker.made[0]
+    taken: object = spare.take(wait=True)
+    assert taken is maker.made[0]
     assert spare.take(wait=True) is None
 
 

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import pytest
 
@@ -54,7 +54,7 @@ class Program:
         self.stdin.flush()
 
     def receive(self) -> Any:
-        answer = rpc.read_frame(self.stdout)
+        answer = rpc.read_frame(cast(BinaryIO, self.stdout))
         assert answer is not None, self.stderr.read().decode()
         if "error" in answer:
             raise Refused(answer["error"])

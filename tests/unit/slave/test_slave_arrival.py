@@ -119,7 +119,9 @@ def received(volume: Losing, content: bytes, *, long: bool) -> list[list[object]
         os.umask(mask)
     out.seek(0)
     assert rpc.read_frame(out) == {"ready": stream.PROTOCOL}
-    failed: list[list[object]] = rpc.read_frame(out)["failed"]
+    answer = rpc.read_frame(out)
+    assert answer is not None
+    failed: list[list[object]] = answer["failed"]
     return failed
 
 

@@ -14,7 +14,6 @@ from gsync.base import fsid
 from gsync.base.model import ROOT_GFID as ROOT
 from gsync.link import protocol
 from gsync.link.protocol import FillRow, RemoveRow
-from gsync.slave.directory import apply
 from gsync.slave.directory.ground import Directory
 from gsync.slave.ground import Asked, Found
 from lab.slave_model import REG, Slave
@@ -73,7 +72,7 @@ def test_a_name_that_leads_to_a_file_of_another_name_is_neither_filled_nor_remov
     place(slave, b"a long name", F)
     os.link(root / "a long name", root / "ALONGN~1")
     real = os.listdir
-    monkeypatch.setattr(apply.os, "listdir", lambda fd: [name for name in real(fd) if name != "ALONGN~1"])
+    monkeypatch.setattr(os, "listdir", lambda fd: [name for name in real(fd) if name != "ALONGN~1"])
     assert [error.errno for error in slave.apply.fill([row(b"ALONGN~1", G)]).errors] == [errno.EEXIST]
     assert slave.apply.remove([RemoveRow(ROOT, b"ALONGN~1", 5)]).errors == []
     assert {"a long name", "ALONGN~1"} <= set(real(root))

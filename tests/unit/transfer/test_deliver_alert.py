@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from email.policy import default
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiosmtpd.controller import Controller
@@ -142,10 +143,11 @@ def mail_server(certificate: Path, security: str) -> Iterator[tuple[Inbox, int]]
     def known(server: object, session: object, envelope: object, mechanism: str, given: LoginPassword) -> AuthResult:
         return AuthResult(success=given == LoginPassword(b"gsync", PASSWORD.encode()))
 
-    how = {"tls": {"ssl_context": context, "auth_require_tls": False}, "starttls": {"tls_context": context},
-           "none": {"auth_require_tls": False}}[security]
+    ways: dict[str, dict[str, Any]] = {
+        "tls": {"ssl_context": context, "auth_require_tls": False}, "starttls": {"tls_context": context},
+        "none": {"auth_require_tls": False}}
     controller = Controller(inbox, "127.0.0.1", port, server_hostname="localhost", auth_required=True,
-                            authenticator=known, **how)
+                            authenticator=known, **ways[security])
     controller.start()
     try:
         yield inbox, port
@@ -172,6 +174,7 @@ def test_mail_goes_over_tls_to_a_server_that_is_trusted(certificate: Path, secur
         assert alarm.tell("down", "raw", "why")
         (envelope,) = inbox.mails
         assert envelope.rcpt_tos == ["a@example.org"]
+        assert isinstance(envelope.content, bytes)
         assert b"Subject: gsync deliver: down: raw" in envelope.content
 
 

@@ -246,7 +246,7 @@ def test_the_only_replica_is_not_removed(world: World, content: bytes | None) ->
         if kind == "tidy":
             wanted = world.path / "east" / "result.dat"
             wanted.unlink() if content is None else wanted.write_bytes(content)
-            DirStore.checksum, spoiled = spoils, [True]  # type: ignore[method-assign]
+            DirStore.checksum, spoiled = spoils, [True]  # type: ignore[method-assign, assignment]
         try:
             if kind == "tidy":
                 with pytest.raises(StoreError, match="is the only one") as caught:

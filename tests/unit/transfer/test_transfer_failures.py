@@ -86,7 +86,8 @@ def test_what_is_none(home: Home, ident: str) -> None:
 
 def test_the_pauses_are_those_of_the_queue(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """One policy: the ledger's next try is when a transfer's with these pauses would be."""
-    monkeypatch.setattr(ledger_module, "pause", lambda *args: pause(*args, rng=lambda: 0.5))
+    monkeypatch.setattr(ledger_module, "pause",
+                        lambda tries, first, longest: pause(tries, first, longest, rng=lambda: 0.5))
     policy = RetryPolicy(first_pause=ledger_module.FIRST_PAUSE, longest_pause=ledger_module.LONGEST_PAUSE,
                          rng=lambda: 0.5)
     ledger = Ledger(session(home, "alpha").ledger_db, clock=lambda: 1000)

@@ -7,7 +7,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -155,15 +155,16 @@ def test_settings_that_change_hold_while_it_runs(place: Place, monkeypatch: pyte
     place.write("x")
     failing(monkeypatch, 1 << 60, lambda: StoreError("store b: I/O error", Category.TRANSIENT))
     id_ = place.submit("x")
-    answers = iter([UsageError("gsync.conf: line 1"), Settings(policy=RetryPolicy(max_retries=0), lease=1.0)])
+    answers: Iterator[UsageError | Settings] = iter(
+        [UsageError("gsync.conf: line 1"), Settings(policy=RetryPolicy(max_retries=0), lease=1.0)])
     seen: list[str] = []
 
     def reread() -> Settings:
         answer = next(answers)
         seen.append(place.only(id_).state.value)
-        if isinstance(answer, Settings):
-            return answer
-        raise answer
+        if isinstance(answer, UsageError):
+            raise answer
+        return answer
 
     Worker(place.home, Settings(policy=replace(NOW, max_retries=1 << 60), lease=1.0), reread=reread, once=True).run()
     assert "FAILED" not in seen
