@@ -1,4 +1,4 @@
-"""The internals pages and what cites them agree: a rule that is cited exists, and names tests that exist.
+"""The internals pages, and what cites them, agree with the repository: rules and tests, links, types.
 
 A rule of convergence, a scenario and an invariant are cited by number (`rule 13`, `scenario 22`, `invariant 9`), in
 code, tests and documents.
@@ -15,6 +15,8 @@ import pytest
 
 from lab import REPOSITORY
 
+PAGES = [*sorted((REPOSITORY / "docs/internals").glob("*.md")),
+         *(REPOSITORY / f"{name}.md" for name in ("ARCHITECTURE", "CONTRIBUTING", "SECURITY", "CHANGELOG"))]
 CONVERGENCE = REPOSITORY / "docs/internals/convergence.md"
 ARCHITECTURE = REPOSITORY / "ARCHITECTURE.md"
 _CITATION = re.compile(r"\b(rule|scenario|invariant)s?[ \n]+(?:#\s*)?(\d+(?:(?:,? (?:and|or|to) |, ?)\d+)*)",
@@ -137,3 +139,37 @@ def test_citations_are_found(text: str, expected: list[tuple[str, int]]) -> None
 def test_a_rule_without_tests_is_found() -> None:
     page = "### Rule 1. One\n\nText.\n\n- *Why*: so\n- *Tests*: `test_a`,\n  `test_b`\n\n### Rule 2. Two\n\nText.\n"
     assert [section.tests for section in sections(page)] == [["test_a", "test_b"], []]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_begins_with_one_sentence_of_what_it_answers(page: Path) -> None:
+    title, first, *_ = page.read_text().split("\n\n")
+    assert title.startswith("# ")
+    assert first.startswith("This page ")
+    assert re.findall(r"[.?!](?=\s|$)", first) == ["."]
+
+
+def anchors(page: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub and mkdocs make them."""
+    titles = re.findall(r"^#+ (.*)$", page, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_relative_link_of_a_page_leads_somewhere(page: Path) -> None:
+    wrong = []
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text()):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        if not target.is_file() or (anchor and anchor not in anchors(target.read_text())):
+            wrong.append(link)
+    assert wrong == []
+
+
+def test_every_type_that_carries_a_word_is_there() -> None:
+    rows = re.findall(r"^\|.*\| ([^|]*) \|$", (REPOSITORY / "docs/internals/words.md").read_text(), re.MULTILINE)
+    types = {name for row in rows for name in re.findall(r"`([A-Z]\w+)`", row)}
+    defined = {name for path in (REPOSITORY / "gsync").rglob("*.py")
+               for name in re.findall(r"^(?:class )?([A-Z]\w+)\b(?=[(:]| = )", path.read_text(), re.MULTILINE)}
+    assert len(types) > 30
+    assert types - defined == set()
