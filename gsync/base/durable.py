@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from typing import Union
+from typing import Optional, Union
 
 Path = Union[str, bytes]
 
 
-def fsync_dir(path: Path) -> None:
+def fsync_dir(path: Path, *, dir_fd: Optional[int] = None) -> None:  # noqa: UP045 - Python 3.9
     """Make the names in a directory durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
         os.fsync(fd)
     finally:
@@ -38,15 +38,17 @@ def make_dirs(path: Path, mode: int = 0o700) -> None:
     fsync_dir(parent)
 
 
-def replace_file(path: Path, data: bytes, mode: int = 0o600, *, durable: bool = True) -> None:
+def replace_file(path: Path, data: bytes, mode: int = 0o600, *, durable: bool = True,
+                 dir_fd: Optional[int] = None) -> None:  # noqa: UP045 - Python 3.9
     """Give a file new contents in one step, with exactly this mode; the file is made if it is missing.
 
     durable=False: a crash of the host may take it back, or leave it empty: for a status that the next second replaces.
+    dir_fd: the path is one from this directory.
     """
     path = os.fsencode(path)
     folder, name = os.path.split(path)
     new = os.path.join(folder, b".%s.%s.new" % (name, os.urandom(8).hex().encode()))
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=dir_fd)
     try:
         with open(fd, "wb") as file:
             file.write(data)
@@ -55,10 +57,10 @@ def replace_file(path: Path, data: bytes, mode: int = 0o600, *, durable: bool = 
             if durable:
                 file.flush()
                 os.fsync(fd)
-        os.rename(new, path)
+        os.rename(new, path, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
     except BaseException:
         with suppress(OSError):
-            os.unlink(new)
+            os.unlink(new, dir_fd=dir_fd)
         raise
     if durable:
-        fsync_dir(folder or b".")
+        fsync_dir(folder or b".", dir_fd=dir_fd)

@@ -65,7 +65,7 @@ def change(path: str, name: str, value: str | None) -> None:
     path = os.path.realpath(path)  # a link to the file stays one
     folder = os.path.dirname(path)
     try:
-        make_dirs(os.fsencode(folder))
+        make_dirs(folder)
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             with suppress(OSError):  # two that change it at once: neither change is lost, where there are such locks
@@ -74,7 +74,7 @@ def change(path: str, name: str, value: str | None) -> None:
             after = changed(before, name, value)
             if after != before:
                 mode = os.stat(path).st_mode & 0o777 if before else 0o600
-                replace_file(os.fsencode(path), after.encode(**_ENCODING), mode)
+                replace_file(path, after.encode(**_ENCODING), mode)
         finally:
             os.close(fd)
     except OSError as exc:

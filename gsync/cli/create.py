@@ -47,7 +47,6 @@ def create(
 
     Everything that speaks against it is said at once, and then nothing is made. Nothing is changed at the slave.
     """
-    import os
     from dataclasses import replace
 
     from gsync.base.durable import replace_file
@@ -85,7 +84,7 @@ def create(
             keep_volume(home, volume)
         sessions.save(session, texts)
         if from_gsyncd:
-            replace_file(os.fsencode(session.gsyncd), looked.slave_volume.encode("ascii") + b"\n")
+            replace_file(session.gsyncd, looked.slave_volume.encode("ascii") + b"\n")
     if json:
         print_json({"session": session.name, "created": not refusing,
                     "findings": [{"level": f.level.value, "text": f.text} for f in findings]})

@@ -60,7 +60,7 @@ class LocalLease:
                 epoch = int(file.read()) + 1
         except FileNotFoundError:
             epoch = 1
-        replace_file(os.fsencode(self._path), b"%d\n" % epoch)
+        replace_file(self._path, b"%d\n" % epoch)
         return epoch
 
     def held(self) -> bool:

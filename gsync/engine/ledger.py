@@ -230,7 +230,7 @@ def _copy(old: str, new: str) -> None:
     with open(new + ".new", "rb") as file:
         os.fsync(file.fileno())
     os.rename(new + ".new", new)
-    fsync_dir(os.fsencode(os.path.dirname(new)))
+    fsync_dir(os.path.dirname(new))
 
 
 def _versions(path: str) -> list[tuple[int, int, int] | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 import threading
@@ -42,7 +41,7 @@ def main(argv: list[str]) -> int:
         brick = volume.brick()
         port = RecorderPort(brick)
         if args.managed:
-            make_dirs(os.fsencode(brick.folder))
+            make_dirs(brick.folder)
             log.setup(args.log_level, brick.log, owner=True)
 
         def on_signal(number: int, frame: FrameType | None) -> None:

@@ -78,7 +78,7 @@ class Recorder:
 
     def run(self) -> None:
         """Record until `stop` is set. LockedError if another process does; everything else is waited for."""
-        make_dirs(os.fsencode(self._brick.folder))
+        make_dirs(self._brick.folder)
         with self._lock:
             control = Control(self._brick.ctl)
             pauses, started = iter(PAUSES), time.monotonic()

@@ -71,7 +71,7 @@ class Gaps:
                 gaps = int(file.read())
         except (FileNotFoundError, ValueError):
             gaps = 0
-        replace_file(os.fsencode(self._path), b"%d\n" % (gaps + 1))
+        replace_file(self._path, b"%d\n" % (gaps + 1))
         _log.info("comparing the tree with the index", reason=why, gaps=gaps + 1)
         self._open = True
         self._report(gaps=gaps + 1, unbroken_since=None)

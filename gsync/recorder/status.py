@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from gsync.base.durable import replace_file
 from gsync.base.errors import Transient
 from gsync.base.process import Lock
 from gsync.state.home import Brick
@@ -51,10 +52,8 @@ class RecorderStatus:
 
 
 def write_status(path: str, status: RecorderStatus) -> None:
-    """Replace the status file in one step; for its one writer."""
-    with open(path + ".new", "w", encoding="ascii") as file:
-        json.dump(dataclasses.asdict(status), file)
-    os.rename(path + ".new", path)
+    """Replace the status file in one step."""
+    replace_file(path, json.dumps(dataclasses.asdict(status)).encode("ascii"), durable=False)
 
 
 def read_status(path: str) -> RecorderStatus | None:

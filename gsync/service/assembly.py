@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import partial
 
 from gsync.base import log
-from gsync.base.durable import make_dirs
+from gsync.base.durable import make_dirs, replace_file
 from gsync.base.errors import LockedError, Transient
 from gsync.base.log import get_logger
 from gsync.base.model import NS, Gfid
@@ -203,13 +203,10 @@ class Parts:
             return
         path = os.path.join(self.volume.needed, self.session.name)
         try:
-            with open(path + ".new", "w", encoding="ascii") as file:
-                file.write(f"{self.others.needed(stime)}\n")
+            replace_file(path, b"%d\n" % self.others.needed(stime), durable=False)
         except FileNotFoundError:
-            make_dirs(os.fsencode(self.volume.needed))
+            make_dirs(self.volume.needed)
             self.keep_stime(stime)
-            return
-        os.replace(path + ".new", path)
 
 
 class Publisher:
@@ -277,9 +274,9 @@ def run(session: Session, volume: Volume, home: Home, once: int | None, by_files
         return Order.RUN if by_files is None else by_files()
 
     if not session.on_meta_volume:
-        make_dirs(os.fsencode(session.together))
+        make_dirs(session.together)
     if volume.gluster is None:
-        make_dirs(os.fsencode(volume.brick().folder))
+        make_dirs(volume.brick().folder)
     with Lock(session.worker_lock, f"a worker of session {session.title}"):
         if by_files is not None:
             running = Lock(session.run_lock, "").holder()

@@ -10,6 +10,7 @@ import os
 from contextlib import suppress
 from dataclasses import asdict
 
+from gsync.base.durable import replace_file
 from gsync.base.model import NS
 from gsync.engine.lease import Lease, LocalLease, MetaLease
 from gsync.engine.ledger import Ledger, SharedLedger
@@ -91,9 +92,7 @@ class OnMetaVolume(Alone):
     def _write(self, status: bytes) -> None:
         with suppress(FileExistsError):  # only this folder: what is above it is there, unless nothing is mounted
             os.mkdir(os.path.dirname(self._status), 0o700)
-        with open(self._status + ".new", "wb") as file:
-            file.write(status)
-        os.replace(self._status + ".new", self._status)
+        replace_file(self._status, status, durable=False)
 
     def close(self) -> None:
         self._mirror.close()

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from gsync.base.durable import make_dirs
+from gsync.base.durable import make_dirs, replace_file
 from gsync.base.log import get_logger
 from gsync.base.process import Lock, start_time
 from gsync.recorder import status as recording
@@ -163,10 +163,7 @@ class WorkerDuty(Duty):
 
     def _tell(self, status: bytes) -> None:
         """The other nodes."""
-        path = self._session.status_of(node_name())
-        with open(path + ".new", "wb") as file:
-            file.write(status)
-        os.replace(path + ".new", path)
+        replace_file(self._session.status_of(node_name()), status, durable=False)
 
 
 class RecorderDuty(Duty):
@@ -263,7 +260,7 @@ class Kept(Retry):
 
     def _start(self) -> None:
         try:
-            make_dirs(os.fsencode(os.path.dirname(self.duty.said)))
+            make_dirs(os.path.dirname(self.duty.said))
             child = popen(self.duty.argv, self.duty.said)
         except OSError as exc:
             self._fail(f"{self.duty.name} cannot be started: {exc.strerror}")

@@ -70,7 +70,7 @@ def recorder_argv(volume: str, home: Home, site: Options) -> list[str]:
 def start_in_background(home: Home, patience: float = 30.0) -> int:
     """Start a monitor that outlives this process; its pid, once it holds its lock. GsyncError: it does not start."""
     lock = monitor_lock(home)
-    make_dirs(os.fsencode(home.path))
+    make_dirs(home.path)
     said = os.path.join(home.path, "monitor.stderr")
     argv = [sys.executable, "-P", "-m", "gsync", "monitor", "--state", home.path]
     child = popen(argv, said)
@@ -207,7 +207,7 @@ class Monitor:
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT. LockedError naming the pid of the monitor that runs already."""
-        make_dirs(os.fsencode(self._home.path))
+        make_dirs(self._home.path)
         with monitor_lock(self._home) as lock, self._signals():
             log.setup("INFO", monitor_log(self._home), owner=True, also_stderr=sys.stderr.isatty())
             _log.info("monitor begins", pid=os.getpid(), home=self._home.path)

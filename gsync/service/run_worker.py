@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             session = _part(SessionHome(home).get(args.session, args.settings), home, args.brick)
         log.setup(session.options.log_level)
         priority.lower(session.options.nice, session.options.ionice)
-        make_dirs(os.fsencode(session.own))
+        make_dirs(session.own)
         spare = Spare(partial(link_to, session))
         spare.prepare()
         from gsync.service.assembly import run  # the rest of the program is loaded while ssh connects

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import re
 import time
 from contextlib import suppress
@@ -106,7 +105,7 @@ def _read(path: str) -> dict[str, Any] | None:
 
 
 def _write(path: str, values: dict[str, int]) -> None:
-    replace_file(os.fsencode(path), json.dumps(values).encode("ascii") + b"\n")
+    replace_file(path, json.dumps(values).encode("ascii") + b"\n")
 
 
 def parse_moment(text: str, now: int) -> int:

@@ -45,7 +45,7 @@ def _check_there(session: Session) -> None:
 def write_wanted(session: Session, wanted: Wanted) -> None:
     """Durably and in one step."""
     data = json.dumps({"state": wanted.value, "since": time.time_ns()}).encode("ascii") + b"\n"
-    replace_file(os.fsencode(session.wanted), data)
+    replace_file(session.wanted, data)
 
 
 Print = tuple[int, int, int] | None

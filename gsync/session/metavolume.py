@@ -86,7 +86,7 @@ class MetaVolume:
             raise Faulty(f"meta volume {self.mnt}: {exc.strerror}") from exc
         if known is None:
             data = json.dumps({"mnt": self.mnt, "id": found}).encode() + b"\n"
-            replace_file(os.fsencode(self._memory), data)
+            replace_file(self._memory, data)
         elif found != known:
             raise Faulty(f"meta volume {self.mnt}: it is not the file system that was mounted there before; mount that "
                          f"one, or remove {self._memory} if this is the meta volume from now on")
@@ -108,9 +108,9 @@ class MetaVolume:
 
     def _make_identity(self) -> str | None:
         """By link: whoever of several nodes is first, all read the same."""
-        make_dirs(os.fsencode(self.folder))
+        make_dirs(self.folder)
         new = os.path.join(self.folder, f"id.{uuid.uuid4()}")
-        replace_file(os.fsencode(new), f"{uuid.uuid4()}\n".encode())
+        replace_file(new, f"{uuid.uuid4()}\n".encode())
         with suppress(FileExistsError):
             os.link(new, os.path.join(self.folder, "id"))
         os.unlink(new)

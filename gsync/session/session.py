@@ -250,11 +250,11 @@ class SessionHome:
             for folder in folders:
                 self._prepare(folder, session)
         for folder in folders:
-            make_dirs(os.fsencode(folder))
+            make_dirs(folder)
         for name, text in (settings or {}).items():
             config.set_value(session.config, name, text)
         for folder in folders:
-            replace_file(os.fsencode(os.path.join(folder, _FILE)), data)
+            replace_file(os.path.join(folder, _FILE), data)
 
     def _prepare(self, folder: str, session: Session) -> None:
         """The folder of a session that is to be: empty, but for what an earlier one of the volume and slave left."""
@@ -290,11 +290,11 @@ class SessionHome:
             if remains is None:
                 shutil.rmtree(folder)
                 continue
-            make_dirs(os.fsencode(os.path.dirname(remains)))
+            make_dirs(os.path.dirname(remains))
             shutil.rmtree(remains, ignore_errors=True)
             os.rename(folder, remains)  # from here on it is no session
             _prune(remains, _EPOCHS if forget else _REMAINS)
-            fsync_dir(os.fsencode(os.path.dirname(folder)))
+            fsync_dir(os.path.dirname(folder))
         with suppress(UsageError, FileNotFoundError):
             os.unlink(os.path.join(self.home.get(session.volume).needed, session.name))
 

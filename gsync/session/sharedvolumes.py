@@ -55,13 +55,13 @@ def share_volume(meta: MetaVolume, volume: Volume) -> None:
     values = {"format": _FORMAT, "name": volume.name, "uuid": volume.uuid, "tag": volume.tag.hex(),
               "root": volume.root.hex(), "file_system": dict(volume.file_system)}
     try:
-        make_dirs(os.fsencode(folder))
+        make_dirs(folder)
         new = f"{path}.{volume.uuid}"
-        replace_file(os.fsencode(new), json.dumps(values, indent=1).encode("ascii") + b"\n")
+        replace_file(new, json.dumps(values, indent=1).encode("ascii") + b"\n")
         with suppress(FileExistsError):  # another node was faster, with what is told below
             os.link(new, path)
         os.unlink(new)
-        fsync_dir(os.fsencode(folder))
+        fsync_dir(folder)
     except OSError as exc:
         raise UsageError(f"{path}: {exc.strerror}") from exc
     if _as_known(meta, volume).uuid != volume.uuid:

@@ -7,13 +7,13 @@ outlives its writer, so it is believed only while the process that it names runs
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from gsync.base.durable import replace_file
 from gsync.base.process import is_alive
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -27,11 +27,8 @@ def rfc3339(ns: int | None) -> str | None:
 
 
 def write_status(path: str, values: Mapping[str, Any]) -> None:
-    """Replaces the status file in one step; only its one writer may call this."""
-    temporary = f"{path}.{os.getpid()}"
-    with open(temporary, "w", encoding="ascii") as file:
-        json.dump(values, file)
-    os.replace(temporary, path)
+    """Replace the status file in one step."""
+    replace_file(path, json.dumps(values).encode("ascii"), durable=False)
 
 
 def read_status(path: str) -> dict[str, Any] | None:

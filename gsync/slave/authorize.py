@@ -11,6 +11,8 @@ import re
 import sys
 from contextlib import suppress
 
+from gsync.base.durable import replace_file
+
 _LINE = re.compile(r'restrict,command="(?:[^"\\]|\\.)* --forced (?:[^"\\]|\\.)*" '
                    r'(ssh-ed25519 [A-Za-z0-9+/=]+) (gsync .*)')
 
@@ -34,14 +36,7 @@ def main() -> int:
     lines = [other for other in before.splitlines() if not _is_replaced(other, *found.groups())]
     after = "\n".join([*lines, line]) + "\n"
     if after != before:
-        new = f"{path}.gsync-{os.getpid()}"
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        with open(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
-            os.fchmod(fd, mode)
-            file.write(after)
-            file.flush()
-            os.fsync(fd)
-        os.rename(new, path)
+        replace_file(path, after.encode("utf-8", "surrogateescape"), mode)
     print(path)
     return 0
 

@@ -44,8 +44,8 @@ def mark(path: str) -> None:
     """Before the first thing is put into a new state folder: make it, with its version. UsageError."""
     try:
         if not os.path.lexists(_file(path)):
-            make_dirs(os.fsencode(path))
-            replace_file(os.fsencode(_file(path)), b"%d\n" % VERSION)
+            make_dirs(path)
+            replace_file(_file(path), b"%d\n" % VERSION)
     except OSError as exc:
         raise UsageError(f"state folder {path}: {exc.strerror}; choose another one with --state or $GSYNC_HOME") \
             from None
@@ -73,7 +73,7 @@ def _migrate(path: str, step: Callable[[str], None]) -> None:
         if _version(path) == 1:
             _from_1(path, step)
             step("format")
-            replace_file(os.fsencode(_file(path)), b"2\n")
+            replace_file(_file(path), b"2\n")
     finally:
         os.close(fd)
 
@@ -106,11 +106,11 @@ def _from_1(path: str, step: Callable[[str], None]) -> None:
                        for line in ini.written(ini.option_name(option), _text_of_1(value)))
         if text:
             step("settings")
-            replace_file(os.fsencode(os.path.join(folder, "gsync.conf")),
+            replace_file(os.path.join(folder, "gsync.conf"),
                          f"[{ini.SECTION}]\n{text}".encode("utf-8", "surrogateescape"))
         step("session")
         data = json.dumps({**values, "format": 2, "shared": None}, indent=1).encode("ascii") + b"\n"
-        replace_file(os.fsencode(os.path.join(folder, "session.json")), data)
+        replace_file(os.path.join(folder, "session.json"), data)
         _log.info("migrated to format 2", session=os.path.basename(folder))
 
 

@@ -125,7 +125,7 @@ class Volume:
     def needed_from(self) -> int | None:
         """The oldest stime that a session may go on from, None if no session says so."""
         try:
-            names = os.listdir(self.needed)
+            names = [name for name in os.listdir(self.needed) if not name.startswith(".")]
         except FileNotFoundError:
             return None
         stimes = []
@@ -261,8 +261,8 @@ class Home:
             values["gluster"] = volume.gluster.to_json()
         folder_format.mark(self.path)
         try:
-            make_dirs(os.fsencode(volume.folder))
-            replace_file(os.fsencode(_file(volume.folder)), json.dumps(values, indent=1).encode("ascii") + b"\n")
+            make_dirs(volume.folder)
+            replace_file(_file(volume.folder), json.dumps(values, indent=1).encode("ascii") + b"\n")
         except OSError as exc:
             raise UsageError(f"{_file(volume.folder)}: {exc.strerror}") from None
         return volume
@@ -295,7 +295,7 @@ class Home:
         if pid is not None:
             raise LockedError(f"volume {name}: its recorder is running, pid {pid}; stop it first")
         os.unlink(_file(volume.folder))  # from here on it is no volume
-        fsync_dir(os.fsencode(volume.folder))
+        fsync_dir(volume.folder)
         shutil.rmtree(volume.folder)
 
     def _load(self, name: str) -> Volume | None:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
+from gsync.base.durable import replace_file
 from gsync.base.errors import SlaveError
 from gsync.base.fsid import whereabouts
 from gsync.base.model import NS, STATE_DIR, shown
@@ -197,14 +198,7 @@ def _make_room(state_fd: int) -> None:
 
 def _write_identity(state_fd: int, volume: str, volume_name: str) -> None:
     identity = {"format": _FORMAT, "volume": volume, "volume_name": volume_name, "created": int(time.time())}
-    fd = os.open(b"identity.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600,
-                 dir_fd=state_fd)
-    with open(fd, "wb") as file:
-        file.write(json.dumps(identity).encode() + b"\n")
-        file.flush()
-        os.fsync(fd)
-    os.rename(b"identity.new", b"identity", src_dir_fd=state_fd, dst_dir_fd=state_fd)
-    os.fsync(state_fd)
+    replace_file(b"identity", json.dumps(identity).encode() + b"\n", dir_fd=state_fd)
 
 
 # what the file system and the user can hold

@@ -23,6 +23,7 @@ from typing import Any
 
 import gsync
 from gsync.base import rpc
+from gsync.base.durable import replace_file
 from gsync.base.errors import SlaveError, Transient
 from gsync.base.model import NS, ROOT_GFID, STATE_DIR, Gfid
 from gsync.link.protocol import RESERVED, Caps, Fenced, stream_of
@@ -73,11 +74,7 @@ def keep_site(site: volfile.Site) -> None:
     """Leave it for the receivers of this connection: asking glusterd costs as much as a hundred small files. Only root
     can read it, since it may hold the pool's key."""
     path = os.path.join(_RUN, b"site-" + site.name.encode())
-    new = b"%s.%d" % (path, os.getpid())
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with open(fd, "w", encoding="ascii") as file:
-        json.dump(site, file)
-    os.replace(new, path)
+    replace_file(path, json.dumps(site).encode("ascii"), durable=False)
 
 
 def kept_site(name: str) -> volfile.Site:

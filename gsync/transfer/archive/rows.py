@@ -169,7 +169,7 @@ class Archives:
         with self.transfers.atomic() as db:
             db.execute("INSERT INTO archives (id, kind, root, store, place, operation, done, created, changed) "
                        "VALUES (?, ?, ?, ?, ?, ?, 0, ?, ?)", (id, kind, root, store, place, operation, now, now))
-        make_dirs(os.fsencode(os.path.join(self.folder, id)))
+        make_dirs(os.path.join(self.folder, id))
         archive = self._one(id)
         assert archive is not None
         return archive
@@ -208,7 +208,7 @@ class Archives:
         folder = os.path.join(self.folder, archive.id)
         if os.path.isdir(folder):
             shutil.rmtree(folder)
-            fsync_dir(os.fsencode(self.folder))
+            fsync_dir(self.folder)
 
     # jobs
 
@@ -266,7 +266,7 @@ class Archives:
 
     def lock(self, archive: Archive, operation: str) -> Lock:
         """One process at a time works on an archive."""
-        make_dirs(os.fsencode(os.path.join(self.folder, archive.id)))
+        make_dirs(os.path.join(self.folder, archive.id))
         return Lock(os.path.join(self.folder, archive.id, "lock"), f"archive {operation} {shown(archive.root)}: a job")
 
     def holder(self, archive: Archive) -> int | None:

@@ -50,7 +50,7 @@ class Outbox:
     def report(self, transfers: Transfers) -> int:
         """Write what has ended and was not reported here yet; how many files."""
         try:
-            make_dirs(os.fsencode(self._path), 0o755)
+            make_dirs(self._path, 0o755)
             with Lock(os.path.join(self._path, ".gsync-reporter.lock"), f"the reporter of {self._path}"), \
                     self._reported() as db:
                 files = self._deliver(db)
@@ -101,13 +101,13 @@ class Outbox:
                 "SELECT id, user, name, data, state FROM files WHERE state<>'DONE' ORDER BY id").fetchall():
             folder = os.path.join(self._path, _folder_name(user))
             hidden = os.path.join(folder, f".{name}")
-            make_dirs(os.fsencode(folder), 0o755)
+            make_dirs(folder, 0o755)
             if state == "NEW":
-                replace_file(os.fsencode(hidden), data, 0o644)
+                replace_file(hidden, data, 0o644)
                 db.execute("UPDATE files SET state='WRITTEN' WHERE id=?", (ident,))
             if os.path.exists(hidden):
                 os.rename(hidden, os.path.join(folder, name))
-                fsync_dir(os.fsencode(folder))
+                fsync_dir(folder)
             db.execute("UPDATE files SET state='DONE', data=NULL WHERE id=?", (ident,))
             count += 1
         return count

@@ -20,7 +20,7 @@ from datetime import UTC, date, datetime, timedelta
 from html import escape
 from typing import Any
 
-from gsync.base.durable import make_dirs
+from gsync.base.durable import make_dirs, replace_file
 from gsync.base.model import NS, shown
 from gsync.transfer.delivery.dataset import DataSet, Settings
 from gsync.transfer.delivery.overview import overview
@@ -141,7 +141,7 @@ def _rfc3339(moment: datetime) -> str:
 def write(settings: Settings, deliveries: Deliveries, now: datetime) -> None:
     """Bring the folder settings.common.page up to date."""
     folder = settings.common.page
-    make_dirs(os.fsencode(folder), 0o755)
+    make_dirs(folder, 0o755)
     _replace(folder, "style.css", _STYLE)
     all_nights = {}
     for dataset in settings.sets:
@@ -187,10 +187,7 @@ def _replace(folder: str, name: str, text: str) -> None:
     with suppress(OSError), open(path, "rb") as file:
         if file.read() == data:
             return
-    with open(path + ".new", "wb") as file:
-        file.write(data)
-    os.chmod(path + ".new", 0o644)
-    os.rename(path + ".new", path)
+    replace_file(path, data, 0o644, durable=False)
 
 
 def _json_ready(value: Any) -> Any:

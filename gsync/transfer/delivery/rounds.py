@@ -68,7 +68,7 @@ class Rounds:
                 if self._looking:
                     continue
                 try:
-                    make_dirs(os.fsencode(each.dataset.staging), 0o750)
+                    make_dirs(each.dataset.staging, 0o750)
                     self._stack.enter_context(lock_of(each.dataset))
                 except OSError as exc:
                     raise UsageError(f"{self.settings.path}: [{each.dataset.name}] staging: {each.dataset.staging}: "

@@ -114,7 +114,7 @@ class Transfers:
             if looking and not os.path.exists(self._path):
                 self._db = _connect(":memory:")
                 return
-            make_dirs(os.fsencode(home))
+            make_dirs(home)
             self._db = _connect(self._path)
             os.chmod(self._path, 0o600)
         except (OSError, sqlite3.Error) as exc:

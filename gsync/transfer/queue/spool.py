@@ -43,8 +43,8 @@ class Spool:
                 yield os.path.join(self.folder, name)
 
     def _write(self, request: NewRequest, name: str) -> None:
-        make_dirs(os.fsencode(self.folder))
-        replace_file(os.fsencode(os.path.join(self.folder, name)), _to_json(request))
+        make_dirs(self.folder)
+        replace_file(os.path.join(self.folder, name), _to_json(request))
 
 
 def read(path: str) -> NewRequest:

@@ -61,7 +61,7 @@ class Tape:
         """Take a whole, durable tar under its name."""
         if not self._commands:
             os.rename(path, os.path.join(self._root, name))
-            fsync_dir(os.fsencode(self._root))
+            fsync_dir(self._root)
             return
         self._run("put-command", file=path, name=name)
         if (held := self._size(name)) != size:
@@ -73,7 +73,7 @@ class Tape:
         """A copy of the index for the back end, so that the vault can be read without this host."""
         if self._commands:
             path = os.path.join(self._root, ".part.index")  # one at a time: the vault's lock is held
-            replace_file(os.fsencode(path), body)
+            replace_file(path, body)
             self._run("put-command", file=path, name=name)
             os.unlink(path)
 

@@ -56,9 +56,9 @@ def make_vault(root: str) -> None:
         raise UsageError(f"vault {root}: {exc.strerror}; make the directory first") from None
     if MARKER in names:
         return
-    if [name for name in names if name != "lost+found"]:
+    if [name for name in names if name != "lost+found" and not name.startswith(f".{MARKER}.")]:
         raise UsageError(f"vault {root}: the directory is neither empty nor a vault")
-    replace_file(os.fsencode(os.path.join(root, MARKER)), json.dumps({"format": FORMAT}).encode() + b"\n")
+    replace_file(os.path.join(root, MARKER), json.dumps({"format": FORMAT}).encode() + b"\n")
 
 
 @dataclass(slots=True)
@@ -366,8 +366,8 @@ class VaultStore:
         body += json.dumps({"end": len(batch.records), "sha256": hashlib.sha256(body).hexdigest()}).encode() + b"\n"
         index = os.path.join(self._root, name + ".idx")
         self._tape.keep_index(body, name + ".idx")
-        replace_file(os.fsencode(index), body)
-        fsync_dir(os.fsencode(self._root))
+        replace_file(index, body)
+        fsync_dir(self._root)
         with open(index, "rb") as file:
             with suppress(OSError):
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

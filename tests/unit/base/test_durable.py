@@ -28,7 +28,7 @@ def test_a_file_is_replaced_with_its_mode(path: bytes) -> None:
 def test_a_failure_leaves_the_old_contents(path: bytes, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     durable.replace_file(path, b"one")
 
-    def full(*_: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
@@ -95,7 +95,7 @@ def test_what_lies_where_temporary_files_might_is_left_alone(path: bytes, monkey
 
 @pytest.mark.parametrize("name", ["fchmod", "fsync", "rename"])
 def test_a_failure_leaves_no_temporary_file(path: bytes, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    def full(*_: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
@@ -103,6 +103,17 @@ def test_a_failure_leaves_no_temporary_file(path: bytes, monkeypatch: pytest.Mon
         with pytest.raises(OSError, match="No space"):
             durable.replace_file(path, b"one", 0o644)
     assert os.listdir(os.path.dirname(path)) == []
+
+
+def test_a_file_of_a_directory_that_is_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        durable.replace_file("file", b"one", dir_fd=fd)
+    finally:
+        os.close(fd)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["file"]
 
 
 def test_what_need_not_be_durable_waits_for_no_disk(path: bytes, monkeypatch: pytest.MonkeyPatch) -> None:

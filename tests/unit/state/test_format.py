@@ -118,7 +118,7 @@ class TestFolder:
     def test_a_process_that_is_killed_in_it_leaves_a_folder_that_the_next_one_migrates(
             self, tmp_path: Path, migrated: dict[str, bytes]) -> None:
         folder = tmp_path / "killed"
-        script = ("import os, signal, sys\nfrom gsync.volume import format\n"
+        script = ("import os, signal, sys\nfrom gsync.state import format\n"
                   "left = int(sys.argv[2])\n"
                   "def step(name):\n    global left\n    left -= 1\n"
                   "    if left < 0: os.kill(os.getpid(), signal.SIGKILL)\n"
