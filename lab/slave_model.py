@@ -20,9 +20,9 @@ from gsync.link import protocol
 from gsync.link.protocol import FillRow, MetaRow, RemoveRow
 from gsync.slave.directory.apply import Apply
 from gsync.slave.directory.identity import Taken, probe, take
-from gsync.slave.directory.index import LIMBO_NEW, LIMBO_OLD
 from gsync.slave.directory.recover import recover
 from gsync.slave.directory.tree import OPEN_DIR, SlaveTree
+from gsync.slave.limbo import LIMBO_NEW, LIMBO_OLD
 
 DIR, REG, LNK, FIFO = stat.S_IFDIR | 0o755, stat.S_IFREG | 0o644, stat.S_IFLNK | 0o777, stat.S_IFIFO | 0o600
 

@@ -210,7 +210,7 @@ class RemoveRow(NamedTuple):
         return cls(*name_of_json(pargfid, bname), _int(since, 0, _MAX_SIZE - 1))
 
 
-class Problem(NamedTuple):
+class RowProblem(NamedTuple):
     """What went wrong with a row of a request: its number, from 0."""
 
     row: int
@@ -224,7 +224,7 @@ class FillAnswer(NamedTuple):
     answers: list[FillCode]
     vacated: list[Name]
     displaced: list[Gfid]
-    errors: list[Problem]
+    errors: list[RowProblem]
 
     def to_json(self) -> dict[str, Any]:
         return {"answers": self.answers, "vacated": [[p.hex(), text_of(b)] for p, b in self.vacated],
@@ -234,19 +234,19 @@ class FillAnswer(NamedTuple):
     def from_json(cls, answer: dict[str, Any]) -> FillAnswer:
         return cls([_CODES[code] for code in answer["answers"]],
                    [name_of_json(p, b) for p, b in answer["vacated"]],
-                   [gfid_of_json(g) for g in answer["displaced"]], [Problem(*row) for row in answer["errors"]])
+                   [gfid_of_json(g) for g in answer["displaced"]], [RowProblem(*row) for row in answer["errors"]])
 
 
 class RemoveAnswer(NamedTuple):
     displaced: list[Gfid]
-    errors: list[Problem]
+    errors: list[RowProblem]
 
     def to_json(self) -> dict[str, Any]:
         return {"displaced": [g.hex() for g in self.displaced], "errors": self.errors}
 
     @classmethod
     def from_json(cls, answer: dict[str, Any]) -> RemoveAnswer:
-        return cls([gfid_of_json(g) for g in answer["displaced"]], [Problem(*row) for row in answer["errors"]])
+        return cls([gfid_of_json(g) for g in answer["displaced"]], [RowProblem(*row) for row in answer["errors"]])
 
 
 class CommitAnswer(NamedTuple):

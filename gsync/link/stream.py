@@ -39,7 +39,7 @@ NAME_MAX = 4096
 XATTRS_MAX = 16 << 20
 SIZE_MAX = (1 << 63) - 1
 
-HEADER = struct.Struct("<BBHHI16s16sIIIqIqIQ")  # Header
+HEADER = struct.Struct("<BBHHI16s16sIIIqIqIQ")  # ItemHeader
 EXTENT = struct.Struct("<QQ")
 _XATTR = struct.Struct("<HI")
 
@@ -50,7 +50,7 @@ class BadStream(Exception):
     """The sender does not speak this format."""
 
 
-class Header(NamedTuple):
+class ItemHeader(NamedTuple):
     """The fields of HEADER. mode to atime_ns mean nothing for IN_PLACE items."""
 
     kind: int
@@ -78,7 +78,7 @@ class Header(NamedTuple):
         return self.atime_s * NS + self.atime_ns
 
 
-class Hello(NamedTuple):
+class SenderHello(NamedTuple):
     """What a sender says first: the worker's epoch and the ticket of its connection (gsync/slave/fence.py), so that one
     that lost its lock is refused."""
 
@@ -91,11 +91,11 @@ def encode_hello(epoch: int, ticket: str) -> bytes:
     return json.dumps({"gsync-stream": PROTOCOL, "epoch": epoch, "ticket": ticket}).encode() + b"\n"
 
 
-def decode_hello(line: bytes) -> Hello:
+def decode_hello(line: bytes) -> SenderHello:
     """The hello of a line; BadStream if it is none."""
     try:
         said = json.loads(line)
-        return Hello(int(said["gsync-stream"]), int(said["epoch"]), str(said["ticket"]))
+        return SenderHello(int(said["gsync-stream"]), int(said["epoch"]), str(said["ticket"]))
     except (ValueError, KeyError, TypeError) as exc:
         raise BadStream(f"not a hello: {line[:200]!r}") from exc
 

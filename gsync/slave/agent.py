@@ -33,15 +33,15 @@ from gsync.link.protocol import (
     Hello,
     LandedRow,
     MetaRow,
-    Problem,
     RemoveRow,
+    RowProblem,
     gfid_of_json,
     name_of_json,
     text_of,
 )
-from gsync.slave.directory.ground import Directory
-from gsync.slave.ground import Asked, Ground, Works, is_volume, volume_of
-from gsync.slave.page import Step
+from gsync.slave.directory.target import DirectoryTarget
+from gsync.slave.outcome import Step
+from gsync.slave.target import Asked, Operations, Target, is_volume, volume_of
 
 _LIMIT = 10_000            # most rows in one answer
 _FIRST_TIMEOUT = 120.0     # seconds for the hello to come
@@ -138,14 +138,14 @@ class Agent:
 
     def __init__(self, root: bytes, step: Step = lambda name: None, beat: Callable[[float], None] = lambda seconds: None
                  ) -> None:
-        self._ground = ground_of(root, step)
+        self._target = target_of(root, step)
         self._beat = beat
         self.timeout = _FIRST_TIMEOUT
         self.ends = False
         self._swept = True
 
     def close(self) -> None:
-        self._ground.close()
+        self._target.close()
 
     def answer(self, request: Any) -> dict[str, Any]:
         """Do what is asked; the frame to send back."""
@@ -153,7 +153,7 @@ class Agent:
             method = METHODS.get(request["method"])
             if method is None:
                 raise SlaveError(f"no such method: {request['method']!r}")
-            if self._ground.works is None and method not in (Agent.hello, Agent.look, Agent.survey):
+            if self._target.operations is None and method not in (Agent.hello, Agent.look, Agent.survey):
                 raise SlaveError("the first request must be hello")
             self.check()
             return {"id": request["id"], "result": method(self, request["params"])}
@@ -162,7 +162,7 @@ class Agent:
 
     def check(self) -> None:
         """Fenced once a younger connection has taken the slave over [invariant 9]."""
-        self._ground.check()
+        self._target.check()
 
     def _error(self, exc: Exception) -> dict[str, Any]:
         """How an exception travels. After those that leave the index in doubt the agent ends."""
@@ -172,7 +172,7 @@ class Agent:
             kind = "refused"
         elif isinstance(exc, Fenced):
             kind = "fenced"
-            self.ends = not self._ground.valid
+            self.ends = not self._target.valid
         elif isinstance(exc, Transient):
             kind = "busy" if isinstance(exc, Busy) else "transient"
             self.ends = kind == "transient"
@@ -190,30 +190,30 @@ class Agent:
         return {"type": kind, "message": message, "errno": number}
 
     @property
-    def _works(self) -> Works:
-        assert self._ground.works is not None
-        return self._ground.works
+    def _operations(self) -> Operations:
+        assert self._target.operations is not None
+        return self._target.operations
 
     def tidy(self, goes_on: Callable[[], bool]) -> bool:
         """Delete what commits have let go, while goes_on; whether there may be more."""
         if not self._swept:
-            self._swept = self._ground.sweep(goes_on)
+            self._swept = self._target.sweep(goes_on)
         return not self._swept
 
     # methods
 
     def look(self, params: Params) -> bool:
         """Before hello, and without changing anything: whether the slave is this volume's already."""
-        return self._ground.look(str(params["volume"]), bool(params["adopt"]), bool(params["make"]),
+        return self._target.look(str(params["volume"]), bool(params["adopt"]), bool(params["make"]),
                                  params.get("master", ("", ())))
 
     def survey(self, params: Params) -> dict[str, Any]:
         """Before hello, and without changing anything: what it would be like as this volume's slave."""
-        return self._ground.survey(str(params["volume"]), bool(params["adopt"]),
+        return self._target.survey(str(params["volume"]), bool(params["adopt"]),
                                    params.get("master", ("", ()))).to_json()
 
     def hello(self, params: Params) -> dict[str, Any]:
-        if self._ground.taken:
+        if self._target.taken:
             raise SlaveError("hello comes once")
         if params["protocol"] != rpc.PROTOCOL:
             raise SlaveError(f"the agent speaks protocol {rpc.PROTOCOL}, the worker {params['protocol']}: use the same "
@@ -221,7 +221,7 @@ class Agent:
         if params.get("beat") is not None:
             self._beat(max(0.01, float(params["beat"])))
         boot_id, epoch = _boot_id(), int(params["epoch"])
-        found = self._ground.open(Asked(
+        found = self._target.open(Asked(
             str(params["volume"]), str(params["volume_name"]), str(params["session"]), epoch,
             str(params.get("ticket", "")), bool(params["adopt"]), bool(params.get("make")),
             int(params["delete_retention"]), frozenset(params.get("leave", ())), params.get("master", ("", ())),
@@ -234,7 +234,7 @@ class Agent:
 
     def fill(self, params: Params) -> dict[str, Any]:
         rows, places, problems = _decoded(FillRow.from_json, params["rows"])
-        answer = self._works.fill(rows)
+        answer = self._operations.fill(rows)
         codes = [ERROR] * len(params["rows"])
         for place, code in zip(places, answer.answers):
             codes[place] = code
@@ -242,53 +242,53 @@ class Agent:
 
     def remove(self, params: Params) -> dict[str, Any]:
         rows, places, problems = _decoded(RemoveRow.from_json, params["rows"])
-        answer = self._works.remove(rows, bool(params.get("keep_last")))
+        answer = self._operations.remove(rows, bool(params.get("keep_last")))
         return answer._replace(errors=_merged(problems, answer.errors, places)).to_json()
 
     def meta(self, params: Params) -> dict[str, Any]:
         rows, places, problems = _decoded(MetaRow.from_json, params["rows"])
-        return _numbers(len(params["rows"]), places, self._works.meta(rows), problems)
+        return _numbers(len(params["rows"]), places, self._operations.meta(rows), problems)
 
     def landed(self, params: Params) -> dict[str, Any]:
         rows, places, problems = _decoded(LandedRow.from_json, params["rows"])
-        return _numbers(len(params["rows"]), places, self._works.landed(rows), problems)
+        return _numbers(len(params["rows"]), places, self._operations.landed(rows), problems)
 
     def list_names(self, params: Params) -> dict[str, Any]:
         after = params["after"]
-        names, following = self._works.names_in(gfid_of_json(params["dir"]),
+        names, following = self._operations.names_in(gfid_of_json(params["dir"]),
                                                 None if after is None else after.encode("latin-1"), _limit(params))
         return {"names": [[text_of(name), None if gfid is None else gfid.hex()] for name, gfid in names],
                 "next": None if following is None else text_of(following)}
 
     def weigh(self, params: Params) -> int:
         names = [name_of_json(pargfid, bname) for pargfid, bname in params["names"]]
-        return self._works.weigh(names, int(params["limit"]))
+        return self._operations.weigh(names, int(params["limit"]))
 
     def known(self, params: Params) -> list[int]:
-        return self._works.known(_gfids(params["gfids"]))
+        return self._operations.known(_gfids(params["gfids"]))
 
     def digest(self, params: Params) -> list[tuple[int, int, str]]:
-        return self._works.digest(_gfids(params["gfids"]))
+        return self._operations.digest(_gfids(params["gfids"]))
 
     def expose(self, params: Params) -> dict[str, Any]:
-        return {"answers": self._works.expose(_gfids(params["gfids"]))}
+        return {"answers": self._operations.expose(_gfids(params["gfids"]))}
 
     def unexpose(self, params: Params) -> dict[str, Any]:
-        self._works.unexpose(_gfids(params["gfids"]))
+        self._operations.unexpose(_gfids(params["gfids"]))
         return {}
 
     def complete(self, params: Params) -> dict[str, Any]:
-        self._works.complete(_gfids(params["dirs"]))
+        self._operations.complete(_gfids(params["dirs"]))
         return {}
 
     def leftovers(self, params: Params) -> dict[str, Any]:
         kind, after, limit = params["kind"], params["after"], _limit(params)
         if kind == "names":
             start: Name | None = None if after is None else (bytes.fromhex(after[0]), after[1].encode("latin-1"))
-            names = self._works.leftover_names(start, limit)
+            names = self._operations.leftover_names(start, limit)
             rows: list[Any] = [[pargfid.hex(), text_of(bname)] for pargfid, bname in names]
         elif kind in ("dirs", "gfids"):
-            page = self._works.leftover_dirs if kind == "dirs" else self._works.leftover_gfids
+            page = self._operations.leftover_dirs if kind == "dirs" else self._operations.leftover_gfids
             rows = [gfid.hex() for gfid in page(b"" if after is None else gfid_of_json(after), limit)]
         else:
             raise SlaveError(f"no such kind of leftovers: {kind!r}")
@@ -296,7 +296,7 @@ class Agent:
 
     def commit(self, params: Params) -> dict[str, Any]:
         mark = params.get("mark")
-        answer = self._works.commit(params["stime"], params["entry_stime"], int(params["epoch"]),
+        answer = self._operations.commit(params["stime"], params["entry_stime"], int(params["epoch"]),
                                     bool(params["clear"]), None if mark is None else str(mark),
                                     bool(params.get("walked")))
         self._swept = False
@@ -304,25 +304,25 @@ class Agent:
 
     def forget_stime(self, params: Params) -> dict[str, Any]:
         """The next worker compares the whole tree, since nothing is said to be in step any more."""
-        self._ground.forget_stime()
+        self._target.forget_stime()
         return {}
 
     def ping(self, params: Params) -> dict[str, Any]:
         return {}
 
     def bye(self, params: Params) -> dict[str, Any]:
-        self._ground.goodbye()
+        self._target.goodbye()
         self.ends = True
         return {}
 
 
-def ground_of(root: bytes, step: Step) -> Ground:
-    """The ground that a ROOT names."""
+def target_of(root: bytes, step: Step) -> Target:
+    """The target that a ROOT names."""
     if is_volume(root):
-        from gsync.slave.gluster.ground import VolumeGround  # few hosts have a volume
+        from gsync.slave.gluster.target import VolumeTarget  # few hosts have a volume
 
-        return VolumeGround(volume_of(root), step)
-    return Directory(root, step)
+        return VolumeTarget(volume_of(root), step)
+    return DirectoryTarget(root, step)
 
 
 METHODS: dict[str, Callable[[Agent, Params], Any]] = {
@@ -358,25 +358,25 @@ def _gfids(texts: Sequence[Any]) -> list[Gfid]:
     return [gfid_of_json(text) for text in texts]
 
 
-def _decoded(decode: Callable[[Any], Row], rows: Sequence[Any]) -> tuple[list[Row], list[int], list[Problem]]:
+def _decoded(decode: Callable[[Any], Row], rows: Sequence[Any]) -> tuple[list[Row], list[int], list[RowProblem]]:
     """The rows that are in order, their places among all, and what is wrong with the others."""
     good: list[Row] = []
     places: list[int] = []
-    problems: list[Problem] = []
+    problems: list[RowProblem] = []
     for i, row in enumerate(rows):
         try:
             good.append(decode(row))
             places.append(i)
         except (ValueError, TypeError, AttributeError, IndexError) as exc:
-            problems.append(Problem(i, errno.EINVAL, f"refused: {exc}"))
+            problems.append(RowProblem(i, errno.EINVAL, f"refused: {exc}"))
     return good, places, problems
 
 
-def _merged(problems: list[Problem], more: Sequence[Problem], places: Sequence[int]) -> list[Problem]:
+def _merged(problems: list[RowProblem], more: Sequence[RowProblem], places: Sequence[int]) -> list[RowProblem]:
     return problems + [problem._replace(row=places[problem.row]) for problem in more]
 
 
-def _numbers(count: int, places: Sequence[int], answers: Sequence[int], problems: Sequence[Problem]) -> Params:
+def _numbers(count: int, places: Sequence[int], answers: Sequence[int], problems: Sequence[RowProblem]) -> Params:
     numbers = [errno.EINVAL] * count
     for place, answer in zip(places, answers):
         numbers[place] = answer

@@ -27,9 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return rsync_server.main(arguments[1:])
     if len(arguments) == 2 and arguments[0] == "--forced":
-        from gsync.slave import forced
+        from gsync.slave import forced_command
 
-        return forced.main(os.fsencode(arguments[1]))
+        return forced_command.main(os.fsencode(arguments[1]))
     if arguments == ["--authorize"]:
         from gsync.slave import authorize
 

@@ -18,8 +18,8 @@ from gsync.base.model import shown
 from gsync.link.protocol import Fenced
 from gsync.link.stream import BadStream
 from gsync.slave.directory import receive as directory
-from gsync.slave.ground import is_volume, volume_of
 from gsync.slave.receiver import Input, Orphaned, Watch
+from gsync.slave.target import is_volume, volume_of
 
 
 def main(root: bytes, watch: Callable[[int], object] = Watch) -> int:

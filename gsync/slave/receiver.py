@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from gsync.base import rpc
 from gsync.link import stream
-from gsync.link.stream import BadStream, Header
+from gsync.link.stream import BadStream, ItemHeader
 from gsync.slave.fence import AGENT_LOCK
 
 _BUFFER = 4 << 20
@@ -136,7 +136,7 @@ class Receiver:
         size_of_header = stream.HEADER.size
         item = 0
         while self._in.ensure(size_of_header):
-            head = Header._make(stream.HEADER.unpack(self._in.take(size_of_header)))
+            head = ItemHeader._make(stream.HEADER.unpack(self._in.take(size_of_header)))
             if head.kind == stream.FILE:
                 self._item(item, head)
                 item += 1
@@ -167,7 +167,7 @@ class Receiver:
 
     # one item
 
-    def _item(self, number: int, head: Header) -> None:
+    def _item(self, number: int, head: ItemHeader) -> None:
         """Take one item off the stream; if it cannot be put where it belongs, note it in `failed`."""
         inline = head.flags & stream.INLINE
         if head.xattrs_size > stream.XATTRS_MAX or head.bname_size > stream.NAME_MAX or head.size > (
@@ -192,13 +192,13 @@ class Receiver:
         if self._unread:
             self._drain_extents()
 
-    def _in_place(self, head: Header, data: memoryview) -> None:
+    def _in_place(self, head: ItemHeader, data: memoryview) -> None:
         raise NotImplementedError
 
-    def _direct(self, number: int, head: Header, data: memoryview) -> None:
+    def _direct(self, number: int, head: ItemHeader, data: memoryview) -> None:
         raise NotImplementedError
 
-    def _to_limbo(self, head: Header, data: memoryview) -> None:
+    def _to_limbo(self, head: ItemHeader, data: memoryview) -> None:
         raise NotImplementedError
 
     def _end_of_box(self) -> None:

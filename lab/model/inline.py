@@ -57,7 +57,7 @@ class InlineClient(SlaveClient):
 
     @property
     def tree(self) -> SlaveTree:
-        return self.agent._works.tree
+        return self.agent._operations.tree
 
     def held(self) -> tuple[dict[Name, Gfid], dict[Gfid, bytes]]:
         """Names in the tree and contents by gfid, as the index says and the disk confirms."""

@@ -43,15 +43,16 @@ from gsync.link.protocol import (
     RemoveAnswer,
     RemoveRow,
 )
-from gsync.slave.directory.index import LIMBO_NEW, LIMBO_OLD, Touched
-from gsync.slave.directory.limbo import Limbo, name_in_limbo
-from gsync.slave.directory.tree import Found, SlaveTree
-from gsync.slave.page import NOT_TO_FILL, READ, SPECIAL, TEMPORARY, Page, Place, Step, answer_of
+from gsync.slave.directory.index import Touched
+from gsync.slave.directory.limbo import Limbo
+from gsync.slave.directory.tree import Inode, SlaveTree
+from gsync.slave.limbo import LIMBO_NEW, LIMBO_OLD, TEMPORARY, name_in_limbo
+from gsync.slave.outcome import NOT_TO_FILL, READ, SPECIAL, Attachment, Outcome, Step, answer_of
 
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
 
 
-class _Page(Page):
+class _Page(Outcome):
     """What one call of fill or remove has found out and done."""
 
     def __init__(self) -> None:
@@ -120,21 +121,21 @@ class Apply:
         page.raise_fatal()
         self.step("index follows")
 
-    def _where(self, page: _Page, gfid: Gfid) -> Place:
+    def _where(self, page: _Page, gfid: Gfid) -> Attachment:
         place = page.places.get(gfid)
         if place is None:
             place = page.places[gfid] = self._find_place(gfid)
         return place
 
-    def _find_place(self, gfid: Gfid) -> Place:
+    def _find_place(self, gfid: Gfid) -> Attachment:
         try:
             self.tree.dir(gfid)
         except FileNotFoundError:
-            return Place.AWAY
+            return Attachment.AWAY
         name = self.index.parent_of(gfid)
         if name is not None and name[0] == LIMBO_NEW:
-            return Place.UNATTACHED
-        return Place.DETACHED if self.index.is_below(gfid, LIMBO_OLD) else Place.IN_TREE
+            return Attachment.UNATTACHED
+        return Attachment.DETACHED if self.index.is_below(gfid, LIMBO_OLD) else Attachment.IN_TREE
 
     def _prepare(self, page: _Page, row: FillRow) -> FillCode | None:
         """(a) for one name: its answer, or None if something has to be moved to it. This runs for every name there is:
@@ -157,22 +158,22 @@ class Apply:
                 break
         if bname.endswith(b".") and not self.tree.caps.dots:
             raise OSError(errno.EINVAL, "the slave keeps no dot at the end of a name")
-        occupant = None if place is Place.UNATTACHED and self._is_empty(page, pargfid) else \
+        occupant = None if place is Attachment.UNATTACHED and self._is_empty(page, pargfid) else \
             self.index.get(pargfid, bname)
         if occupant is None:
             self._other_spelling(row)
         if mine or gfid.hex() in self._new_names(page):
             return self._move(page, row, place, mine, occupant)
-        if self._adopt and place is Place.IN_TREE and self._take_over(row, occupant):
+        if self._adopt and place is Attachment.IN_TREE and self._take_over(row, occupant):
             page.known.pop(gfid, None)
             return ADOPTED
-        free = place is Place.UNATTACHED and occupant is None
+        free = place is Attachment.UNATTACHED and occupant is None
         if kind == stat.S_IFREG:
             return DIRECT if free and row.nlink == 1 else NEW
         page.known.pop(gfid, None)
         if kind == stat.S_IFDIR:
             self._make_dir(gfid)
-            page.places[gfid] = Place.UNATTACHED
+            page.places[gfid] = Attachment.UNATTACHED
             page.empty[gfid] = True
             return MADE
         if free:
@@ -231,14 +232,14 @@ class Apply:
             page.in_new = set(os.listdir(self.tree.new_fd))
         return page.in_new
 
-    def _move(self, page: _Page, row: FillRow, place: Place, mine: Sequence[Entry], occupant: Entry | None
+    def _move(self, page: _Page, row: FillRow, place: Attachment, mine: Sequence[Entry], occupant: Entry | None
               ) -> FillCode | None:
         """(b) for one name: note every name outside limbo that the move may change, with who is there.
 
         A move within limbo/new is done at once: its row has to be there before a crash can find it in the tree, in a
         directory that the same page attaches.
         """
-        if place is Place.UNATTACHED and occupant is None and all(e.pargfid == LIMBO_NEW for e in mine):
+        if place is Attachment.UNATTACHED and occupant is None and all(e.pargfid == LIMBO_NEW for e in mine):
             page.known.pop(row.gfid, None)
             page.empty[row.pargfid] = False
             self._new_names(page).discard(row.gfid.hex())
@@ -357,7 +358,7 @@ class Apply:
             return self._place_dir(page, row, sources[0], found, occupant)
         return self._place_file(page, row, sources[0], found, occupant)
 
-    def _occupant(self, page: _Page, pargfid: Gfid, bname: bytes) -> tuple[Found | None, Entry | None]:
+    def _occupant(self, page: _Page, pargfid: Gfid, bname: bytes) -> tuple[Inode | None, Entry | None]:
         """Who is at the name, and the row about it; a row that is not true is dropped."""
         found = self.tree.look(self.tree.dir(pargfid), bname)
         entry = self.index.get(pargfid, bname)
@@ -380,7 +381,7 @@ class Apply:
         self._make_special(self.tree.new_fd, LIMBO_NEW, name_in_limbo(row.gfid), row)
         return self._place(page, row)
 
-    def _detach(self, page: _Page, row: FillRow | RemoveRow, found: Found, entry: Entry | None, keep_name: bool
+    def _detach(self, page: _Page, row: FillRow | RemoveRow, found: Inode, entry: Entry | None, keep_name: bool
                 ) -> None:
         self.limbo.detach(self.tree.dir(row.pargfid), row.bname, found, entry, row.since, keep_name)
         if entry is not None:
@@ -394,7 +395,7 @@ class Apply:
         self.index.remove(row.pargfid, row.bname)
         self.step("unlinked")
 
-    def _place_dir(self, page: _Page, row: FillRow, source: Entry, found: Found | None, occupant: Entry | None
+    def _place_dir(self, page: _Page, row: FillRow, source: Entry, found: Inode | None, occupant: Entry | None
                    ) -> FillCode:
         if self.index.is_below(row.pargfid, row.gfid):
             return CYCLE
@@ -411,7 +412,7 @@ class Apply:
         page.forget()
         return OK
 
-    def _place_file(self, page: _Page, row: FillRow, source: Entry, found: Found | None, occupant: Entry | None
+    def _place_file(self, page: _Page, row: FillRow, source: Entry, found: Inode | None, occupant: Entry | None
                     ) -> FillCode:
         tree = self.tree
         if found is not None and self.limbo.is_last_link(found, occupant.gfid if occupant else None):
@@ -470,7 +471,7 @@ class Apply:
             there: list[int] = []
             with self.index.transaction():
                 for i, row in enumerate(rows):
-                    if self._where(page, row.pargfid) is Place.AWAY:
+                    if self._where(page, row.pargfid) is Attachment.AWAY:
                         continue
                     there.append(i)
                     entry = self.index.get(row.pargfid, row.bname)
@@ -485,7 +486,7 @@ class Apply:
         return RemoveAnswer(page.displaced, page.errors)
 
     def _remove(self, page: _Page, row: RemoveRow, keep_last: bool) -> None:
-        if self._where(page, row.pargfid) is Place.AWAY:
+        if self._where(page, row.pargfid) is Attachment.AWAY:
             return
         found, entry = self._occupant(page, row.pargfid, row.bname)
         if found is None or (entry is None and self._is_another(row.pargfid, row.bname)):

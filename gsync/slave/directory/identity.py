@@ -21,7 +21,7 @@ from gsync.base.model import NS, STATE_DIR, shown
 from gsync.link.protocol import Caps, stream_of
 from gsync.slave import fence
 from gsync.slave.directory.tree import OPEN_DIR, make_state, place_of
-from gsync.slave.page import works
+from gsync.slave.outcome import succeeds
 
 _FORMAT = 1
 _NOT_OURS = (STATE_DIR, b"lost+found")
@@ -235,17 +235,17 @@ def probe(state_fd: int, lasting_handles: bool) -> Caps:
 
         return Caps(
             root=os.geteuid() == 0,
-            chown=works(lambda: os.chown(b"file", _SOME_ID, _SOME_ID, dir_fd=folder)),
-            xattr=works(lambda: os.setxattr(place, b"user.gsync", b"1")),
-            trusted=works(lambda: os.setxattr(place, b"trusted.gsync.probe", b"1")),
-            acl=works(lambda: os.setxattr(place, b"system.posix_acl_access", ACL_OF_A_PROBE)),
-            hardlink=works(lambda: os.link(b"file", b"link", src_dir_fd=folder, dst_dir_fd=folder)),
-            symlink=works(lambda: os.symlink(b"x", b"symlink", dir_fd=folder)),
-            mknod=works(lambda: os.mknod(b"device", stat.S_IFCHR | 0o600, os.makedev(1, 3), dir_fd=folder)),
+            chown=succeeds(lambda: os.chown(b"file", _SOME_ID, _SOME_ID, dir_fd=folder)),
+            xattr=succeeds(lambda: os.setxattr(place, b"user.gsync", b"1")),
+            trusted=succeeds(lambda: os.setxattr(place, b"trusted.gsync.probe", b"1")),
+            acl=succeeds(lambda: os.setxattr(place, b"system.posix_acl_access", ACL_OF_A_PROBE)),
+            hardlink=succeeds(lambda: os.link(b"file", b"link", src_dir_fd=folder, dst_dir_fd=folder)),
+            symlink=succeeds(lambda: os.symlink(b"x", b"symlink", dir_fd=folder)),
+            mknod=succeeds(lambda: os.mknod(b"device", stat.S_IFCHR | 0o600, os.makedev(1, 3), dir_fd=folder)),
             handles=lasting_handles,
-            utime_ns=works(keeps_ns),
+            utime_ns=succeeds(keeps_ns),
             case_sensitive=tells_case(),
-            dots=works(keeps_dots),
+            dots=succeeds(keeps_dots),
         )
     finally:
         _clean(folder)

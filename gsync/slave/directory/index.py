@@ -20,11 +20,8 @@ from typing import NamedTuple
 from gsync.base.errors import SlaveError, UsageError
 from gsync.base.model import Gfid, Name
 from gsync.base.namespace import Entry, Namespace
-from gsync.link.protocol import RESERVED
+from gsync.slave.limbo import Waiting
 from gsync.slave.streams import Streams
-
-LIMBO_NEW: Gfid = RESERVED + b"limbo/new\0"
-LIMBO_OLD: Gfid = RESERVED + b"limbo/old\0"
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS limbo (bname BLOB PRIMARY KEY, since INTEGER NOT NULL, was BLOB NOT NULL) WITHOUT ROWID;
@@ -53,14 +50,6 @@ class Touched(NamedTuple):
     handle: bytes
     kind: int
     since: int
-
-
-class Waiting(NamedTuple):
-    """An entry of limbo/old: its name there, since when (ns), its base name before."""
-
-    bname: bytes
-    since: int
-    was: bytes
 
 
 class SlaveIndex(Streams, Namespace):

@@ -15,28 +15,14 @@ from hashlib import blake2b
 
 from gsync.base.model import Gfid
 from gsync.base.namespace import Entry
-from gsync.slave.directory.index import LIMBO_NEW, LIMBO_OLD, Waiting
-from gsync.slave.directory.tree import OPEN_DIR, Found, SlaveTree
-from gsync.slave.page import Step
+from gsync.slave.directory.tree import OPEN_DIR, Inode, SlaveTree
+from gsync.slave.limbo import LIMBO_NEW, LIMBO_OLD, Waiting, gfid_in_limbo, name_in_limbo
+from gsync.slave.outcome import Step
 
 _PAGE = 1000
 _LONGEST = 255
 _FOREIGN = b"x."  # begins the names of inodes in limbo/old that no gfid is known of
 
-
-
-def name_in_limbo(gfid: Gfid) -> bytes:
-    return gfid.hex().encode()
-
-
-def gfid_in_limbo(bname: bytes) -> Gfid | None:
-    """The gfid of an entry of limbo/old; None for a foreign inode."""
-    if bname.startswith(_FOREIGN) or len(bname) != 32:
-        return None
-    try:
-        return bytes.fromhex(bname.decode("ascii"))
-    except ValueError:
-        return None
 
 
 class Limbo:
@@ -49,11 +35,11 @@ class Limbo:
         self._step = step
         self.exposed: set[Gfid] = set()  # files that have one more link, in limbo/link
 
-    def is_last_link(self, found: Found, gfid: Gfid | None) -> bool:
+    def is_last_link(self, found: Inode, gfid: Gfid | None) -> bool:
         """Whether the inode goes when the name goes at which it was found."""
         return found.is_dir or found.st.st_nlink - (gfid in self.exposed) <= 1
 
-    def detach(self, dirfd: int, bname: bytes, found: Found, entry: Entry | None, since: int, keep_name: bool) -> None:
+    def detach(self, dirfd: int, bname: bytes, found: Inode, entry: Entry | None, since: int, keep_name: bool) -> None:
         """Bring the inode at this name into limbo/old; entry: its row, None if it is foreign.
 
         keep_name: by a second link where that is possible, so that the name can be renamed over in one step.

@@ -26,7 +26,7 @@ from gsync.base.model import ROOT_GFID, Gfid, check_bname
 from gsync.base.namespace import UNKNOWN_CTIME, Entry
 from gsync.link import stream
 from gsync.link.protocol import RESERVED, MetaRow
-from gsync.link.stream import BadStream, Header
+from gsync.link.stream import BadStream, ItemHeader
 from gsync.slave.directory.tree import SlaveTree
 from gsync.slave.fence import show
 from gsync.slave.receiver import Input, Receiver, Watch
@@ -100,10 +100,10 @@ class TreeReceiver(Receiver):
     def _show(self, epoch: int, ticket: str) -> Callable[[], None]:
         return show(self._tree.state_fd, epoch, ticket).check
 
-    def _to_limbo(self, head: Header, data: memoryview) -> None:
+    def _to_limbo(self, head: ItemHeader, data: memoryview) -> None:
         os.close(self._new(self._limbo, head.gfid.hex().encode(), head, data))
 
-    def _direct(self, number: int, head: Header, data: memoryview) -> None:
+    def _direct(self, number: int, head: ItemHeader, data: memoryview) -> None:
         bname = check_bname(bytes(data[:head.bname_size]))
         if head.gfid == ROOT_GFID or head.gfid.startswith(RESERVED):
             raise ValueError("not the gfid of a file")
@@ -127,7 +127,7 @@ class TreeReceiver(Receiver):
             os.close(where.fd)
         self._dirs.clear()
 
-    def _new(self, where: _Dir, name: bytes, head: Header, data: memoryview) -> int:
+    def _new(self, where: _Dir, name: bytes, head: ItemHeader, data: memoryview) -> int:
         """Make the file `name`, complete; its descriptor. On OSError, or torn data, there is no such name."""
         self._new_files += 1
         try:
@@ -161,7 +161,7 @@ class TreeReceiver(Receiver):
             raise
         return fd
 
-    def _in_place(self, head: Header, data: memoryview) -> None:
+    def _in_place(self, head: ItemHeader, data: memoryview) -> None:
         fd = self._tree.open_file(head.gfid, os.O_WRONLY)
         try:
             if self._unread:

@@ -16,10 +16,10 @@ from collections.abc import Iterator
 
 from gsync.base.model import Gfid, Name
 from gsync.base.namespace import Entry
-from gsync.slave.directory.index import LIMBO_OLD, Waiting
-from gsync.slave.directory.limbo import Limbo, gfid_in_limbo
-from gsync.slave.directory.tree import Found, SlaveTree
-from gsync.slave.page import Step
+from gsync.slave.directory.limbo import Limbo
+from gsync.slave.directory.tree import Inode, SlaveTree
+from gsync.slave.limbo import LIMBO_OLD, Waiting, gfid_in_limbo
+from gsync.slave.outcome import Step
 
 _PAGE = 1000
 
@@ -94,7 +94,7 @@ class _Recovery:
             after = page[-1]
             yield from page
 
-    def _look(self, dirfd: int, bname: bytes) -> Found | None:
+    def _look(self, dirfd: int, bname: bytes) -> Inode | None:
         try:
             return self._tree.look(dirfd, bname)
         except OSError as exc:

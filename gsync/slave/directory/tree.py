@@ -25,8 +25,9 @@ from gsync.base.model import ROOT_GFID, STATE_DIR, Gfid
 from gsync.base.namespace import Entry
 from gsync.link.protocol import Caps, MetaRow
 from gsync.slave.directory.attrs import set_attrs
-from gsync.slave.directory.index import LIMBO_NEW, LIMBO_OLD, SlaveIndex
+from gsync.slave.directory.index import SlaveIndex
 from gsync.slave.fence import RECEIVERS_LOCK, open_lock
+from gsync.slave.limbo import LIMBO_NEW, LIMBO_OLD
 
 OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_PLACE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -39,7 +40,7 @@ _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE)
 LIMBO_FOLDERS = (b"new", b"old", b"link", b"del")
 
 
-class Found(NamedTuple):
+class Inode(NamedTuple):
     """Who is at a name."""
 
     handle: bytes
@@ -300,7 +301,7 @@ class SlaveTree:
 
     # who is at a name
 
-    def look(self, dirfd: int, bname: bytes) -> Found | None:
+    def look(self, dirfd: int, bname: bytes) -> Inode | None:
         """Who is at a name of this directory; None if nobody. PermissionError for gsync's own folder."""
         try:
             handle = self.handles.at(dirfd, bname)
@@ -311,7 +312,7 @@ class SlaveTree:
             raise OSError(errno.EBUSY, "a mount point", bname)
         if st.st_ino == self._state_ino:
             raise PermissionError(errno.EPERM, "gsync's own folder", bname)
-        return Found(handle, st)
+        return Inode(handle, st)
 
     def is_at(self, entry: Entry) -> bool:
         """Whether the entry's inode is at the entry's name."""

@@ -4,7 +4,7 @@ answers as gsync/slave/directory/apply.py, without an index: the volume itself k
 An inode is found by its gfid wherever it is, so a file gets a name by link(2) of its gfid, and only a directory has to
 be looked for: its name is asked of the volume. What is new is made with its gfid in .gsync/limbo/new and renamed into
 place when it is complete [invariant 5]; rename(2) keeps the gfid. A page goes in the order of rule 24: (a) new inodes
-are made in limbo/new; (b) the names that may change are written down (`State.touch`) durably; (c) renames.
+are made in limbo/new; (b) the names that may change are written down (`VolumeState.touch`) durably; (c) renames.
 
 gfids are unique in a volume, but GlusterFS does not see to that across its bricks: nothing is made before the volume
 was asked whether it has the gfid. Numbers in brackets cite convergence.md. Standard library only, Python 3.9.
@@ -41,15 +41,14 @@ from gsync.link.protocol import (
     RemoveAnswer,
     RemoveRow,
 )
-from gsync.slave.gluster.state import State, Waiting
-from gsync.slave.gluster.volume import Node, Volume, set_node_attrs
-from gsync.slave.page import NOT_TO_FILL, READ, SPECIAL, TEMPORARY, Page, Place, Step, answer_of
+from gsync.slave.gluster.state import VolumeState
+from gsync.slave.gluster.volume import GlusterVolume, Node, set_node_attrs
+from gsync.slave.limbo import LIMBO_NEW, LIMBO_OLD, TEMPORARY, Waiting, gfid_in_limbo, name_in_limbo
+from gsync.slave.outcome import NOT_TO_FILL, READ, SPECIAL, Attachment, Outcome, Step, answer_of
 
 # gsync's own folders have gfids of their own making: nobody else may use these (protocol.gfid_of_json).
 STATE: Gfid = RESERVED + b"state-dir\0"
 LIMBO: Gfid = RESERVED + b"limbo\0\0\0\0\0"
-LIMBO_NEW: Gfid = RESERVED + b"limbo/new\0"
-LIMBO_OLD: Gfid = RESERVED + b"limbo/old\0"
 LIMBO_DEL: Gfid = RESERVED + b"limbo/del\0"
 TRASH: Gfid = RESERVED + b"trash\0\0\0\0\0"
 
@@ -59,20 +58,7 @@ _LONGEST = 255
 _DEEPEST = 100_000  # a chain of parents that is longer is a circle
 
 
-def in_limbo(gfid: Gfid) -> bytes:
-    """The name of an inode in a folder of limbo."""
-    return gfid.hex().encode()
-
-
-def of_limbo(bname: bytes) -> Gfid | None:
-    """The gfid that a name in limbo/old stands for."""
-    try:
-        return bytes.fromhex(bname.decode("ascii")) if len(bname) == 32 else None
-    except ValueError:
-        return None
-
-
-class _Page(Page):
+class _Page(Outcome):
     """What one call of fill or remove has found out and done."""
 
     def __init__(self) -> None:
@@ -86,7 +72,7 @@ class VolumeApply:
     """All that the worker can ask for, on one volume. step: told of everything that a crash may follow. look: called
     before every change, raises Fenced once a younger connection has taken the volume over. leave: "xattrs", "acls"."""
 
-    def __init__(self, volume: Volume, state: State, adopt: bool = False, delete_retention: int = 0,
+    def __init__(self, volume: GlusterVolume, state: VolumeState, adopt: bool = False, delete_retention: int = 0,
                  step: Step = lambda name: None, look: Callable[[], None] = lambda: None,
                  leave: frozenset[str] = frozenset()) -> None:
         self.volume = volume
@@ -143,25 +129,25 @@ class VolumeApply:
             self.state.write()
         page.raise_fatal()
 
-    def _where(self, page: _Page, gfid: Gfid) -> Place:
+    def _where(self, page: _Page, gfid: Gfid) -> Attachment:
         place = page.places.get(gfid)
         if place is None:
             place = page.places[gfid] = self._find_place(gfid)
         return place
 
-    def _find_place(self, gfid: Gfid) -> Place:
+    def _find_place(self, gfid: Gfid) -> Attachment:
         if gfid == ROOT_GFID:
-            return Place.IN_TREE
-        node = self.volume.at(LIMBO_NEW, in_limbo(gfid))
+            return Attachment.IN_TREE
+        node = self.volume.at(LIMBO_NEW, name_in_limbo(gfid))
         if node is not None and node.gfid == gfid:
-            return Place.UNATTACHED
+            return Attachment.UNATTACHED
         node = self.volume.node(gfid)
         if node is None or not node.is_dir:
-            return Place.AWAY
+            return Attachment.AWAY
         chain = self._chain(gfid)
         if not chain or chain[-1] != ROOT_GFID:
-            return Place.AWAY
-        return Place.DETACHED if any(g in (LIMBO_OLD, LIMBO_DEL, TRASH) for g in chain) else Place.IN_TREE
+            return Attachment.AWAY
+        return Attachment.DETACHED if any(g in (LIMBO_OLD, LIMBO_DEL, TRASH) for g in chain) else Attachment.IN_TREE
 
     def _chain(self, gfid: Gfid) -> list[Gfid]:
         """The directories above one, nearest first."""
@@ -185,13 +171,13 @@ class VolumeApply:
             return DIRECT if row.nlink == 1 else NEW  # who may be there came from a receiver, and makes room
         occupant = self.volume.at(pargfid, bname)
         if occupant is not None and occupant.gfid == gfid and occupant.kind == kind:
-            return ADOPTED if self._adopt and self.state.standing()[0] is None and place is Place.IN_TREE else OK
+            return ADOPTED if self._adopt and self.state.standing()[0] is None and place is Attachment.IN_TREE else OK
         node = self.volume.node(gfid)
         if node is not None:
             if node.kind != kind:
                 raise OSError(errno.EEXIST, "the slave has another kind of inode with this gfid")
             return self._move(page, row, place, node, occupant)
-        free = place is Place.UNATTACHED and occupant is None
+        free = place is Attachment.UNATTACHED and occupant is None
         if kind == stat.S_IFREG:
             return DIRECT if free and row.nlink == 1 else NEW
         if kind == stat.S_IFDIR:
@@ -201,13 +187,13 @@ class VolumeApply:
             self._make_special(pargfid, bname, row)
             self._fresh.discard(pargfid)
             return OK
-        return self._move(page, row, place, self._make_special(LIMBO_NEW, in_limbo(gfid), row), occupant)
+        return self._move(page, row, place, self._make_special(LIMBO_NEW, name_in_limbo(gfid), row), occupant)
 
-    def _move(self, page: _Page, row: FillRow, place: Place, node: Node, occupant: Node | None) -> FillCode | None:
+    def _move(self, page: _Page, row: FillRow, place: Attachment, node: Node, occupant: Node | None) -> FillCode | None:
         """(b) for one name: note every name outside limbo that the move may change. A move from limbo/new into a
         directory there is done at once: nobody sees it, and a crash throws it away."""
         self._fresh.discard(row.pargfid)
-        if place is Place.UNATTACHED and occupant is None and self._is_new(row.gfid):
+        if place is Attachment.UNATTACHED and occupant is None and self._is_new(row.gfid):
             return self._place(page, row)
         page.touched.append((row.pargfid, row.bname, row.gfid, row.since))
         if occupant is not None:
@@ -216,20 +202,20 @@ class VolumeApply:
             name = self.volume.parent(row.gfid)
             if name is not None and not name[0].startswith(RESERVED):
                 page.touched.append((*name, row.gfid, row.since))
-                if place is Place.UNATTACHED or LIMBO_NEW in self._chain(row.pargfid):
+                if place is Attachment.UNATTACHED or LIMBO_NEW in self._chain(row.pargfid):
                     page.guests.append((row.gfid, row.since))
         return None
 
     def _is_new(self, gfid: Gfid) -> bool:
         """Whether it lies in limbo/new."""
-        node = self.volume.at(LIMBO_NEW, in_limbo(gfid))
+        node = self.volume.at(LIMBO_NEW, name_in_limbo(gfid))
         return node is not None and node.gfid == gfid
 
     # making
 
     def _make_dir(self, page: _Page, gfid: Gfid) -> None:
-        self.volume.make(LIMBO_NEW, in_limbo(gfid), gfid, stat.S_IFDIR | 0o700)
-        page.places[gfid] = Place.UNATTACHED
+        self.volume.make(LIMBO_NEW, name_in_limbo(gfid), gfid, stat.S_IFDIR | 0o700)
+        page.places[gfid] = Attachment.UNATTACHED
         if len(self._fresh) >= _FRESH:
             self._fresh.clear()
         self._fresh.add(gfid)
@@ -275,7 +261,7 @@ class VolumeApply:
                 self._make_dir(page, row.gfid)
                 self.state.add_incomplete([row.gfid])
                 return MADE
-            node = self._make_special(LIMBO_NEW, in_limbo(row.gfid), row)
+            node = self._make_special(LIMBO_NEW, name_in_limbo(row.gfid), row)
         if node.is_dir:
             return self._place_dir(page, row, node, occupant)
         return self._place_file(page, row, occupant)
@@ -286,7 +272,7 @@ class VolumeApply:
         if not self._lives_at(found, row.pargfid, row.bname):
             raise OSError(errno.EBUSY, "the volume has this directory by another name too, as after a rename that was "
                                        "cut off; what is at this name stays")
-        name = in_limbo(found.gfid)
+        name = name_in_limbo(found.gfid)
         self.state.wait_in_limbo(Waiting(name, row.since, row.bname))
         if keep_name and not found.is_dir:
             with suppress(FileExistsError):  # of a page that broke off: gfids tell that it is the same
@@ -319,7 +305,7 @@ class VolumeApply:
         return OK
 
     def _place_file(self, page: _Page, row: FillRow, occupant: Node | None) -> FillCode:
-        volume, limbo_name = self.volume, in_limbo(row.gfid)
+        volume, limbo_name = self.volume, name_in_limbo(row.gfid)
         if occupant is not None:
             if occupant.is_dir or occupant.nlink <= 1:
                 self._detach(page, row, occupant, keep_name=True)
@@ -467,7 +453,7 @@ class VolumeApply:
         return answers
 
     @staticmethod
-    def _digest(volume: Volume, gfid: Gfid) -> tuple[int, str]:
+    def _digest(volume: GlusterVolume, gfid: Gfid) -> tuple[int, str]:
         file = volume.open(gfid)
         try:
             digest, size = hashlib.blake2b(), 0
@@ -494,8 +480,8 @@ class VolumeApply:
 
     def leftover_gfids(self, after: Gfid, limit: int) -> list[Gfid]:
         """A page of the inodes that wait in limbo/old."""
-        return [gfid for waiting in self.state.waiting(in_limbo(after) if after else b"", limit)
-                if (gfid := of_limbo(waiting.bname)) is not None]
+        return [gfid for waiting in self.state.waiting(name_in_limbo(after) if after else b"", limit)
+                if (gfid := gfid_in_limbo(waiting.bname)) is not None]
 
     def commit(self, stime: int | None, entry_stime: int | None, epoch: int, clear: bool,
                mark: str | None = None, walked: bool = False) -> CommitAnswer:
@@ -552,8 +538,8 @@ class VolumeApply:
             name = self.volume.parent(gfid)
             if name is not None and name[0] != LIMBO_NEW and LIMBO_NEW in self._chain(gfid):
                 self._look()
-                self.state.wait_in_limbo(Waiting(in_limbo(gfid), since, name[1]))
-                self.volume.rename(*name, LIMBO_OLD, in_limbo(gfid))
+                self.state.wait_in_limbo(Waiting(name_in_limbo(gfid), since, name[1]))
+                self.volume.rename(*name, LIMBO_OLD, name_in_limbo(gfid))
         # Not by way of limbo/del: whoever looks for one of these gfids must find none, not half a file.
         self._delete_below(LIMBO_NEW, self._discarding)
         for bname, node in list(self.volume.names(LIMBO_NEW)):  # what could not be deleted
@@ -610,10 +596,10 @@ class VolumeApply:
         self._look()
         if not self._lives_at(node, pargfid, bname):
             return
-        name, n = in_limbo(node.gfid), 0
+        name, n = name_in_limbo(node.gfid), 0
         while self.volume.at(LIMBO_DEL, name) is not None:  # another name of the same file
             n += 1
-            name = b"%s.%d" % (in_limbo(node.gfid), n)
+            name = b"%s.%d" % (name_in_limbo(node.gfid), n)
         with suppress(FileNotFoundError):
             self.volume.rename(pargfid, bname, LIMBO_DEL, name)
 

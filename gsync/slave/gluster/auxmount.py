@@ -22,7 +22,7 @@ from gsync.base.errors import SlaveError, Transient
 from gsync.base.glusterfs import CLIENT_PID, truthful
 from gsync.base.model import ROOT_GFID, Gfid, gfid_parse, gfid_str
 from gsync.slave.gluster.syncpoints import Storage
-from gsync.slave.gluster.volfile import Site, program
+from gsync.slave.gluster.volfile import VolumeSite, program
 from gsync.slave.gluster.volume import (
     GFID2PATH,
     GONE,
@@ -49,9 +49,9 @@ def _with_parent() -> None:
 
 
 class AuxMount:
-    """A Volume."""
+    """A GlusterVolume."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: VolumeSite) -> None:
         self.name, self.id = site.name, site.id
         client = program("glusterfs")
         if client is None:
@@ -68,7 +68,7 @@ class AuxMount:
             raise
         self._above: dict[Gfid, Gfid] = {}
 
-    def _mount(self, client: str, site: Site) -> int:
+    def _mount(self, client: str, site: VolumeSite) -> int:
         """Mount in a namespace of our own; a descriptor of the root."""
         if _libc.unshare(_CLONE_NEWNS) or _libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None):
             raise SlaveError(f"no mount namespace of its own: {os.strerror(ctypes.get_errno())}; install libgfapi "

@@ -6,10 +6,10 @@ import signal
 
 from gsync.base.errors import Transient
 from gsync.slave.gluster import volfile
-from gsync.slave.gluster.volume import Volume
+from gsync.slave.gluster.volume import GlusterVolume
 
 
-def open_volume(site: volfile.Site) -> Volume:
+def open_volume(site: volfile.VolumeSite) -> GlusterVolume:
     """SlaveError if there is no way, Transient if it does not lead there just now. From the main thread, in which
     Transient is raised too, whatever it does, once a part of the volume is away: libgfapi sends SIGTERM (gclient), and
     a mount is gone then."""

@@ -22,7 +22,7 @@ from gsync.base.errors import Transient
 from gsync.base.glusterfs import CLIENT_PID
 from gsync.base.model import NS, ROOT_GFID, Gfid
 from gsync.slave.gluster.syncpoints import Storage
-from gsync.slave.gluster.volfile import Site
+from gsync.slave.gluster.volfile import VolumeSite
 from gsync.slave.gluster.volume import (
     GFID2PATH,
     GONE,
@@ -130,9 +130,9 @@ def _fail(what: str) -> Exception:
 
 
 class GfapiVolume:
-    """A Volume. It belongs to the thread that made it."""
+    """A GlusterVolume. It belongs to the thread that made it."""
 
-    def __init__(self, site: Site, lib: _Library, lasting: bool = True) -> None:
+    def __init__(self, site: VolumeSite, lib: _Library, lasting: bool = True) -> None:
         self.name, self.id = site.name, site.id
         self._lib = lib
         self._storage = Storage(self, site)
@@ -149,7 +149,7 @@ class GfapiVolume:
         self._site = site
         lib.setfspid(self._fs, CLIENT_PID)  # of this thread
 
-    def _connect(self, site: Site, volfile: str) -> None:
+    def _connect(self, site: VolumeSite, volfile: str) -> None:
         lib = self._lib
         log = f"{_LOG}/gsync-{site.name}.log" if os.access(_LOG, os.W_OK) else os.devnull
         lib.set_logging(self._fs, log.encode(), _LOG_WARNINGS)

@@ -22,13 +22,13 @@ from typing import BinaryIO
 from gsync.base.model import ROOT_GFID, Gfid, check_bname
 from gsync.link import stream
 from gsync.link.protocol import RESERVED
-from gsync.link.stream import BadStream, Header
+from gsync.link.stream import BadStream, ItemHeader
 from gsync.slave import fence
-from gsync.slave.gluster.apply import LIMBO_NEW, in_limbo
 from gsync.slave.gluster.backend import open_volume
-from gsync.slave.gluster.ground import Pass, kept_site, run_folder, show
-from gsync.slave.gluster.volfile import Site
-from gsync.slave.gluster.volume import File, Node, Volume, set_node_attrs
+from gsync.slave.gluster.target import VolumePass, kept_site, run_folder, show
+from gsync.slave.gluster.volfile import VolumeSite
+from gsync.slave.gluster.volume import File, GlusterVolume, Node, set_node_attrs
+from gsync.slave.limbo import LIMBO_NEW, name_in_limbo
 from gsync.slave.receiver import Input, Receiver
 
 _PIECE = 1 << 20
@@ -46,11 +46,11 @@ class NotArrived(OSError):
 class VolumeReceiver(Receiver):
     """Puts files into a volume."""
 
-    def __init__(self, volume: Volume, site: Site, folder: int, source: Input, out: BinaryIO) -> None:
+    def __init__(self, volume: GlusterVolume, site: VolumeSite, folder: int, source: Input, out: BinaryIO) -> None:
         super().__init__(source, out)
         self._volume, self._site = volume, site
         self._folder = folder
-        self._own: Pass | None = None
+        self._own: VolumePass | None = None
         self._attachable: dict[Gfid, bool] = {}
         self._choose = random.Random()
 
@@ -63,10 +63,10 @@ class VolumeReceiver(Receiver):
 
     # one item
 
-    def _to_limbo(self, head: Header, data: memoryview) -> None:
-        self._new(LIMBO_NEW, in_limbo(head.gfid), head, data)
+    def _to_limbo(self, head: ItemHeader, data: memoryview) -> None:
+        self._new(LIMBO_NEW, name_in_limbo(head.gfid), head, data)
 
-    def _direct(self, number: int, head: Header, data: memoryview) -> None:
+    def _direct(self, number: int, head: ItemHeader, data: memoryview) -> None:
         bname = check_bname(bytes(data[:head.bname_size]))
         self._check_gfid(head.gfid)
         if not self._is_unattached(head.dirgfid):
@@ -82,11 +82,11 @@ class VolumeReceiver(Receiver):
         """Whether a directory lies in limbo/new itself; asked once per box, and a box ends before it is attached."""
         found = self._attachable.get(gfid)
         if found is None:
-            node = self._volume.at(LIMBO_NEW, in_limbo(gfid))
+            node = self._volume.at(LIMBO_NEW, name_in_limbo(gfid))
             found = self._attachable[gfid] = node is not None and node.gfid == gfid and node.is_dir
         return found
 
-    def _new(self, pargfid: Gfid, bname: bytes, head: Header, data: memoryview) -> None:
+    def _new(self, pargfid: Gfid, bname: bytes, head: ItemHeader, data: memoryview) -> None:
         """Make a file, complete. On OSError, or torn data, there is no such name."""
         self._look()
         volume = self._volume
@@ -117,7 +117,7 @@ class VolumeReceiver(Receiver):
         with suppress(FileNotFoundError):
             self._volume.unlink(pargfid, bname)
 
-    def _in_place(self, head: Header, data: memoryview) -> None:
+    def _in_place(self, head: ItemHeader, data: memoryview) -> None:
         self._look()
         self._check_gfid(head.gfid)
         node = self._volume.node(head.gfid)
@@ -125,7 +125,7 @@ class VolumeReceiver(Receiver):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), head.gfid.hex())
         self._write(head, data, new=False)
 
-    def _arrived(self, head: Header) -> Node:
+    def _arrived(self, head: ItemHeader) -> Node:
         """The inode as the bricks have it; NotArrived if its size is another one."""
         node = self._volume.node(head.gfid)
         if node is None:
@@ -136,7 +136,7 @@ class VolumeReceiver(Receiver):
 
     # data
 
-    def _write(self, head: Header, data: memoryview, new: bool) -> Node:
+    def _write(self, head: ItemHeader, data: memoryview, new: bool) -> Node:
         """Bring the bytes into the inode; it, as far as it is known now."""
         short = not self._unread
         file = self._volume.open_short(head.gfid) if short else self._volume.open(head.gfid, write=True)

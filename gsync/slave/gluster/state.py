@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 from gsync.base.errors import SlaveError
 from gsync.base.model import Gfid, Name
 from gsync.link.protocol import RESERVED, text_of
-from gsync.slave.gluster.volume import File, Volume
+from gsync.slave.gluster.volume import File, GlusterVolume
+from gsync.slave.limbo import Waiting
 from gsync.slave.streams import Streams
 
 FOLDER: Gfid = RESERVED + b"state\0\0\0\0\0"
@@ -43,14 +44,6 @@ _PAGE = 1000
 _READ = 1 << 20
 
 
-class Waiting(NamedTuple):
-    """An entry of limbo/old: its name there, since when (ns), its base name before."""
-
-    bname: bytes
-    since: int
-    was: bytes
-
-
 class _Place(NamedTuple):
     """A file of the state, as its first line says."""
 
@@ -60,10 +53,10 @@ class _Place(NamedTuple):
     gfid: Gfid
 
 
-class State(Streams):
+class VolumeState(Streams):
     """own: names this connection's files. Every change is in the volume, though not yet durable, after `write`."""
 
-    def __init__(self, volume: Volume, own: str, stream: str = "") -> None:
+    def __init__(self, volume: GlusterVolume, own: str, stream: str = "") -> None:
         self._volume = volume
         self._own = own
         self.stream = stream

@@ -19,8 +19,8 @@ from gsync.base.model import Gfid
 from gsync.link.protocol import RESERVED
 
 if TYPE_CHECKING:
-    from gsync.slave.gluster.volfile import Site
-    from gsync.slave.gluster.volume import Volume
+    from gsync.slave.gluster.volfile import VolumeSite
+    from gsync.slave.gluster.volume import GlusterVolume
 
 FOLDER: Gfid = RESERVED + b"sync\0\0\0\0\0\0"
 _BRICK = re.compile(rb"<POSIX\([^)]*\):[^:>]*")  # the folder and host of a brick, in a pathinfo
@@ -30,7 +30,7 @@ _TRIES = 40  # names per subvolume until one is found that lies there
 class Storage:
     """write_through: files have to be synced one by one. The files are found or made when they are first needed."""
 
-    def __init__(self, volume: Volume, site: Site) -> None:
+    def __init__(self, volume: GlusterVolume, site: VolumeSite) -> None:
         self._volume = volume
         self._subvolumes = site.subvolumes
         # A folder for these bricks: only one that was made when they were there reaches all of them.

@@ -32,7 +32,7 @@ _OPTIONS: dict[str, dict[str, str]] = {
 _WORKDIR = "/var/lib/glusterd"
 
 
-class Brick(NamedTuple):
+class BrickAddress(NamedTuple):
     host: str
     path: str
 
@@ -44,14 +44,14 @@ class Translator(NamedTuple):
     subvolumes: list[str]
 
 
-class Site(NamedTuple):
+class VolumeSite(NamedTuple):
     """A volume that can be used: its id (UUID), its client graph, its bricks; and what told glusterd's file with all
     that from a later one."""
 
     name: str
     id: str
     graph: list[Translator]
-    bricks: list[Brick]
+    bricks: list[BrickAddress]
     seen: tuple[int, int] | None
 
     @property
@@ -91,7 +91,7 @@ def program(name: str) -> str | None:
     return shutil.which(name, path=os.environ.get("PATH", "") + ":" + _PATH)
 
 
-def find(volume: str) -> Site:
+def find(volume: str) -> VolumeSite:
     """Ask the glusterd of this host. SlaveError if the volume cannot be used, Transient if that may pass."""
     if not _NAME.fullmatch(volume):
         raise SlaveError(f"{volume!r} is not the name of a GlusterFS volume")
@@ -116,9 +116,9 @@ def find(volume: str) -> Site:
     graph = parsed(_run([cli, "--mode=script", "system::", "getspec", volume]).decode("utf-8", "surrogateescape"))
     if not graph:
         raise Transient(f"glusterd gives no volfile of {volume}: gluster system:: getspec {volume}")
-    bricks = [Brick(t.options.get("remote-host", ""), t.options.get("remote-subvolume", ""))
+    bricks = [BrickAddress(t.options.get("remote-host", ""), t.options.get("remote-subvolume", ""))
               for t in graph if t.type == "protocol/client"]
-    return Site(volume, str(found.findtext("id")), graph, bricks, seen)
+    return VolumeSite(volume, str(found.findtext("id")), graph, bricks, seen)
 
 
 def _seen(volume: str) -> tuple[int, int] | None:
@@ -130,7 +130,7 @@ def _seen(volume: str) -> tuple[int, int] | None:
     return st.st_ino, st.st_mtime_ns
 
 
-def away(site: Site) -> list[str]:
+def away(site: VolumeSite) -> list[str]:
     """The bricks that do not run, or cannot be reached, of those parts of the volume that are away because of it; none
     if glusterd does not tell."""
     try:

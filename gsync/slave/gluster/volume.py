@@ -83,7 +83,7 @@ class File(Protocol):
     def close(self) -> None: ...
 
 
-class Volume(Protocol):
+class GlusterVolume(Protocol):
     """Any thread but one at a time, the one that opened it.
 
     `write_through`: files have to be synced one by one, since `sync` cannot reach the disks of all bricks.
@@ -148,7 +148,7 @@ class Volume(Protocol):
     def sync(self) -> None:
         """Have what was done on stable storage. Without effect where `write_through`."""
 
-    def anew(self) -> AbstractContextManager[Volume]:
+    def anew(self) -> AbstractContextManager[GlusterVolume]:
         """It, as it is now: a sharded one keeps the lengths of files that it has looked at, whoever changes them."""
 
     def close(self) -> None: ...
@@ -184,7 +184,7 @@ def raised(err: int, what: str) -> Exception:
     return OSError(err, os.strerror(err), what)
 
 
-def set_node_attrs(volume: Volume, node: Node, mode: int, uid: int, gid: int, mtime: int, atime: int,
+def set_node_attrs(volume: GlusterVolume, node: Node, mode: int, uid: int, gid: int, mtime: int, atime: int,
                    xattrs: Xattrs | None, leave: frozenset[str]) -> None:
     """Make the attributes of an inode these, touching only what differs; owner, mode, ACLs and xattrs, then times.
     xattrs None: leave them; leave: "xattrs", "acls" of the slave's own."""
@@ -203,7 +203,7 @@ def set_node_attrs(volume: Volume, node: Node, mode: int, uid: int, gid: int, mt
         volume.set_attrs(gfid, new_mode, owner, times)
 
 
-def _set_xattrs(volume: Volume, gfid: Gfid, wanted: Xattrs, leave: frozenset[str]) -> bool:
+def _set_xattrs(volume: GlusterVolume, gfid: Gfid, wanted: Xattrs, leave: frozenset[str]) -> bool:
     def ours(name: bytes) -> bool:
         if is_internal(name):
             return False

@@ -19,7 +19,7 @@ from gsync.link.client import SlaveClient
 from gsync.link.link import Slave
 from gsync.link.openssh import SshOptions
 from gsync.link.ssh import SshLink
-from gsync.slave import forced
+from gsync.slave import forced_command
 from gsync.slave.directory import rsync_server
 from lab import REPOSITORY
 from lab.place import Place
@@ -229,7 +229,7 @@ def test_nul_is_refused_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
                             ) -> None:
     """It cannot be in the environment; whatever brings it here, it is no word of ours."""
     monkeypatch.setattr(os, "environb", {b"SSH_ORIGINAL_COMMAND": b"gsync agent\0id"})
-    assert forced.main(os.fsencode(tmp_path)) == forced.REFUSED
+    assert forced_command.main(os.fsencode(tmp_path)) == forced_command.REFUSED
     assert "not allowed" in capsys.readouterr().err
 
 
@@ -238,7 +238,7 @@ def test_without_a_command_in_the_environment_nothing_runs(tmp_path: Path) -> No
     code = "import sys; from gsync.slave.program import main; sys.exit(main())"
     done = subprocess.run([sys.executable, "-c", code, "--forced", str(tmp_path)], env=env, capture_output=True,
                           text=True, check=False, cwd=REPOSITORY)
-    assert done.returncode == forced.REFUSED
+    assert done.returncode == forced_command.REFUSED
     assert "there is no shell" in done.stderr
 
 
@@ -333,4 +333,4 @@ def test_what_gsync_asks_of_rsync_is_allowed(words: str) -> None:
 
 def test_it_says_what_it_says(key: Key) -> None:
     """The words of the forced program and of ssh.py are the same."""
-    assert forced.REFUSED in ssh._NOT_FORCED
+    assert forced_command.REFUSED in ssh._NOT_FORCED

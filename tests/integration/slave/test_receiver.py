@@ -82,7 +82,7 @@ def talk(tmp_path: Path) -> Iterator[Talk]:
 
 def item(place: int = stream.NEW, bname: bytes = b"", data: bytes = b"data", trailer: int = stream.WHOLE,
          gfid: bytes = G, dirgfid: bytes = DIR, xattrs: bytes = b"", **fields: Any) -> bytes:
-    head = stream.Header(stream.FILE, place, stream.INLINE, len(bname), len(xattrs), gfid, dirgfid,
+    head = stream.ItemHeader(stream.FILE, place, stream.INLINE, len(bname), len(xattrs), gfid, dirgfid,
                          stat.S_IFREG | 0o644, os.geteuid(), os.getegid(), 5, 6, 7, 8, len(data))._replace(**fields)
     return stream.HEADER.pack(*head) + bname + xattrs + data + bytes([trailer])
 

@@ -153,7 +153,7 @@ def content_of(root: Path) -> dict[str, bytes]:
 
 
 def long_file_in_place(gfid: bytes, size: int) -> bytes:
-    head = stream.Header(stream.FILE, stream.IN_PLACE, 0, 0, 0, gfid, bytes(16), *(0,) * 7, size)
+    head = stream.ItemHeader(stream.FILE, stream.IN_PLACE, 0, 0, 0, gfid, bytes(16), *(0,) * 7, size)
     return stream.HEADER.pack(*head) + stream.EXTENT.pack(0, size)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gsync.link import stream
-from gsync.link.stream import BadStream, Header
+from gsync.link.stream import BadStream, ItemHeader
 
 
 @given(st.lists(st.tuples(st.binary(min_size=1, max_size=255), st.binary(max_size=3000)), max_size=20))
@@ -32,8 +32,8 @@ def test_a_torn_list_of_xattrs_is_refused(cut: int) -> None:
 
 @given(ns=st.integers(-2**62, 2**66))
 def test_times_of_any_century_survive(ns: int) -> None:
-    head = Header(1, 0, 0, 0, 0, bytes(16), bytes(16), 0, 0, 0, *divmod(ns, 10**9), *divmod(-ns, 10**9), 5)
-    again = Header._make(stream.HEADER.unpack(stream.HEADER.pack(*head)))
+    head = ItemHeader(1, 0, 0, 0, 0, bytes(16), bytes(16), 0, 0, 0, *divmod(ns, 10**9), *divmod(-ns, 10**9), 5)
+    again = ItemHeader._make(stream.HEADER.unpack(stream.HEADER.pack(*head)))
     assert (again.mtime, again.atime) == (ns, -ns)
 
 
@@ -49,5 +49,5 @@ def test_another_hello_is_refused(line: bytes) -> None:
 
 
 def test_the_end_of_a_box_carries_its_number() -> None:
-    head = Header._make(stream.HEADER.unpack(stream.encode_end(12)))
+    head = ItemHeader._make(stream.HEADER.unpack(stream.encode_end(12)))
     assert (head.kind, head.size) == (stream.END, 12)

@@ -16,9 +16,9 @@ import pytest
 
 from gsync.base import rpc
 from gsync.link import stream
-from gsync.slave.gluster.apply import LIMBO_NEW, in_limbo
 from gsync.slave.gluster.receive import VolumeReceiver
 from gsync.slave.gluster.volume import Node
+from gsync.slave.limbo import LIMBO_NEW, name_in_limbo
 from gsync.slave.receiver import Input
 
 GFID = b"file" * 4
@@ -95,8 +95,8 @@ class Anyone:
 
 def received(volume: Losing, content: bytes, *, long: bool) -> list[list[object]]:
     """What a receiver says failed of one new file."""
-    head = stream.Header(stream.FILE, stream.NEW, 0 if long else stream.INLINE, 0, 0, GFID, bytes(16), 0o100644, 0, 0,
-                         1, 0, 1, 0, len(content))
+    head = stream.ItemHeader(stream.FILE, stream.NEW, 0 if long else stream.INLINE, 0, 0, GFID, bytes(16), 0o100644,
+                             0, 0, 1, 0, 1, 0, len(content))
     data = stream.HEADER.pack(*head)
     if long:
         half = len(content) // 2
@@ -157,7 +157,7 @@ def test_what_did_not_arrive_is_told_and_leaves_nothing(
     assert [row[:2] for row in failed] == [[0, errno.EIO]]
     assert "did not arrive whole" in str(failed[0][2])
     assert volume.files == {}
-    assert (LIMBO_NEW, in_limbo(GFID)) not in volume.places
+    assert (LIMBO_NEW, name_in_limbo(GFID)) not in volume.places
 
 
 def test_a_gfid_that_the_volume_has_by_another_name_is_not_made_again() -> None:

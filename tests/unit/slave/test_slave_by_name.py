@@ -14,8 +14,8 @@ from gsync.base import fsid
 from gsync.base.model import ROOT_GFID as ROOT
 from gsync.link import protocol
 from gsync.link.protocol import FillRow, RemoveRow
-from gsync.slave.directory.ground import Directory
-from gsync.slave.ground import Asked, Found
+from gsync.slave.directory.target import DirectoryTarget
+from gsync.slave.target import Asked, Opened
 from lab.slave_model import REG, Slave
 
 F, G = b"f" * 16, b"g" * 16
@@ -42,12 +42,12 @@ def place(slave: Slave, bname: bytes, gfid: bytes) -> None:
     assert slave.apply.fill([row(bname, gfid)]).answers == [protocol.OK]
 
 
-def found(root: Path) -> Found:
-    ground = Directory(os.fsencode(root))
+def found(root: Path) -> Opened:
+    target = DirectoryTarget(os.fsencode(root))
     try:
-        return ground.open(ASKED)
+        return target.open(ASKED)
     finally:
-        ground.close()
+        target.close()
 
 
 def test_what_was_touched_since_the_last_commit_is_in_doubt_though_the_last_agent_ended_in_order(root: Path) -> None:

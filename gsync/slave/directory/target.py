@@ -1,4 +1,4 @@
-"""The slave that is a directory: takes it, with its lock, index and limbo, and brings it into order (see ground).
+"""The slave that is a directory: takes it, with its lock, index and limbo, and brings it into order (see slave/target).
 
 Standard library only, Python 3.9.
 """
@@ -17,19 +17,19 @@ from gsync.slave.directory.recover import recover
 from gsync.slave.directory.survey import survey
 from gsync.slave.directory.tree import SlaveTree
 from gsync.slave.fence import receivers_gone
-from gsync.slave.ground import Asked, Found, Whereabouts
-from gsync.slave.page import Step
+from gsync.slave.outcome import Step
+from gsync.slave.target import Asked, Opened, Whereabouts
 
 
-class Directory:
-    """A Ground. step: told of everything that a crash may follow."""
+class DirectoryTarget:
+    """A Target. step: told of everything that a crash may follow."""
 
     def __init__(self, root: bytes, step: Step = lambda name: None) -> None:
         self._root = root
         self._step = step
         self._taken: Taken | None = None
         self._tree: SlaveTree | None = None
-        self.works: Apply | None = None
+        self.operations: Apply | None = None
 
     @property
     def taken(self) -> bool:
@@ -47,7 +47,7 @@ class Directory:
         keep_apart(self._root, *master)
         return survey(self._root, volume, adopt)
 
-    def open(self, asked: Asked) -> Found:
+    def open(self, asked: Asked) -> Opened:
         keep_apart(self._root, *asked.master)
         self._taken = take(self._root, asked.volume, asked.volume_name, asked.adopt, asked.make,
                            session=asked.session, epoch=asked.epoch, ticket=asked.ticket)
@@ -62,17 +62,17 @@ class Directory:
             tree.caps = tree.caps._replace(xattr=False, trusted=False)
         if "acls" in asked.leave:
             tree.caps = tree.caps._replace(acl=False)
-        works = Apply(tree, asked.adopt, asked.delete_retention, self._step)
-        unclean = unclean or works.in_doubt
-        recover(tree, works.limbo, works.step)
+        operations = Apply(tree, asked.adopt, asked.delete_retention, self._step)
+        unclean = unclean or operations.in_doubt
+        recover(tree, operations.limbo, operations.step)
         with index.transaction():
             for key, value in (("caps", json.dumps(tree.caps._asdict())), ("clean", 0), ("boot_id", asked.boot_id),
                                ("session", asked.session), (index.key("epoch"), asked.epoch)):
                 index.set_fact(key, value)
         tree.unlock_receivers()
-        self.works = works
+        self.operations = operations
         free = os.statvfs(tree.root_fd)
-        return Found(*index.standing(), unclean, self._taken.empty, free.f_bavail * free.f_frsize, caps)
+        return Opened(*index.standing(), unclean, self._taken.empty, free.f_bavail * free.f_frsize, caps)
 
     def check(self) -> None:
         if self._taken is not None:
@@ -82,16 +82,16 @@ class Directory:
         return self._tree is None or self._tree.sweep(goes_on)
 
     def forget_stime(self) -> None:
-        assert self.works is not None
-        index = self.works.index
+        assert self.operations is not None
+        index = self.operations.index
         index.db.execute("PRAGMA synchronous=FULL")
         with index.transaction():
             index.forget_stimes()
 
     def goodbye(self) -> None:
-        assert self.works is not None
-        with self.works.index.transaction():
-            self.works.index.set_fact("clean", 1)
+        assert self.operations is not None
+        with self.operations.index.transaction():
+            self.operations.index.set_fact("clean", 1)
 
     def close(self) -> None:
         if self._tree is not None:

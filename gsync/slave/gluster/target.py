@@ -1,4 +1,4 @@
-"""The slave that is a GlusterFS volume: takes it, and brings it into order (see gsync/slave/ground.py).
+"""The slave that is a GlusterFS volume: takes it, and brings it into order (see gsync/slave/target.py).
 
 One connection at a time works in the volume, whichever of its hosts it comes by [invariant 9]. Its pass is a file in
 .gsync/passes of the volume; a younger hello removes it. On one host the locks of gsync/slave/fence.py hold as for a
@@ -34,9 +34,10 @@ from gsync.slave.gluster import apply as names
 from gsync.slave.gluster import state, syncpoints, volfile
 from gsync.slave.gluster.apply import VolumeApply
 from gsync.slave.gluster.backend import open_volume
-from gsync.slave.gluster.volume import ACLS, Space, Volume
-from gsync.slave.ground import Asked, Found, Whereabouts
-from gsync.slave.page import Step, works
+from gsync.slave.gluster.volume import ACLS, GlusterVolume, Space
+from gsync.slave.limbo import LIMBO_NEW, LIMBO_OLD
+from gsync.slave.outcome import Step, succeeds
+from gsync.slave.target import Asked, Opened, Whereabouts
 
 PASSES: Gfid = RESERVED + b"passes\0\0\0\0"
 _IDENTITY: Gfid = RESERVED + b"identity\0\0"
@@ -50,7 +51,7 @@ _LOW = 64 << 20    # bytes below which a volume counts as full
 # The folders of .gsync, each after the one that it is in.
 _FOLDERS: list[tuple[Gfid, bytes, Gfid]] = [
     (ROOT_GFID, STATE_DIR, names.STATE), (names.STATE, b"limbo", names.LIMBO),
-    (names.LIMBO, b"new", names.LIMBO_NEW), (names.LIMBO, b"old", names.LIMBO_OLD),
+    (names.LIMBO, b"new", LIMBO_NEW), (names.LIMBO, b"old", LIMBO_OLD),
     (names.LIMBO, b"del", names.LIMBO_DEL), (names.STATE, b"trash", names.TRASH),
     (names.STATE, b"passes", PASSES), (names.STATE, b"state", state.FOLDER),
     (names.STATE, b"sync", syncpoints.FOLDER)]
@@ -70,28 +71,28 @@ def run_folder(volume_id: str) -> int:
     return fd
 
 
-def keep_site(site: volfile.Site) -> None:
+def keep_site(site: volfile.VolumeSite) -> None:
     """Leave it for the receivers of this connection: asking glusterd costs as much as a hundred small files. Only root
     can read it, since it may hold the pool's key."""
     path = os.path.join(_RUN, b"site-" + site.name.encode())
     replace_file(path, json.dumps(site).encode("ascii"), durable=False)
 
 
-def kept_site(name: str) -> volfile.Site:
+def kept_site(name: str) -> volfile.VolumeSite:
     """What the agent has found, as it has taken the volume."""
     try:
         with open(os.path.join(_RUN, b"site-" + name.encode()), encoding="ascii") as file:
             name, uuid, graph, bricks, seen = json.load(file)
     except (OSError, ValueError):
         return volfile.find(name)
-    return volfile.Site(name, uuid, [volfile.Translator(*each) for each in graph],
-                        [volfile.Brick(*each) for each in bricks], seen and (seen[0], seen[1]))
+    return volfile.VolumeSite(name, uuid, [volfile.Translator(*each) for each in graph],
+                        [volfile.BrickAddress(*each) for each in bricks], seen and (seen[0], seen[1]))
 
 
-class Pass:
+class VolumePass:
     """The right of one connection to work in the volume, at this host and in the volume."""
 
-    def __init__(self, volume: Volume, site: volfile.Site, local: fence.Pass, name: bytes) -> None:
+    def __init__(self, volume: GlusterVolume, site: volfile.VolumeSite, local: fence.Pass, name: bytes) -> None:
         self._volume, self._site, self._local, self._name = volume, site, local, name
         self._stream = stream_of(os.fsdecode(name).partition("-")[2])
         self._looked = time.monotonic()
@@ -121,7 +122,7 @@ def pass_name(epoch: int, ticket: str) -> bytes:
     return f"{epoch:020d}-{ticket}".encode()
 
 
-def passes(volume: Volume, stream: str) -> dict[str, int]:
+def passes(volume: GlusterVolume, stream: str) -> dict[str, int]:
     """The passes there are of a stream, with their epochs."""
     found = {}
     for bname, _ in volume.names(PASSES):
@@ -133,25 +134,25 @@ def passes(volume: Volume, stream: str) -> dict[str, int]:
     return found
 
 
-def show(volume: Volume, site: volfile.Site, local: fence.Pass, epoch: int, ticket: str) -> Pass:
+def show(volume: GlusterVolume, site: volfile.VolumeSite, local: fence.Pass, epoch: int, ticket: str) -> VolumePass:
     """The pass of the connection that a receiver belongs to; Fenced if it is not valid (any more)."""
-    own = Pass(volume, site, local, pass_name(epoch, ticket))
+    own = VolumePass(volume, site, local, pass_name(epoch, ticket))
     own.check()
     return own
 
 
-class VolumeGround:
-    """A Ground. step: told of everything that a crash may follow."""
+class VolumeTarget:
+    """A Target. step: told of everything that a crash may follow."""
 
     def __init__(self, name: str, step: Step = lambda name: None) -> None:
         self._name = name
         self._step = step
-        self._site: volfile.Site | None = None
-        self._reached: Volume | None = None
-        self._state: state.State | None = None
+        self._site: volfile.VolumeSite | None = None
+        self._reached: GlusterVolume | None = None
+        self._state: state.VolumeState | None = None
         self._lock_fds: list[int] = []
-        self._pass: Pass | None = None
-        self.works: VolumeApply | None = None
+        self._pass: VolumePass | None = None
+        self.operations: VolumeApply | None = None
 
     @property
     def taken(self) -> bool:
@@ -162,7 +163,7 @@ class VolumeGround:
         return self._pass is not None and self._pass.valid
 
     @property
-    def _volume(self) -> Volume:
+    def _volume(self) -> GlusterVolume:
         """The volume, reached when it is first needed."""
         if self._reached is None:
             site = self._site = volfile.find(self._name)
@@ -238,7 +239,7 @@ class VolumeGround:
 
     # taking it
 
-    def open(self, asked: Asked) -> Found:
+    def open(self, asked: Asked) -> Opened:
         volume = self._volume
         known, empty = self._inspect(asked.volume, asked.adopt)
         if full := _full(self._name, volume.space()):
@@ -256,21 +257,22 @@ class VolumeGround:
         keep_site(self._site)
         if known is None:
             self._write_identity(asked.volume, asked.volume_name)
-        kept = self._state = state.State(volume, os.fsdecode(pass_name(asked.epoch, ticket)), stream_of(ticket))
+        kept = self._state = state.VolumeState(volume, os.fsdecode(pass_name(asked.epoch, ticket)), stream_of(ticket))
         kept.check_epoch(asked.epoch)
         unclean = kept.fact("clean") == 0
-        works = VolumeApply(volume, kept, asked.adopt, asked.delete_retention, self._step, self._pass.look, asked.leave)
+        operations = VolumeApply(volume, kept, asked.adopt, asked.delete_retention, self._step, self._pass.look,
+                                 asked.leave)
         kept.facts.update({kept.key("epoch"): asked.epoch, "clean": 0, "session": asked.session})
         kept.begin()
-        works.recover()
+        operations.recover()
         kept.begin()
         kept.drop_others()
         caps = _probe(volume)
         fence.unlock(self._lock_fds[1])
-        self.works = works
-        return Found(*kept.standing(), unclean, empty, volume.space().free, caps, volume.id)
+        self.operations = operations
+        return Opened(*kept.standing(), unclean, empty, volume.space().free, caps, volume.id)
 
-    def _take(self, volume: Volume, session: str, epoch: int, ticket: str) -> Pass:
+    def _take(self, volume: GlusterVolume, session: str, epoch: int, ticket: str) -> VolumePass:
         """End what an older connection runs at this host, then take the others their passes."""
         folder = run_folder(volume.id)
         stream = stream_of(ticket)
@@ -283,7 +285,7 @@ class VolumeGround:
             os.close(folder)
         fence.lock_agent(lock_fd, local, session, stream)
         assert self._site is not None
-        own = Pass(volume, self._site, local, pass_name(epoch, ticket))
+        own = VolumePass(volume, self._site, local, pass_name(epoch, ticket))
         others = passes(volume, stream)
         self._refuse_older(epoch, others)
         gfid = RESERVED + secrets.token_bytes(16 - len(RESERVED))
@@ -330,7 +332,7 @@ class VolumeGround:
             self._pass.check()
 
     def sweep(self, goes_on: Callable[[], bool]) -> bool:
-        return self.works is None or self.works.sweep(goes_on)
+        return self.operations is None or self.operations.sweep(goes_on)
 
     def forget_stime(self) -> None:
         assert self._state is not None
@@ -364,7 +366,7 @@ def _full(name: str, space: Space) -> str:
     return f"the GlusterFS volume {name} is full ({space.free} bytes free): make room, or add bricks"
 
 
-def _probe(volume: Volume) -> Caps:
+def _probe(volume: GlusterVolume) -> Caps:
     """What the bricks can hold: found out by trying."""
     gfid = _PROBE
     with suppress(FileNotFoundError):
@@ -376,9 +378,9 @@ def _probe(volume: Volume) -> Caps:
             node = volume.node(gfid)
             return node is not None and node.mtime == NS + 987654321
 
-        return Caps(xattr=works(lambda: volume.set_xattr(gfid, b"user.gsync", b"1")),
+        return Caps(xattr=succeeds(lambda: volume.set_xattr(gfid, b"user.gsync", b"1")),
                     trusted=True,
-                    acl=works(lambda: volume.set_xattr(gfid, b"system.posix_acl_access", ACL_OF_A_PROBE)),
-                    utime_ns=works(keeps_ns))
+                    acl=succeeds(lambda: volume.set_xattr(gfid, b"system.posix_acl_access", ACL_OF_A_PROBE)),
+                    utime_ns=succeeds(keeps_ns))
     finally:
         volume.unlink(names.STATE, b"probe")

@@ -1,4 +1,4 @@
-"""What an agent works on: a directory (directory) or a GlusterFS volume (gluster.ground); which one, the ROOT says.
+"""What an agent works on: a directory (directory) or a GlusterFS volume (gluster.target); which one, the ROOT says.
 
 The seams that both keep, so that the conversation (agent) and the worker need not know which one it is.
 Standard library only, Python 3.9.
@@ -33,7 +33,7 @@ class Asked(NamedTuple):
     boot_id: str
 
 
-class Found(NamedTuple):
+class Opened(NamedTuple):
     """What the slave was when it was taken; the fields of protocol.Hello."""
 
     stime: int | None
@@ -46,7 +46,7 @@ class Found(NamedTuple):
     volume_id: str = ""
 
 
-class Works(Protocol):
+class Operations(Protocol):
     """What can be asked for once the slave is taken: the methods of the protocol."""
 
     def fill(self, rows: Sequence[FillRow]) -> FillAnswer: ...
@@ -68,7 +68,7 @@ class Works(Protocol):
                mark: str | None = None, walked: bool = False) -> CommitAnswer: ...
 
 
-class Ground(Protocol):
+class Target(Protocol):
     """A slave, before and after it is taken."""
 
     @property
@@ -76,7 +76,7 @@ class Ground(Protocol):
         """Whether `open` has been called: it comes once."""
 
     @property
-    def works(self) -> Works | None:
+    def operations(self) -> Operations | None:
         """What `open` has made ready."""
 
     @property
@@ -89,7 +89,7 @@ class Ground(Protocol):
     def survey(self, volume: str, adopt: bool, master: Whereabouts) -> Survey:
         """What it would be like as this volume's slave. Changes nothing."""
 
-    def open(self, asked: Asked) -> Found:
+    def open(self, asked: Asked) -> Opened:
         """Take it, and bring it into order after whatever went before. SlaveError, Fenced, Transient."""
 
     def check(self) -> None:

@@ -12,16 +12,15 @@ from enum import Enum
 
 from gsync.base.errors import SLAVE_WIDE
 from gsync.base.model import Gfid, Name
-from gsync.link.protocol import FillCode, Problem
+from gsync.link.protocol import FillCode, RowProblem
 
 SPECIAL = (stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
-TEMPORARY = b"t."  # begins the names of links in limbo/new that are on their way to a name
 READ = 1 << 20     # bytes of a file that are read at once
 
 Step = Callable[[str], None]
 
 
-class Place(Enum):
+class Attachment(Enum):
     """Where a directory is, as far as filling names in it goes."""
 
     IN_TREE = "in the tree"
@@ -30,17 +29,17 @@ class Place(Enum):
     AWAY = "away"               # nowhere
 
 
-NOT_TO_FILL = (Place.DETACHED, Place.AWAY)
+NOT_TO_FILL = (Attachment.DETACHED, Attachment.AWAY)
 
 
-class Page:
+class Outcome:
     """What one call of fill or remove has found out and done."""
 
     def __init__(self) -> None:
         self.vacated: list[Name] = []
         self.displaced: list[Gfid] = []
-        self.errors: list[Problem] = []
-        self.places: dict[Gfid, Place] = {}
+        self.errors: list[RowProblem] = []
+        self.places: dict[Gfid, Attachment] = {}
         self.fatal: OSError | None = None
 
     def each(self, numbers: Iterable[int], change: Callable[[int], None]) -> None:
@@ -71,11 +70,11 @@ class Page:
     def failed(self, row: int, exc: OSError | ValueError | OverflowError) -> None:
         """Note what became of one row; an error that concerns the whole slave ends the page."""
         if isinstance(exc, OSError):
-            self.errors.append(Problem(row, exc.errno or errno.EIO, exc.strerror or str(exc)))
+            self.errors.append(RowProblem(row, exc.errno or errno.EIO, exc.strerror or str(exc)))
             if exc.errno in SLAVE_WIDE:
                 self.fatal = exc
         else:
-            self.errors.append(Problem(row, errno.EINVAL, str(exc)))
+            self.errors.append(RowProblem(row, errno.EINVAL, str(exc)))
 
     def raise_fatal(self) -> None:
         if self.fatal:
@@ -89,7 +88,7 @@ def answer_of(exc: OSError) -> int:
     return exc.errno or errno.EIO
 
 
-def works(attempt: Callable[[], object]) -> bool:
+def succeeds(attempt: Callable[[], object]) -> bool:
     """Whether something can be done there: it neither fails nor says False."""
     try:
         return attempt() is not False

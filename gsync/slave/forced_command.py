@@ -20,7 +20,7 @@ import gsync
 from gsync.base import rpc
 from gsync.base.fsid import open_beneath
 from gsync.slave.directory import rsync_server
-from gsync.slave.ground import is_volume
+from gsync.slave.target import is_volume
 
 REFUSED = 77  # exit status, known to gsync/link/ssh.py
 _ENVIRONMENT = "SSH_ORIGINAL_COMMAND"
