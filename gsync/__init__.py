@@ -1,3 +1,3 @@
 """gsync keeps a second site in step with a first one, by following changelogs."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
