@@ -9,6 +9,7 @@ approves.
 from __future__ import annotations
 
 import os
+import random
 import re
 import shutil
 import sqlite3
@@ -17,14 +18,13 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from gsync.base.backoff import pause
 from gsync.base.durable import fsync_dir
 from gsync.base.errors import Transient
 from gsync.base.model import NS, Gfid, Name
 from gsync.base.namespace import check_version
+from gsync.base.retry import Schedule
 
-FIRST_PAUSE = 30.0      # seconds
-LONGEST_PAUSE = 3600.0
+RETRIES = Schedule(first=30.0, longest=3600.0, spread=0.25)  # seconds
 SCHEMA_VERSION = 1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS failures (
@@ -60,8 +60,9 @@ class Failure:
 class Ledger:
     """The ledger of one brick's worker in the file `path`. One thread."""
 
-    def __init__(self, path: str, clock: Callable[[], int] = time.time_ns) -> None:
-        self._db, self._clock = _connect(path), clock
+    def __init__(self, path: str, clock: Callable[[], int] = time.time_ns,
+                 rng: Callable[[], float] = random.random) -> None:
+        self._db, self._clock, self._rng = _connect(path), clock, rng
 
     def close(self) -> None:
         self._db.close()
@@ -72,7 +73,7 @@ class Ledger:
         with self._db:
             row = self._db.execute("SELECT tries, first FROM failures WHERE key=?", (failure.key,)).fetchone()
             tries, first = (row[0] + 1, row[1]) if row else (1, now)
-            wait = int(pause(tries, FIRST_PAUSE, LONGEST_PAUSE) * NS)
+            wait = int(RETRIES.pause(tries, self._rng) * NS)
             pargfid, bname = failure.name or (None, None)
             self._db.execute("INSERT OR REPLACE INTO failures VALUES (?,?,?,?,?,?,?,?,?,?,?,?,0)", (
                 failure.key, failure.what, failure.gfid, pargfid, bname, failure.path, failure.errno,

@@ -2,7 +2,7 @@
 
 The ledgers stay where they are, with the sessions (on several nodes: on the meta volume, one per epoch): their workers
 need them in the transaction that goes with a batch, and on whichever node they run. The queue reads them and gives the
-same orders as `gsync failures`. The pauses between tries are the queue's (backoff); but a row never becomes FAILED by
+same orders as `gsync failures`. The pauses between tries are the queue's; but a row never becomes FAILED by
 itself, since the stime has passed it: it goes when it is mended, or when a person drops it.
 """
 

@@ -10,8 +10,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gsync.base.backoff import pause
 from gsync.base.model import NS
+from gsync.base.retry import Schedule
 from gsync.transfer.stores.store import Category
 
 
@@ -49,4 +49,4 @@ class RetryPolicy:
 
     def pause(self, tries: int) -> float:
         """Seconds to wait after so many tries."""
-        return pause(tries, self.first_pause, self.longest_pause, self.rng)
+        return Schedule(self.first_pause, self.longest_pause, spread=0.25).pause(tries, self.rng)

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from gsync.base.backoff import pause
 from gsync.base.errors import UsageError
 from gsync.base.model import NS, gfid_str
-from gsync.engine import ledger as ledger_module
-from gsync.engine.ledger import Failure, Ledger
+from gsync.engine.ledger import RETRIES, Failure, Ledger
 from gsync.session.session import Session, SessionHome
 from gsync.state.home import Home
 from gsync.transfer.queue import failures
@@ -84,19 +82,11 @@ def test_what_is_none(home: Home, ident: str) -> None:
         failures.retry(home, ident)
 
 
-def test_the_pauses_are_those_of_the_queue(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pauses_are_those_of_the_queue(home: Home) -> None:
     """One policy: the ledger's next try is when a transfer's with these pauses would be."""
-    monkeypatch.setattr(ledger_module, "pause",
-                        lambda tries, first, longest: pause(tries, first, longest, rng=lambda: 0.5))
-    policy = RetryPolicy(first_pause=ledger_module.FIRST_PAUSE, longest_pause=ledger_module.LONGEST_PAUSE,
-                         rng=lambda: 0.5)
-    ledger = Ledger(session(home, "alpha").ledger_db, clock=lambda: 1000)
+    policy = RetryPolicy(first_pause=RETRIES.first, longest_pause=RETRIES.longest, rng=lambda: 0.3)
+    ledger = Ledger(session(home, "alpha").ledger_db, clock=lambda: 1000, rng=lambda: 0.3)
     for tries in range(1, 12):
         ledger.record(failure())
         assert ledger.next_due() == 1000 + int(policy.pause(tries) * NS)
     ledger.close()
-
-
-def test_pauses_double_and_have_an_end() -> None:
-    assert [pause(n, 1, 6, lambda: 0.5) for n in (0, 1, 2, 3, 4, 5000)] == [1, 1, 2, 4, 6, 6]
-    assert (pause(1, 8, 60, lambda: 0), pause(1, 8, 60, lambda: 1)) == (6, 10)
