@@ -173,3 +173,12 @@ def test_every_type_that_carries_a_word_is_there() -> None:
                for name in re.findall(r"^(?:class )?([A-Z]\w+)\b(?=[(:]| = )", path.read_text(), re.MULTILINE)}
     assert len(types) > 30
     assert types - defined == set()
+
+
+def test_every_durable_step_is_in_the_crash_table() -> None:
+    steps = {label for path in (REPOSITORY / "gsync").rglob("*.py") if "cli" not in path.parts
+             for label in re.findall(r"step\(\"([^\"]+)\"\)", path.read_text())}
+    page = (REPOSITORY / "docs/internals/crash.md").read_text().partition("\n## The steps by name\n")[2]
+    told = {label for row in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
+            for label in re.findall(r"`([^`]+)`", row)}
+    assert steps == told
