@@ -12,7 +12,7 @@ from typing import Any
 from gsync.base.log import get_logger
 from gsync.base.model import NS
 from gsync.cli.output import duration_text, print_json, size_text
-from gsync.service.supervisor import Ending
+from gsync.service.kept import Ending
 from gsync.session.status import WorkerStatus, rfc3339
 
 log = get_logger("gsync.run")

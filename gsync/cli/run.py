@@ -13,7 +13,7 @@ from gsync.cli.options import SetOption, StateOption, overrides
 
 if TYPE_CHECKING:
     from gsync.link.link import Slave
-    from gsync.service.supervisor import Ending, RecorderAt, WorkerAt
+    from gsync.service.kept import Ending, ProcessSpec
     from gsync.session.logfile import LogFile
     from gsync.session.options import Options
     from gsync.session.session import Session
@@ -164,7 +164,8 @@ def _supervise(session: Session, given: dict[str, Any], volume: Volume, home: Ho
 
     from gsync.cli.output import print_error, print_json
     from gsync.cli.progress import LiveLine, RunView
-    from gsync.service.supervisor import DONE, DONE_WITH_FAILURES, Supervisor
+    from gsync.service.kept import DONE_WITH_FAILURES
+    from gsync.service.supervisor import Supervisor
 
     until = time.time_ns()
     live = LiveLine() if sys.stderr.isatty() and not json else None
@@ -185,7 +186,7 @@ def _supervise(session: Session, given: dict[str, Any], volume: Volume, home: Ho
             if json:
                 print_json(_error_event(ending.line, code))
             print_error(ending.line)
-        if live is not None and code in (DONE, DONE_WITH_FAILURES):
+        if live is not None and code <= DONE_WITH_FAILURES:
             print(summary, file=sys.stderr)
     if supervisor.signal is not None and once:
         return -supervisor.signal  # the work was not done
@@ -225,33 +226,34 @@ def _parts(session: Session, volume: Volume) -> list[Session]:
     return list(chosen.values())
 
 
-def _worker(session: Session, home: Home, args: list[str]) -> WorkerAt:
+def _worker(session: Session, home: Home, args: list[str]) -> ProcessSpec:
     from gsync.base.durable import make_dirs
     from gsync.service.child import child_argv
-    from gsync.service.supervisor import WorkerAt
+    from gsync.service.kept import ProcessSpec, WorkerStatusFile
 
     make_dirs(session.own.encode("utf-8", "surrogateescape"))
     brick = ["--brick", str(session.part.brick)] if session.part else []
     name = f"worker of brick {session.part.brick}" if session.part else "worker"
-    return WorkerAt(name, child_argv("gsync.service.run_worker", [session.name, "--home", home.path, *brick, *args]),
-                    session.worker_status)
+    argv = child_argv("gsync.service.run_worker", [session.name, "--home", home.path, *brick, *args])
+    return ProcessSpec(name, argv, WorkerStatusFile(session.worker_status), session.worker_lock)
 
 
-def _recorder(session: Session, volume: Volume, home: Home) -> RecorderAt | None:
+def _recorder(session: Session, volume: Volume, home: Home) -> ProcessSpec | None:
     """None for a GlusterFS volume, which records by itself."""
-    from gsync.recorder.status import RecorderPort
-    from gsync.service.supervisor import RecorderAt
+    from gsync.service.kept import recorder_spec
 
     if volume.gluster is not None:
         return None
-    return RecorderAt(_recorder_argv(session, volume, home), RecorderPort(volume.brick()).holder)
+    return recorder_spec("recorder", volume.brick(), session.options.worker_timeout,
+                         _recorder_argv(session, volume, home))
 
 
 def _exit_code(ending: Ending, statuses: Sequence[WorkerStatus]) -> int:
     """A run that was stopped is done, with failures if there are any."""
-    from gsync.service.supervisor import DONE, DONE_WITH_FAILURES
+    from gsync.service.kept import DONE, DONE_WITH_FAILURES
 
     failed = any(status.failures or status.held for status in statuses)
+    assert ending.code is not None  # a child of this process
     return DONE_WITH_FAILURES if ending.code == DONE and failed else ending.code
 
 

@@ -206,11 +206,12 @@ class _Command:
 
     def _wait_for_end(self, session: Session) -> None:
         from gsync.base.process import Lock
-        from gsync.service.kept import Kept, WorkerDuty
+        from gsync.service.kept import worker_spec
+        from gsync.service.managed import Managed
         from gsync.service.monitor import monitor_lock
         from gsync.session.report import seen_working
 
-        kept = Kept(WorkerDuty(session, []))
+        kept = Managed(worker_spec(session, []))
         lock = Lock(session.worker_lock, "")
 
         def come() -> bool:

@@ -21,7 +21,7 @@ from gsync.master.tree import DirReader, Resolved, Tree, Verdict
 from gsync.recorder.status import FAULTY, RecorderPort
 from gsync.service.assembly import Parts
 from gsync.service.failover import lease_of
-from gsync.service.supervisor import Child
+from gsync.service.kept import Attached
 from gsync.session.session import Session
 from gsync.session.status import WorkerStatus
 from gsync.state.home import Home, Volume
@@ -195,13 +195,16 @@ def _recorded(volume: Volume, recorder_argv: list[str]) -> Iterator[None]:
         return
     port = RecorderPort(volume.brick(), timeout=1.0)
     now = time.time_ns()
-    child = None if port.holder() else Child("recorder", recorder_argv, lambda name, line: None)
+    child = None if port.holder() else Attached(recorder_argv, lambda line: None)
     try:
         while not _is_recorded(port, now):
-            ending = child.poll() if child is not None else None
+            ended = child is not None and child.ended()
             status = port.status()
-            if ending is not None or (status is not None and status.state == FAULTY):
-                raise Faulty(ending.line if ending else status.reason if status else "")
+            if child is not None and ended:
+                child.listen()
+                raise Faulty(child.last_words() or f"recorder exited with code {child.code}")
+            if status is not None and status.state == FAULTY:
+                raise Faulty(status.reason)
         yield
     finally:
         if child is not None:

@@ -1,86 +1,207 @@
-"""One process that a monitor keeps running, or not: found by its lock, started, watched, ended.
+"""A kept process: one that is to run, is watched, and is started again when it ends. For `gsync run` and the monitor.
 
-Promise: it never runs twice, since what counts is who holds the lock file; it does not depend on the process that
-started it; a pid is only trusted together with its start time. Not here: which ones are to run (monitor).
+ProcessSpec says what is to run, Process is one that runs, KeptProcess keeps it running; Wakeups lets its keeper sleep.
+Promise: a pid is only trusted together with its start time. Not here: which processes are to run, and when their keeper
+gives up (supervisor, managed).
 """
 
 from __future__ import annotations
 
+import math
 import os
+import select
 import signal
 import subprocess
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from types import FrameType, TracebackType
+from typing import Protocol
 
 from gsync.base.durable import make_dirs, replace_file
-from gsync.base.log import get_logger
 from gsync.base.process import Lock, start_time
+from gsync.base.retry import Schedule, Tries
 from gsync.recorder import status as recording
-from gsync.service.supervisor import DONE, DONE_WITH_FAILURES, GRACE, LOCKED, PAUSES, Retry
-from gsync.session.control import Print, file_print
 from gsync.session.metavolume import Mirror, node_name
 from gsync.session.session import Session
 from gsync.session.status import WorkerStatus
 from gsync.state.home import Brick
 
-_log = get_logger(__name__)
+DONE, DONE_WITH_FAILURES, USAGE, LOCKED, SLAVE, INTERNAL = range(6)  # exit codes
 
-SHORT = 2.0             # s: who ends in order, but sooner, is not started again at once
-_TAIL = 4096            # bytes of what a process has said that are looked at
-
-
-def popen(argv: Sequence[str], said: str) -> subprocess.Popen[bytes]:
-    """A process that does not depend on this one: own session, no pipe between; its stderr goes to a file."""
-    with open(said, "wb") as stderr:
-        return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr, start_new_session=True,
-                                cwd="/")
+GRACE = 10.0                            # s from SIGTERM to SIGKILL
+RESTARTS = Schedule(0.5, 60.0, lasted=60.0)
+_TAIL = 4096                            # bytes of what a process has said that are looked at
+_PREFIX = "gsync: "                     # of a line that is meant for people
 
 
-def complaint(path: str) -> str:
-    """The last line of complaint in what a process has said; "" if there is none."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
-            lines = [line.strip() for line in file.read().decode("utf-8", "backslashreplace").splitlines()]
-    except OSError:
-        return ""
-    ours = [line.removeprefix("gsync: ") for line in lines if line.startswith("gsync: ")]
-    return (ours or [line for line in lines if line] or [""])[-1]
+# what is to run
+
+class StatusFile(Protocol):
+    """The status file of a process. Whoever keeps the process writes it while that does not run."""
+
+    @property
+    def path(self) -> str: ...
+
+    def says_stopped(self, pid: int) -> bool:
+        """Whether the process of this pid wrote that it ended in order."""
+
+    def note(self, state: str, reason: str = "") -> None:
+        """Write the state of a process that does not run."""
 
 
-class Running:
-    """A process that is watched: a child of this one, or one that was found by its lock. `code`: how it ended, as
-    Popen has it; None as long as that is not known."""
+@dataclass(frozen=True)
+class ProcessSpec:
+    """What is to run.
 
-    def __init__(self, pid: int, started: int, child: subprocess.Popen[bytes] | None = None) -> None:
+    name: for people. said: the file that its stderr goes to, unless its keeper reads that. silence: seconds without a
+    change of its status file after which it counts as hung. end: the signals that it gets so many seconds after it is
+    no longer wanted. by_command: its settings are in its command line, so it is replaced when that changes.
+    """
+
+    name: str
+    argv: list[str]
+    status: StatusFile
+    lock: str
+    said: str = ""
+    silence: float = math.inf
+    end: tuple[tuple[float, signal.Signals], ...] = ((0.0, signal.SIGTERM), (GRACE, signal.SIGKILL))
+    by_command: bool = False
+
+    def suits(self, argv: Sequence[str]) -> bool:
+        """Whether a process that was started with this command may stay."""
+        return not self.by_command or _arguments(argv) == _arguments(self.argv)
+
+
+def _arguments(argv: Sequence[str]) -> Sequence[str]:
+    """Without the interpreter, which may lie elsewhere by now."""
+    return argv[argv.index("-m"):] if "-m" in argv else argv
+
+
+@dataclass(frozen=True)
+class WorkerStatusFile:
+    path: str
+
+    def says_stopped(self, pid: int) -> bool:
+        status = WorkerStatus.read(self.path)
+        return status is not None and (status.state, status.pid) == ("Stopped", pid)
+
+    def note(self, state: str, reason: str = "") -> None:
+        WorkerStatus.note(self.path, state, reason)
+
+
+@dataclass(frozen=True)
+class SessionStatusFile(WorkerStatusFile):
+    """Of a worker whose session may be deleted, and may be seen by other nodes."""
+
+    session: Session
+
+    def note(self, state: str, reason: str = "") -> None:
+        session = self.session
+        if not os.path.exists(session.folder if session.on_meta_volume
+                              else os.path.join(session.folder, "session.json")):
+            return  # it is deleted
+        super().note(state, reason)
+        if session.on_meta_volume:
+            with open(self.path, "rb") as file:
+                mirror = Mirror(self._tell)
+                mirror.show(file.read())
+            mirror.close(patience=0)
+
+    def _tell(self, status: bytes) -> None:
+        """The other nodes."""
+        replace_file(self.session.status_of(node_name()), status, durable=False)
+
+
+@dataclass(frozen=True)
+class RecorderStatusFile:
+    path: str
+
+    def says_stopped(self, pid: int) -> bool:
+        status = recording.read_status(self.path)
+        return status is not None and (status.state, status.pid) == (recording.STOPPED, pid)
+
+    def note(self, state: str, reason: str = "") -> None:
+        last = recording.read_status(self.path)
+        if last is not None:
+            recording.write_status(self.path, replace(last, state=state, reason=reason, updated=time.time_ns()))
+
+
+def worker_spec(session: Session, argv: list[str]) -> ProcessSpec:
+    """The worker of a session under a monitor. It sees by itself when it is not wanted, and when its settings change;
+    only one that does not end gets signals."""
+    return ProcessSpec(f"worker of session {session.title}", argv, SessionStatusFile(session.worker_status, session),
+                       session.worker_lock, os.path.join(session.own, "worker.stderr"), session.options.worker_timeout,
+                       end=((GRACE, signal.SIGTERM), (2 * GRACE, signal.SIGKILL)))
+
+
+def recorder_spec(name: str, brick: Brick, silence: float, argv: list[str]) -> ProcessSpec:
+    """The recorder of a brick."""
+    return ProcessSpec(name, argv, RecorderStatusFile(brick.status), brick.lock, brick.stderr, silence,
+                       by_command=True)
+
+
+# what runs
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a process ended: its exit code (negative: by that signal; None: not known, it was no child of this process)
+    and its last line of complaint."""
+
+    code: int | None
+    line: str
+
+
+class Process:
+    """A process that is watched. fd: readable once it has ended; -1 where the kernel cannot do that. code: how it
+    ended, as Popen has it; None as long as that is not known."""
+
+    def __init__(self, pid: int, said: str, child: subprocess.Popen[bytes] | None = None) -> None:
         self.pid = pid
+        self.started = start_time(pid) or 0
         self.code: int | None = None
-        self._started = started
+        self.fd = -1
+        self._said = said
         self._child = child
-        self.fd = -1            # readable once the process has ended; -1 where the kernel cannot do that
         with suppress(OSError, AttributeError):
             self.fd = os.pidfd_open(pid)
 
     @classmethod
-    def holder(cls, lock: Lock) -> Running | None:
+    def start(cls, spec: ProcessSpec) -> Process:
+        """One that does not depend on this one: own session, no pipe between, its stderr goes to a file."""
+        make_dirs(os.path.dirname(spec.said))
+        child = popen_detached(spec.argv, spec.said)
+        return cls(child.pid, spec.said, child)
+
+    @classmethod
+    def holder(cls, lock: Lock, said: str = "") -> Process | None:
+        """The one that holds the lock."""
         pid = lock.holder()
-        started = start_time(pid) if pid is not None else None
-        if pid is None or started is None:
+        if pid is None:
             return None
-        found = cls(pid, started)
-        if lock.holder() != pid:  # it ended before the descriptor was there
+        found = cls(pid, said)
+        if not found.started or lock.holder() != pid:  # it ended before the descriptor was there
             found.close()
             return None
         return found
+
+    def fds(self) -> list[int]:
+        """What is readable when there is something to do about the process."""
+        return [self.fd] if self.fd >= 0 else []
+
+    def listen(self) -> None:
+        """Take in what it has written, if that comes here."""
+
+    def last_words(self) -> str:
+        """Its last line of complaint, "" if there is none."""
+        return complaint(self._said)
 
     def ended(self) -> bool:
         if self._child is not None:
             self.code = self._child.poll()
             return self.code is not None
-        return start_time(self.pid) != self._started
+        return start_time(self.pid) != self.started
 
     def send(self, number: signal.Signals) -> None:
         """To this process, never to another one that has its pid by now."""
@@ -91,6 +212,18 @@ class Running:
                 signal.pidfd_send_signal(self.fd, number)
             elif not self.ended():
                 os.kill(self.pid, number)
+
+    def end(self, patience: float = GRACE) -> None:
+        """SIGTERM, time to end in order, SIGKILL; for a child."""
+        assert self._child is not None
+        self.send(signal.SIGTERM)
+        try:
+            self._child.wait(patience)
+        except subprocess.TimeoutExpired:
+            self.send(signal.SIGKILL)
+            self._child.wait()
+        self.ended()
+        self.close()
 
     def argv(self) -> list[str]:
         try:
@@ -105,225 +238,163 @@ class Running:
             self.fd = -1
 
 
-class Duty(ABC):
-    """What is to be kept running, as the files have it now.
+class Attached(Process):
+    """A child in a session of its own (a terminal's Ctrl-C does not reach it), its output read line by line. What it
+    leaves running in its group ends with it."""
 
-    name: for people; said: the file that its stderr goes to; status: the file that it writes as long as it is well;
-    timeout: seconds of silence; end: the signals that it gets so many seconds after it is no longer wanted.
-    """
+    def __init__(self, argv: Sequence[str], heard: Callable[[str], None]) -> None:
+        self._heard = heard
+        self._rest = b""
+        self._complaint = ""
+        child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                 bufsize=0, start_new_session=True)
+        assert child.stdout is not None
+        self._output = child.stdout
+        os.set_blocking(self._output.fileno(), False)
+        super().__init__(child.pid, "", child)
 
-    end: tuple[tuple[float, signal.Signals], ...]
+    def fds(self) -> list[int]:
+        return super().fds() + ([] if self._output.closed else [self._output.fileno()])
 
-    def __init__(self, name: str, lock: str, said: str, status: str, timeout: float, argv: list[str]) -> None:
-        self.name, self.lock = name, Lock(lock, name)
-        self.said, self.status, self.timeout, self.argv = said, status, timeout, argv
+    def listen(self) -> None:
+        while not self._output.closed:
+            try:
+                data = os.read(self._output.fileno(), 65536)
+            except BlockingIOError:
+                return
+            if not data:
+                self._output.close()
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            for line in lines:
+                self._line(line)
 
-    def ours(self, running: Running) -> bool:
-        """Whether a process that holds the lock is for a monitor to end."""
-        return "--managed" in running.argv()
+    def _line(self, line: bytes) -> None:
+        text = line.decode("utf-8", "backslashreplace").rstrip()
+        if text.startswith(_PREFIX):
+            self._complaint = text.removeprefix(_PREFIX)
+        if text:
+            self._heard(text)
 
-    def suits(self, argv: Sequence[str]) -> bool:
-        """Whether one that was started with this command may go on."""
-        return True
+    def last_words(self) -> str:
+        return self._complaint
 
-    @abstractmethod
-    def stopped(self, pid: int) -> bool:
-        """Whether the process said in its status that it ends in order."""
-
-    @abstractmethod
-    def note(self, faulty: str) -> None:
-        """Say in its status, since it does not run, why that is so; "": because that is wanted."""
-
-
-class WorkerDuty(Duty):
-    """The worker of a session. It sees by itself when it is not wanted, and when its settings change."""
-
-    end = ((GRACE, signal.SIGTERM), (2 * GRACE, signal.SIGKILL))
-
-    def __init__(self, session: Session, argv: list[str]) -> None:
-        super().__init__(f"worker of session {session.title}", session.worker_lock,
-                         os.path.join(session.own, "worker.stderr"), session.worker_status,
-                         session.options.worker_timeout, argv)
-        self._session = session
-
-    def stopped(self, pid: int) -> bool:
-        status = WorkerStatus.read(self.status)
-        return status is not None and (status.state, status.pid) == ("Stopped", pid)
-
-    def note(self, faulty: str) -> None:
-        if not os.path.exists(self._session.folder if self._session.on_meta_volume
-                              else os.path.join(self._session.folder, "session.json")):
-            return  # it is deleted
-        WorkerStatus.note(self.status, "Faulty" if faulty else "Stopped", faulty)
-        if self._session.on_meta_volume:
-            with open(self.status, "rb") as file:
-                mirror = Mirror(self._tell)
-                mirror.show(file.read())
-            mirror.close(patience=0)
-
-    def _tell(self, status: bytes) -> None:
-        """The other nodes."""
-        replace_file(self._session.status_of(node_name()), status, durable=False)
+    def close(self) -> None:
+        self.listen()
+        self._line(self._rest)
+        self._rest = b""
+        self._output.close()
+        with suppress(ProcessLookupError):  # the usual case: it left nobody
+            os.killpg(self.pid, signal.SIGKILL)
+        super().close()
 
 
-class RecorderDuty(Duty):
-    """The recorder of a volume."""
-
-    end = ((0.0, signal.SIGTERM), (GRACE, signal.SIGKILL))
-
-    def __init__(self, volume: str, brick: Brick, timeout: float, argv: list[str]) -> None:
-        super().__init__(f"recorder of volume {volume}", brick.lock, brick.stderr, brick.status, timeout, argv)
-
-    def suits(self, argv: Sequence[str]) -> bool:
-        return _arguments(argv) == _arguments(self.argv)
-
-    def stopped(self, pid: int) -> bool:
-        status = recording.read_status(self.status)
-        return status is not None and (status.state, status.pid) == (recording.STOPPED, pid)
-
-    def note(self, faulty: str) -> None:
-        last = recording.read_status(self.status)
-        if last is not None:
-            recording.write_status(self.status, replace(
-                last, state=recording.FAULTY if faulty else recording.STOPPED, reason=faulty, updated=time.time_ns()))
+def popen_detached(argv: Sequence[str], said: str) -> subprocess.Popen[bytes]:
+    """A process that does not depend on this one; its stderr goes to the file `said`."""
+    with open(said, "wb") as stderr:
+        return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr, start_new_session=True,
+                                cwd="/")
 
 
-def _arguments(argv: Sequence[str]) -> Sequence[str]:
-    """Without the interpreter, which may lie elsewhere by now."""
-    return argv[argv.index("-m"):] if "-m" in argv else argv
+def complaint(path: str) -> str:
+    """The last line of complaint in what a process has said; "" if there is none."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+            lines = [line.strip() for line in file.read().decode("utf-8", "backslashreplace").splitlines()]
+    except OSError:
+        return ""
+    ours = [line.removeprefix(_PREFIX) for line in lines if line.startswith(_PREFIX)]
+    return (ours or [line for line in lines if line] or [""])[-1]
 
 
-class Kept(Retry):
-    """One process that is to run, or not: found, started, watched, ended."""
+# what keeps it running
 
-    def __init__(self, duty: Duty, pauses: Sequence[float] = PAUSES) -> None:
-        super().__init__(pauses)
-        self.duty = duty
-        self.wanted = False
-        self.running: Running | None = None
-        self._hindered = ""         # why it is not to be started now
-        self._unwanted = 0.0        # since when
-        self._signals = 0           # how many it has got since then
-        self._killed = ""           # why it was killed
-        self._heard: tuple[Print, float] = None, 0.0
-        self._log = _log.bind(name=duty.name)
+class KeptProcess:
+    """One process that is to run. Its keeper starts it when it is due, and decides what its end means."""
 
-    def want(self, wanted: bool, anew: bool = False) -> None:
-        """Whether it is to run; anew: the reasons for a pause before the next start may have gone."""
-        if wanted != self.wanted:
-            self.wanted = wanted
-            self._unwanted, self._signals = time.monotonic(), 0
-            anew = True
-            if not wanted and self.running is None:
-                self._find()
-                if self.running is None:
-                    self._note("")
-        if anew:
-            self.due = 0.0
-            self.failed = 0
+    def __init__(self, spec: ProcessSpec, launch: Callable[[ProcessSpec], Process], schedule: Schedule = RESTARTS,
+                 clock: Callable[[], float] = time.monotonic) -> None:
+        self.spec = spec
+        self.running: Process | None = None
+        self.tries = Tries(schedule, clock)
+        self._launch = launch
+        self._lasted = schedule.lasted
+        self._clock = clock
+        self._began = 0.0
 
-    def hinder(self, reason: str) -> None:
-        """Not to be started as long as there is a reason why not."""
-        if reason != self._hindered:
-            self._hindered = reason
-            if reason and self.wanted and self.running is None:
-                self._note(reason)
+    @property
+    def age(self) -> float:
+        """Seconds since it began to run, or was found running."""
+        return self._clock() - self._began
 
-    def step(self) -> None:
-        """What is to be done now."""
-        if self.running is None:
-            self._find()
-        if self.running is not None and self.running.ended():
-            self._end()
-        now = time.monotonic()
-        if self.running is None:
-            if self.wanted and not self._hindered and now >= self.due:
-                self._start()
-        elif not self.wanted:
-            self._ask_to_end(self.running, now - self._unwanted)
-        else:
-            self._listen(self.running, now)
+    def start(self) -> Process:
+        """OSError: it cannot be started."""
+        self.tries.start()
+        return self.begin(self._launch(self.spec))
 
-    def _find(self) -> None:
-        found = Running.holder(self.duty.lock)
-        if found is not None:
-            self._log.info("found running", pid=found.pid)
-            self._begin(found)
-            self.replace()
-
-    def _begin(self, running: Running) -> None:
+    def begin(self, running: Process) -> Process:
         self.running = running
-        self.started = time.monotonic()
-        self._killed = ""
-        self._signals = 0
-        self._heard = file_print(self.duty.status), self.started
+        self._began = self._clock()
+        self.tries.start()
+        return running
 
-    def _start(self) -> None:
-        try:
-            make_dirs(os.path.dirname(self.duty.said))
-            child = popen(self.duty.argv, self.duty.said)
-        except OSError as exc:
-            self._fail(f"{self.duty.name} cannot be started: {exc.strerror}")
-            return
-        self._log.info("started", pid=child.pid)
-        self._begin(Running(child.pid, start_time(child.pid) or 0, child))
-
-    def _end(self) -> None:
-        assert self.running is not None
-        pid, code = self.running.pid, self.running.code
-        self.running.close()
-        self.running = None
-        said = complaint(self.duty.said)
-        if code == DONE or (code in (None, DONE_WITH_FAILURES) and self.duty.stopped(pid)):  # 1 is a crash's code too
-            self._log.info("ended", pid=pid)
-            self.again(0.0 if time.monotonic() - self.started > SHORT else None)
-            if self.wanted and self._hindered:
-                self._note(self._hindered)
-        elif code == LOCKED and self.duty.lock.holder() is not None:
-            self.again(0.0)  # somebody was faster; found in the next step
-        elif not self.wanted:
-            self._log.info("ended", pid=pid, code="unknown" if code is None else code)
-            self._note("")
-        elif self._killed:
-            self._fail(self._killed)
-        elif code is not None and code < 0:
-            self._fail(f"{self.duty.name} was killed by {signal.Signals(-code).name}")
-        else:
-            how = "was killed, or crashed" if code is None else f"ended with exit code {code}"
-            self._fail(said or f"{self.duty.name} {how}")
-
-    def _fail(self, reason: str) -> None:
-        pause = self.again()
-        self._log.warning("does not run", reason=reason, next_start_in=pause)
-        self._note(self._hindered or reason)
-
-    def _note(self, faulty: str) -> None:
-        try:
-            self.duty.note(faulty)
-        except OSError as exc:
-            self._log.warning("status cannot be written", error=exc)
-
-    def _ask_to_end(self, running: Running, since: float) -> None:
-        if not self.duty.ours(running):
-            return
-        left = self.duty.end[self._signals:]
-        if left and since >= left[0][0]:
-            self._signals += 1
-            self._log.info("is ended", pid=running.pid, signal=left[0][1].name)
-            running.send(left[0][1])
-
-    def _listen(self, running: Running, now: float) -> None:
-        seen = file_print(self.duty.status)
-        if seen != self._heard[0]:
-            self._heard = seen, now
-        elif now - self._heard[1] > self.duty.timeout and not self._killed and self.duty.ours(running):
-            self._killed = f"{self.duty.name} was silent for {self.duty.timeout:.0f} s and was killed"
-            self._log.error("is silent, killed", pid=running.pid, seconds=self.duty.timeout)
-            running.send(signal.SIGKILL)
-
-    def replace(self) -> None:
-        """Have it end and start again if it was started with other settings than it is to have."""
+    def reap(self) -> Ending | None:
+        """How the process ended, once; None while it runs, and while there is none."""
         running = self.running
-        if running is not None and self.duty.ours(running) and not self.duty.suits(running.argv()):
-            self._log.info("its settings have changed", pid=running.pid)
-            running.send(signal.SIGTERM)
+        if running is None or not running.ended():
+            return None
+        self.running = None
+        running.close()
+        name, code = self.spec.name, running.code
+        if code is not None and code < 0:
+            return Ending(code, f"{name} was killed by {signal.Signals(-code).name}")
+        how = "was killed, or crashed" if code is None else f"exited with code {code}"
+        return Ending(code, running.last_words() or f"{name} {how}")
+
+    def again(self, pause: float | None = None) -> float:
+        """Plan the next start; the pause before it. pause: one that does not count as a failure."""
+        if pause is None:
+            return self.tries.fail()
+        if self.age > self._lasted:
+            self.tries.succeed()
+        return self.tries.wait(pause)
+
+
+class Wakeups:
+    """A sleep that ends early: when a signal asks this process to end, when a child ends, when a descriptor is
+    readable. SIGINT, SIGTERM and SIGHUP (unless ignored, for nohup) set `asked`. Main thread only."""
+
+    def __init__(self) -> None:
+        self.asked: signal.Signals | None = None
+
+    def __enter__(self) -> Wakeups:
+        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        self._before = {number: signal.signal(number, self._ask) for number in numbers}
+        self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        signal.set_wakeup_fd(self._wakeup)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        os.close(self._reader)
+        os.close(self._writer)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = signal.Signals(number)
+
+    def wait(self, seconds: float, kept: Iterable[KeptProcess] = ()) -> None:
+        """Until a signal has come, one of the processes has ended or written something, or the time is over. Takes in
+        what they have written."""
+        running = [each.running for each in kept if each.running is not None]
+        poller = select.poll()
+        for fd in (self._reader, *(fd for process in running for fd in process.fds())):
+            poller.register(fd, select.POLLIN)
+        if any(fd == self._reader for fd, _ in poller.poll(seconds * 1000)):
+            os.read(self._reader, 4096)
+        for process in running:
+            process.listen()

@@ -14,15 +14,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import select
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from types import FrameType
+from collections.abc import Callable, Iterator
 
 from gsync.base import log
 from gsync.base.durable import make_dirs
@@ -30,21 +24,21 @@ from gsync.base.errors import Faulty, GsyncError
 from gsync.base.log import get_logger
 from gsync.base.notify import Notifier
 from gsync.base.process import Lock
+from gsync.base.retry import Schedule
 from gsync.service.child import recorder_args
 from gsync.service.glusterwatch import GlusterWatch
-from gsync.service.kept import Kept, RecorderDuty, WorkerDuty, complaint, popen
-from gsync.service.supervisor import PAUSES
-from gsync.session import config
-from gsync.session.control import Print, Wanted, file_print, read_wanted
+from gsync.service.kept import RESTARTS, ProcessSpec, Wakeups, complaint, popen_detached, recorder_spec, worker_spec
+from gsync.service.managed import Managed
+from gsync.service.views import Sessions, View
+from gsync.session.control import Print, Wanted, file_print
 from gsync.session.metavolume import mount_at
 from gsync.session.options import Options
-from gsync.session.session import Session, SessionHome
+from gsync.session.session import Session
 from gsync.state.home import Home, Volume
 
 _log = get_logger(__name__)
 
-TICK = 0.5              # s between two looks at the files
-ANSWER = 1.0            # s that the meta volume has for an answer
+LOOK = 0.5              # s between two looks at the files
 
 
 def monitor_lock(home: Home) -> Lock:
@@ -73,155 +67,69 @@ def start_in_background(home: Home, patience: float = 30.0) -> int:
     make_dirs(home.path)
     said = os.path.join(home.path, "monitor.stderr")
     argv = [sys.executable, "-P", "-m", "gsync", "monitor", "--state", home.path]
-    child = popen(argv, said)
+    child = popen_detached(argv, said)
     end = time.monotonic() + patience
     while (pid := lock.holder()) is None and time.monotonic() < end:
         if child.poll() is not None and lock.holder() is None:
-            raise GsyncError(f"the monitor does not start: {complaint(said) or f'exit code {child.returncode}'}")
+            raise GsyncError(f"monitor did not start: {complaint(said) or f'exit code {child.returncode}'}")
         time.sleep(0.02)
     if pid is None:
-        raise GsyncError(f"the monitor, pid {child.pid}, has not begun its work within {patience:.0f} s; see {said}")
+        raise GsyncError(f"monitor, pid {child.pid}, was not ready within {patience:.0f} s; see {said}")
     return pid
 
 
-@dataclass(frozen=True)
-class View:
-    """A session as its files have it. prints: of all files that say so."""
-
-    session: Session
-    wanted: Wanted
-    prints: tuple[Print, ...]
+def session_worker(session: Session, home: Home) -> ProcessSpec:
+    """What runs for a session on this node."""
+    return worker_spec(session, worker_argv(session, home))
 
 
-class Sessions:
-    """All sessions that this node sees. One whose files cannot be read stays as it was, and `broken` says why."""
-
-    def __init__(self, home: Home) -> None:
-        self._home = home
-        self._sessions = SessionHome(home)
-        self._site_prints: tuple[Print, ...] = ()
-        self._probe: threading.Thread | None = None
-        self.site = Options()               # the settings of this node
-        self.views: dict[str, View] = {}
-        self.broken: dict[str, str] = {}    # by name; "": all
-
-    def look(self) -> None:
-        """Look at the files of all of them; read those that have changed."""
-        before, self.broken = self.broken, {}
-        try:
-            prints = tuple(file_print(path) for path in config.site_paths(self._home.path))
-            if prints != self._site_prints:
-                sessions = SessionHome(self._home)
-                self.site = sessions.site
-                self._sessions, self._site_prints = sessions, prints
-            absent = self._absent()
-            if absent:
-                names = {*self.views, *_names(os.path.join(self._home.path, "sessions"))}
-            else:
-                names = set(self._sessions.names())
-            found = {name: self._view(name, prints, absent) for name in sorted(names)}
-            self.views = {name: view for name, view in found.items() if view is not None}
-        except (GsyncError, OSError) as exc:
-            self.broken[""] = str(exc)
-        for name, reason in self.broken.items():
-            if before.get(name) != reason:
-                _log.error("cannot be read, is left as it was", session=name or "all", reason=reason)
-
-    def _view(self, name: str, site: tuple[Print, ...], absent: str) -> View | None:
-        known = self.views.get(name)
-        try:
-            if known is not None:
-                if known.session.on_meta_volume and absent:
-                    self.broken[name] = absent
-                    return known
-                if site + _prints(known.session) == known.prints:
-                    return known
-            session = self._sessions.find(name)
-            if session is None:
-                return None
-            if session.on_meta_volume and absent:
-                self.broken[name] = absent
-                return None
-            prints = site + _prints(session)  # before it is read: a change meanwhile is seen the next time
-            session = self._sessions.find(name)
-            return None if session is None else View(session, read_wanted(session), prints)
-        except (GsyncError, OSError) as exc:
-            self.broken[name] = str(exc)
-            return known
-
-    def _absent(self) -> str:
-        """Why the meta volume cannot be looked at; "" if it can, or if there is none. It is asked by a thread: a dead
-        mount must not keep the monitor from looking after the other sessions."""
-        if not self.site.use_meta_volume:
-            return ""
-        place = self.site.meta_volume_mnt
-        if mount_at(place) is None:
-            return f"meta volume {place} is not mounted"
-        if self._probe is None or not self._probe.is_alive():
-            self._probe = threading.Thread(target=_touch, args=(place,), name="meta volume", daemon=True)
-            self._probe.start()
-        self._probe.join(ANSWER)
-        return f"meta volume {place} does not answer" if self._probe.is_alive() else ""
-
-
-def _touch(path: str) -> None:
-    with suppress(OSError):
-        os.statvfs(path)
-
-
-def _names(folder: str) -> list[str]:
-    try:
-        return [name for name in os.listdir(folder) if not name.startswith(".")]
-    except FileNotFoundError:
-        return []
-
-
-def _prints(session: Session) -> tuple[Print, ...]:
-    return tuple(file_print(path) for path in (os.path.join(session.folder, "session.json"),
-                                               os.path.join(session.shared, "session.json"),
-                                               session.config, session.wanted))
+def volume_recorder(volume: Volume, home: Home, site: Options) -> ProcessSpec:
+    """What runs for a volume on this node."""
+    return recorder_spec(f"recorder of volume {volume.name}", volume.brick(), site.worker_timeout,
+                         recorder_argv(volume.name, home, site))
 
 
 class Monitor:
     """`run` does everything; a test may call `step` instead.
 
-    worker, recorder: the commands that start them.
+    worker, recorder: what is to run for a session and for a volume. mounted: what is mounted at a place.
     """
 
-    def __init__(self, home: Home, *, pauses: Sequence[float] = PAUSES, notifier: Notifier | None = None,
-                 worker: Callable[[Session, Home], list[str]] = worker_argv,
-                 recorder: Callable[[str, Home, Options], list[str]] = recorder_argv) -> None:
+    def __init__(self, home: Home, *, schedule: Schedule = RESTARTS, notifier: Notifier | None = None,
+                 worker: Callable[[Session, Home], ProcessSpec] = session_worker,
+                 recorder: Callable[[Volume, Home, Options], ProcessSpec] = volume_recorder,
+                 managed: Callable[[ProcessSpec, Schedule], Managed] = Managed,
+                 mounted: Callable[[str], object | None] = mount_at, look: float = LOOK) -> None:
         self._home = home
-        self._pauses = pauses
+        self._schedule = schedule
         self._notifier = notifier or Notifier({})
-        self._worker_argv, self._recorder_argv = worker, recorder
-        self.sessions = Sessions(home)
-        self.workers: dict[str, Kept] = {}
-        self.recorders: dict[str, Kept] = {}
+        self._worker, self._recorder, self._managed = worker, recorder, managed
+        self._look = look
+        self.sessions = Sessions(home, mounted)
+        self.workers: dict[str, Managed] = {}
+        self.recorders: dict[str, Managed] = {}
         self._seen: dict[str, View] = {}
         self._volumes: dict[str, tuple[Print, Volume]] = {}
         self._gluster = GlusterWatch(home)
         self._site: Options | None = None
-        self._ended = False
-        self._wake_fd = -1
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT. LockedError naming the pid of the monitor that runs already."""
         make_dirs(self._home.path)
-        with monitor_lock(self._home) as lock, self._signals():
+        with monitor_lock(self._home) as lock, Wakeups() as wakeups:
             log.setup("INFO", monitor_log(self._home), owner=True, also_stderr=sys.stderr.isatty())
-            _log.info("monitor begins", pid=os.getpid(), home=self._home.path)
+            _log.info("monitor started", pid=os.getpid(), home=self._home.path)
             self.step()
             self._notifier.ready()
-            while not self._ended:
+            while wakeups.asked is None:
                 if not lock.stands():
                     raise Faulty(f"{lock.path}: is gone, the state folder was removed or replaced")
                 self._notifier.alive()
                 log.set_level(self.sessions.site.log_level)
-                self._wait()
+                wakeups.wait(self._look, self._all())
                 self.step()
             self._notifier.stopping()
-            _log.info("monitor ends, workers and recorders go on",
+            _log.info("monitor exits, workers and recorders keep running",
                       running=sum(kept.running is not None for kept in self._all()))
             for kept in self._all():
                 if kept.running is not None:
@@ -237,11 +145,11 @@ class Monitor:
         for keepers in (self.workers, self.recorders):
             for name in [n for n, kept in keepers.items() if not kept.wanted and kept.running is None]:
                 del keepers[name]
-        active = sum(kept.running is not None for kept in self.workers.values())
-        self._notifier.says(f"{len(self.sessions.views)} sessions, {active} workers and "
-                            f"{sum(kept.running is not None for kept in self.recorders.values())} recorders run")
+        workers, recorders = (sum(kept.running is not None for kept in keepers.values())
+                              for keepers in (self.workers, self.recorders))
+        self._notifier.says(f"{len(self.sessions.views)} sessions; running: {workers} workers, {recorders} recorders")
 
-    def _all(self) -> Iterator[Kept]:
+    def _all(self) -> Iterator[Managed]:
         yield from self.workers.values()
         yield from self.recorders.values()
 
@@ -254,12 +162,12 @@ class Monitor:
             kept = self.workers.get(title)
             wanted = view.wanted in (Wanted.STARTED, Wanted.PAUSED) and self._has_brick(view.session)
             if kept is None and (wanted or view.wanted is Wanted.STOPPED):
-                kept = self.workers[title] = Kept(self._worker(view.session), self._pauses)
+                kept = self.workers[title] = self._managed(self._worker(view.session, self._home), self._schedule)
             if kept is None:
                 continue
             anew = self._seen.get(title) != view
             if anew:
-                kept.duty = self._worker(view.session)
+                kept.renew(self._worker(view.session, self._home))
             kept.want(wanted, anew)
             kept.hinder(self.sessions.broken.get(view.session.name, "") or self.sessions.broken.get("", ""))
         self._seen = views
@@ -278,9 +186,6 @@ class Monitor:
                 return [session]  # its worker says so
             self._volumes[session.volume] = known
         return session.parts(known[1])
-
-    def _worker(self, session: Session) -> WorkerDuty:
-        return WorkerDuty(session, self._worker_argv(session, self._home))
 
     def _has_brick(self, session: Session) -> bool:
         """Of the sessions of all nodes only those whose volume this node has are its business."""
@@ -302,45 +207,9 @@ class Monitor:
                     continue  # its sessions' workers say so
                 if volume.kind != "posix":
                     continue  # it records by itself
-                duty = RecorderDuty(name, volume.brick(), self._site.worker_timeout,
-                                    self._recorder_argv(name, self._home, self._site))
+                spec = self._recorder(volume, self._home, self._site)
                 if kept is None:
-                    kept = self.recorders[name] = Kept(duty, self._pauses)
+                    kept = self.recorders[name] = self._managed(spec, self._schedule)
                 else:
-                    kept.duty = duty
-                    kept.replace()
+                    kept.renew(spec)
             kept.want(True, anew)
-
-    # waiting
-
-    def _wait(self) -> None:
-        """Until one of the processes has ended, a signal has come, or it is time to look again."""
-        poller = select.poll()
-        poller.register(self._wake_fd, select.POLLIN)
-        for kept in self._all():
-            if kept.running is not None and kept.running.fd >= 0:
-                poller.register(kept.running.fd, select.POLLIN)
-        if any(fd == self._wake_fd for fd, _ in poller.poll(TICK * 1000)):
-            os.read(self._wake_fd, 4096)
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM, SIGINT and SIGHUP end the monitor; they and a child's end wake `_wait`. Main thread only."""
-        self._wake_fd, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        numbers = [signal.SIGINT, signal.SIGTERM]
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
-            numbers.append(signal.SIGHUP)
-        before = {number: signal.signal(number, self._asked_to_end) for number in numbers}
-        before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda number, frame: None)
-        wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        try:
-            yield
-        finally:
-            signal.set_wakeup_fd(wakeup)
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            os.close(self._wake_fd)
-            os.close(writer)
-
-    def _asked_to_end(self, number: int, frame: FrameType | None) -> None:
-        self._ended = True

@@ -113,7 +113,7 @@ def run(folder: Path, kills: int, seed: int) -> Kills:
         killing = Kills(place, seed)
         for role in ("monitor", "worker", "recorder"):
             cleanup.callback(place.kill, role)
-        killing.wait(lambda: place.pids("monitor") and "monitor begins" in killing.logs())
+        killing.wait(lambda: place.pids("monitor") and "monitor started" in killing.logs())
         place.gsync("start", "--no-wait")
         stop = multiprocessing.Event()
         changes = multiprocessing.Process(target=churn, args=(place.master, folder / "outside", seed, stop))

@@ -187,7 +187,7 @@ def test_logs_show_the_last_lines_and_follow(place: Place) -> None:
     place.gsync("start")
     assert " connected " in place.gsync("logs", "s").stdout
     assert len(place.gsync("logs", "-n", "2").stdout.splitlines()) == 2
-    assert "monitor begins" in place.gsync("logs", "--monitor").stdout
+    assert "monitor started" in place.gsync("logs", "--monitor").stdout
     assert "tree is scanned" in place.gsync("logs", "--recorder").stdout
     with subprocess.Popen(place.argv("logs", "-f"), env=place.env, stdout=subprocess.PIPE, text=True) as follower:
         assert follower.stdout is not None

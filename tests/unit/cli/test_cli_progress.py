@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gsync.cli.progress import RunView, Totals, progress_line
-from gsync.service.supervisor import Ending
+from gsync.service.kept import Ending
 from gsync.session.logfile import LogFile
 from gsync.session.status import WorkerStatus
 

@@ -7,31 +7,35 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from gsync.base.errors import Faulty, LockedError
+from gsync.base.notify import Notifier
 from gsync.base.process import Lock
+from gsync.base.retry import Schedule
 from gsync.recorder.status import RecorderStatus, read_status, write_status
-from gsync.service import monitor as monitor_module
-from gsync.service.kept import RecorderDuty, WorkerDuty, complaint
+from gsync.service.kept import ProcessSpec, complaint, recorder_spec, worker_spec
+from gsync.service.managed import Managed, is_ours
 from gsync.service.monitor import Monitor, monitor_lock
 from gsync.session.control import Wanted, write_wanted
 from gsync.session.metavolume import node_name
 from gsync.session.options import Options
 from gsync.session.session import Session, SessionHome
 from gsync.session.status import WorkerStatus
-from gsync.state.home import Home
+from gsync.state.home import Home, Volume
 from lab import REPOSITORY
 
 PATIENCE = 60.0
-PAUSES = (0.01, 0.02, 0.05)
+SCHEDULE = Schedule(0.01, 0.05, lasted=60.0)
 
 # A process as a monitor sees it: it notes its start, takes its lock, then does what `code` says.
 PROCESS = """
 import os, sys, time
 lock, starts = sys.argv[1:3]
+from gsync.base.notify import Notifier
 from gsync.base.process import Lock
 try:
     Lock(lock, "it").take()
@@ -53,7 +57,8 @@ def wait(condition: Callable[[], object], step: Callable[[], None] = lambda: Non
 
 class World:
     """A state folder with sessions, and monitors on it, whose workers and recorders do what `code` and `records` say
-    when they start."""
+    when they start. `late` seconds are added to the monitors' clock; `ours`: whether they may end what they find;
+    `mounted`: whether anything is mounted anywhere."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -61,22 +66,35 @@ class World:
         self.home = Home(str(folder / "home"))
         self.home.add("v", str(folder / "master"))
         self.code = self.records = SLEEPS
+        self.late = 0.0
+        self.silence = 600.0
+        self.ours = self.mounted = True
         self.monitors: list[Monitor] = []
         self.monitor = self.new_monitor()
 
-    def new_monitor(self) -> Monitor:
-        monitor = Monitor(self.home, pauses=PAUSES, worker=self._worker, recorder=self._recorder)
+    def new_monitor(self, schedule: Schedule = SCHEDULE, notifier: Notifier | None = None) -> Monitor:
+        monitor = Monitor(self.home, schedule=schedule, worker=self._worker, recorder=self._recorder,
+                          managed=self._managed, mounted=lambda place: self.mounted or None, notifier=notifier,
+                          look=0.01)
         self.monitors.append(monitor)
         return monitor
+
+    def clock(self) -> float:
+        return time.monotonic() + self.late
+
+    def _managed(self, spec: ProcessSpec, schedule: Schedule) -> Managed:
+        return Managed(spec, schedule, self.clock, ours=lambda running: self.ours and is_ours(running))
 
     def _argv(self, name: str, lock: str, code: str) -> list[str]:
         return [sys.executable, "-c", PROCESS + code, lock, str(self.folder / name), "--managed"]
 
-    def _worker(self, session: Session, home: Home) -> list[str]:
-        return self._argv(session.name, session.worker_lock, self.code)
+    def _worker(self, session: Session, home: Home) -> ProcessSpec:
+        spec = worker_spec(session, self._argv(session.name, session.worker_lock, self.code))
+        return replace(spec, silence=self.silence, end=((0.05, signal.SIGTERM), (0.1, signal.SIGKILL)))
 
-    def _recorder(self, volume: str, home: Home, site: Options) -> list[str]:
-        return [*self._argv(volume, home.get(volume).brick().lock, self.records), str(site.rollover_time)]
+    def _recorder(self, volume: Volume, home: Home, site: Options) -> ProcessSpec:
+        argv = [*self._argv(volume.name, volume.brick().lock, self.records), "-m", str(site.rollover_time)]
+        return recorder_spec(f"recorder of volume {volume.name}", volume.brick(), self.silence, argv)
 
     def session(self, name: str = "s", wanted: Wanted = Wanted.STARTED) -> Session:
         sessions = SessionHome(self.home)
@@ -109,7 +127,6 @@ class World:
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     monkeypatch.setenv("GSYNC_SYSTEM_CONF", str(tmp_path / "none"))
-    monkeypatch.setattr(WorkerDuty, "end", ((0.05, signal.SIGTERM), (0.1, signal.SIGKILL)))
     world = World(tmp_path)
     yield world
     world.end()
@@ -167,7 +184,7 @@ def test_a_deleted_session_loses_its_worker_and_gets_no_files(world: World) -> N
     ("sys.stderr.write('noise\\ngsync: slave h:/s: refused\\nmore noise\\n'); sys.exit(4)", "slave h:/s: refused"),
     ("os.kill(os.getpid(), 9)", "worker of session s was killed by SIGKILL"),
     ("raise ZeroDivisionError('seven')", "ZeroDivisionError: seven"),
-    ("sys.exit(5)", "worker of session s ended with exit code 5"),
+    ("sys.exit(5)", "worker of session s exited with code 5"),
 ], ids=["a complaint", "a kill", "a crash", "no word"])
 def test_a_worker_that_dies_is_faulty_with_its_reason_and_starts_again(world: World, code: str, reason: str) -> None:
     world.code = code
@@ -177,17 +194,19 @@ def test_a_worker_that_dies_is_faulty_with_its_reason_and_starts_again(world: Wo
     assert world.status(session).reason == reason
 
 
-def test_pauses_grow_and_end_when_the_session_is_changed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    world.monitor = Monitor(world.home, pauses=(0.01, 600.0), worker=world._worker, recorder=world._recorder)
-    world.monitors.append(world.monitor)
+def test_pauses_grow_and_end_when_the_session_is_changed(world: World) -> None:
+    world.monitor = world.new_monitor(Schedule(600.0, 600.0))
     world.code = "sys.exit(5)"
     session = world.session()
-    world.wait(lambda: world.monitor.workers and world.monitor.workers["s"].failed == 2)
-    assert world.monitor.workers["s"].due > time.monotonic() + 500
-    starts = len(world.starts())
+    world.wait(lambda: world.monitor.workers and world.monitor.workers["s"].tries.failed == 1)
+    world.monitor.step()
+    assert len(world.starts()) == 1
+    world.late = 601.0
+    world.wait(lambda: len(world.starts()) == 2)
+    world.wait(lambda: world.monitor.workers["s"].tries.failed == 2)
     world.code = SLEEPS
     Path(session.config).write_text("[gsync]\nsync-jobs = 3\n")
-    world.wait(lambda: len(world.starts()) > starts)
+    world.wait(lambda: len(world.starts()) == 3)
 
 
 def test_what_runs_is_found_by_the_next_monitor_and_obeys_it(world: World) -> None:
@@ -207,26 +226,27 @@ def test_what_runs_is_found_by_the_next_monitor_and_obeys_it(world: World) -> No
 
 
 def test_a_silent_worker_is_killed_and_started_again(world: World) -> None:
+    world.silence = 300.0
     session = world.session()
     world.wait(world.starts)
-    world.monitor.workers["s"].duty.timeout = 0.05
+    world.late = 301.0
     world.wait(lambda: len(world.starts()) == 2)
-    assert world.status(session).reason == "worker of session s was silent for 0 s and was killed"
+    assert world.status(session).reason == "worker of session s was silent for 300 s and was killed"
 
 
 def test_a_worker_that_writes_its_status_is_not_silent(world: World) -> None:
-    world.code = """
-while True:
-    open(lock + ".new", "w").close()
-    os.replace(lock + ".new", os.path.dirname(lock) + "/worker.status")
-    time.sleep(0.01)
-"""
-    world.session()
-    world.wait(lambda: os.path.exists(world.folder / "home/sessions/s/worker.status"))
-    world.monitor.workers["s"].duty.timeout = 20.0
-    world.monitor.workers["s"]._heard = None, time.monotonic() - 30  # it was silent, but is not any more
-    world.monitor.step()
-    assert world.monitor.workers["s"]._killed == ""
+    world.silence = 300.0
+    session = world.session()
+    world.wait(world.starts)
+    for _ in range(3):
+        world.late += 200.0
+        WorkerStatus(reason=str(world.late)).write(session.worker_status)
+        world.monitor.step()
+    world.late += 200.0
+    for _ in range(20):
+        world.monitor.step()
+        time.sleep(0.01)
+    assert len(world.starts()) == 1
 
 
 def test_a_damaged_session_does_not_stop_the_others(world: World) -> None:
@@ -274,9 +294,8 @@ def test_a_recorder_with_other_settings_is_replaced_and_one_of_others_is_not(wor
     world.wait(lambda: len(world.starts("v")) == 2)
     assert "7.0" in world.monitor.recorders["v"].running.argv()  # type: ignore[union-attr]
 
-    duty = world.monitor.recorders["v"].duty
-    duty.ours = lambda running: False  # type: ignore[method-assign]
-    duty.timeout = 0.0
+    world.ours = False
+    world.late = 700.0
     SessionHome(world.home).remove(SessionHome(world.home).get("s"))
     for _ in range(5):
         world.monitor.step()
@@ -295,18 +314,15 @@ def test_why_a_recorder_does_not_run_stands_in_its_status(world: World) -> None:
     assert (status.state, status.reason, status.complete_up_to) == ("Faulty", "no watches are left", 5)
 
 
-def test_sessions_on_a_meta_volume_that_is_away_are_faulty_and_come_back(
-        world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sessions_on_a_meta_volume_that_is_away_are_faulty_and_come_back(world: World) -> None:
     mount = world.folder / "meta"
     mount.mkdir()
-    mounted = [True]
-    monkeypatch.setattr(monitor_module, "mount_at", lambda path: object() if mounted[0] else None)
     Path(world.home.path, "gsync.conf").write_text(
         f"[gsync]\nuse-meta-volume = true\nmeta-volume-mnt = {mount}\n")
     session = world.session()
     assert session.on_meta_volume
     world.wait(world.starts)
-    mounted[0] = False
+    world.mounted = False
     mount.rename(world.folder / "away")
     for _ in range(5):
         world.monitor.step()
@@ -319,7 +335,7 @@ def test_sessions_on_a_meta_volume_that_is_away_are_faulty_and_come_back(
         time.sleep(0.01)
     assert len(world.starts()) == 1
     (world.folder / "away").rename(mount)
-    mounted[0] = True
+    world.mounted = True
     world.wait(lambda: len(world.starts()) == 2)
     os.makedirs(session.statuses)
     os.kill(world.starts()[1], signal.SIGKILL)
@@ -328,9 +344,7 @@ def test_sessions_on_a_meta_volume_that_is_away_are_faulty_and_come_back(
     assert (WorkerStatus.read(str(told)) or WorkerStatus()).reason == "worker of session s was killed by SIGKILL"
 
 
-def test_a_session_of_all_nodes_whose_volume_is_not_here_is_other_nodes_business(
-        world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(monitor_module, "mount_at", lambda path: object())
+def test_a_session_of_all_nodes_whose_volume_is_not_here_is_other_nodes_business(world: World) -> None:
     mount = world.folder / "meta"
     mount.mkdir()
     Path(world.home.path, "gsync.conf").write_text(
@@ -349,11 +363,13 @@ def test_a_second_monitor_is_refused_with_the_pid_of_the_first(world: World) -> 
         world.monitor.run()
 
 
-class Told:
-    """A Notifier that keeps what it is told; the third sign of life ends the monitor."""
+class Told(Notifier):
+    """Keeps what it is told; the third sign of life calls `enough`."""
 
-    def __init__(self) -> None:
+    def __init__(self, enough: Callable[[], None]) -> None:
+        super().__init__({})
         self.words: list[str] = []
+        self._enough = enough
 
     def ready(self) -> None:
         self.words.append("ready")
@@ -361,7 +377,7 @@ class Told:
     def alive(self) -> None:
         self.words.append("alive")
         if self.words.count("alive") == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+            self._enough()
 
     def says(self, text: str) -> None:
         self.words.append("step")
@@ -370,19 +386,17 @@ class Told:
         self.words.append("stopping")
 
 
-def test_signs_of_life_come_from_the_loop_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(monitor_module, "TICK", 0.01)
-    told = Told()
-    Monitor(world.home, notifier=told).run()  # type: ignore[arg-type]
+def test_signs_of_life_come_from_the_loop_alone(world: World) -> None:
+    told = Told(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    world.new_monitor(notifier=told).run()
     assert told.words == ["step", "ready", "alive", "step", "alive", "step", "alive", "step", "stopping"]
     assert monitor_lock(world.home).holder() is None
 
 
-def test_a_monitor_whose_state_folder_is_replaced_ends(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(monitor_module, "TICK", 0.01)
-    monkeypatch.setattr(Monitor, "_wait", lambda self: os.rename(world.home.path, f"{world.home.path}.old"))
+def test_a_monitor_whose_state_folder_is_replaced_ends(world: World) -> None:
+    told = Told(lambda: os.rename(world.home.path, f"{world.home.path}.old"))
     with pytest.raises(Faulty, match="removed or replaced"):
-        world.monitor.run()
+        world.new_monitor(notifier=told).run()
 
 
 def test_a_complaint_is_the_last_line_of_ours_or_the_last_one(tmp_path: Path) -> None:
@@ -395,6 +409,7 @@ def test_a_complaint_is_the_last_line_of_ours_or_the_last_one(tmp_path: Path) ->
 
 
 def test_a_recorder_suits_whatever_python_runs_it(world: World) -> None:
-    duty = RecorderDuty("v", world.home.get("v").brick(), 1.0, ["/new/python", "-P", "-m", "gsync.recorder", "v"])
-    assert duty.suits(["/old/python", "-P", "-m", "gsync.recorder", "v"])
-    assert not duty.suits(["/old/python", "-P", "-m", "gsync.recorder", "v", "--rollover", "3"])
+    argv = ["/new/python", "-P", "-m", "gsync.recorder", "v"]
+    spec = recorder_spec("recorder", world.home.get("v").brick(), 1.0, argv)
+    assert spec.suits(["/old/python", "-P", "-m", "gsync.recorder", "v"])
+    assert not spec.suits(["/old/python", "-P", "-m", "gsync.recorder", "v", "--rollover", "3"])

@@ -13,14 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from gsync.base.process import start_time
-from gsync.service import supervisor
+from gsync.base.process import Lock, start_time
+from gsync.base.retry import Schedule
 from gsync.service.child import child_argv
-from gsync.service.supervisor import TICK, Ending, RecorderAt, Supervisor, WorkerAt
+from gsync.service.kept import Ending, ProcessSpec, RecorderStatusFile, WorkerStatusFile
+from gsync.service.supervisor import Patience, Supervisor
 from gsync.session.status import WorkerStatus
 from lab import REPOSITORY
 
-PAUSES = (0.01, 0.02, 0.05)
+SCHEDULE = Schedule(0.01, 0.05, lasted=60.0)
 SLEEPS = "import time; time.sleep(600)"
 
 # What the children of these tests begin with: `runs` counts the starts of this child, `say` writes worker.status.
@@ -69,16 +70,20 @@ class Seen:
 class World:
     """A supervisor of two children that run the given code, in `folder`."""
 
-    def __init__(self, folder: Path, worker: str, recorder: str = SLEEPS, *, once: bool = False) -> None:
+    def __init__(self, folder: Path, worker: str, recorder: str = SLEEPS, *, once: bool = False,
+                 schedule: Schedule = SCHEDULE, patience: Patience | None = None) -> None:
         self.folder, self.seen = folder, Seen(folder)
-        self.holder: int | None = None
+        self.recorder_lock = Lock(str(folder / "recorder.lock"), "recorder")
 
         def argv(name: str, code: str) -> list[str]:
             return [sys.executable, "-c", PRELUDE + code, str(folder), name]
 
         self.supervisor = Supervisor(
-            [WorkerAt("worker", argv("worker", worker), str(folder / "status"))],
-            RecorderAt(argv("recorder", recorder), lambda: self.holder), self.seen, once=once, pauses=PAUSES)
+            [ProcessSpec("worker", argv("worker", worker), WorkerStatusFile(str(folder / "status")),
+                         str(folder / "worker.lock"))],
+            ProcessSpec("recorder", argv("recorder", recorder), RecorderStatusFile(str(folder / "recorder.status")),
+                        self.recorder_lock.path),
+            self.seen, once=once, schedule=schedule, patience=patience)
 
     def starts(self, name: str) -> list[str]:
         path = self.folder / name
@@ -126,21 +131,22 @@ sys.exit({code})
 
 
 def test_once_ends_when_all_workers_are_done_with_the_worst_code(tmp_path: Path) -> None:
-    def at(name: str, code: str) -> WorkerAt:
-        return WorkerAt(name, [sys.executable, "-c", PRELUDE + code, str(tmp_path), name], f"{tmp_path}/{name}.status")
+    def at(name: str, code: str) -> ProcessSpec:
+        return ProcessSpec(name, [sys.executable, "-c", PRELUDE + code, str(tmp_path), name],
+                           WorkerStatusFile(f"{tmp_path}/{name}.status"), f"{tmp_path}/{name}.lock")
 
     seen = Seen(tmp_path)
     workers = [at("a", "sys.exit(1)"), at("b", "while not os.path.exists(folder + '/a'): time.sleep(0.01)"),
                at("c", "if runs == 1: os.kill(os.getpid(), signal.SIGKILL)")]
-    assert Supervisor(workers, None, seen, once=True, pauses=PAUSES).run().code == 1
+    assert Supervisor(workers, None, seen, once=True, schedule=SCHEDULE).run().code == 1
     assert [len((tmp_path / name).read_text().splitlines()) for name in "abc"] == [1, 1, 2]
 
 
 @pytest.mark.parametrize("code", [2, 3, 4])
 def test_a_worker_that_cannot_start_ends_the_run_with_its_code_and_line(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    monkeypatch.setattr(supervisor, "LOCKED_TRIES", 2)
-    world = World(tmp_path, f"sys.stderr.write('noise\\ngsync: slave h:/s: refused\\n'); sys.exit({code})")
+        tmp_path: Path, code: int) -> None:
+    world = World(tmp_path, f"sys.stderr.write('noise\\ngsync: slave h:/s: refused\\n'); sys.exit({code})",
+                  patience=Patience(locked_tries=2))
     assert world.supervisor.run() == Ending(code, "slave h:/s: refused")
     status = WorkerStatus.read(str(tmp_path / "status"))
     assert status is not None
@@ -180,8 +186,7 @@ be_seen("Active")
 if runs == 1:
     sys.exit("gsync: no space left")
 time.sleep(600)
-""")
-    world.supervisor._workers[0]._pauses = (2 * TICK,)  # one look at the least comes in between
+""", schedule=Schedule(0.5, 0.5), patience=Patience(look=0.25))  # one look at the least comes in between
     world.stop_when(lambda status: status.stime == 2)
     world.supervisor.run()
     assert "Faulty" in world.seen.states
@@ -211,13 +216,13 @@ def test_a_status_of_a_former_worker_is_not_believed(tmp_path: Path) -> None:
 
 def test_a_running_recorder_is_used_and_replaced_when_it_ends(tmp_path: Path) -> None:
     world = World(tmp_path, SLEEPS)
-    world.holder = 4711
+    world.recorder_lock.take()
     ticks = iter(range(100))
 
     def look(status: WorkerStatus) -> None:
         if next(ticks) == 3:
             assert world.starts("recorder") == []
-            world.holder = None
+            world.recorder_lock.release()
         if world.starts("recorder"):
             os.kill(os.getpid(), signal.SIGTERM)
 

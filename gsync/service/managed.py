@@ -1,0 +1,157 @@
+"""A kept process under a monitor: found by its lock or started, watched, ended when it is no longer wanted.
+
+Promise: it never runs twice, since what counts is who holds the lock file; it does not depend on the monitor that
+started it. Not here: which processes are wanted (monitor), and what they do.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+
+from gsync.base.log import get_logger
+from gsync.base.process import Lock
+from gsync.base.retry import Schedule
+from gsync.service.kept import DONE, DONE_WITH_FAILURES, LOCKED, RESTARTS, Ending, KeptProcess, Process, ProcessSpec
+from gsync.session.control import Print, file_print
+
+_log = get_logger(__name__)
+
+SHORT = 2.0     # s: one that ends in order, but sooner, is not started again at once
+
+
+def is_ours(running: Process) -> bool:
+    """Whether a process that holds the lock is for a monitor to end."""
+    return "--managed" in running.argv()
+
+
+class Managed(KeptProcess):
+    """One process that is to run, or not. ours: whether one that was found may be ended."""
+
+    def __init__(self, spec: ProcessSpec, schedule: Schedule = RESTARTS, clock: Callable[[], float] = time.monotonic,
+                 launch: Callable[[ProcessSpec], Process] = Process.start,
+                 ours: Callable[[Process], bool] = is_ours) -> None:
+        super().__init__(spec, launch, schedule, clock)
+        self.wanted = False
+        self._ours = ours
+        self._lock = Lock(spec.lock, spec.name)
+        self._hindered = ""         # why it is not to be started now
+        self._unwanted = 0.0        # since when
+        self._signals = 0           # how many it has got since then
+        self._killed = ""           # why it was killed
+        self._heard: tuple[Print, float] = None, 0.0
+        self._log = _log.bind(name=spec.name)
+
+    def want(self, wanted: bool, anew: bool = False) -> None:
+        """Whether it is to run; anew: the reasons for a pause before the next start may have gone."""
+        if wanted != self.wanted:
+            self.wanted = wanted
+            self._unwanted, self._signals = self._clock(), 0
+            anew = True
+            if not wanted and self.running is None:
+                self._find()
+                if self.running is None:
+                    self._note("")
+        if anew:
+            self.tries.succeed()
+            self.tries.wait(0.0)
+
+    def hinder(self, reason: str) -> None:
+        """Not to be started as long as there is a reason why not."""
+        if reason != self._hindered:
+            self._hindered = reason
+            if reason and self.wanted and self.running is None:
+                self._note(reason)
+
+    def renew(self, spec: ProcessSpec) -> None:
+        """It is to run as this says; one that was started with other settings ends, and starts again."""
+        self.spec = spec
+        running = self.running
+        if running is not None and self._ours(running) and not spec.suits(running.argv()):
+            self._log.info("restarting, its settings have changed", pid=running.pid)
+            running.send(signal.SIGTERM)
+
+    def step(self) -> None:
+        """Do what is to be done now."""
+        if self.running is None:
+            self._find()
+        pid = self.running.pid if self.running is not None else 0
+        ending = self.reap()
+        if ending is not None:
+            self._ended(pid, ending)
+        if self.running is None:
+            if self.wanted and not self._hindered and self.tries.is_due():
+                self._start()
+        elif not self.wanted:
+            self._ask_to_end(self.running)
+        else:
+            self._listen(self.running)
+
+    def begin(self, running: Process) -> Process:
+        self._killed = ""
+        self._signals = 0
+        self._heard = file_print(self.spec.status.path), self._clock()
+        return super().begin(running)
+
+    def _find(self) -> None:
+        found = Process.holder(self._lock, self.spec.said)
+        if found is not None:
+            self._log.info("found running", pid=found.pid)
+            self.begin(found)
+            self.renew(self.spec)
+
+    def _start(self) -> None:
+        try:
+            child = self.start()
+        except OSError as exc:
+            self._fail(f"{self.spec.name} cannot be started: {exc.strerror}")
+            return
+        self._log.info("started", pid=child.pid)
+
+    def _ended(self, pid: int, ending: Ending) -> None:
+        code = ending.code
+        if code == DONE or (code in (None, DONE_WITH_FAILURES)     # 1 is the exit code of a crash too
+                            and self.spec.status.says_stopped(pid)):
+            self._log.info("exited", pid=pid)
+            self.again(0.0 if self.age > SHORT else None)
+            if self.wanted and self._hindered:
+                self._note(self._hindered)
+        elif code == LOCKED and self._lock.holder() is not None:
+            self.again(0.0)  # somebody was faster; found in the next step
+        elif not self.wanted:
+            self._log.info("exited", pid=pid, code="unknown" if code is None else code)
+            self._note("")
+        else:
+            self._fail(self._killed or ending.line)
+
+    def _fail(self, reason: str) -> None:
+        pause = self.again()
+        self._log.warning("not running", reason=reason, next_start_in=pause)
+        self._note(self._hindered or reason)
+
+    def _note(self, faulty: str) -> None:
+        """Say in its status, since it does not run, why that is so; "": because that is wanted."""
+        try:
+            self.spec.status.note("Faulty" if faulty else "Stopped", faulty)
+        except OSError as exc:
+            self._log.warning("cannot write the status", error=exc)
+
+    def _ask_to_end(self, running: Process) -> None:
+        if not self._ours(running):
+            return
+        left = self.spec.end[self._signals:]
+        if left and self._clock() - self._unwanted >= left[0][0]:
+            self._signals += 1
+            self._log.info("stopping", pid=running.pid, signal=left[0][1].name)
+            running.send(left[0][1])
+
+    def _listen(self, running: Process) -> None:
+        now, silence = self._clock(), self.spec.silence
+        seen = file_print(self.spec.status.path)
+        if seen != self._heard[0]:
+            self._heard = seen, now
+        elif now - self._heard[1] > silence and not self._killed and self._ours(running):
+            self._killed = f"{self.spec.name} was silent for {silence:.0f} s and was killed"
+            self._log.error(f"killed after {silence:.0f} s of silence", pid=running.pid)
+            running.send(signal.SIGKILL)
