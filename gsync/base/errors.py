@@ -5,10 +5,6 @@ An error message is one line: what failed, on what, why, what to do. Runs in the
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 
 class GsyncError(Exception):
     """Anything that ends a command with one clear line."""
@@ -48,19 +44,3 @@ class Faulty(GsyncError):
     """The worker or recorder cannot go on until a person has acted; the text is the reason that status shows."""
 
     exit_code = 5
-
-
-# What makes a slave unusable as a whole, in contrast to one file that cannot be written.
-SLAVE_WIDE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
-# What may pass without anybody doing anything.
-PASSING = {errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ETIMEDOUT, errno.ETXTBSY, errno.ENOMEM}
-
-
-@contextmanager
-def brick_io(op: str, path: object) -> Iterator[None]:
-    """Around single file operations on the master: an OSError becomes Faulty, or Transient where it may pass."""
-    try:
-        yield
-    except OSError as exc:
-        fate = Transient if exc.errno in PASSING else Faulty
-        raise fate(f"{op} {path!s}: {exc.strerror or exc}") from exc

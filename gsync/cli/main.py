@@ -5,7 +5,6 @@ Only the command that is asked for is imported, and it imports what it needs whe
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
@@ -19,6 +18,7 @@ from typer.exceptions import TyperException
 
 from gsync import __version__
 from gsync.base.errors import GsyncError, UsageError
+from gsync.base.fate import STATE
 from gsync.cli.output import print_error
 
 # Of each command: its module in gsync.cli, and what typer must know. A module with an `app` is a group of commands.
@@ -62,7 +62,7 @@ EXIT_CODES = {
 }
 
 # What is wrong with where the state lies, or with whose it is, rather than with gsync.
-_OF_THE_PLACE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT}
+_OF_THE_PLACE = STATE.full | STATE.denied
 _INTERRUPTED = 130  # what typer makes of KeyboardInterrupt
 
 

@@ -21,6 +21,7 @@ from typing import Protocol
 
 from gsync.base.clock import SYSTEM_CLOCK, Clock
 from gsync.base.errors import Transient
+from gsync.base.fate import SENDING
 from gsync.base.log import get_logger
 from gsync.base.model import Gfid, Name, shown
 from gsync.base.namespace import Entry
@@ -48,7 +49,6 @@ DATA_RETRIES = 2
 COMPARED = 64 << 20       # bytes that one call to the agent compares, if not a single file has more
 SHOWN_FAILURES = 20       # of a worker's life that go to the log; the ledger has all
 
-_VANISHED = (errno.ENOENT, errno.ESTALE)
 _ASK_AGAIN = (errno.EEXIST, errno.EMLINK)  # the slave has the inode, or it has other names: not to be sent unasked
 
 
@@ -535,8 +535,8 @@ class Batch:
         if self.tree.is_away(result.errno):
             raise Transient(f"master: {result.message}")
         tries = self._tries[gfid] = self._tries.get(gfid, 0) + 1
-        vanished = result.errno in _VANISHED or (request.place == "D" and result.errno in _ASK_AGAIN)
-        if not vanished and tries <= self.data_retries and result.errno not in (errno.EACCES, errno.EPERM):
+        vanished = result.errno in SENDING.gone or (request.place == "D" and result.errno in _ASK_AGAIN)
+        if not vanished and tries <= self.data_retries and result.errno not in SENDING.denied:
             self._flying[gfid] = request
             self._in_flight += 1
             self.syncer.send(request)

@@ -14,10 +14,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+from gsync.base.fate import MASTER
 from gsync.base.fsid import Inodes, is_mount_handle, open_beneath
 from gsync.base.model import ROOT_GFID, STATE_DIR, Attrs, Gfid, Name, check_bname
 from gsync.base.namespace import UNKNOWN_CTIME, Entry, Namespace
-from gsync.master.tree import GONE, Filter, Resolved, Tree, Verdict
+from gsync.master.tree import Filter, Resolved, Tree, Verdict
 
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -148,7 +149,7 @@ class PosixTree(Tree):
             known = self._index.entry_of(gfid) is not None
             return self._no(Verdict.UNKNOWN, errno.ESTALE if known else errno.ENOENT)
         except OSError as exc:
-            if exc.errno in GONE:
+            if exc.errno in MASTER.gone:
                 return self._no(Verdict.ABSENT)
             return self._no(Verdict.ERROR, exc.errno or errno.EIO)
         path = self._path_inside(fd)
@@ -243,7 +244,7 @@ class PosixTree(Tree):
             try:
                 fd = open_beneath(self._root_fd, b"/".join([*parent, bname]), flags)
             except OSError as exc:
-                if exc.errno in GONE:
+                if exc.errno in MASTER.gone:
                     continue
                 raise
             if self._inodes.handles.of_fd(fd) == handle:

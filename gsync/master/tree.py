@@ -21,12 +21,12 @@ from typing import NamedTuple, Protocol
 
 import xattr
 
+from gsync.base.fate import MASTER
 from gsync.base.model import Attrs, Gfid, Name
 from gsync.base.namespace import Entry
 
 Xattrs = list[tuple[bytes, bytes]]
 
-GONE = (errno.ENOENT, errno.ESTALE, errno.ENOTDIR, errno.ELOOP)
 # Kept by GlusterFS and by gsync for themselves; everything else that the process may read goes along.
 _INTERNAL_XATTRS = ("trusted.gfid", "trusted.glusterfs.", "trusted.afr.", "trusted.ec.", "trusted.pgfid.",
                     "trusted.bit-rot.", "trusted.SGFS.", "trusted.gsync.", "trusted.overlay.", "glusterfs.")
@@ -235,7 +235,7 @@ class Tree(ABC):
         except LookupError as exc:
             raise FileNotFoundError(errno.ENOENT, "not where it was") from exc
         except OSError as exc:
-            if exc.errno in GONE:
+            if exc.errno in MASTER.gone:
                 raise FileNotFoundError(exc.errno, exc.strerror) from exc
             raise
         st = self.fstat(fd)
@@ -296,7 +296,7 @@ class Tree(ABC):
         except (FileNotFoundError, LookupError):
             return None
         except OSError as exc:
-            if exc.errno in GONE:
+            if exc.errno in MASTER.gone:
                 return None
             raise
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterable
 
+from gsync.base.fate import MASTER
 from gsync.base.fsid import Inodes, Seen, is_mount_handle, open_beneath
 from gsync.base.model import ROOT_GFID, STATE_DIR, Gfid
 from gsync.base.namespace import Entry, Namespace
 
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 OUTSIDE = Seen(b"", b"", os.stat_result([0] * 10))  # an answer of look(): there, but not of the tree
-_GONE = (errno.ENOENT, errno.ESTALE, errno.ENOTDIR, errno.ELOOP)
 
 
 class Gone(Exception):
@@ -72,7 +71,7 @@ class RecordedTree:
                 raise Gone
             fd = open_beneath(self.root_fd, b"/".join(parts), flags)
         except OSError as exc:
-            if exc.errno not in _GONE:
+            if exc.errno not in MASTER.gone:
                 raise
             raise (Gone if self.inodes.handles.by_handle else Elsewhere) from None
         if self.inodes.handles.of_fd(fd) != handle:
@@ -104,7 +103,7 @@ class RecordedTree:
         except (Gone, Elsewhere):
             return None
         except OSError as exc:
-            if exc.errno not in _GONE:
+            if exc.errno not in MASTER.gone:
                 raise
             return None
         return seen.st if seen is not None and seen.gfid == entry.gfid else None

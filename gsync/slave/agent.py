@@ -23,7 +23,8 @@ from typing import Any, TypeVar
 
 import gsync
 from gsync.base import rpc
-from gsync.base.errors import SLAVE_WIDE, SlaveError, Transient
+from gsync.base.errors import SlaveError, Transient
+from gsync.base.fate import SLAVE
 from gsync.base.model import Gfid, Name
 from gsync.link.protocol import (
     ERROR,
@@ -179,7 +180,7 @@ class Agent:
         elif isinstance(exc, OSError):
             kind, number = "io", exc.errno
             message = f"{exc.strerror}: {os.fsdecode(exc.filename)}" if exc.filename else str(exc.strerror)
-            self.ends = exc.errno not in SLAVE_WIDE
+            self.ends = exc.errno not in SLAVE.full
         elif isinstance(exc, sqlite3.Error):
             kind, number = _sqlite_fate(str(exc))
             message = f"index of the slave: {exc}"

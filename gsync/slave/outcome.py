@@ -10,7 +10,7 @@ import stat
 from collections.abc import Callable, Iterable
 from enum import Enum
 
-from gsync.base.errors import SLAVE_WIDE
+from gsync.base.fate import SLAVE
 from gsync.base.model import Gfid, Name
 from gsync.link.protocol import FillCode, RowProblem
 
@@ -71,7 +71,7 @@ class Outcome:
         """Note what became of one row; an error that concerns the whole slave ends the page."""
         if isinstance(exc, OSError):
             self.errors.append(RowProblem(row, exc.errno or errno.EIO, exc.strerror or str(exc)))
-            if exc.errno in SLAVE_WIDE:
+            if exc.errno in SLAVE.full:
                 self.fatal = exc
         else:
             self.errors.append(RowProblem(row, errno.EINVAL, str(exc)))
@@ -83,7 +83,7 @@ class Outcome:
 
 def answer_of(exc: OSError) -> int:
     """What to answer for one inode; an error that concerns the whole slave is raised."""
-    if exc.errno in SLAVE_WIDE:
+    if exc.errno in SLAVE.full:
         raise exc
     return exc.errno or errno.EIO
 

@@ -21,7 +21,8 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gsync.base.errors import SLAVE_WIDE, GsyncError, SlaveError, Stopped, Transient, UsageError
+from gsync.base.errors import GsyncError, SlaveError, Stopped, Transient, UsageError
+from gsync.base.fate import SLAVE
 from gsync.base.log import get_logger
 from gsync.link.client import SlaveClient
 from gsync.link.link import Link
@@ -247,7 +248,7 @@ class RsyncEngine:
                     blamed = True
                     number = re.search(r"\((\d+)\)", line)
                     err = int(number[1]) if number else errno.ENOENT if "vanished" in line else errno.EIO
-                    if err in SLAVE_WIDE:
+                    if err in SLAVE.full:
                         raise SlaveError(f"slave {self._link.slave}: {os.strerror(err)}")
                     by_name[name].fail(err, line)
         if not blamed:  # it does not say which: none of them counts
@@ -314,7 +315,7 @@ class RsyncEngine:
         words = "; ".join(said[-3:]) or f"rsync ended with status {status}"
         for line in said:
             number = re.search(r"\((\d+)\)$", line)
-            if number and int(number[1]) in SLAVE_WIDE:
+            if number and int(number[1]) in SLAVE.full:
                 return SlaveError(f"slave {self._link.slave}: {os.strerror(int(number[1]))} (rsync)")
         if status == 1:
             return UsageError(f"slave {self._link.slave}: rsync: {words}")

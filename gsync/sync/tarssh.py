@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gsync.base import rpc
-from gsync.base.errors import SLAVE_WIDE, GsyncError, SlaveError
+from gsync.base.errors import GsyncError, SlaveError
+from gsync.base.fate import SLAVE
 from gsync.base.model import NS
 from gsync.link import stream
 from gsync.link.client import error_of
@@ -126,7 +127,7 @@ class StreamEngine:
             if index in failed:
                 err, message = failed[index]
                 result = result._replace(errno=err, message=f"slave: {message}", bytes=0)
-                if err in SLAVE_WIDE:
+                if err in SLAVE.full:
                     slave_wide = SlaveError(f"slave {self._link.slave}: {message}")
             box.results.append(result)
         report(box.results)

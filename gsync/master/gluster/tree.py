@@ -18,19 +18,19 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from gsync.base.errors import Transient
+from gsync.base.fate import MASTER_GLUSTER
 from gsync.base.fsid import open_beneath
 from gsync.base.log import get_logger
 from gsync.base.model import ROOT_GFID, STATE_DIR, Attrs, Gfid, Name, gfid_parse, gfid_str
 from gsync.master.gluster.info import GlusterInfo
 from gsync.master.gluster.mount import AuxMount
 from gsync.master.gluster.ownbrick import OwnBrick
-from gsync.master.tree import GONE, Filter, Resolved, Tree, Verdict, Xattrs, is_internal_xattr
+from gsync.master.tree import Filter, Resolved, Tree, Verdict, Xattrs, is_internal_xattr
 
 _log = get_logger(__name__)
 
 _PLACE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_AWAY = (errno.ENOTCONN, errno.ECONNABORTED, errno.ESHUTDOWN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH)
 _OURS_AND_THEIRS = (STATE_DIR, b".glusterfs", b".trashcan", b".gfid", b".meta")  # at the root
 _HANDLE = re.compile(rb"(?:\.\./){2}[0-9a-f]{2}/[0-9a-f]{2}/([0-9a-f-]{36})/(.+)", re.DOTALL)
 _SHARDS = tuple(uuid.UUID(text).bytes for text in (    # .shard and .shard/.remove_me of any sharded volume
@@ -74,7 +74,7 @@ class GlusterTree(Tree):
         os.close(self._root_fd)
 
     def is_away(self, err: int) -> bool:
-        return err in _AWAY
+        return err in MASTER_GLUSTER.away
 
     def check_whole(self) -> None:
         """The mount ends when a part of the volume goes, but answers for some moments more."""
@@ -99,7 +99,7 @@ class GlusterTree(Tree):
             raise Transient(f"master: the volume cannot be reached through its mount: {exc.strerror}") from exc
 
     def _check(self, exc: OSError) -> None:
-        if exc.errno in _AWAY:
+        if exc.errno in MASTER_GLUSTER.away:
             raise Transient(f"master: the volume cannot be reached through its mount: {exc.strerror}") from exc
 
     # looking
@@ -132,7 +132,7 @@ class GlusterTree(Tree):
             return Resolved(name, Verdict.PRESENT, now, gfid, gfid, Attrs.of(st), st.st_ctime_ns, target, xattrs)
         except OSError as exc:
             self._check(exc)
-            if exc.errno in GONE:
+            if exc.errno in MASTER_GLUSTER.gone:
                 if fd >= 0 or (exc.errno == errno.ESTALE and self._is_there(dirfd)):
                     return None
                 return Resolved(name, Verdict.ABSENT, now)
@@ -196,7 +196,7 @@ class GlusterTree(Tree):
             return self._no(Verdict.ERROR, errno.EBUSY)
         except OSError as exc:
             self._check(exc)
-            if exc.errno in GONE:
+            if exc.errno in MASTER_GLUSTER.gone:
                 return self._no(Verdict.ABSENT)
             return self._no(Verdict.ERROR, exc.errno or errno.EIO)
 
@@ -224,7 +224,7 @@ class GlusterTree(Tree):
         try:
             fd = open_beneath(self._root_fd, path, _DIR)  # what is below .gfid cannot be listed
         except OSError as exc:
-            if exc.errno in GONE:
+            if exc.errno in MASTER_GLUSTER.gone:
                 return None
             raise
         if self._gfid(b"/proc/self/fd/%d" % fd) != gfid:
@@ -299,7 +299,7 @@ class GlusterTree(Tree):
                 return gfid_parse(match[1].decode("ascii")), match[2]
             return None
         except OSError as exc:
-            if exc.errno not in (*GONE, errno.EINVAL):
+            if exc.errno not in (*MASTER_GLUSTER.gone, errno.EINVAL):
                 raise
         try:  # a brick that was just added may lack it
             paths = self._paths_by_mount(gfid)

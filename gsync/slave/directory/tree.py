@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
+from gsync.base.fate import SLAVE
 from gsync.base.fsid import Handles
 from gsync.base.model import ROOT_GFID, STATE_DIR, Gfid
 from gsync.base.namespace import Entry
@@ -34,7 +35,6 @@ _OPEN_PLACE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _FDS_KEPT = 384
 _CHAIN_KEPT = 32  # of one long path: so that eight calls of `dir` never push out what the first one gave
-_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE)
 
 # The folders of ROOT/.gsync, all made by `make_state`.
 LIMBO_FOLDERS = (b"new", b"old", b"link", b"del")
@@ -210,7 +210,7 @@ class SlaveTree:
                     os.close(passing)
                 passing = below
         except OSError as exc:
-            if exc.errno in _NOT_THERE:
+            if exc.errno in SLAVE.gone:
                 raise missing(gfid) from exc
             raise
         finally:
@@ -319,7 +319,7 @@ class SlaveTree:
         try:
             return self.handles.at(self.dir(entry.pargfid), entry.bname) == entry.handle
         except OSError as exc:
-            if exc.errno in _NOT_THERE:
+            if exc.errno in SLAVE.gone:
                 return False
             raise
 
@@ -394,7 +394,7 @@ class SlaveTree:
                 self.set_attrs_at(self.dir(entry.pargfid), entry, meta)
                 return True
             except OSError as exc:
-                if exc.errno not in _NOT_THERE:
+                if exc.errno not in SLAVE.gone:
                     raise
         return False
 

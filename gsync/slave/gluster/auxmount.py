@@ -19,14 +19,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from gsync.base.errors import SlaveError, Transient
+from gsync.base.fate import SLAVE_GLUSTER
 from gsync.base.glusterfs import CLIENT_PID, truthful
 from gsync.base.model import ROOT_GFID, Gfid, gfid_parse, gfid_str
 from gsync.slave.gluster.syncpoints import Storage
 from gsync.slave.gluster.volfile import VolumeSite, program
 from gsync.slave.gluster.volume import (
     GFID2PATH,
-    GONE,
-    LOST,
     NEWFILE,
     Node,
     Space,
@@ -120,7 +119,7 @@ class AuxMount:
         try:
             yield
         except OSError as exc:
-            if exc.errno in LOST or self._client.poll() is not None:
+            if exc.errno in SLAVE_GLUSTER.away or self._client.poll() is not None:
                 raise Transient(f"the mount of the volume is lost: {exc.strerror}") from exc
             if exc.errno == errno.ESTALE:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), exc.filename) from exc
@@ -139,7 +138,7 @@ class AuxMount:
             try:
                 return os.stat(path, dir_fd=self._root, follow_symlinks=False)
             except OSError as exc:
-                if exc.errno in GONE:
+                if exc.errno in SLAVE_GLUSTER.gone:
                     return None
                 raise
 
@@ -167,7 +166,7 @@ class AuxMount:
                 gfid = gfid_parse(os.getxattr(self._path(pargfid, bname), "glusterfs.gfid.string",
                                               follow_symlinks=False).decode())
             except OSError as exc:
-                if exc.errno in GONE:
+                if exc.errno in SLAVE_GLUSTER.gone:
                     return None
                 raise
         return self._node(gfid, st)
@@ -184,7 +183,7 @@ class AuxMount:
                 place = b"/proc/self/fd/%d%s" % (self._root, above)
                 found = os.getxattr(place, "glusterfs.gfid.string", follow_symlinks=False)
             except OSError as exc:
-                if exc.errno in GONE:
+                if exc.errno in SLAVE_GLUSTER.gone:
                     return None
                 raise
         return gfid_parse(found.decode()), bname

@@ -19,13 +19,13 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from gsync.base.errors import Transient
+from gsync.base.fate import SLAVE_GLUSTER
 from gsync.base.glusterfs import CLIENT_PID
 from gsync.base.model import NS, ROOT_GFID, Gfid
 from gsync.slave.gluster.syncpoints import Storage
 from gsync.slave.gluster.volfile import VolumeSite
 from gsync.slave.gluster.volume import (
     GFID2PATH,
-    GONE,
     NEWFILE,
     File,
     Node,
@@ -213,7 +213,7 @@ class GfapiVolume:
         try:
             yield
         except OSError as exc:
-            if exc.errno in GONE:
+            if exc.errno in SLAVE_GLUSTER.gone:
                 for gfid in gfids:
                     self._forget(gfid)
                 if exc.errno == errno.ESTALE:
@@ -240,7 +240,7 @@ class GfapiVolume:
         handle = self._lib.h_create_from_handle(self._fs, gfid, 16, self._at_stat)
         if not handle:
             err = ctypes.get_errno()
-            if err in GONE:
+            if err in SLAVE_GLUSTER.gone:
                 self._forget(gfid)
                 return None
             raise raised(err, gfid.hex())
@@ -251,13 +251,13 @@ class GfapiVolume:
         try:
             parent = self._object(pargfid)
         except OSError as exc:
-            if exc.errno in GONE:
+            if exc.errno in SLAVE_GLUSTER.gone:
                 return None
             raise
         handle = self._lib.h_lookupat(self._fs, parent, bname, self._at_stat, 0)
         if not handle:
             err = ctypes.get_errno()
-            if err in GONE:
+            if err in SLAVE_GLUSTER.gone:
                 return None
             raise raised(err, os.fsdecode(bname))
         gfid = self._gfid(handle)

@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 from gsync.base.errors import Transient
+from gsync.base.fate import SLAVE_GLUSTER
 from gsync.base.model import ROOT_GFID, Gfid, gfid_str
 from gsync.link.protocol import Xattrs
 
@@ -23,9 +24,6 @@ NEWFILE = "glusterfs.gfid.newfile"
 GFID2PATH = "glusterfs.gfid2path"
 
 # A brick or the way to it is lost: it may come back, and nothing is known of what was under way.
-LOST = (errno.ENOTCONN, errno.ECONNABORTED, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH,
-        errno.EPIPE, errno.ESHUTDOWN)
-GONE = (errno.ENOENT, errno.ESTALE, errno.ENOTDIR)
 
 # What GlusterFS keeps on inodes for itself: the names that are never the master's.
 _INTERNAL = (b"trusted.gfid", b"trusted.glusterfs.", b"trusted.afr.", b"trusted.ec.", b"trusted.dht.",
@@ -179,7 +177,7 @@ def is_internal(name: bytes) -> bool:
 
 def raised(err: int, what: str) -> Exception:
     """What to raise for an errno of the volume: a lost volume is not a matter of one file."""
-    if err in LOST:
+    if err in SLAVE_GLUSTER.away:
         return Transient(f"the volume does not answer: {os.strerror(err)} ({what})")
     return OSError(err, os.strerror(err), what)
 

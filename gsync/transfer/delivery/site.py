@@ -6,7 +6,6 @@ Here a unit that a killed process was at is finished, or set back to where it ca
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import time
@@ -17,6 +16,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import TypeVar
 
 from gsync.base.durable import make_dirs, replace_file
+from gsync.base.fate import DISK, Fate
 from gsync.base.log import get_logger
 from gsync.base.model import NS, shown
 from gsync.transfer.delivery import handover, units
@@ -32,9 +32,6 @@ from gsync.transfer.stores.store import StoreError, category_of
 _log = get_logger(__name__)
 
 _T = TypeVar("_T")
-# What is wrong with a disk rather than with one unit.
-_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENODEV,
-                errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 _NAMES_KEPT = 1000  # of each kind, in the database and on the page
 DESTINATION, QUARANTINE = "destination", "quarantine"
 
@@ -204,7 +201,7 @@ class Site:
     def of_the_unit(self, row: Delivery, exc: OSError) -> StoreError:
         """An error of this host's disks as one of the unit; Down if it is about more."""
         reason = f"{named(exc)}: {exc.strerror or exc}"
-        if exc.errno in _OF_THE_DISK:
+        if DISK.fate(exc.errno) in (Fate.AWAY, Fate.FULL, Fate.PASSING):
             self.set_back(row)
             raise Down("disk", reason) from exc
         return StoreError(reason, category_of(exc.errno), exc.errno)

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 from gsync.base.errors import UsageError
+from gsync.base.fate import STORE
 from gsync.base.fsid import open_beneath, syncfs
 from gsync.base.model import NS, ROOT_GFID, shown
 from gsync.link.protocol import Caps, MetaRow
@@ -40,7 +41,6 @@ from gsync.transfer.stores.store import (
 PART = b".gsync-part."
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PLACE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-_NOT_THERE = (errno.ENOENT, errno.ENOTDIR)
 _OLD_PART = 86400 * NS
 _PENDING_MOST = 200  # files of a batch that have no name yet; each holds two descriptors
 _FSYNC_MOST = 8      # up to so many are made durable one by one rather than with all of the file system
@@ -97,7 +97,7 @@ class DirStore:
             try:
                 fd = self._open(path, _PLACE)
             except OSError as exc:
-                if exc.errno in _NOT_THERE:
+                if exc.errno in STORE.gone:
                     return None
                 raise
             with _closing(fd):
@@ -268,7 +268,7 @@ class DirStore:
                     os.rmdir(bname, dir_fd=folder)
                 self._settle(folder)
         except StoreError as exc:
-            if exc.errno not in _NOT_THERE:
+            if exc.errno not in STORE.gone:
                 raise
 
     def move(self, old: bytes, new: bytes) -> None:

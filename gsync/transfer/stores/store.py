@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import BinaryIO, Protocol
 
-from gsync.base.errors import PASSING, GsyncError
+from gsync.base.errors import GsyncError
+from gsync.base.fate import STORE, Fate
 from gsync.base.model import check_bname, shown
 
 BLOCK = 1 << 20  # bytes that are read, hashed and written at a time
@@ -47,17 +48,12 @@ class StoreError(GsyncError):
         self.down = down
 
 
-_DOWN = {errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ECONNREFUSED, errno.ECONNRESET,
-         errno.EPIPE, errno.ESTALE}
-# A full store may have room again: so tries are charged, and it fails after the last one.
-_TRANSIENT = PASSING | {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ECONNABORTED}
+_CATEGORIES = {Fate.AWAY: Category.STORE_DOWN, Fate.FULL: Category.TRANSIENT, Fate.PASSING: Category.TRANSIENT}
 
 
 def category_of(number: int | None) -> Category:
-    """The category of an errno."""
-    if number in _DOWN:
-        return Category.STORE_DOWN
-    return Category.TRANSIENT if number in _TRANSIENT else Category.PERMANENT
+    """The category of an errno. A full store may have room again, so tries are charged, and it fails after the last."""
+    return _CATEGORIES.get(STORE.fate(number), Category.PERMANENT)
 
 
 @contextmanager
