@@ -1,4 +1,4 @@
-"""The errors that gsync tells people, each with the exit code that it ends a command with (design/cli.md).
+"""The errors that gsync tells people, each with the exit code that it ends a command with.
 
 An error message is one line: what failed, on what, why, what to do. Runs in the agent too: standard library only.
 """

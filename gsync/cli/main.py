@@ -1,4 +1,4 @@
-"""The `gsync` command: which commands there are, and how every one of them ends (design/cli.md's exit codes).
+"""The `gsync` command: which commands there are, and how every one of them ends (the exit codes of base.errors).
 
 Only the command that is asked for is imported, and it imports what it needs when it runs: a start costs little.
 """

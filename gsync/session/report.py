@@ -1,4 +1,4 @@
-"""What `gsync status` tells of a session, put together from the files that its processes keep (design/cli.md).
+"""What `gsync status` tells of a session, put together from the files that its processes keep.
 
 Nobody is asked: a file outlives its writer, so what it says counts while the process that it names runs, or, if that
 is on another node, while the file is not old.

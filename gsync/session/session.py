@@ -172,7 +172,7 @@ class Session:
 
     @property
     def lease(self) -> str:
-        """A folder in which the workers of several nodes tell who is the active one; design.md has the name."""
+        """A folder in which the workers of several nodes tell who is the active one."""
         slave = re.sub(r"[^A-Za-z0-9.]+", "-", self.slave).strip("-")[:100]
         number = 0 if self.part is None else self.part.subvolume
         return os.path.join(self.shared, f"{self.volume}_{slave}_subvol_{number}.lock")

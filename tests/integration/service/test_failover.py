@@ -1,6 +1,6 @@
 """Two nodes that replicate one tree: the active one is killed, cut off the network, frozen; the other takes over.
 
-The times are printed, and asserted only generously: the limit of design.md, replica-failover-interval + 2 s, is for
+The times are printed, and asserted only generously: the aim, replica-failover-interval + 2 s, is for
 machines that have a processor to spare.
 """
 
