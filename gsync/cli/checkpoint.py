@@ -82,18 +82,20 @@ def _set(session: Session, home: Home, moment: int) -> None:
 
 def _standing(session: Session, home: Home) -> dict[str, Any]:
     """The session's checkpoint, and where each brick stands. UsageError if none is set."""
+    from dataclasses import asdict
+
     from gsync.base.errors import UsageError
     from gsync.session.checkpoint import Checkpoint
-    from gsync.session.report import session_report
+    from gsync.session.report import CheckpointReport, Reports
     from gsync.session.status import rfc3339
 
     moment = Checkpoint(session.checkpoint, session.checkpoint_reached).time()
     if moment is None:
         raise UsageError(f"session {session.name}: no checkpoint is set; gsync checkpoint {session.name} now sets one")
-    report = session_report(session, home)
-    unreadable = {"time": rfc3339(moment), "reached": False, "reached_at": None}  # the meta volume hangs, or the like
-    bricks = [{"node": brick["node"], "path": brick["path"], "subvolume": brick["subvolume"], "state": brick["state"],
-               "stime": brick["stime"], **(brick["checkpoint"] or unreadable)} for brick in report["bricks"]]
+    report = Reports(home).of(session)
+    unreadable = CheckpointReport(rfc3339(moment), False, None)  # the meta volume hangs, or the like
+    bricks = [{"node": brick.node, "path": brick.path, "subvolume": brick.subvolume, "state": brick.state,
+               "stime": brick.stime, **asdict(brick.checkpoint or unreadable)} for brick in report.bricks]
     # All nodes have the same tree, or the same part of it: that is at the slave when one worker has brought it there.
     first: dict[int, str | None] = {}
     for brick in sorted(bricks, key=lambda brick: brick["reached_at"] or "~"):
@@ -101,7 +103,7 @@ def _standing(session: Session, home: Home) -> dict[str, Any]:
             first.setdefault(brick["subvolume"], brick["reached_at"])
     reached = first.keys() == {brick["subvolume"] for brick in bricks}
     times = [at for at in first.values() if at]
-    return {"session": session.name, "state": report["state"], "time": bricks[0]["time"], "reached": reached,
+    return {"session": session.name, "state": report.state, "time": bricks[0]["time"], "reached": reached,
             "reached_at": max(times) if reached and times else None, "bricks": bricks}
 
 

@@ -232,7 +232,7 @@ def _check_idle(session: Session, home: Home) -> None:
     from gsync.base.errors import LockedError, UsageError
     from gsync.base.process import Lock
     from gsync.session.control import Wanted, read_wanted
-    from gsync.session.report import missing, seen_working
+    from gsync.session.report import Reports, missing
 
     if not os.path.isdir(session.shared):
         raise UsageError(f"session {session.name}: {missing(session)}")
@@ -246,7 +246,7 @@ def _check_idle(session: Session, home: Home) -> None:
         pid = Lock(part.worker_lock, "").holder()
         if pid is not None:
             raise LockedError(f"session {session.name}: its worker, pid {pid}, is still ending; try again in a moment")
-    node = seen_working(session)
+    node = Reports(home).seen_working(session)
     if node is not None:
         raise LockedError(f"session {session.name}: its worker on node {node} is still ending; try again in a moment")
 

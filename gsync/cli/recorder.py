@@ -17,6 +17,8 @@ def status(name: Annotated[str | None, typer.Argument(
     metavar="NAME", help="Only this volume's.", autocompletion=completion.volumes)] = None,
            json: JsonOption = False, state: StateOption = None) -> None:
     """Show what the recorders do."""
+    from dataclasses import asdict
+
     from gsync.cli.output import print_json, print_table
     from gsync.recorder.port import port_of
     from gsync.session.report import recorder_report
@@ -26,7 +28,8 @@ def status(name: Annotated[str | None, typer.Argument(
     home = Home(state)
     keep = SessionHome(home).site.changelog_retention
     volumes = home.list() if name is None else [home.get(name)]
-    reports = [{"volume": volume.name, **recorder_report(port_of(volume), volume.needed_from(), keep)}
+    reports = [{"volume": volume.name,
+                **asdict(recorder_report(port_of(volume), volume.needed_from(), keep))}
                for volume in volumes]
     if json:
         print_json(reports)

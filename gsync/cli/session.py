@@ -11,6 +11,7 @@ from gsync.cli import completion
 from gsync.cli.options import JsonOption, StateOption
 
 if TYPE_CHECKING:
+    from gsync.session.report import BrickReport
     from gsync.session.session import Session
     from gsync.state.home import Home
 
@@ -55,6 +56,7 @@ class _Command:
     def __init__(self, verb: str, names: list[str] | None, all_: bool, no_wait: bool, json: bool,
                  state: str | None) -> None:
         from gsync.session.control import Wanted
+        from gsync.session.report import Reports
         from gsync.session.session import SessionHome
         from gsync.state.home import Home
 
@@ -62,6 +64,7 @@ class _Command:
         self.wait = not no_wait
         self.home: Home = Home(state)
         self.sessions = SessionHome(self.home)
+        self.reports = Reports(self.home)
         self.wanted = {"start": Wanted.STARTED, "resume": Wanted.STARTED, "pause": Wanted.PAUSED,
                        "stop": Wanted.STOPPED}[verb]
 
@@ -170,15 +173,12 @@ class _Command:
         else:
             self._wait_for_worker(session, since)
         brick = self._brick(session)
-        return {"name": session.name, "state": self.wanted.value, "worker": brick["state"], "pid": brick["pid"],
-                "reason": brick["reason"]}
+        return {"name": session.name, "state": self.wanted.value, "worker": brick.state, "pid": brick.pid,
+                "reason": brick.reason}
 
-    def _brick(self, session: Session) -> dict[str, Any]:
+    def _brick(self, session: Session) -> BrickReport:
         """What status says of the worker of this node, or where it has none of another one."""
-        from gsync.session.report import session_report
-
-        brick: dict[str, Any] = session_report(session, self.home)["bricks"][0]
-        return brick
+        return self.reports.of(session).bricks[0]
 
     def _wait_for_worker(self, session: Session, since: int) -> None:
         from gsync.base.errors import Faulty, SlaveError
@@ -188,28 +188,27 @@ class _Command:
 
         def come() -> bool:
             status = WorkerStatus.read(session.worker_status)
-            return self._brick(session)["state"] in wanted or (
+            return self._brick(session).state in wanted or (
                 status is not None and status.state == "Faulty" and status.updated > since)
 
         _wait(come, WAIT)
         brick = self._brick(session)
         said = f"{session.name}: {_PAST[self.verb]}"
-        if brick["state"] == "Faulty":
-            reason = str(brick["reason"])
+        if brick.state == "Faulty":
+            reason = brick.reason
             kind = SlaveError if reason.startswith("slave ") else Faulty
             raise kind(f"session {said}, but its worker is Faulty, and tries again now and then: {reason}")
-        pid = f", pid {brick['pid']}" if brick["pid"] else ""
-        if brick["state"] in wanted:
-            self._say(f"{said}; its worker is {brick['state']}{pid}")
+        pid = f", pid {brick.pid}" if brick.pid else ""
+        if brick.state in wanted:
+            self._say(f"{said}; its worker is {brick.state}{pid}")
         else:
-            self._say(f"{said}; its worker is still {brick['state']}{pid}; see gsync status {session.name}")
+            self._say(f"{said}; its worker is still {brick.state}{pid}; see gsync status {session.name}")
 
     def _wait_for_end(self, session: Session) -> None:
         from gsync.base.process import Lock
         from gsync.service.kept import worker_spec
         from gsync.service.managed import Managed
         from gsync.service.monitor import monitor_lock
-        from gsync.session.report import seen_working
 
         kept = Managed(worker_spec(session, []))
         lock = Lock(session.worker_lock, "")
@@ -218,10 +217,10 @@ class _Command:
             if monitor_lock(self.home).holder() is None:  # nobody else would end a worker that hangs
                 kept.want(False, anew=True)
                 kept.step()
-            return lock.holder() is None and seen_working(session) is None
+            return lock.holder() is None and self.reports.seen_working(session) is None
 
         _wait(come, WAIT_STOP)
-        pid, node = lock.holder(), seen_working(session)
+        pid, node = lock.holder(), self.reports.seen_working(session)
         if pid is not None:
             self._say(f"{session.name}: stopped, but its worker, pid {pid}, has not ended yet")
         elif node is not None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gsync.cli import completion
 from gsync.cli.options import JsonOption, StateOption
+
+if TYPE_CHECKING:
+    from gsync.session.report import BrickReport, CheckpointReport, SessionReport
 
 EVERY = 1.0  # seconds between two looks of --watch
 
@@ -31,7 +34,7 @@ def status(
     """Show what the sessions do. It is read from files: no process is asked."""
     from gsync.base.errors import UsageError
     from gsync.cli.output import print_json
-    from gsync.session.report import reports
+    from gsync.session.report import Reports
     from gsync.state.home import Home
 
     if check:
@@ -42,18 +45,18 @@ def status(
         raise UsageError("status --max-lag goes with --check")
     home = Home(state)
 
-    def look() -> list[dict[str, Any]]:
-        return reports(home, session)
+    def look() -> list[SessionReport]:
+        return Reports(home).all(session)
 
     if watch:
         with suppress(KeyboardInterrupt):
             if json:
                 for _ in _looks():
-                    print_json(look())
+                    print_json([report.to_json() for report in look()])
             else:
                 _watch(look, detail)
     elif json:
-        print_json(look())
+        print_json([report.to_json() for report in look()])
     else:
         found = look()
         if found:
@@ -66,11 +69,11 @@ def status(
 def _check(session: str | None, max_lag: float | None, state: str | None) -> int:
     """Whatever goes wrong is said on stdout, where such checks are read."""
     from gsync.session.health import Health, verdict
-    from gsync.session.report import reports
+    from gsync.session.report import Reports
     from gsync.state.home import Home
 
     try:
-        found = verdict(reports(Home(state), session), max_lag)
+        found = verdict(Reports(Home(state)).all(session), max_lag)
     except Exception as exc:  # noqa: BLE001 the check itself failed, which is a state of its own there
         print(f"UNKNOWN - {' '.join(str(exc).split())}")
         return Health.UNKNOWN
@@ -87,7 +90,7 @@ def _looks() -> Iterator[None]:
         time.sleep(EVERY)
 
 
-def _print(reports: list[dict[str, Any]], detail: bool) -> None:
+def _print(reports: list[SessionReport], detail: bool) -> None:
     from gsync.cli.output import print_table
 
     print_table(*_table(reports, detail))
@@ -95,7 +98,7 @@ def _print(reports: list[dict[str, Any]], detail: bool) -> None:
         print(line)
 
 
-def _watch(reports: Callable[[], list[dict[str, Any]]], detail: bool) -> None:
+def _watch(reports: Callable[[], list[SessionReport]], detail: bool) -> None:
     import sys
 
     from gsync.cli.output import make_table
@@ -115,21 +118,21 @@ def _watch(reports: Callable[[], list[dict[str, Any]]], detail: bool) -> None:
             live.update(Group(make_table(*_table(found, detail)), *map(Text, _reasons(found))), refresh=True)
 
 
-def _reasons(reports: list[dict[str, Any]]) -> list[str]:
+def _reasons(reports: list[SessionReport]) -> list[str]:
     """A line for each thing that is Faulty or left out, which no column is wide enough for."""
     lines = []
     for report in reports:
-        for brick in report["bricks"]:
-            where = f"{report['name']} on {brick['node']}" if len(report["bricks"]) > 1 else report["name"]
-            reasons = dict.fromkeys(part["reason"] for part in (brick, brick["recorder"]) if part["reason"])
+        for brick in report.bricks:
+            where = f"{report.name} on {brick.node}" if len(report.bricks) > 1 else report.name
+            reasons = dict.fromkeys(reason for reason in (brick.reason, brick.recorder.reason) if reason)
             lines += [f"{where}: {reason}" for reason in reasons]
-            if brick["left_out"]:
-                kinds = ", ".join(f"{kind} of {count:,}" for kind, count in brick["left_out"].items())
+            if brick.left_out:
+                kinds = ", ".join(f"{kind} of {count:,}" for kind, count in brick.left_out.items())
                 lines.append(f"{where}: the slave cannot hold and leaves out: {kinds}")
-            if brick["failures"]:
-                lines.append(f"{where}: what failed, and why: gsync failures {report['name']} list")
-            if brick["held"]:
-                lines.append(f"{where}: deletes wait for an approval: gsync hold {report['name']} show")
+            if brick.failures:
+                lines.append(f"{where}: what failed, and why: gsync failures {report.name} list")
+            if brick.held:
+                lines.append(f"{where}: deletes wait for an approval: gsync hold {report.name} show")
     return lines
 
 
@@ -138,27 +141,27 @@ DETAILS = ["LAG", "ENTRY", "DATA", "META", "FAILURES", "HELD", "CHECKPOINT", "FI
            "RECORDER"]
 
 
-def _table(reports: list[dict[str, Any]], detail: bool) -> tuple[list[str], list[list[str]]]:
-    rows = [_row(report, brick, detail) for report in reports for brick in report["bricks"]]
+def _table(reports: list[SessionReport], detail: bool) -> tuple[list[str], list[list[str]]]:
+    rows = [_row(report, brick, detail) for report in reports for brick in report.bricks]
     return HEADINGS + (DETAILS if detail else ["FAILURES"]), rows
 
 
-def _row(report: dict[str, Any], brick: dict[str, Any], detail: bool) -> list[str]:
+def _row(report: SessionReport, brick: BrickReport, detail: bool) -> list[str]:
     from gsync.cli.output import duration_text, path_shown, size_text
 
     # What the worker says counts while it works; of one that rests, why it does.
-    resting = report["state"] if brick["state"] in ("Stopped", "Initializing") else brick["state"]
-    shown_state = brick["state"] if report["state"] in ("Started", "?") else resting
-    row = [report["name"], brick["node"], path_shown(report["master"]), path_shown(report["slave"]), shown_state,
-           brick["crawl"], when(brick["last_synced"])]
+    resting = report.state if brick.state in ("Stopped", "Initializing") else brick.state
+    shown_state = brick.state if report.state in ("Started", "?") else resting
+    row = [report.name, brick.node, path_shown(report.master), path_shown(report.slave), shown_state,
+           brick.crawl, when(brick.last_synced)]
     if not detail:
-        return [*row, str(brick["failures"])]
-    lag, eta = brick["lag_seconds"], brick["eta_seconds"]
+        return [*row, str(brick.failures)]
+    lag, eta = brick.lag_seconds, brick.eta_seconds
     return [*row, "-" if lag is None else duration_text(lag),
-            *(str(brick["pending"][kind]) for kind in ("entry", "data", "meta")),
-            str(brick["failures"]), str(brick["held"]), checkpoint_text(brick["checkpoint"]),
-            f"{brick['rate']['files']:,.0f}", size_text(brick["rate"]["bytes"]),
-            "-" if eta is None else duration_text(eta), brick["recorder"]["state"]]
+            *(str(brick.pending[kind]) for kind in ("entry", "data", "meta")),
+            str(brick.failures), str(brick.held), checkpoint_text(brick.checkpoint),
+            f"{brick.rate['files']:,.0f}", size_text(brick.rate["bytes"]),
+            "-" if eta is None else duration_text(eta), brick.recorder.state]
 
 
 def when(time: str | None) -> str:
@@ -166,7 +169,7 @@ def when(time: str | None) -> str:
     return (time or "-").replace("T", " ").partition(".")[0]
 
 
-def checkpoint_text(checkpoint: dict[str, Any] | None) -> str:
+def checkpoint_text(checkpoint: CheckpointReport | None) -> str:
     if checkpoint is None:
         return "-"
-    return f"{when(checkpoint['time'])} {'reached' if checkpoint['reached'] else 'not yet'}"
+    return f"{when(checkpoint.time)} {'reached' if checkpoint.reached else 'not yet'}"

@@ -119,6 +119,8 @@ def remove(name: NameArgument, yes: Annotated[bool, typer.Option("--yes", help="
 
 
 def _described(volume: Volume, home: Home) -> dict[str, Any]:
+    from dataclasses import asdict
+
     from gsync.recorder.port import port_of
     from gsync.session.report import recorder_report
     from gsync.session.session import SessionHome
@@ -131,4 +133,4 @@ def _described(volume: Volume, home: Home) -> dict[str, Any]:
              "here": brick in volume.bricks_here()} for brick in volume.gluster.bricks]}}
     return {**gluster, "name": volume.name, "kind": volume.kind, "path": volume.path, "uuid": volume.uuid,
             "sessions": [session.name for session in sessions.list() if session.volume == volume.name],
-            "recorder": report}
+            "recorder": asdict(report)}

@@ -10,6 +10,7 @@ import errno
 import json
 import re
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,7 +24,7 @@ _TRIES = 5  # of reading a file that another node replaces at the same time
 
 
 @dataclass(frozen=True)
-class Standing:
+class CheckpointProgress:
     """Times in ns since the epoch. reached_at: when it was noted, None also for one that nobody has noted yet."""
 
     time: int
@@ -34,8 +35,9 @@ class Standing:
 class Checkpoint:
     """The files that hold it: `path`, and `reached`, by default beside it."""
 
-    def __init__(self, path: str, reached: str | None = None) -> None:
+    def __init__(self, path: str, reached: str | None = None, now: Callable[[], int] = time.time_ns) -> None:
         self._path, self._reached = path, reached or f"{path}.reached"
+        self._now = now
         self._noted: int | None = None
 
     def time(self) -> int | None:
@@ -54,7 +56,7 @@ class Checkpoint:
 
     def set(self, moment: int, stime: int | None = None) -> None:
         """Durably. stime: up to when everything is at the slave already."""
-        _write(self._path, {"time": moment, "set": time.time_ns()})
+        _write(self._path, {"time": moment, "set": self._now()})
         if stime is not None and stime >= moment:
             self._note(moment)
 
@@ -71,16 +73,16 @@ class Checkpoint:
             return first
         return False
 
-    def standing(self, stime: int | None) -> Standing | None:
+    def progress(self, stime: int | None) -> CheckpointProgress | None:
         """Where it stands, with this stime; None if none is set. UsageError if the file is damaged."""
         moment = self.time()
         if moment is None:
             return None
         at = self._reached_at(moment)
-        return Standing(moment, at is not None or (stime is not None and stime >= moment), at)
+        return CheckpointProgress(moment, at is not None or (stime is not None and stime >= moment), at)
 
     def _note(self, moment: int) -> None:
-        _write(self._reached, {"time": moment, "at": time.time_ns()})
+        _write(self._reached, {"time": moment, "at": self._now()})
 
     def _reached_at(self, moment: int) -> int | None:
         with suppress(ValueError, KeyError, TypeError):

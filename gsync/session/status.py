@@ -49,6 +49,16 @@ def _no_rate() -> dict[str, float]:
     return {"files": 0.0, "bytes": 0.0}
 
 
+@dataclass(frozen=True, slots=True)
+class RecorderReport:
+    """What is told of a brick's recorder; last_changelog as RFC 3339. runway_seconds: see report.recorder_report."""
+
+    state: str
+    reason: str
+    last_changelog: str | None
+    runway_seconds: float | None
+
+
 # Of several workers' states the first of these is that of all.
 _WORST_FIRST = ("Faulty", "Initializing", "Paused", "Active", "Passive", "Stopped")
 
@@ -85,7 +95,7 @@ class WorkerStatus:
     epoch: int = 0
     in_step: bool = False
     path: str = ""                                          # of the brick
-    recorder: dict[str, Any] | None = None                  # as report.recorder_report says
+    recorder: RecorderReport | None = None
     updated: int = 0
 
     @classmethod
@@ -94,7 +104,9 @@ class WorkerStatus:
         if values is None:
             return None
         known = {f.name for f in fields(cls)}
-        return cls(**{key: value for key, value in values.items() if key in known})
+        recorder = values.pop("recorder", None)
+        return cls(**{key: value for key, value in values.items() if key in known},
+                   recorder=RecorderReport(**recorder) if recorder else None)
 
     def write(self, path: str) -> None:
         write_status(path, asdict(self))

@@ -73,7 +73,7 @@ class Kills:
         elif brick["state"] == "Faulty":
             true = bool(brick["reason"]) and (brick["pid"] is None or workers == [brick["pid"]])
         elif brick["state"] == "Stopped":
-            true = "no monitor runs" in brick["reason"] and not workers
+            true = "no monitor is running" in brick["reason"] and not workers
         else:
             true = brick["state"] == "Initializing" and len(workers) <= 1
         if not true:

@@ -105,7 +105,7 @@ def test_a_node_is_cut_off_while_all_is_renamed(tmp_path: Path, shape: str) -> N
             changes(master, "cut", inherited=False)
             change_older(master, "first")
             site.wait("status says which node is silent",
-                      lambda: "nothing was heard of node" in site.report()[number]["reason"])
+                      lambda: "no word from node" in site.report()[number]["reason"])
             site.wait("another one has taken over", lambda: active(site) != number)
         site.settle("without the node")
         with Churn(master / "second storm"):

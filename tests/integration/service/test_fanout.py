@@ -13,14 +13,13 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from gsync.base.model import ROOT_GFID
 from gsync.changelog.retention import purge
 from gsync.cli import main
-from gsync.session.report import monitor_pid, session_report
+from gsync.session.report import BrickReport, Reports, monitor_pid
 from gsync.session.session import SessionHome
 from gsync.state.home import Home
 from lab.place import Place
@@ -69,10 +68,9 @@ class Site:
         self.gsync("create", "v", slave, "--name", name, *args)
         return slave
 
-    def brick(self, session: str) -> dict[str, Any]:
+    def brick(self, session: str) -> BrickReport:
         """The part of its worker."""
-        brick: dict[str, Any] = session_report(SessionHome(self.home).get(session), self.home)["bricks"][0]
-        return brick
+        return Reports(self.home).of(SessionHome(self.home).get(session)).bricks[0]
 
     def wait(self, condition: Callable[[], object]) -> None:
         end = time.monotonic() + PATIENCE
@@ -157,13 +155,13 @@ def test_a_slow_and_a_stopped_slave_do_not_hold_up_the_other(site: Site) -> None
 
     # A session that is deleted neither disturbs the others nor holds changelogs back.
     site.gsync("stop", "late")
-    worker = site.brick("fast")["pid"]
+    worker = site.brick("fast").pid
     site.gsync("delete", "late", "--yes")
     assert late.joinpath("sub2", "small").exists()
     (site.master / "last").write_text("3")
     site.in_step("fast", fast)
     site.in_step("slow", slow)
-    assert site.brick("fast")["pid"] == worker
+    assert site.brick("fast").pid == worker
     assert site.home.get("v").needed_from() == min(site.stime("fast"), site.stime("slow"))
 
 
@@ -175,10 +173,10 @@ def test_a_session_that_is_deleted_and_made_again_goes_on(site: Site) -> None:
     site.in_step("one", slave)
     for number in range(5):
         (site.master / f"file{number}").unlink()
-    site.wait(lambda: site.brick("one")["held"] == 5)
+    site.wait(lambda: site.brick("one").held == 5)
     assert "is Started: gsync stop one first" in site.gsync("delete", "--yes", code=3)
     site.gsync("stop")
-    epoch = site.brick("one")["epoch"]
+    epoch = site.brick("one").epoch
     site.gsync("delete", "--yes")
     assert site.gsync("status", "--json") == "[]\n"
 
@@ -196,7 +194,7 @@ def test_a_session_that_is_deleted_and_made_again_goes_on(site: Site) -> None:
     assert {each["path"] for each in json.loads(site.gsync("hold", "--json"))} - {"file7"} == held
     assert (slave / "new").exists()
     assert (slave / "renamed").exists()
-    assert site.brick("again")["epoch"] > epoch
+    assert site.brick("again").epoch > epoch
     log = site.session_log("again")
     assert "crawl=History" in log
     assert sum(map(int, re.findall(r"batch synced .*? files=(\d+)", log))) == 1  # the rename sent nothing
@@ -215,7 +213,7 @@ def test_after_a_reset_everything_is_compared_and_nothing_sent_again(site: Site)
     (slave / "file3").write_bytes(b"y" * 1000)  # by somebody who should not have
     site.gsync("delete", "--reset-sync-time", "--yes")
     site.gsync("create", "v", slave, "--name", "one")
-    assert site.brick("one")["stime"] is None
+    assert site.brick("one").stime is None
     site.start()
     assert wait_until_equal(site.master, slave, PATIENCE) == []
     site.in_step("one", slave)
@@ -247,7 +245,7 @@ def test_cascade(tmp_path: Path, detector: str) -> None:
         first.in_step("middle", middle)
         second.in_step("end", end)
         assert compare(first.master, end) == []
-        assert second.brick("end")["failures"] == 0
+        assert second.brick("end").failures == 0
         # What the first agent keeps for itself is none of the second's business.
         middle.joinpath(".gsync", "trash", "note").write_text("x")
         first.master.joinpath("last").write_text("3")

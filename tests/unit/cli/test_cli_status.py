@@ -153,7 +153,7 @@ class TestStatus:
         WorkerStatus(state="Active").write(session.worker_status)
         report = self.report(cli)
         assert (report["session"], report["state"]) == ("Started", "Stopped")
-        assert "no monitor runs on this node" in report["reason"]
+        assert "no monitor is running on this node" in report["reason"]
         with Lock(os.path.join(cli.home.path, "monitor.lock"), "test"):
             assert self.report(cli)["state"] == "Active"
 
@@ -201,7 +201,7 @@ class TestTwoNodes:
         well(updated=time.time_ns() - 60 * NS).write(os.path.join(session.statuses, "other"))
         _, there = self.bricks(cli)
         assert (there["state"], there["stale"], there["lag_seconds"]) == ("Stopped", True, None)
-        assert "nothing was heard of node other for 6" in there["reason"]
+        assert "no word from node other for 6" in there["reason"]
         assert cli("status", "--check", code=2).startswith("CRITICAL - ")
 
     def test_without_the_meta_volume_it_is_critical_and_cannot_be_deleted(self, cli: Cli, session: Session,
@@ -272,7 +272,7 @@ class TestCheck:
         write_wanted(session, Wanted.STARTED)
         well(stime=time.time_ns() - 500 * NS, started=1).write(session.worker_status)
         line = cli("status", "--check", "--max-lag", "300", code=2)
-        assert "worker does not run: no monitor runs on this node" in line
+        assert "worker is not running: no monitor is running on this node" in line
         assert re.search(r"lags by 50\d s", line)
 
     def test_no_recorder(self, cli: Cli, session: Session) -> None:

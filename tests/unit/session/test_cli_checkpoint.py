@@ -88,17 +88,17 @@ class TestFiles:
     def test_it_is_passed_once_and_that_is_kept(self, tmp_path: Path) -> None:
         path = str(tmp_path / "checkpoint")
         checkpoint = Checkpoint(path)
-        assert (checkpoint.wanted(), checkpoint.standing(9), checkpoint.passed(9)) == (None, None, False)
+        assert (checkpoint.wanted(), checkpoint.progress(9), checkpoint.passed(9)) == (None, None, False)
         Checkpoint(path).set(5)
         assert not checkpoint.passed(None)
         assert not checkpoint.passed(4)
-        standing = checkpoint.standing(4)
+        standing = checkpoint.progress(4)
         assert standing is not None
         assert (standing.reached, standing.reached_at) == (False, None)
         assert checkpoint.passed(5)
         assert not checkpoint.passed(6)
         assert not Checkpoint(path).passed(6)  # the next worker
-        standing = checkpoint.standing(None)
+        standing = checkpoint.progress(None)
         assert standing is not None
         assert standing.reached
         assert standing.reached_at is not None
@@ -108,7 +108,7 @@ class TestFiles:
         checkpoint.set(5)
         checkpoint.passed(5)
         Checkpoint(str(tmp_path / "checkpoint")).set(9)
-        standing = checkpoint.standing(5)
+        standing = checkpoint.progress(5)
         assert standing is not None
         assert not standing.reached
         assert checkpoint.passed(9)
@@ -116,7 +116,7 @@ class TestFiles:
     def test_what_was_past_when_it_was_set_is_reached_then(self, tmp_path: Path) -> None:
         checkpoint = Checkpoint(str(tmp_path / "checkpoint"))
         checkpoint.set(5, stime=6)
-        standing = checkpoint.standing(None)
+        standing = checkpoint.progress(None)
         assert standing is not None
         assert standing.reached
 
