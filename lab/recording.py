@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 
+from gsync.base.clock import Clock
 from gsync.base.fsid import Inodes, is_mount_handle
 from gsync.base.model import NS, ROOT_GFID, Gfid, Name
 from gsync.changelog.reader import History
@@ -209,7 +210,8 @@ class World:
 
     def start(self, **changes: object) -> None:
         """Start the recorder; the first time the slave becomes a copy of the tree as it is."""
-        options = {"detector": self.detector, "ignored": self.ignored, "clock": self.clock, **self.options, **changes}
+        options = {"detector": self.detector, "ignored": self.ignored, "clock": Clock(self.clock), **self.options,
+                   **changes}
         self.recorder = Recorder(self.volume, **options)  # type: ignore[arg-type]
         self.recording = self.recorder.start()
         if self.slave is None:

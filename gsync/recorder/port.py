@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 
+from gsync.base.clock import SYSTEM_CLOCK, Clock
 from gsync.base.errors import Transient
 from gsync.changelog.layout import HistoryGap, covered_from
 from gsync.master.gluster.info import BrickAt, GlusterInfo
@@ -28,9 +28,11 @@ def port_of(volume: Volume, number: int = 0, stop: threading.Event | None = None
 class BrickPort:
     """`meanwhile` is called again and again by whoever waits for it."""
 
-    def __init__(self, info: GlusterInfo, at: BrickAt, brick: Brick, stop: threading.Event | None = None) -> None:
+    def __init__(self, info: GlusterInfo, at: BrickAt, brick: Brick, stop: threading.Event | None = None,
+                 clock: Clock = SYSTEM_CLOCK) -> None:
         self.meanwhile: Callable[[], None] = lambda: None
-        self.record = BrickRecord(info, at, brick.changelogs)
+        self._clock = clock
+        self.record = BrickRecord(info, at, brick.changelogs, clock)
         self._changelogs = brick.changelogs.encode("utf-8", "surrogateescape")
         self._stop = stop or threading.Event()
         self._patience = _PATIENCE + 2 * info.rollover
@@ -45,12 +47,13 @@ class BrickPort:
             watching = covered_from(self._changelogs)
             problem = self.record.problem(complete)
         except (HistoryGap, OSError) as exc:
-            return RecorderStatus(FAULTY, f"changelogs cannot be read: {exc}", updated=time.time_ns(), watching_since=0)
+            return RecorderStatus(FAULTY, f"changelogs cannot be read: {exc}", updated=self._clock.now(),
+                                  watching_since=0)
         return RecorderStatus(
             FAULTY if problem else RECORDING, problem, pid=self.holder() or 0, detector="GlusterFS",
             gaps=self.record.gaps, unbroken_since=unbroken, watching_since=max(watching or 0, unbroken or 0),
             complete_up_to=complete, last_changelog=None if complete is None else self.record.last_ts,
-            updated=time.time_ns())
+            updated=self._clock.now())
 
     def poke(self) -> bool:
         """A brick closes its changelogs when it likes."""
@@ -58,10 +61,10 @@ class BrickPort:
 
     def wait_complete(self, until_ns: int) -> None:
         """Return once all changes up to then are listed. Transient if that does not come in time, or on stop."""
-        end = time.monotonic() + self._patience
+        end = self._clock.monotonic() + self._patience
         while (self.record.look()[0] or 0) < until_ns:
             self.meanwhile()
             if self._stop.wait(_LOOK_AGAIN):
                 raise Transient("the brick was not waited for: asked to stop")
-            if time.monotonic() > end:
+            if self._clock.monotonic() > end:
                 raise Transient(f"the brick has not recorded up to now within {self._patience:.0f} s")

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from gsync.base.clock import SYSTEM_CLOCK, Clock
 from gsync.base.durable import make_dirs
 from gsync.base.errors import Faulty, UsageError
 from gsync.base.log import get_logger
@@ -58,7 +59,7 @@ class Recorder:
 
     def __init__(self, volume: Volume, *, ignored: Sequence[str] = (), detector: DetectorFactory = detectors.auto,
                  rollover: float = 1.0, quiet: float = 0.05, stop: threading.Event | None = None,
-                 clock: Callable[[], int] = time.time_ns, step: Callable[[str], None] = lambda name: None,
+                 clock: Clock = SYSTEM_CLOCK, step: Callable[[str], None] = lambda name: None,
                  keep: Keep | None = None, notifier: Notifier | None = None, bounds: Bounds | None = None) -> None:
         self._volume = volume
         self._brick = volume.brick()
@@ -81,18 +82,18 @@ class Recorder:
         make_dirs(self._brick.folder)
         with self._lock:
             control = Control(self._brick.ctl)
-            pauses, started = iter(PAUSES), time.monotonic()
+            pauses, started = iter(PAUSES), self._clock.monotonic()
             self._notifier.ready()
             try:
                 while not self._stop.is_set():
                     try:
                         recording = self.start()
-                        started = time.monotonic()
+                        started = self._clock.monotonic()
                         self._follow(recording, control)
                     except NotThere as exc:
                         self._fail(str(exc), ROOT_PAUSE)
                     except (Faulty, Unavailable, OSError, sqlite3.Error) as exc:
-                        if time.monotonic() > started + LASTED:
+                        if self._clock.monotonic() > started + LASTED:
                             pauses = iter(PAUSES)
                         self._fail(self._reason(exc), next(pauses, PAUSES[-1]))
             except Stopped:
@@ -133,12 +134,12 @@ class Recorder:
 
     def _follow(self, recording: Recording, control: Control) -> None:
         """Read hints and close slices until told to stop."""
-        began: float | None = time.monotonic()  # when the slice at hand got its first hint
+        began: float | None = self._clock.monotonic()  # when the slice at hand got its first hint
         deaf = 0.0
         hinted = heard = float("-inf")
-        purged = time.monotonic()
+        purged = self._clock.monotonic()
         while not self._stop.is_set():
-            now = time.monotonic()
+            now = self._clock.monotonic()
             pause = heard + HEARTBEAT - now
             if began is not None:
                 pause = max(min(began + self._rollover, hinted + self._quiet) - now, recording.until_next_ts())
@@ -146,17 +147,17 @@ class Recorder:
             pause = max(0.0, pause if listening else min(pause, deaf - now))
             events, asked = self._wait(recording, control, pause, listening)
             if events:
-                deaf = time.monotonic() + GATHER
+                deaf = self._clock.monotonic() + GATHER
                 if recording.poll():
-                    hinted = time.monotonic()
+                    hinted = self._clock.monotonic()
                     began = began or hinted
             cut = asked and control.asked()
-            now = time.monotonic()
+            now = self._clock.monotonic()
             due = began is not None and now >= min(began + self._rollover, hinted + self._quiet)
             if cut or due or now >= heard + HEARTBEAT:
                 closed = recording.close_slice()
                 began = None if closed and not recording.hinted else began or now
-                heard = time.monotonic()
+                heard = self._clock.monotonic()
             if now >= purged + PURGE_EVERY:
                 purged = now
                 self._purge()
@@ -176,7 +177,7 @@ class Recorder:
     def _publish(self, **changes: Any) -> None:
         """Called by whatever goes on: from the loop every second, from a scan as it proceeds."""
         self._notifier.alive()
-        self.status = dataclasses.replace(self.status, updated=self._clock(), **changes)
+        self.status = dataclasses.replace(self.status, updated=self._clock.now(), **changes)
         try:
             write_status(self._brick.status, self.status)
         except OSError as exc:
@@ -184,7 +185,7 @@ class Recorder:
 
     def _purge(self) -> None:
         keep = self._keep
-        purged = retention.purge(os.fsencode(self._brick.changelogs), self._clock() // NS, keep.seconds, keep.size,
+        purged = retention.purge(os.fsencode(self._brick.changelogs), self._clock.now() // NS, keep.seconds, keep.size,
                                  self._volume.needed_from(), Archive(os.fsencode(self._brick.archive), keep.archive))
         if purged.deleted:
             _log.info("old changelogs are deleted", changelogs=purged.deleted, bytes=purged.deleted_bytes)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from typing import NamedTuple, Protocol
 
+from gsync.base.clock import Clock
 from gsync.base.durable import make_dirs, replace_file
 from gsync.base.log import get_logger
 from gsync.base.model import NS, ROOT_GFID, Gfid
@@ -90,7 +91,7 @@ class Recording:
     """
 
     def __init__(self, volume: Volume, ignored: Sequence[str], new_detector: DetectorFactory, report: Report,
-                 stopped: Callable[[], bool], clock: Callable[[], int], step: Callable[[str], None],
+                 stopped: Callable[[], bool], clock: Clock, step: Callable[[str], None],
                  bounds: Bounds) -> None:
         self._volume = volume
         self._report, self._stopped, self._clock, self._step = report, stopped, clock, step
@@ -112,17 +113,17 @@ class Recording:
             opened.callback(self._index.close)
             self._tree = RecordedTree(root_fd, volume.tag, self._index, ignored)
             self._live = LiveIndex(self._index, self._tree)
-            self._writer = ChangelogWriter(self._folder, clock() // NS)
+            self._writer = ChangelogWriter(self._folder, clock.now() // NS)
             opened.callback(self._writer.close)
             self._slice = Slice(self._writer)
             self._gaps.begin("start")
-            drained_at = clock()
+            drained_at = clock.now()
             self._detector = new_detector(root_fd, self._tree.inodes, self._live.knows)
             opened.callback(self._detector.close)
-            self._hints = Hints(self._detector, os.fsencode(brick.folder), clock, drained_at, bounds.hints)
+            self._hints = Hints(self._detector, os.fsencode(brick.folder), clock.now, drained_at, bounds.hints)
             opened.callback(self._hints.close)
             self._opened = opened.pop_all()
-        self._reading = Reading(self._tree, self._live, self._detector, self._tick, clock, bounds.scan)
+        self._reading = Reading(self._tree, self._live, self._detector, self._tick, clock.now, bounds.scan)
         self._look = Look(self._tree, self._live, self._hints, self._slice, self._scan_below)
         self._note_tracking()
         self._last_changelog = History(self._folder).last_ts
@@ -160,13 +161,13 @@ class Recording:
         from the end of the scan."""
         scan = FirstScan(self._reading)
         scan.clear()
-        since = self._clock()
+        since = self._clock.now()
         layout.set_covered_from(self._folder, since)
         if self._detector.sees_all:
             self._report(watching_since=since)
         scan.run()
         if not self._detector.sees_all or self._hints.gap:
-            since = self._clock()
+            since = self._clock.now()
             layout.set_covered_from(self._folder, since)
         self._live.begin()
         self._index.set_fact("complete", 1)
@@ -215,8 +216,8 @@ class Recording:
             raise Stopped
         self._hints.drain()
         self._names_scanned += names
-        if time.monotonic() >= self._told_progress + PROGRESS_EVERY:
-            self._told_progress = time.monotonic()
+        if self._clock.monotonic() >= self._told_progress + PROGRESS_EVERY:
+            self._told_progress = self._clock.monotonic()
             self._report(scanned=self._names_scanned)
 
     # following
@@ -261,7 +262,7 @@ class Recording:
     def close_slice(self) -> bool:
         """Record everything that happened up to now, durably. False if it must be tried again in a moment (one
         changelog per second; a directory that is not yet where it should be)."""
-        up_to = self._clock()
+        up_to = self._clock.now()
         self._step("drain")
         self._hints.drain()
         if not self._process_up_to_now():
@@ -285,7 +286,7 @@ class Recording:
         self._step("roll")
         self._writer.roll(ts)
         self._last_changelog = ts
-        self._rolled = time.monotonic()
+        self._rolled = self._clock.monotonic()
         self._slice.begin_next()
         self._step("commit")
         self._index.set_fact("last_ts", ts)
@@ -316,12 +317,12 @@ class Recording:
 
     def until_next_ts(self) -> float:
         """Seconds until a changelog may be written: one per second, whatever the clock does."""
-        now, last = self._clock(), self._writer.last_ts
+        now, last = self._clock.now(), self._writer.last_ts
         if now // NS > last:
             return 0.0
         if now // NS == last:
             return (NS - now % NS) / NS
-        return max(0.0, self._rolled + 1.0 - time.monotonic())  # the clock was set back
+        return max(0.0, self._rolled + 1.0 - self._clock.monotonic())  # the clock was set back
 
     def _check_root(self) -> None:
         """Faulty if the path of the volume does not lead to the tree that is being recorded."""

@@ -11,11 +11,11 @@ import json
 import os
 import stat
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from gsync.base.clock import SYSTEM_CLOCK, Clock
 from gsync.base.durable import replace_file
 from gsync.base.errors import Transient
 from gsync.base.process import Lock
@@ -70,7 +70,9 @@ class RecorderPort:
     """A brick's recorder, whichever process it is, as a worker or a command sees it. `meanwhile` is called again and
     again by whoever waits for it."""
 
-    def __init__(self, brick: Brick, stop: threading.Event | None = None, timeout: float = 60.0) -> None:
+    def __init__(self, brick: Brick, stop: threading.Event | None = None, timeout: float = 60.0,
+                 clock: Clock = SYSTEM_CLOCK) -> None:
+        self._clock = clock
         self.meanwhile: Callable[[], None] = lambda: None
         self._brick = brick
         self._stop = stop or threading.Event()
@@ -99,7 +101,7 @@ class RecorderPort:
 
     def wait_complete(self, until_ns: int) -> None:
         """Return once complete_up_to has passed `until_ns`. Transient if that does not come in time, or on stop."""
-        end = time.monotonic() + self._timeout
+        end = self._clock.monotonic() + self._timeout
         poked = False
         while True:
             status = self.status()
@@ -109,7 +111,7 @@ class RecorderPort:
             self.meanwhile()
             if self._stop.wait(_LOOK_AGAIN):
                 raise Transient("the recorder was not waited for: asked to stop")
-            if time.monotonic() > end:
+            if self._clock.monotonic() > end:
                 state = "none runs" if self.holder() is None else status.reason or status.state if status else "silent"
                 raise Transient(f"the recorder has not recorded up to now within {self._timeout:.0f} s ({state})")
 

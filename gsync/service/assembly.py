@@ -28,7 +28,7 @@ from gsync.link.client import SlaveClient
 from gsync.link.link import Link
 from gsync.master.gluster import stime as gstime
 from gsync.master.gluster.info import WRITERS_APART
-from gsync.master.gluster.mount import AuxMount
+from gsync.master.gluster.mount import VolumeMount
 from gsync.master.gluster.ownbrick import OwnBrick
 from gsync.master.gluster.record import BrickHistory
 from gsync.master.gluster.tree import GlusterTree
@@ -89,14 +89,14 @@ class Parts:
         number = session.part.brick if session.part else 0
         self.brick = volume.brick(number)
         self.recorder = port_of(volume, number, stop)
-        self._mount: AuxMount | None = None
-        self._bulk: AuxMount | None = None
+        self._mount: VolumeMount | None = None
+        self._bulk: VolumeMount | None = None
         self._own_brick: OwnBrick | None = None
         self._gsyncd = session.gsyncd_slave()
         self._slave_volume = self._gsyncd or ""  # the id of a slave that is a volume; a passive worker need not know it
         if volume.gluster is not None:
-            self._mount = AuxMount(volume.gluster, os.path.join(session.own, "mount"))
-            self._bulk = AuxMount(volume.gluster, os.path.join(session.own, "mount-bulk"),
+            self._mount = VolumeMount(volume.gluster, os.path.join(session.own, "mount"))
+            self._bulk = VolumeMount(volume.gluster, os.path.join(session.own, "mount-bulk"),
                                   contents=not volume.gluster.sharded)
             self._own_brick = OwnBrick(os.fsencode(self.brick.root), volume.gluster, number)
         self.filters = Filter(self.options.exclude) if self.options.exclude else None

@@ -177,7 +177,8 @@ class World:
     def recorder_up(self) -> None:
         os.makedirs(self.brick.folder, exist_ok=True)
         time.sleep(0.008)  # the fake clock is ahead of the kernel's: rule 5's racy ctime cannot be seen here
-        recorder = Recorder(self.volume, detector=self._detector, clock=self.clock,  # type: ignore[arg-type]
+        recorder = Recorder(self.volume, detector=self._detector,  # type: ignore[arg-type]
+                            clock=Clock(self.clock, self.clock.monotonic),
                             step=lambda name: self.step("recorder " + name))
         try:
             self.recorder = recorder.start()

@@ -11,7 +11,7 @@ import pytest
 
 from gsync.base.model import ROOT_GFID, Name
 from gsync.master.gluster.info import read_info
-from gsync.master.gluster.mount import AuxMount
+from gsync.master.gluster.mount import VolumeMount
 from gsync.master.gluster.ownbrick import ENOUGH, OwnBrick
 from gsync.master.gluster.tree import GlusterTree
 from lab import REPOSITORY
@@ -27,8 +27,8 @@ def main(number: int, place: str) -> None:
     """On a node: what the tree says of everything in the folder `d`, with the help of this brick and without."""
     info = read_info(MASTER)
     brick = OwnBrick(os.fsencode(info.bricks[number].path), info, number)
-    mount = AuxMount(info, place)
-    bulk = AuxMount(info, place + "-bulk", contents=True)
+    mount = VolumeMount(info, place)
+    bulk = VolumeMount(info, place + "-bulk", contents=True)
     tree = GlusterTree(root := mount.open(), info, brick, bulk)
     d = tree.resolve([(ROOT_GFID, b"d")])[0].gfid
     folder = os.open(f"/proc/self/fd/{root}/d", os.O_RDONLY)

@@ -44,7 +44,7 @@ def mount_argv(info: GlusterInfo, place: str, log: str, contents: bool = False) 
             "--negative-timeout=0", f"--log-file={log}", *passed, place]
 
 
-class AuxMount:
+class VolumeMount:
     """The mount, once `open` has been called; made anew when its process has ended. `place`: a folder for it."""
 
     def __init__(self, info: GlusterInfo, place: str, patience: float = 60.0,

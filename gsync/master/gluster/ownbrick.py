@@ -18,8 +18,8 @@ import errno
 import os
 import stat
 import threading
-import time
 
+from gsync.base.clock import SYSTEM_CLOCK, Clock
 from gsync.base.errors import UsageError
 from gsync.base.log import get_logger
 from gsync.base.model import Gfid, gfid_str
@@ -36,7 +36,8 @@ _PLACE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 class OwnBrick:
     """root: of the brick; number: its place in the volume. For any thread."""
 
-    def __init__(self, root: bytes, info: GlusterInfo, number: int) -> None:
+    def __init__(self, root: bytes, info: GlusterInfo, number: int, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._clock = clock
         self.handles = os.path.join(root, b".glusterfs")
         self._info, self._subvolume = info, info.bricks[number].subvolume
         self.alone = info.subvolumes == 1   # what it does not have is nowhere
@@ -54,14 +55,14 @@ class OwnBrick:
         """Whether it may be asked now, so many looks being at hand; 0: as of the last time."""
         with self._lock:
             self._looks += looks
-            age = time.monotonic() - self._asked
+            age = self._clock.monotonic() - self._asked
             if not looks or age < (_BELIEVED if self._believed else _DISAPPOINTED):
                 return self._believed and age < _BELIEVED
             if self._looks < ENOUGH:
                 return False
             self._looks = 0
             self._believed = not self._info.redundant or self._healed()
-            self._asked = time.monotonic()
+            self._asked = self._clock.monotonic()
             return self._believed
 
     def _healed(self) -> bool:

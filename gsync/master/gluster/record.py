@@ -10,9 +10,9 @@ A slice counts once what it records can be seen by all (GlusterInfo.settles).
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 
+from gsync.base.clock import SYSTEM_CLOCK, Clock
 from gsync.base.model import NS
 from gsync.base.process import start_time, started_at
 from gsync.changelog import layout
@@ -33,14 +33,15 @@ class BrickRecord:
     """The recording of one brick. It has the words of a recorder's status (recorder/status.py), times in ns:
     `complete_up_to`, `unbroken_since`, and `gaps`, a number that changes with each gap."""
 
-    def __init__(self, info: GlusterInfo, brick: BrickAt, folder: str) -> None:
+    def __init__(self, info: GlusterInfo, brick: BrickAt, folder: str, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._clock = clock
         self._info, self._brick = info, brick
         self._folder = os.fsencode(folder)
         self._pid_file = os.path.join(_PIDS, info.name, f"{brick.host}-{brick.path.strip('/').replace('/', '-')}.pid")
         self._rollover = info.rollover
         self._seen: tuple[bytes, int] = (b"", 0)   # HTIME file, its size
         self._last = self._since = 0               # s: of the last slice that was looked at; begin of the unbroken part
-        self._listed_at = time.monotonic()
+        self._listed_at = self._clock.monotonic()
         self._set_back = False                     # the clock, and it has not caught up yet
         self._process: tuple[int, int, int] = (0, 0, 0)   # pid, start in ticks, start in ns
 
@@ -93,7 +94,7 @@ class BrickRecord:
                 self._last = record.ts
             else:
                 self._seen = path, size
-            self._listed_at = time.monotonic()
+            self._listed_at = self._clock.monotonic()
         since = self._since * NS
         if self.pid() is not None:
             since = max(since, self._process[2])
@@ -102,7 +103,7 @@ class BrickRecord:
     def settled(self) -> int | None:
         """The end (ns) of the slices that count now; None: all of them."""
         seconds = self._info.settles or (_ARBITER if self._brick.arbiter else 0)
-        return time.time_ns() - int(seconds * NS) if seconds else None
+        return self._clock.now() - int(seconds * NS) if seconds else None
 
     def problem(self, complete_up_to: int | None) -> str:
         """Why the brick does not record now; "" if it does."""
@@ -110,14 +111,14 @@ class BrickRecord:
         if complete_up_to is None:
             return f"brick {self._brick} has no changelogs: {switch_on}"
         patience = max(_LATE * self._rollover, _SHORTEST)
-        late = time.time_ns() - complete_up_to > patience * NS + 2 * _AT_ONCE
+        late = self._clock.now() - complete_up_to > patience * NS + 2 * _AT_ONCE
         if self.pid() is None:
             return f"brick {self._brick} does not run: gluster volume status {self._info.name}"
         if self._set_back:
             return f"the clock of brick {self._brick} was set back: when it has caught up, all is looked at"
-        if late and time.monotonic() - self._listed_at > patience:
+        if late and self._clock.monotonic() - self._listed_at > patience:
             how = f": {switch_on}" if CHANGELOG in self._info.lacks() else ""
-            return f"brick {self._brick} has recorded nothing for {(time.time_ns() - complete_up_to) // NS} s{how}"
+            return f"brick {self._brick} has recorded nothing for {(self._clock.now() - complete_up_to) // NS} s{how}"
         return ""
 
 

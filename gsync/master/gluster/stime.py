@@ -16,18 +16,18 @@ _TIME = struct.Struct(">II")
 
 
 @dataclass(frozen=True)
-class Standing:
+class GsyncdTimes:
     """Times in ns; entry_stime None: none is noted."""
 
     stime: int
     entry_stime: int | None
 
 
-def standing(brick: str, master: str, slave: str) -> Standing | None:
+def standing(brick: str, master: str, slave: str) -> GsyncdTimes | None:
     """What is noted on this brick of the volume `master` for the volume `slave` (their ids); None if nothing is, or
     gsyncd was told to forget it."""
     stime = _read(brick, _name(master, slave, "stime"))
-    return Standing(stime, _read(brick, _name(master, slave, "entry_stime"))) if stime else None
+    return GsyncdTimes(stime, _read(brick, _name(master, slave, "entry_stime"))) if stime else None
 
 
 def note(brick: str, master: str, slave: str, stime: int) -> None:

@@ -23,7 +23,7 @@ from gsync.base.fsid import open_beneath
 from gsync.base.log import get_logger
 from gsync.base.model import ROOT_GFID, STATE_DIR, Attrs, Gfid, Name, gfid_parse, gfid_str
 from gsync.master.gluster.info import GlusterInfo
-from gsync.master.gluster.mount import AuxMount
+from gsync.master.gluster.mount import VolumeMount
 from gsync.master.gluster.ownbrick import OwnBrick
 from gsync.master.tree import Filter, Resolved, Tree, Verdict, Xattrs, is_internal_xattr
 
@@ -54,7 +54,7 @@ class GlusterTree(Tree):
     """The volume at root_fd, an aux-gfid mount, which it takes over. brick: the worker's. bulk: a mount with contents,
     which is made when many files are read, and ends with the tree."""
 
-    def __init__(self, root_fd: int, info: GlusterInfo, brick: OwnBrick, bulk: AuxMount,
+    def __init__(self, root_fd: int, info: GlusterInfo, brick: OwnBrick, bulk: VolumeMount,
                  filters: Filter | None = None, xattrs: bool = True, acls: bool = True) -> None:
         super().__init__(root_fd, filters, xattrs, acls)
         self._info = info

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gsync.base.model import NS
-from gsync.master.gluster.stime import Standing, note, standing
+from gsync.master.gluster.stime import GsyncdTimes, note, standing
 
 MASTER, SLAVE, OTHER = (f"{n}21a4c6d-c5a5-4c24-991a-19163e218c6a" for n in range(3))
 
@@ -22,7 +22,7 @@ def test_what_gsyncd_has_noted_is_read(tmp_path: Path) -> None:
     os.setxattr(tmp_path, f"trusted.glusterfs.{MASTER}.xtime", struct.pack(">II", 1_700_000_100, 0))
     os.setxattr(tmp_path, f"trusted.glusterfs.{OTHER}.{SLAVE}.stime", struct.pack(">II", 1, 0))
     os.setxattr(tmp_path, f"trusted.glusterfs.{MASTER}.{OTHER}.stime", b"short")
-    assert standing(str(tmp_path), MASTER, SLAVE) == Standing(1_700_000_000 * NS + 250_000_000, 1_700_000_009 * NS)
+    assert standing(str(tmp_path), MASTER, SLAVE) == GsyncdTimes(1_700_000_000 * NS + 250_000_000, 1_700_000_009 * NS)
     assert standing(str(tmp_path), MASTER, OTHER) is None
     os.setxattr(tmp_path, f"trusted.glusterfs.{MASTER}.{SLAVE}.stime", bytes(8))  # it was reset
     assert standing(str(tmp_path), MASTER, SLAVE) is None
