@@ -12,7 +12,7 @@ from typing import Any
 
 from gsync.transfer.archive import eosfile
 from gsync.transfer.archive.archiver import Archiver, Verify
-from gsync.transfer.archive.batches import Options
+from gsync.transfer.archive.batches import JobOptions
 from gsync.transfer.archive.disk import DiskTree
 from gsync.transfer.archive.rows import Archives
 from gsync.transfer.queue.database import Transfers
@@ -100,7 +100,7 @@ class Here:
         self.archives = Archives(self.transfers, str(place.home))
         self.stores = Stores(self.transfers)
         self.root = os.fsencode(os.path.realpath(place.tree))
-        options = Options(batch, jobs, RetryPolicy(retries, first_pause=0.001, longest_pause=0.01))
+        options = JobOptions(batch, jobs, RetryPolicy(retries, first_pause=0.001, longest_pause=0.01))
         self.do = Archiver(self.archives, lambda name: around(self.stores.get(name)), options, verify)
 
     def __enter__(self) -> Here:

@@ -23,8 +23,8 @@ from typing import Any
 
 from gsync.transfer.delivery import dataset
 from gsync.transfer.delivery.checksums import line_of, walk
+from gsync.transfer.delivery.context import Summary
 from gsync.transfer.delivery.rounds import Rounds
-from gsync.transfer.delivery.site import Summary
 from gsync.transfer.queue.registry import open_store
 from gsync.transfer.stores.vault import make_vault
 from lab import REPOSITORY

@@ -13,7 +13,7 @@ from gsync.cli.options import JsonOption, StateOption
 
 if TYPE_CHECKING:
     from gsync.transfer.archive.archiver import Archiver, Verify
-    from gsync.transfer.archive.batches import Options
+    from gsync.transfer.archive.batches import JobOptions
     from gsync.transfer.archive.rows import Archive, Archives
 
 app = typer.Typer(no_args_is_help=True, help="""Freeze a directory, put it into a vault, purge it, get it back.
@@ -252,13 +252,13 @@ def _archiver(state: str | None, json: bool, verify: str, batch: int = 1000, job
 
 @contextmanager
 def working(json: bool, verify: str, batch: int, jobs: int, retries: int
-            ) -> Iterator[tuple[Options, Verify, Callable[[Archive], None]]]:
+            ) -> Iterator[tuple[JobOptions, Verify, Callable[[Archive], None]]]:
     """Around a job: its options, and how it is shown. SIGTERM ends it like Ctrl-C, with its state written down."""
     import signal
 
     from gsync.base.errors import UsageError
     from gsync.transfer.archive.archiver import Verify
-    from gsync.transfer.archive.batches import Options
+    from gsync.transfer.archive.batches import JobOptions
     from gsync.transfer.queue.retry import RetryPolicy
 
     try:
@@ -268,7 +268,7 @@ def working(json: bool, verify: str, batch: int, jobs: int, retries: int
     show, end = _live_line(json)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        yield Options(batch, jobs, RetryPolicy(retries, first_pause=1.0, longest_pause=60.0)), level, show
+        yield JobOptions(batch, jobs, RetryPolicy(retries, first_pause=1.0, longest_pause=60.0)), level, show
     finally:
         end()
         signal.signal(signal.SIGTERM, before)

@@ -12,7 +12,7 @@ from gsync.cli import completion
 from gsync.cli.options import JsonOption, StateOption
 
 if TYPE_CHECKING:
-    from gsync.transfer.delivery.dataset import Settings
+    from gsync.transfer.delivery.dataset import DeliverySettings
     from gsync.transfer.delivery.rounds import Rounds
     from gsync.transfer.delivery.rows import Deliveries
 
@@ -43,7 +43,7 @@ def run(config: ConfigOption, dry_run: DryRunOption = False, no_backup: NoBackup
     if dry_run:
         return _plan(config, not no_backup, json, state)
     with _rounds(config, state, kill_file, not no_backup, daemon=True) as rounds:
-        why = rounds.gate.why() or rounds.run(Notifier())
+        why = rounds.stop_signal.why() or rounds.run(Notifier())
     _say(json, {"event": "ended", "why": why}, why)
     return 0
 
@@ -100,13 +100,14 @@ def status(config: ConfigOption, nights: NightsArgument = None,
     from datetime import UTC, datetime
 
     from gsync.cli.output import print_json
-    from gsync.transfer.delivery import page
+    from gsync.transfer.delivery import statuspage
     from gsync.transfer.delivery.rounds import holder
 
     settings = _settings(config)
     with _deliveries(state) as deliveries:
         groups = [os.fsencode(night) for night in nights or []]
-        document = page.document(settings, deliveries, datetime.now(UTC), None if everything else page.LAST, groups)
+        document = statuspage.document(settings, deliveries, datetime.now(UTC), None if everything else statuspage.LAST,
+                                       groups)
     document["pid"] = holder(settings)
     if json:
         print_json(document)
@@ -142,7 +143,7 @@ def _print_status(document: dict[str, Any], nights: list[str]) -> None:
                 for unit in shown))
 
 
-def _settings(config: str) -> Settings:
+def _settings(config: str) -> DeliverySettings:
     import os
 
     from gsync.transfer.delivery import dataset
@@ -170,7 +171,7 @@ def _rounds(config: str, state: str | None, kill_file: str | None, backups: bool
         with Rounds(settings, Home(state).path, kill_file=kill_file and os.path.abspath(kill_file),
                     backups=backups) as rounds:
             for number in before:
-                signal.signal(number, rounds.gate.end)
+                signal.signal(number, rounds.stop_signal.end)
             yield rounds
     finally:
         for number, handler in before.items():
@@ -179,8 +180,8 @@ def _rounds(config: str, state: str | None, kill_file: str | None, backups: bool
 
 def _work(only: str, config: str, kill_file: str | None, backups: bool, json: bool, state: str | None) -> int:
     """One round. Its exit code; interrupted by a signal: that one, since the work was not done."""
-    from gsync.transfer.delivery.gate import Stopped
-    from gsync.transfer.delivery.site import Summary
+    from gsync.base.errors import Stopped
+    from gsync.transfer.delivery.context import Summary
 
     with _rounds(config, state, kill_file, backups) as rounds:
         summaries: list[Summary] = []
@@ -188,7 +189,7 @@ def _work(only: str, config: str, kill_file: str | None, backups: bool, json: bo
             summaries = rounds.once(only)
         except Stopped as why:
             _say(json, {"event": "ended", "why": str(why)}, str(why))
-            return -(rounds.gate.signal or 0)
+            return -(rounds.stop_signal.signal or 0)
         attention = sum(rounds.to_look_at())
         for each, summary in zip(rounds.settings.sets, summaries, strict=True):
             _say(json, {"event": "done", "set": each.name, **vars(summary)}, f"{each.name}: {summary}")

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from gsync.state.home import Home
     from gsync.transfer.queue.database import Transfers
     from gsync.transfer.queue.failures import SessionFailures
-    from gsync.transfer.queue.registry import Place, Stores
-    from gsync.transfer.queue.requests import NewOperation, NewTransfer, Request, State, Transfer
+    from gsync.transfer.queue.registry import StorePath, Stores
+    from gsync.transfer.queue.requests import NewOperation, NewTransfer, Request, Transfer, TransferState
     from gsync.transfer.queue.retry import RetryPolicy
 
 app = typer.Typer(no_args_is_help=True, help="Transfers that are to be done, are being done, or were done.")
@@ -192,7 +192,7 @@ def report(outbox: Annotated[str, typer.Argument(metavar="OUTBOX", help="The fol
            json: JsonOption = False, state: StateOption = None) -> None:
     """Write what has ended since the last report into AsyncStageOut's files: OUTBOX/<owner>/Reporter-<time>.json."""
     from gsync.cli.output import print_json
-    from gsync.transfer.catalog.asofiles import Outbox
+    from gsync.transfer.catalog.asyncstageout import Outbox
 
     with _Queue(state) as queue:
         count = Outbox(outbox).report(queue.transfers)
@@ -263,22 +263,25 @@ def _work(state: str | None, request: str | None, options: Callable[[], Options]
     import threading
 
     from gsync.state.home import Home
-    from gsync.transfer.queue.worker import Settings, Worker
+    from gsync.transfer.kinds import HANDLERS
+    from gsync.transfer.queue.worker import QueueSettings, QueueWorker
 
-    def settings() -> Settings:
+    def settings() -> QueueSettings:
         now = options()
-        return Settings(jobs=now.queue_jobs, job_timeout=now.queue_job_timeout, history=now.queue_history,
+        return QueueSettings(jobs=now.queue_jobs, job_timeout=now.queue_job_timeout, history=now.queue_history,
                         policy=retry_policy(now))
 
     stop = threading.Event()
     ended: dict[str, int] = {}
 
-    def told(transfer: Transfer, now: State, reason: str) -> None:
+    def told(transfer: Transfer, now: TransferState, reason: str) -> None:
         ended[now.value] = ended.get(now.value, 0) + 1
 
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        Worker(Home(state).path, settings(), reread=settings, stop=stop, request=request, once=once, told=told).run()
+        QueueWorker(Home(state).path, settings(), handlers=HANDLERS, reread=settings, stop=stop, request=request,
+                    once=once,
+                    told=told).run()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -305,8 +308,9 @@ def _me() -> str:
     return getpass.getuser()
 
 
-def _operations(stores: Stores, src: Place, dst: Place, arguments: dict[str, bool], catalog: str | None, move: bool,
-                replicas: Sequence[Place]) -> list[NewOperation]:
+def _operations(stores: Stores, src: StorePath, dst: StorePath, arguments: dict[str, bool], catalog: str | None,
+                move: bool,
+                replicas: Sequence[StorePath]) -> list[NewOperation]:
     """Directories, then what is in them, then the directories' attributes; with `move` the source goes then. UsageError
     if there is no such source."""
     from gsync.base.errors import UsageError
@@ -336,7 +340,7 @@ def _operations(stores: Stores, src: Place, dst: Place, arguments: dict[str, boo
                     src.store, item.path, dst.store, moved(item.path, dst), item.size, catalog=catalog,
                     replicas=tuple((place.store, moved(item.path, place)) for place in replicas)))
 
-    def moved(path: bytes, place: Place) -> bytes:
+    def moved(path: bytes, place: StorePath) -> bytes:
         """The path of something below the source, below another place."""
         below = path[len(src.path):].lstrip(b"/")
         return b"/".join(part for part in (place.path, below) if part)
@@ -353,14 +357,14 @@ def _operations(stores: Stores, src: Place, dst: Place, arguments: dict[str, boo
     return [operation for operation in found if operation.transfers]
 
 
-def _state(word: str) -> State:
+def _state(word: str) -> TransferState:
     from gsync.base.errors import UsageError
-    from gsync.transfer.queue.requests import State
+    from gsync.transfer.queue.requests import TransferState
 
     try:
-        return State(word.upper())
+        return TransferState(word.upper())
     except ValueError:
-        raise UsageError(f"{word}: not one of {', '.join(state.value for state in State)}") from None
+        raise UsageError(f"{word}: not one of {', '.join(state.value for state in TransferState)}") from None
 
 
 def _span(since: str | None, until: str | None) -> tuple[int, int]:
@@ -440,10 +444,10 @@ def _tell(what: str, count: int, json: bool) -> None:
                "would retry": f"would try {count} transfers again"}[what])
 
 
-def _exit_code(counts: dict[State, int]) -> int:
-    from gsync.transfer.queue.requests import State
+def _exit_code(counts: dict[TransferState, int]) -> int:
+    from gsync.transfer.queue.requests import TransferState
 
-    return 1 if counts.get(State.FAILED) else 0
+    return 1 if counts.get(TransferState.FAILED) else 0
 
 
 # printing

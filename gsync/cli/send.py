@@ -11,7 +11,7 @@ from gsync.cli.options import JsonOption, StateOption
 
 if TYPE_CHECKING:
     from gsync.transfer.client import Client, Sent
-    from gsync.transfer.queue.registry import Place
+    from gsync.transfer.queue.registry import StorePath
     from gsync.transfer.send import Plan
 
 
@@ -67,7 +67,7 @@ def _words(given: list[str] | None) -> list[str]:
     return [word for words in given or [] for word in words.split(",") if word]
 
 
-def _place(place: Place | None) -> dict[str, str] | None:
+def _place(place: StorePath | None) -> dict[str, str] | None:
     import os
 
     return None if place is None else {"store": place.store, "path": os.fsdecode(place.path)}
@@ -100,7 +100,7 @@ def _looked_at(client: Client, plan: Plan) -> dict[str, Any]:
 
     from gsync.base.errors import GsyncError
 
-    def state(place: Place) -> str:
+    def state(place: StorePath) -> str:
         try:
             if client.stores.banned(place.store):
                 return "left alone for now"

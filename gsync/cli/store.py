@@ -12,7 +12,7 @@ from gsync.cli import completion
 from gsync.cli.options import JsonOption, StateOption
 
 if TYPE_CHECKING:
-    from gsync.transfer.queue.registry import Known, Stores
+    from gsync.transfer.queue.registry import RegisteredStore, Stores
 
 app = typer.Typer(no_args_is_help=True, help="The places that transfers bring files to and fetch them from.")
 
@@ -166,7 +166,7 @@ def _stores(state: str | None, looking: bool = True) -> Iterator[Stores]:
         transfers.close()
 
 
-def _described(known: Known) -> dict[str, Any]:
+def _described(known: RegisteredStore) -> dict[str, Any]:
     from gsync.session.status import rfc3339
     from gsync.transfer.queue.registry import kind_of
 
@@ -186,7 +186,7 @@ def _health(store: dict[str, Any]) -> str:
     return "; ".join(words) or "ok"
 
 
-def _tell(known: Known, json: bool) -> None:
+def _tell(known: RegisteredStore, json: bool) -> None:
     from gsync.cli.output import print_json
 
     described = _described(known)

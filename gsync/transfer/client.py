@@ -27,8 +27,17 @@ from gsync.base.model import NS, shown
 from gsync.state.home import default_path
 from gsync.transfer.catalog.catalog import open_catalog, parse_catalog
 from gsync.transfer.queue.database import Transfers
-from gsync.transfer.queue.registry import Place, Stores
-from gsync.transfer.queue.requests import ENDED, NewOperation, NewRequest, NewTransfer, Request, State, Transfer, new_id
+from gsync.transfer.queue.registry import StorePath, Stores
+from gsync.transfer.queue.requests import (
+    ENDED,
+    NewOperation,
+    NewRequest,
+    NewTransfer,
+    Request,
+    Transfer,
+    TransferState,
+    new_id,
+)
 from gsync.transfer.queue.retry import RetryPolicy
 from gsync.transfer.queue.worker import worker_id
 from gsync.transfer.send import FAILOVER_FOLDER, Attempt, NoPlace, Plan, Sending, measure, request_of, sending
@@ -50,7 +59,7 @@ class Sent:
 
     request: str
     file: str
-    at: Place | None
+    at: StorePath | None
     is_temporary: bool
     pending: tuple[str, ...]
     failed: tuple[Attempt, ...]
@@ -63,7 +72,7 @@ class Status:
     """A request as it is now. pending: what is still to be done; reasons: why what failed or waits does."""
 
     request: Request
-    counts: dict[State, int]
+    counts: dict[TransferState, int]
     reasons: tuple[str, ...]
 
     @property
@@ -158,14 +167,14 @@ class Client:
         transfers, plan = self.transfers, work.plan
         for operation in transfers.operations(plan.request):
             (transfer,) = transfers.page(request=plan.request, operation=operation.id)
-            if operation.position and not transfers.advance([transfer.id], State.NEW, State.ACQUIRED,
+            if operation.position and not transfers.advance([transfer.id], TransferState.NEW, TransferState.ACQUIRED,
                                                             worker=self._worker, lease=_until()):
                 break  # killed, or the queue has it already
             if operation.kind == "replicate" and work.plan.is_temporary:
-                transfers.advance([transfer.id], State.ACQUIRED, State.NEW, worker=None, lease=0)
+                transfers.advance([transfer.id], TransferState.ACQUIRED, TransferState.NEW, worker=None, lease=0)
                 break  # the wanted stores were asked a moment ago
-            if not transfers.advance([transfer.id], State.ACQUIRED, State.SUBMITTED, by=self._worker):
-                transfers.advance([transfer.id], State.KILL, State.KILLED, by=self._worker)
+            if not transfers.advance([transfer.id], TransferState.ACQUIRED, TransferState.SUBMITTED, by=self._worker):
+                transfers.advance([transfer.id], TransferState.KILL, TransferState.KILLED, by=self._worker)
                 break
             error = None
             try:
@@ -177,21 +186,23 @@ class Client:
             if error is not None:
                 self._settle(transfer, error, work.plan)
                 if not isinstance(error, NoPlace):
-                    failed.append(Attempt(Place(transfer.store, transfer.path), str(error), error.category))
+                    failed.append(Attempt(StorePath(transfer.store, transfer.path), str(error), error.category))
                 break
-            transfers.advance([transfer.id], (State.SUBMITTED, State.KILL), State.DONE, by=self._worker)
+            transfers.advance([transfer.id], (TransferState.SUBMITTED, TransferState.KILL), TransferState.DONE,
+                              by=self._worker)
 
     def _settle(self, transfer: Transfer, error: StoreError, plan: Plan) -> None:
         """As the queue would; but a file that is nowhere is not sent later, when nobody expects it any more."""
-        verdict = self._policy.judge(error.category, transfer.tries + 1, time.time_ns())
-        state = State.RETRY
-        if verdict.again is None or (transfer.kind == "place" and not plan.begun):
-            state = State.FAILED
-        moved = self.transfers.advance([transfer.id], State.SUBMITTED, state, by=self._worker, reason=str(error),
-                                        category=error.category.value, tries=transfer.tries + verdict.charged,
-                                        not_before=verdict.again or 0, worker=None, lease=0)
+        decision = self._policy.judge(error.category, transfer.tries + 1, time.time_ns())
+        state = TransferState.RETRY
+        if decision.again is None or (transfer.kind == "place" and not plan.begun):
+            state = TransferState.FAILED
+        moved = self.transfers.advance([transfer.id], TransferState.SUBMITTED, state, by=self._worker,
+                                       reason=str(error),
+                                        category=error.category.value, tries=transfer.tries + decision.charged,
+                                        not_before=decision.again or 0, worker=None, lease=0)
         if not moved:
-            self.transfers.advance([transfer.id], State.KILL, State.KILLED, by=self._worker)
+            self.transfers.advance([transfer.id], TransferState.KILL, TransferState.KILLED, by=self._worker)
 
     def _leave_alone(self, failed: Sequence[Attempt]) -> None:
         """Stores that are down are not asked again for a while, by anybody."""
@@ -227,7 +238,7 @@ class Client:
                     tuple(failed), plan.content.size, plan.content.sha256)
 
     def _pending(self, plan: Plan) -> list[str]:
-        over = (State.DONE, State.KILLED, State.FAILED)
+        over = (TransferState.DONE, TransferState.KILLED, TransferState.FAILED)
         return _words(plan, [op.kind for op in self.transfers.operations(plan.request) if op.state not in over])
 
     # the queue
@@ -284,8 +295,8 @@ def user() -> str:
         return str(os.geteuid())
 
 
-def _below(folder: Place, *names: bytes) -> Place:
-    return Place(folder.store, b"/".join(filter(None, (folder.path, *names))))
+def _below(folder: StorePath, *names: bytes) -> StorePath:
+    return StorePath(folder.store, b"/".join(filter(None, (folder.path, *names))))
 
 
 def _until() -> int:

@@ -27,11 +27,11 @@ from typing import Any
 from gsync.base.errors import UsageError
 from gsync.base.log import get_logger
 from gsync.base.model import shown
-from gsync.transfer.catalog.catalog import Action, Catalog, CatalogError, Entry, open_catalog
+from gsync.transfer.catalog.catalog import Action, Catalog, CatalogError, Registration, open_catalog
 from gsync.transfer.queue.database import Transfers
 from gsync.transfer.queue.handlers import Context
 from gsync.transfer.queue.mover import content_of, copy, verify
-from gsync.transfer.queue.registry import LOCAL, Place, Stores
+from gsync.transfer.queue.registry import LOCAL, StorePath, Stores
 from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, Transfer
 from gsync.transfer.stores.store import Category, Content, Store, StoreError
 
@@ -52,16 +52,16 @@ class Plan:
     owner: str
     source: bytes                   # path on this host, without the leading slash
     name: bytes                     # what the file is called in the catalog
-    wanted: tuple[Place, ...]
-    failover: tuple[Place, ...]
+    wanted: tuple[StorePath, ...]
+    failover: tuple[StorePath, ...]
     content: Content
     catalog: str | None
     created: int                    # ns
-    begun: tuple[Place, ...] = ()   # places that this request began to fill, and where nothing was before
-    at: Place | None = None         # where the file is, whole
+    begun: tuple[StorePath, ...] = ()   # places that this request began to fill, and where nothing was before
+    at: StorePath | None = None         # where the file is, whole
 
     @property
-    def places(self) -> tuple[Place, ...]:
+    def places(self) -> tuple[StorePath, ...]:
         return self.wanted + self.failover
 
     @property
@@ -77,8 +77,8 @@ class Plan:
 
     @classmethod
     def of_json(cls, value: Mapping[str, Any]) -> Plan:
-        def places(rows: Sequence[Sequence[str]]) -> tuple[Place, ...]:
-            return tuple(Place(store, os.fsencode(path)) for store, path in rows)
+        def places(rows: Sequence[Sequence[str]]) -> tuple[StorePath, ...]:
+            return tuple(StorePath(store, os.fsencode(path)) for store, path in rows)
 
         return cls(value["request"], value["owner"], os.fsencode(value["source"]), os.fsencode(value["name"]),
                    places(value["wanted"]), places(value["failover"]), Content(value["size"], value["sha256"]),
@@ -90,7 +90,7 @@ def _text(path: bytes) -> str:
     return os.fsdecode(path)
 
 
-def _places(places: Sequence[Place]) -> list[list[str]]:
+def _places(places: Sequence[StorePath]) -> list[list[str]]:
     return [[place.store, _text(place.path)] for place in places]
 
 
@@ -98,7 +98,7 @@ def _places(places: Sequence[Place]) -> list[list[str]]:
 class Attempt:
     """A place that did not take the file, and why."""
 
-    place: Place
+    place: StorePath
     error: str
     category: Category
     errno: int | None = None
@@ -221,7 +221,7 @@ class Sending:
 
     # one place
 
-    def _fill_one(self, source: str, path: bytes, places: Sequence[Place]) -> bool:
+    def _fill_one(self, source: str, path: bytes, places: Sequence[StorePath]) -> bool:
         """The file is at the first of the places that takes it; False: none did, `failed` says why."""
         for place in places:
             try:
@@ -238,7 +238,7 @@ class Sending:
             return True
         return False
 
-    def _fill(self, source: Store, path: bytes, place: Place) -> None:
+    def _fill(self, source: Store, path: bytes, place: StorePath) -> None:
         if self._stores.banned(place.store):
             raise StoreError(f"store {place.store} is left alone for now; gsync store list says why",
                              Category.STORE_DOWN)
@@ -270,20 +270,20 @@ class Sending:
             raise StoreError(f"send: {error}", Category.PERMANENT)
         raise NoPlace(self.plan, self.failed)
 
-    def _is_whole(self, place: Place) -> bool:
+    def _is_whole(self, place: StorePath) -> bool:
         """Whether this very file is there, by what the store reads now."""
         store = self._store(place.store)
         item = store.stat(place.path)
         return (item is not None and item.is_file and item.size == self.plan.content.size
                 and store.checksum(place.path) == self.plan.content.sha256)
 
-    def _guard(self, place: Place, at: Place) -> None:
+    def _guard(self, place: StorePath, at: StorePath) -> None:
         """Refuse to remove the replica at `place` unless the one at `at` is whole."""
         if not self._is_whole(at):
             raise StoreError(f"send: the replica at {place} is not removed: it is the only one, since the one at {at} "
                              "is missing or not whole", Category.PERMANENT)
 
-    def _at(self) -> Place:
+    def _at(self) -> StorePath:
         if self.plan.at is None:
             raise StoreError(f"send {self.plan.request}: it is not known where the file is", Category.PERMANENT)
         return self.plan.at
@@ -310,10 +310,10 @@ class Sending:
             except CatalogError as exc:
                 _log.info("the temporary replica is not registered", request=self.plan.request, error=exc)
 
-    def _tell(self, action: Action, place: Place) -> None:
+    def _tell(self, action: Action, place: StorePath) -> None:
         plan = self.plan
         assert plan.catalog is not None
-        entry = Entry(f"{plan.request}-{plan.places.index(place)}", plan.name, place.store,
+        entry = Registration(f"{plan.request}-{plan.places.index(place)}", plan.name, place.store,
                       self._store(place.store).url, place.path, plan.content.size, f"sha256:{plan.content.sha256}",
                       plan.owner, plan.request, plan.created, action)
         self._catalog(plan.catalog).apply([entry], again=True)

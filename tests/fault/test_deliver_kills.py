@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from gsync.transfer.delivery import handover
+from gsync.transfer.delivery import placement
 from gsync.transfer.queue.database import Transfers
 from lab.nights import HOSTILE, Nights, contents, night_of, remove
 
@@ -43,7 +43,7 @@ def kill_at(step: int, count: Callable[[int], None]) -> None:
 
     for name in _STEPS:
         setattr(os, name, stepping(getattr(os, name)))
-    handover._renameat2 = stepping(handover._renameat2)
+    placement._renameat2 = stepping(placement._renameat2)
     atomic = Transfers.atomic
 
     @contextmanager

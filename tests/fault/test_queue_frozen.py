@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from gsync.transfer.archive.batches import Batches, Options
+from gsync.transfer.archive.batches import Batches, JobOptions
 from gsync.transfer.archive.rows import Archive, Archives
 from gsync.transfer.queue.database import Transfers
-from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, State
-from gsync.transfer.queue.worker import Worker
+from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, TransferState
+from gsync.transfer.queue.worker import QueueWorker
 from lab.cli import Cli
 from lab.nights import Nights
 
@@ -58,11 +58,11 @@ def test_others_look_spool_and_say_who_holds_it(cli: Cli, frozen: int, looks: li
     assert json.loads(cli("queue", "list", "--kind", "queue", "--json")) == []
     a_job_on_an_archive_goes_on(cli, tmp_path)
     os.kill(frozen, signal.SIGCONT)
-    Worker(cli.home.path, once=True).run()
+    QueueWorker(cli.home.path, once=True).run()
     found = {request["id"]: request["state"] for request in json.loads(
         cli("queue", "list", "--kind", "queue", "--json"))}
     assert len(found) == 2  # that of the frozen process too
-    assert found[spooled] == State.DONE.value
+    assert found[spooled] == TransferState.DONE.value
     assert (tmp_path / "b").read_text() == "a"
 
 
@@ -70,7 +70,7 @@ def a_job_on_an_archive_goes_on(cli: Cli, tmp_path: Path) -> None:
     transfers = Transfers(cli.home.path)
     archives = Archives(transfers, cli.home.path)
     told: list[Archive] = []
-    batches = Batches(archives, archives.the(os.fsencode(tmp_path / "run")), Options(), told.append)
+    batches = Batches(archives, archives.the(os.fsencode(tmp_path / "run")), JobOptions(), told.append)
     batches.stage("copying", 7)
     batches.close()
     transfers.close()

@@ -18,9 +18,9 @@ import pytest
 
 from gsync.transfer.queue.database import Transfers
 from gsync.transfer.queue.listing import find_lines
-from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, State
+from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, TransferState
 from gsync.transfer.queue.retry import RetryPolicy
-from gsync.transfer.queue.worker import Settings, Worker
+from gsync.transfer.queue.worker import QueueSettings, QueueWorker
 from lab import REPOSITORY as ROOT
 from lab.images import FsImage
 
@@ -63,8 +63,8 @@ def test_workers_killed_at_random_bring_every_file_once_and_whole(tmp_path: Path
     workers = [run_worker(home) for _ in range(3)]
     kills = 0
     try:
-        while db.counts().get(State.DONE, 0) < 360:
-            failed = [line[-1] for line in find_lines(db, states=[State.FAILED, State.KILLED])]
+        while db.counts().get(TransferState.DONE, 0) < 360:
+            failed = [line[-1] for line in find_lines(db, states=[TransferState.FAILED, TransferState.KILLED])]
             assert not failed
             time.sleep(rng.random() * 0.6)
             if kills < 12:
@@ -79,7 +79,7 @@ def test_workers_killed_at_random_bring_every_file_once_and_whole(tmp_path: Path
         for worker in workers:
             worker.wait()
     assert contents(destination) == contents(source)  # and nothing else: no half file either
-    assert [db.request(ident).state for ident in ids] == [State.DONE] * 6  # type: ignore[union-attr]
+    assert [db.request(ident).state for ident in ids] == [TransferState.DONE] * 6  # type: ignore[union-attr]
     assert db.workers() == set() or all(not db.held(worker) for worker in db.workers())
 
 
@@ -97,12 +97,12 @@ def test_a_full_destination_fails_what_does_not_fit_and_keeps_nothing_half(tmp_p
         target.mkdir()
         ident = db.submit(NewRequest("queue", "me", [NewOperation("copy", [
             NewTransfer(str(source), name, str(target), name) for name in (b"small1", b"huge", b"small2")])]))
-        settings = Settings(policy=RetryPolicy(max_retries=2, first_pause=0.0, longest_pause=0.0))
+        settings = QueueSettings(policy=RetryPolicy(max_retries=2, first_pause=0.0, longest_pause=0.0))
         for _ in range(4):
-            Worker(home, settings, once=True).run()
+            QueueWorker(home, settings, once=True).run()
         rows = {t.path: t for t in db.page(request=ident)}
         assert {path: t.state for path, t in rows.items()} == {
-            b"small1": State.DONE, b"huge": State.FAILED, b"small2": State.DONE}
+            b"small1": TransferState.DONE, b"huge": TransferState.FAILED, b"small2": TransferState.DONE}
         assert rows[b"huge"].tries == 3
         assert "No space left" in rows[b"huge"].reason
         assert sorted(os.listdir(target)) == ["small1", "small2"]
@@ -119,9 +119,9 @@ def test_results_wait_while_the_database_cannot_be_written(tmp_path: Path, monke
     ident = db.submit(NewRequest("queue", "me", [NewOperation("copy", [
         NewTransfer(str(tmp_path / "a"), b"f%d" % n, str(tmp_path / "b"), b"f%d" % n) for n in range(10)])]))
     real = Transfers.advance
-    refused: Counter[State] = Counter()
+    refused: Counter[TransferState] = Counter()
 
-    def advance(self: Transfers, ids: Any, was: Any, now: State, *args: Any, **more: Any) -> list[int]:
+    def advance(self: Transfers, ids: Any, was: Any, now: TransferState, *args: Any, **more: Any) -> list[int]:
         if refused[now] < 2:
             refused[now] += 1
             raise sqlite3.OperationalError("database or disk is full")
@@ -129,13 +129,13 @@ def test_results_wait_while_the_database_cannot_be_written(tmp_path: Path, monke
 
     monkeypatch.setattr(Transfers, "advance", advance)
     stop = threading.Event()
-    thread = threading.Thread(target=Worker(home, Settings(), stop=stop).run)
+    thread = threading.Thread(target=QueueWorker(home, QueueSettings(), stop=stop).run)
     thread.start()
-    while db.counts(ident) != {State.DONE: 10} and thread.is_alive():
+    while db.counts(ident) != {TransferState.DONE: 10} and thread.is_alive():
         time.sleep(0.05)
     stop.set()
     thread.join()
-    assert db.counts(ident) == {State.DONE: 10}
+    assert db.counts(ident) == {TransferState.DONE: 10}
     assert [t.tries for t in db.page(request=ident)] == [0] * 10
-    assert refused[State.SUBMITTED] == refused[State.VERIFYING] == refused[State.DONE] == 2
+    assert refused[TransferState.SUBMITTED] == refused[TransferState.VERIFYING] == refused[TransferState.DONE] == 2
     db.close()

@@ -23,6 +23,11 @@ LAYERS = [
     ["engine"],
     ["session"],
     ["service"],
+    ["transfer.stores"],
+    ["transfer.queue"],
+    ["transfer.catalog"],
+    ["transfer.archive"],
+    ["transfer.delivery"],
     ["transfer"],
     ["cli", "__main__"],
 ]

@@ -24,14 +24,14 @@ from gsync.base.errors import GsyncError, UsageError
 from gsync.base.log import get_logger
 from gsync.base.model import shown
 from gsync.transfer.archive import eosfile, manifestcopy
-from gsync.transfer.archive.batches import Batches, Killed, Options
-from gsync.transfer.archive.compare import Found, beyond, differs, look
+from gsync.transfer.archive.batches import Batches, JobOptions, Killed
+from gsync.transfer.archive.compare import DryRun, beyond, differs, look
 from gsync.transfer.archive.copy import Vault, in_vault, item_of
 from gsync.transfer.archive.disk import DiskTree, TreeError
-from gsync.transfer.archive.manifest import Entry, Header, Manifest, ManifestError, Writer
+from gsync.transfer.archive.manifest import Manifest, ManifestEntry, ManifestError, ManifestHeader, ManifestWriter
 from gsync.transfer.archive.restore import Restore
 from gsync.transfer.archive.rows import Archive, Archives
-from gsync.transfer.queue.requests import State
+from gsync.transfer.queue.requests import TransferState
 from gsync.transfer.stores.store import Category, Store, StoreError
 
 log = get_logger("gsync.archive")
@@ -67,7 +67,7 @@ class Archiver:
     """Does the operations. open_store: a store by its name or URL. told(archive): called from time to time, and
     whenever the stage changes."""
 
-    def __init__(self, archives: Archives, open_store: Callable[[str], Store], options: Options,
+    def __init__(self, archives: Archives, open_store: Callable[[str], Store], options: JobOptions,
                  verify: Verify = Verify.CHECKSUM, told: Callable[[Archive], None] = lambda archive: None) -> None:
         self.archives = self._archives = archives
         self._open_store = open_store
@@ -137,11 +137,11 @@ class Archiver:
             entries, _ = tree.survey(batches.count)
             batches.stage("freezing", entries)
             frozen = tree.can_freeze()
-            writer = Writer(self._archives.manifest_path(archive))
+            writer = ManifestWriter(self._archives.manifest_path(archive))
             try:
                 for entry in tree.entries(frozen, batches.count):
                     writer.add(entry)
-                manifest = writer.finish(Header(archive.root, archive.store, archive.place, time.time_ns(),
+                manifest = writer.finish(ManifestHeader(archive.root, archive.store, archive.place, time.time_ns(),
                                                 os.geteuid(), os.getegid()))
             finally:
                 writer.close()
@@ -157,7 +157,7 @@ class Archiver:
             raise
         finally:
             batches.close()
-        return self._archives.end(archive, State.DONE, frozen=int(frozen), size=manifest.header.bytes,
+        return self._archives.end(archive, TransferState.DONE, frozen=int(frozen), size=manifest.header.bytes,
                                   entries=manifest.header.directories + manifest.header.files)
 
     # put
@@ -172,7 +172,7 @@ class Archiver:
             job.batches.stage("copying", manifest.header.files)
             behind = manifest.behind_directories()
 
-            def copy(entry: Entry) -> None:
+            def copy(entry: ManifestEntry) -> None:
                 if self._verify is Verify.FULL and (why := tree.attributes_differ(entry)):
                     raise TreeError(entry.path, f"was changed after the archive was created ({why})")
                 if retry and not entry.has_content:  # a wrong one may be there
@@ -186,7 +186,7 @@ class Archiver:
                 else:  # of a symlink with several names, only the manifest knows that they are one
                     vault.store.symlink(vault.path(entry.path), item_of(entry, vault.path(entry.path)))
 
-            def put(batch: list[Entry]) -> list[tuple[bytes, str]]:
+            def put(batch: list[ManifestEntry]) -> list[tuple[bytes, str]]:
                 todo = [e for e in batch if in_vault(e)]
                 if retry:
                     todo = [e for e in todo if vault.lacks(e, read)]
@@ -207,8 +207,8 @@ class Archiver:
             job.checked = time.time_ns() if read else 0
         return job.archive
 
-    def _put_directories(self, job: _Job, batch: list[Entry]) -> list[tuple[bytes, str]]:
-        def make(entry: Entry) -> None:
+    def _put_directories(self, job: _Job, batch: list[ManifestEntry]) -> list[tuple[bytes, str]]:
+        def make(entry: ManifestEntry) -> None:
             path = job.vault.path(entry.path)
             item = item_of(entry, path)
             job.vault.store.mkdir(path, item if job.vault.store.kind == "tar" else replace(item, mode=0o700))
@@ -216,14 +216,14 @@ class Archiver:
         self._store_all(job, batch, make)
         return []
 
-    def _put_attributes(self, job: _Job, batch: list[Entry]) -> list[tuple[bytes, str]]:
-        def make(entry: Entry) -> None:
+    def _put_attributes(self, job: _Job, batch: list[ManifestEntry]) -> list[tuple[bytes, str]]:
+        def make(entry: ManifestEntry) -> None:
             job.vault.store.set_attrs(job.vault.path(entry.path), item_of(entry, job.vault.path(entry.path)))
 
         self._store_all(job, batch, make)
         return []
 
-    def _store_all(self, job: _Job, entries: list[Entry], store: Callable[[Entry], None]) -> None:
+    def _store_all(self, job: _Job, entries: list[ManifestEntry], store: Callable[[ManifestEntry], None]) -> None:
         """Have the store take entries, together durable. What passes is tried again after a pause, from the entry on
         at which it happened, the rest is raised after what came before is durable."""
         left = entries
@@ -261,7 +261,7 @@ class Archiver:
             self._check_disk(job)
             job.batches.stage("removing", manifest.header.directories + manifest.header.files)
 
-            def remove(batch: list[Entry]) -> list[tuple[bytes, str]]:
+            def remove(batch: list[ManifestEntry]) -> list[tuple[bytes, str]]:
                 for entry in batch:
                     job.batches.pause_point()
                     tree.remove(entry)
@@ -282,7 +282,7 @@ class Archiver:
         manifest, read = job.manifest, self._verify is not Verify.SIZE
         job.batches.stage("checking the vault", manifest.header.directories + 1 + manifest.header.files)
 
-        def check(batch: list[Entry]) -> list[tuple[bytes, str]]:
+        def check(batch: list[ManifestEntry]) -> list[tuple[bytes, str]]:
             bad = []
             for entry in batch:
                 job.batches.pause_point()
@@ -308,7 +308,7 @@ class Archiver:
         manifest, tree = job.manifest, job.tree
         job.batches.stage("checking the disk", manifest.header.directories + 1 + manifest.header.files)
 
-        def check(batch: list[Entry]) -> list[tuple[bytes, str]]:
+        def check(batch: list[ManifestEntry]) -> list[tuple[bytes, str]]:
             bad = []
             for entry in batch:
                 job.batches.pause_point()
@@ -341,7 +341,7 @@ class Archiver:
                 restore.directory(entry)
             job.batches.stage("copying", manifest.header.files)
 
-            def bring(batch: list[Entry]) -> list[tuple[bytes, str]]:
+            def bring(batch: list[ManifestEntry]) -> list[tuple[bytes, str]]:
                 bad = []
                 for entry in batch:
                     job.batches.pause_point()
@@ -373,7 +373,7 @@ class Archiver:
                                  "gsync archive status shows them, gsync archive get --retry tries them again")
         return job.archive
 
-    def _bring(self, job: _Job, entry: Entry, frozen: bool) -> None:
+    def _bring(self, job: _Job, entry: ManifestEntry, frozen: bool) -> None:
         tree = job.tree
         if tree.content_differs(entry, read=True) == "":
             if tree.attributes_differ(entry):
@@ -398,7 +398,7 @@ class Archiver:
                     raise
                 tries += 1
 
-    def _check_got(self, job: _Job, batch: list[Entry]) -> list[tuple[bytes, str]]:
+    def _check_got(self, job: _Job, batch: list[ManifestEntry]) -> list[tuple[bytes, str]]:
         bad = []
         for entry in batch:
             job.batches.pause_point()
@@ -451,7 +451,7 @@ class Archiver:
         known = archive is not None
         archive = archive or self._archives.add("archive", root, name, vault.place, "rebuild")
         with self._archives.lock(archive, "rebuild"):
-            manifest = manifestcopy.fetch(vault, self._archives.manifest_path(archive), Header(
+            manifest = manifestcopy.fetch(vault, self._archives.manifest_path(archive), ManifestHeader(
                 root, name, vault.place, time.time_ns()))
         header = manifest.header
         tree = DiskTree(root)
@@ -484,7 +484,7 @@ class Archiver:
 
     # dry runs: what an operation would do. They refuse what it would refuse, and change nothing
 
-    def look(self, root: bytes, operation: str, retry: bool = False) -> Found:
+    def look(self, root: bytes, operation: str, retry: bool = False) -> DryRun:
         """What put, purge or get would do."""
         archive = self._archives.the(root)
         self._refuse(archive, operation, retry)
@@ -495,18 +495,18 @@ class Archiver:
         finally:
             tree.close()
 
-    def look_at_copy(self, root: bytes) -> Found:
+    def look_at_copy(self, root: bytes) -> DryRun:
         """What delete would remove from the vault."""
         archive = self._archives.the(root)
         sizes = [item.size if item.is_file else 0
                  for item in manifestcopy.members(self._vault(archive.store, archive.place))]
         return len(sizes), sum(sizes), []
 
-    def look_at_lost(self, root: bytes, store: str | None) -> Found:
+    def look_at_lost(self, root: bytes, store: str | None) -> DryRun:
         """What rebuild would find in the vault."""
         _, name, vault = self._to_rebuild(root, store)
         with tempfile.TemporaryDirectory() as folder:
-            header = manifestcopy.fetch(vault, os.fsencode(os.path.join(folder, "manifest")), Header(
+            header = manifestcopy.fetch(vault, os.fsencode(os.path.join(folder, "manifest")), ManifestHeader(
                 root, name, vault.place, time.time_ns())).header
         return header.directories + header.files, header.bytes, []
 
@@ -542,7 +542,7 @@ class Archiver:
                     self._failed(job, before, exc)
                     raise
                 # Last, so that whoever is killed before it goes on with --retry, and leaves the root's mtime as it was.
-                job.archive = self._archives.end(archive, State.DONE,
+                job.archive = self._archives.end(archive, TransferState.DONE,
                                                  checked=before.checked if job.checked is None else job.checked)
                 if job.gone:
                     self._archives.remove(archive)
@@ -613,13 +613,13 @@ class _Job:
         return self._manifest
 
 
-def ending(exc: BaseException) -> tuple[State, str]:
+def ending(exc: BaseException) -> tuple[TransferState, str]:
     """How a job ended that did not do its work, and why."""
     if isinstance(exc, Killed):
-        return State.KILLED, str(exc)
+        return TransferState.KILLED, str(exc)
     if isinstance(exc, KeyboardInterrupt):
-        return State.KILLED, "interrupted"
-    return State.FAILED, str(exc) if isinstance(exc, GsyncError) else f"{type(exc).__name__}: {exc}"
+        return TransferState.KILLED, "interrupted"
+    return TransferState.FAILED, str(exc) if isinstance(exc, GsyncError) else f"{type(exc).__name__}: {exc}"
 
 
 def _log_line(operation: str, text: str) -> str:

@@ -22,13 +22,13 @@ from gsync.base.errors import UsageError
 from gsync.base.model import NS, shown
 from gsync.transfer.archive import eosfile
 from gsync.transfer.archive.archiver import Incomplete, Verify, ending
-from gsync.transfer.archive.batches import Batches, Failures, Options
+from gsync.transfer.archive.batches import Batches, Failures, JobOptions
 from gsync.transfer.archive.copy import item_of
-from gsync.transfer.archive.disk import DiskTree, Found, TreeError
-from gsync.transfer.archive.manifest import Entry, Header, Manifest, Writer
+from gsync.transfer.archive.disk import DiskTree, TreeError, WalkedEntry
+from gsync.transfer.archive.manifest import Manifest, ManifestEntry, ManifestHeader, ManifestWriter
 from gsync.transfer.archive.rows import Archive, Archives
-from gsync.transfer.queue.registry import Place
-from gsync.transfer.queue.requests import State
+from gsync.transfer.queue.registry import StorePath
+from gsync.transfer.queue.requests import TransferState
 from gsync.transfer.stores.store import Category, Store, StoreError
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -63,12 +63,12 @@ class Window:
 class Backup:
     """Makes backups. open_store, told: as of an Archiver."""
 
-    def __init__(self, archives: Archives, open_store: Callable[[str], Store], options: Options,
+    def __init__(self, archives: Archives, open_store: Callable[[str], Store], options: JobOptions,
                  verify: Verify = Verify.CHECKSUM, told: Callable[[Archive], None] = lambda archive: None) -> None:
         self._archives, self._open_store, self._options = archives, open_store, options
         self._verify, self._told = verify, told
 
-    def run(self, root: bytes, destination: Place, window: Window = Window(),
+    def run(self, root: bytes, destination: StorePath, window: Window = Window(),
             excluded: tuple[str, ...] = ()) -> Archive:
         """Copy the tree at `root` to a place. Incomplete if entries could not be copied."""
         self._refuse_inside(root, destination)
@@ -93,14 +93,15 @@ class Backup:
                 tree.close()
             header, failures = manifest.header, self._archives.count_failures(archive)
             archive = self._archives.end(
-                archive, State.FAILED if failures else State.DONE, f"{failures} entries failed" if failures else "",
+                archive, TransferState.FAILED if failures else TransferState.DONE,
+                f"{failures} entries failed" if failures else "",
                 entries=header.directories + header.files, size=header.bytes)
         if failures:
             raise Incomplete(f"{shown(root)}: {failures} entries could not be backed up, the others are; "
                              f"gsync archive status {archive.id[:12]} shows them, the next backup tries them again")
         return archive
 
-    def survey(self, root: bytes, destination: Place, window: Window) -> tuple[int, int]:
+    def survey(self, root: bytes, destination: StorePath, window: Window) -> tuple[int, int]:
         """What `run` would look at, entries and bytes, without what is there already."""
         self._refuse_inside(root, destination)
         self._open_store(destination.store).probe()
@@ -116,7 +117,7 @@ class Backup:
         return entries, size
 
     @staticmethod
-    def _refuse_inside(root: bytes, destination: Place) -> None:
+    def _refuse_inside(root: bytes, destination: StorePath) -> None:
         local = destination.store if destination.store.startswith("/") else ""
         path = os.path.realpath(os.path.join(os.fsencode(local), destination.path)) if local else b""
         if path and (path + b"/").startswith(root.rstrip(b"/") + b"/"):
@@ -131,14 +132,14 @@ class _Job:
         self._archives, self._archive, self._store, self._tree = archives, archive, store, tree
         self._batches, self._verify, self._window, self._excluded = batches, verify, window, excluded
         self._began = time.time_ns()
-        self._done: Writer | None = None
+        self._done: ManifestWriter | None = None
         self._lock = threading.Lock()
 
     def copy(self) -> Manifest:
         """Copy all of it; the list of what was copied."""
         self._shown_state(eosfile.BACKUP_ERR + b"0", [b"running, or ended without a word\n"])
         path = self._archives.manifest_path(self._archive)
-        todo, self._done = self._look(path + b".todo"), Writer(path)
+        todo, self._done = self._look(path + b".todo"), ManifestWriter(path)
         try:
             self._batches.stage("making directories", todo.header.directories + 1)
             self._batches.run(todo.directories(), lambda batch: self._each(batch, self._make_directory))
@@ -161,7 +162,7 @@ class _Job:
     def _look(self, path: bytes) -> Manifest:
         """What is to be copied, as a manifest without checksums."""
         self._batches.stage("looking")
-        writer = Writer(path)
+        writer = ManifestWriter(path)
         failures: Failures = []
 
         def failed(exc: TreeError) -> None:
@@ -170,7 +171,7 @@ class _Job:
                 self._archives.fail(self._archive, iter(failures))
                 failures.clear()
 
-        def wanted(found: Found) -> bool:
+        def wanted(found: WalkedEntry) -> bool:
             return self._window.holds(found.st, self._began) and not (
                 b"/" not in found.path and found.name.startswith(eosfile.BACKUP_PREFIX))
 
@@ -180,7 +181,8 @@ class _Job:
                 writer.add(entry)
             self._archives.fail(self._archive, iter(failures))
             since = self._began - self._window.seconds * NS if self._window.seconds else 0
-            return writer.finish(Header(self._archive.root, self._archive.store, self._archive.place, self._began,
+            return writer.finish(ManifestHeader(self._archive.root, self._archive.store, self._archive.place,
+                                                self._began,
                                         os.geteuid(), os.getegid(), window=self._window.time if since else "",
                                         since=since))
         finally:
@@ -188,7 +190,7 @@ class _Job:
 
     # entries
 
-    def _each(self, batch: list[Entry], work: Callable[[Entry], Entry | None]) -> Failures:
+    def _each(self, batch: list[ManifestEntry], work: Callable[[ManifestEntry], ManifestEntry | None]) -> Failures:
         """Best effort: what fails is named. A store that stays down ends the backup."""
         failures: Failures = []
         left = batch
@@ -218,7 +220,7 @@ class _Job:
                 left, tries = left[at + 1:], 0
         return failures
 
-    def _kept(self, done: list[Entry]) -> Failures:
+    def _kept(self, done: list[ManifestEntry]) -> Failures:
         """Those of what was copied that are not at the store, read anew; the others are noted as done."""
         failures: Failures = []
         for entry in done:
@@ -232,15 +234,15 @@ class _Job:
                 self._note(entry)
         return failures
 
-    def _note(self, entry: Entry) -> None:
+    def _note(self, entry: ManifestEntry) -> None:
         assert self._done is not None
         with self._lock:
             self._done.add(entry)
 
-    def _path(self, entry: Entry) -> bytes:
+    def _path(self, entry: ManifestEntry) -> bytes:
         return b"/".join(part for part in (self._archive.place, entry.path) if part)
 
-    def _make_directory(self, entry: Entry) -> Entry:
+    def _make_directory(self, entry: ManifestEntry) -> ManifestEntry:
         path = self._path(entry)
         if path:
             there = self._store.stat(path)
@@ -249,11 +251,11 @@ class _Job:
                 self._store.mkdir(path, item if self._store.kind == "tar" else replace(item, mode=item.mode | 0o700))
         return entry
 
-    def _set_attributes(self, entry: Entry) -> None:
+    def _set_attributes(self, entry: ManifestEntry) -> None:
         if entry.path or self._archive.place:  # the root of a store is not the backup's
             self._store.set_attrs(self._path(entry), item_of(entry, self._path(entry)))
 
-    def _copy(self, entry: Entry) -> Entry | None:
+    def _copy(self, entry: ManifestEntry) -> ManifestEntry | None:
         path = self._path(entry)
         if entry.kind not in _STORED:
             return entry  # a FIFO, socket or device is in the list alone

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from gsync.base.errors import GsyncError
 from gsync.base.log import get_logger
-from gsync.transfer.archive.manifest import Entry
+from gsync.transfer.archive.manifest import ManifestEntry
 from gsync.transfer.archive.rows import Archive, Archives
 from gsync.transfer.queue.retry import RetryPolicy
 from gsync.transfer.stores.store import Category, StoreError
@@ -36,7 +36,7 @@ class Killed(GsyncError):
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class JobOptions:
     """batch: entries that are made durable together; jobs: batches at a time; policy: how often what may pass is tried
     again, and after which pauses."""
 
@@ -48,7 +48,7 @@ class Options:
 class Batches:
     """Of one job on an archive. `run` and `stage` belong to the thread that made it, `pause_point` to any."""
 
-    def __init__(self, archives: Archives, archive: Archive, options: Options,
+    def __init__(self, archives: Archives, archive: Archive, options: JobOptions,
                  told: Callable[[Archive], None]) -> None:
         self._archives, self.archive, self._options, self._told = archives, archive, options, told
         self._stop = threading.Event()
@@ -102,7 +102,7 @@ class Batches:
         self.pause_point()
         return True
 
-    def run(self, entries: Iterable[Entry], work: Callable[[list[Entry]], Failures]) -> int:
+    def run(self, entries: Iterable[ManifestEntry], work: Callable[[list[ManifestEntry]], Failures]) -> int:
         """Give every entry to `work`, in batches; what it says to have failed is noted, and counted here. The first
         error that it raises ends the run, after what is under way has come to its next pause point."""
         bad = 0
@@ -131,8 +131,8 @@ class Batches:
         self.count(self._entries + entries, self._size + size)
         return len(failures)
 
-    def _cut(self, entries: Iterable[Entry]) -> Iterator[list[Entry]]:
-        batch: list[Entry] = []
+    def _cut(self, entries: Iterable[ManifestEntry]) -> Iterator[list[ManifestEntry]]:
+        batch: list[ManifestEntry] = []
         size = 0
         for entry in entries:
             if batch and (len(batch) >= self._options.batch or size + entry.size > _BATCH_BYTES):

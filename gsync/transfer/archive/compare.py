@@ -10,13 +10,13 @@ from dataclasses import replace
 
 from gsync.transfer.archive.copy import Vault, in_vault
 from gsync.transfer.archive.disk import DiskTree, about
-from gsync.transfer.archive.manifest import Entry, Manifest
+from gsync.transfer.archive.manifest import Manifest, ManifestEntry
 from gsync.transfer.archive.rows import Archive
 
-Found = tuple[int, int, list[tuple[bytes, str]]]  # entries and bytes to work on; entries that would fail, with why
+DryRun = tuple[int, int, list[tuple[bytes, str]]]  # entries and bytes to work on; entries that would fail, with why
 
 
-def differs(archive: Archive, tree: DiskTree, entry: Entry) -> str:
+def differs(archive: Archive, tree: DiskTree, entry: ManifestEntry) -> str:
     """Why an entry on the disk must not be removed, "" if it may. What is not there is fine, it is in the vault; what
     is immutable cannot have another content with the same size and mtime."""
     if not entry.path or tree.look(entry.path) is None:
@@ -47,7 +47,7 @@ def beyond(manifest: Manifest, tree: DiskTree) -> list[bytes]:
         known.close()
 
 
-def look(operation: str, archive: Archive, manifest: Manifest, vault: Vault, tree: DiskTree, read: bool) -> Found:
+def look(operation: str, archive: Archive, manifest: Manifest, vault: Vault, tree: DiskTree, read: bool) -> DryRun:
     """What put, purge or get would do. read: the vault's bytes are read."""
     entries = size = 0
     bad: list[tuple[bytes, str]] = []

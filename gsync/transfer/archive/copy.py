@@ -12,11 +12,11 @@ from typing import BinaryIO
 
 from gsync.base.model import shown
 from gsync.transfer.archive.disk import TreeError
-from gsync.transfer.archive.manifest import Entry
+from gsync.transfer.archive.manifest import ManifestEntry
 from gsync.transfer.stores.store import Category, Item, Store, StoreError
 
 
-def item_of(entry: Entry, path: bytes) -> Item:
+def item_of(entry: ManifestEntry, path: bytes) -> Item:
     """An entry as a store takes it, under another path."""
     return Item(path, entry.kind, entry.size, entry.mtime, entry.ctime, entry.mode, entry.uid, entry.gid, entry.target,
                 entry.xattrs)
@@ -32,7 +32,7 @@ class Vault:
     def path(self, path: bytes) -> bytes:
         return self.place + b"/" + path if path else self.place
 
-    def put(self, entry: Entry, source: BinaryIO) -> None:
+    def put(self, entry: ManifestEntry, source: BinaryIO) -> None:
         """Copy a file; StoreError CORRUPT if what was read from the source is not what was frozen."""
         content = self.store.put(self.path(entry.path), source, item_of(entry, self.path(entry.path)), replace=True)
         if (content.size, content.sha256) != (entry.size, entry.sha256):
@@ -40,7 +40,7 @@ class Vault:
             raise TreeError(entry.path, "was changed after the archive was created; gsync archive delete it, then "
                                         "create it again")
 
-    def lacks(self, entry: Entry, read: bool) -> str:
+    def lacks(self, entry: ManifestEntry, read: bool) -> str:
         """The transfer check: why the vault does not hold the entry; "" if it does. read: its bytes are read anew."""
         path = self.path(entry.path)
         item = self.store.stat(path)
@@ -69,14 +69,14 @@ class Vault:
                 return "has another checksum in the vault"
         return ""
 
-    def get(self, entry: Entry, into: BinaryIO) -> None:
+    def get(self, entry: ManifestEntry, into: BinaryIO) -> None:
         """Write a member's bytes; StoreError CORRUPT if they are not those of the manifest."""
         content = self.store.get(self.path(entry.path), into)
         if (content.size, content.sha256) != (entry.size, entry.sha256):
             raise StoreError(f"{shown(entry.path)}: has another checksum in the vault", Category.CORRUPT)
 
 
-def in_vault(entry: Entry) -> bool:
+def in_vault(entry: ManifestEntry) -> bool:
     """Whether an entry is a member of the vault; FIFOs, sockets and devices are in the manifest alone."""
     return entry.kind in (stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR)
 

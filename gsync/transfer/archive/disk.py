@@ -28,7 +28,7 @@ from gsync.base.model import shown
 from gsync.link.protocol import Caps, MetaRow
 from gsync.slave.directory.attrs import set_attrs
 from gsync.transfer.archive.eosfile import LOG, MANIFEST, MARKERS, MORE, NEW, RESERVED
-from gsync.transfer.archive.manifest import Entry, Xattrs
+from gsync.transfer.archive.manifest import ManifestEntry, Xattrs
 
 DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 PLACE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -65,7 +65,7 @@ class TreeError(GsyncError):
         return not isinstance(self.__cause__, OSError) or self.__cause__.errno in _OF_ONE_ENTRY
 
 
-class Found(NamedTuple):
+class WalkedEntry(NamedTuple):
     """An entry that a walk met: its path, name and directory (an open descriptor, until the next one is met)."""
 
     path: bytes
@@ -177,7 +177,7 @@ class DiskTree:
 
     # walking
 
-    def walk(self) -> Iterator[Found]:
+    def walk(self) -> Iterator[WalkedEntry]:
         """Every entry below the root, a directory before what is in it; gsync's own at the root are left out.
 
         What is met is decided when its directory is listed. Mount points are met, but not entered.
@@ -200,7 +200,7 @@ class DiskTree:
             level = below
         level.close()
 
-    def _entries(self, above: bytes, fd: int, below: IO[bytes]) -> Iterator[Found]:
+    def _entries(self, above: bytes, fd: int, below: IO[bytes]) -> Iterator[WalkedEntry]:
         with os.scandir(fd) as names:
             for item in names:
                 name = os.fsencode(item.name)
@@ -209,7 +209,7 @@ class DiskTree:
                 path = above + b"/" + name if above else name
                 with about(path):
                     st = os.stat(name, dir_fd=fd, follow_symlinks=False)
-                yield Found(path, fd, name, st)
+                yield WalkedEntry(path, fd, name, st)
                 if stat.S_ISDIR(st.st_mode) and st.st_dev == self.dev:
                     below.write(path.hex().encode("ascii") + b"\n")
 
@@ -250,8 +250,8 @@ class DiskTree:
             raise TreeError(path, "is immutable or append-only (lsattr shows it); chattr -i -a it first")
 
     def entries(self, freeze: bool, told: Callable[[int, int], None], excluded_xattrs: frozenset[bytes] = frozenset(),
-                wanted: Callable[[Found], bool] = lambda found: True,
-                failed: Callable[[TreeError], None] | None = None, hashed: bool = True) -> Iterator[Entry]:
+                wanted: Callable[[WalkedEntry], bool] = lambda found: True,
+                failed: Callable[[TreeError], None] | None = None, hashed: bool = True) -> Iterator[ManifestEntry]:
         """Everything that is in the tree, the root first, each frozen (if so asked) before it is read.
 
         Further hard links come with the path of the first one. What `wanted` refuses is left out (directories never
@@ -286,8 +286,8 @@ class DiskTree:
         finally:
             links.close()
 
-    def _met(self, found: Found, freeze: bool, excluded: frozenset[bytes], links: sqlite3.Connection,
-             hashed: bool) -> Entry:
+    def _met(self, found: WalkedEntry, freeze: bool, excluded: frozenset[bytes], links: sqlite3.Connection,
+             hashed: bool) -> ManifestEntry:
         st = found.st
         first = None
         if st.st_nlink > 1 and not stat.S_ISDIR(st.st_mode):
@@ -323,9 +323,9 @@ class DiskTree:
         return entry
 
     def _entry(self, path: bytes, st: os.stat_result, place: bytes, excluded: frozenset[bytes], sha256: str = "",
-               target: bytes | None = None) -> Entry:
+               target: bytes | None = None) -> ManifestEntry:
         regular = stat.S_ISREG(st.st_mode)
-        return Entry(
+        return ManifestEntry(
             path, stat.S_IFMT(st.st_mode), st.st_size if regular else 0, st.st_mtime_ns, st.st_ctime_ns, st.st_uid,
             st.st_gid, stat.S_IMODE(st.st_mode), sha256, target, None,
             st.st_rdev if stat.S_ISBLK(st.st_mode) or stat.S_ISCHR(st.st_mode) else 0,
@@ -366,7 +366,7 @@ class DiskTree:
         finally:
             os.close(fd)
 
-    def content_differs(self, entry: Entry, read: bool) -> str:
+    def content_differs(self, entry: ManifestEntry, read: bool) -> str:
         """The transfer check: why what is at the entry's path is not the entry (its kind, size, target; its content,
         read anew if so asked, else by size alone); "" if it is. A file that is not there: "is missing"."""
         with about(entry.path):
@@ -392,7 +392,7 @@ class DiskTree:
                     return "has another checksum"
         return ""
 
-    def attributes_differ(self, entry: Entry, opened: bool = False) -> str:
+    def attributes_differ(self, entry: ManifestEntry, opened: bool = False) -> str:
         """The metadata check: which attributes of what is there are not the entry's; "" if none. Owners count only
         where this process may give files away, trusted and security xattrs only for root. opened: what comes and goes
         in a directory may have changed its mtime, and its owner may have given himself access."""
@@ -410,7 +410,7 @@ class DiskTree:
                 wrong.append("xattrs")
         return ", ".join(wrong)
 
-    def _mode(self, entry: Entry, st: os.stat_result) -> int:
+    def _mode(self, entry: ManifestEntry, st: os.stat_result) -> int:
         """The entry's mode without the bits that set_attrs leaves out for another owner."""
         mode = entry.mode
         if st.st_uid != entry.uid:
@@ -426,7 +426,7 @@ class DiskTree:
 
     # attributes
 
-    def set_attributes(self, entry: Entry, freeze: bool = False) -> None:
+    def set_attributes(self, entry: ManifestEntry, freeze: bool = False) -> None:
         """Make the attributes of what is at the path those of the entry (owner, mode, ACLs and xattrs, times)."""
         with about(entry.path):
             if entry.is_dir or entry.kind == stat.S_IFREG:
@@ -443,7 +443,7 @@ class DiskTree:
                 with self.place(entry.path) as (_, place):
                     self.apply(place, entry)
 
-    def apply(self, place: int | bytes, entry: Entry) -> None:
+    def apply(self, place: int | bytes, entry: ManifestEntry) -> None:
         """Give an inode (a descriptor, or a path to it) the attributes of the entry."""
         st = os.stat(place)
         set_attrs(place, st, MetaRow(b"", entry.kind | entry.mode, entry.uid, entry.gid, entry.mtime, st.st_atime_ns,
@@ -451,7 +451,7 @@ class DiskTree:
 
     # removing
 
-    def remove(self, entry: Entry) -> None:
+    def remove(self, entry: ManifestEntry) -> None:
         """Remove an entry; fine if it is gone. TreeError: a directory that holds something that is not archived."""
         try:
             with about(entry.path), self.parent(entry.path) as (dirfd, name):

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterator
 
 from gsync.base.model import NS
-from gsync.transfer.archive.manifest import Header, Manifest
+from gsync.transfer.archive.manifest import Manifest, ManifestHeader
 
 OPERATIONS = ("put", "get", "purge", "delete")
 INIT = b".archive.init"
@@ -61,7 +61,7 @@ def lines(manifest: Manifest, vault_url: str, window_seconds: int | None = None)
                          str(entry.uid), str(entry.gid), f"{entry.mode:o}", "sha256", entry.sha256])
 
 
-def _files(manifest: Manifest, header: Header) -> int:
+def _files(manifest: Manifest, header: ManifestHeader) -> int:
     """How many lines of files there are, which is fewer than header.files if there are links or special files."""
     if not header.files:
         return 0

@@ -8,14 +8,14 @@ from __future__ import annotations
 from gsync.base.errors import UsageError
 from gsync.transfer.archive.archiver import Archiver, Verify
 from gsync.transfer.archive.backup import Backup, Window
-from gsync.transfer.archive.batches import Killed, Options
+from gsync.transfer.archive.batches import JobOptions, Killed
 from gsync.transfer.archive.rows import Archive, Archives
 from gsync.transfer.queue.handlers import Context
-from gsync.transfer.queue.registry import Place
+from gsync.transfer.queue.registry import StorePath
 from gsync.transfer.queue.requests import Transfer
 
 
-def handle(context: Context, t: Transfer) -> None:
+def carry_out(context: Context, t: Transfer) -> None:
     """Go on with it. UsageError, which no new try changes, if the archive is at another step by now."""
     archives = Archives(context.transfers, context.transfers.home, t)
     archive = archives.get(str(context.arguments["archive"]))
@@ -32,12 +32,12 @@ def handle(context: Context, t: Transfer) -> None:
     try:
         if archive.kind == "backup":
             window = Window(int(context.arguments.get("seconds", 0)), str(context.arguments.get("time", "mtime")))
-            Backup(archives, context.stores.writable, Options(), verify, told).run(
-                archive.root, Place(archive.store, archive.place), window,
+            Backup(archives, context.stores.writable, JobOptions(), verify, told).run(
+                archive.root, StorePath(archive.store, archive.place), window,
                 tuple(context.arguments.get("excluded_xattrs", ())))
         elif operation in ("put", "purge", "get"):
             open_store = context.stores.writable if operation == "put" else context.stores.get
-            work = Archiver(archives, open_store, Options(), verify, told)
+            work = Archiver(archives, open_store, JobOptions(), verify, told)
             getattr(work, operation)(archive.root, retry=True)
         else:
             raise UsageError(f"gsync archive {operation} goes on with it, the queue does not")

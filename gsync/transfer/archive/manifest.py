@@ -41,7 +41,7 @@ class ManifestError(GsyncError):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ManifestEntry:
     """One entry of a tree. path is relative to the root, b"" the root itself; times in ns; mode without the type bits.
 
     sha256 is of regular files ("": not read yet), target of symlinks, rdev of devices. `link` is the path of the first
@@ -78,7 +78,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
+class ManifestHeader:
     """What a manifest says of itself. store and place: where in which store the content lies; window: of a backup,
     only what has a time (mtime or ctime) at or after `since` (ns)."""
 
@@ -123,7 +123,7 @@ def checked_path(path: bytes | None) -> bytes:
     return path
 
 
-def line_of(entry: Entry) -> bytes:
+def line_of(entry: ManifestEntry) -> bytes:
     """The entry as a line, with its newline."""
     doc: dict[str, Any] = {"type": _WORDS[entry.kind]}
     _put(doc, "path", entry.path)
@@ -147,7 +147,7 @@ def line_of(entry: Entry) -> bytes:
     return json.dumps(doc, separators=(",", ":")).encode("ascii") + b"\n"
 
 
-def entry_of(line: bytes) -> Entry:
+def entry_of(line: bytes) -> ManifestEntry:
     """The entry that a line holds; ValueError if it holds none."""
     try:
         doc = json.loads(line)
@@ -158,7 +158,7 @@ def entry_of(line: bytes) -> Entry:
         link = _take(doc, "link")
         xattrs = [(name.encode("utf-8"), value) for name, value in doc.get("xattrs", {}).items()]
         xattrs += [(base64.b64decode(name, validate=True), value) for name, value in doc.get("xattrs_b64", {}).items()]
-        return Entry(
+        return ManifestEntry(
             checked_path(_take(doc, "path")), kind, int(doc.get("size", 0)), int(doc["mtime"]), int(doc["ctime"]),
             int(doc["uid"]), int(doc["gid"]), int(doc["mode"], 8) & 0o7777, sha256, _take(doc, "target"),
             None if link is None else checked_path(link), int(doc.get("rdev", 0)), bool(doc.get("sparse", False)),
@@ -169,7 +169,7 @@ def entry_of(line: bytes) -> Entry:
         raise ValueError(str(exc)) from None
 
 
-def _header_line(header: Header) -> bytes:
+def _header_line(header: ManifestHeader) -> bytes:
     doc: dict[str, Any] = {"gsync": "manifest", "format": FORMAT}
     _put(doc, "root", header.root)
     doc["store"] = header.store
@@ -183,20 +183,21 @@ def _header_line(header: Header) -> bytes:
     return json.dumps(doc, separators=(",", ":")).encode("ascii") + b"\n"
 
 
-def _header_of(line: bytes) -> Header:
+def _header_of(line: bytes) -> ManifestHeader:
     doc = json.loads(line)
     if not isinstance(doc, dict) or doc.get("gsync") != "manifest":
         raise ValueError("not a manifest of gsync")
     if doc["format"] != FORMAT:
         raise ValueError(f"of format {doc['format']}, which this gsync does not know")
-    return Header(_take(doc, "root") or b"/", str(doc["store"]), _take(doc, "place") or b"", int(doc["created"]),
+    return ManifestHeader(_take(doc, "root") or b"/", str(doc["store"]), _take(doc, "place") or b"",
+                          int(doc["created"]),
                   int(doc["uid"]), int(doc["gid"]), int(doc["directories"]), int(doc["files"]), int(doc["bytes"]),
                   tuple(doc.get("excluded_xattrs", ())), str(doc.get("window", "")), int(doc.get("since", 0)))
 
 
 # writing
 
-class Writer:
+class ManifestWriter:
     """Makes a manifest at `path`: entries in any order, as long as a directory comes after its parent.
 
     Directories and the rest go to two files beside it until `finish`, which leaves the manifest, durable.
@@ -208,7 +209,7 @@ class Writer:
         self._files: list[IO[bytes]] = [open(part, "wb+") for part in self._parts]  # noqa: SIM115 - closed below
         self.directories = self.files = self.bytes = 0
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: ManifestEntry) -> None:
         self._files[0 if entry.is_dir else 1].write(line_of(entry))
         if entry.is_dir:
             self.directories += 1
@@ -216,7 +217,7 @@ class Writer:
             self.files += 1
             self.bytes += entry.size if entry.has_content else 0
 
-    def finish(self, header: Header) -> Manifest:
+    def finish(self, header: ManifestHeader) -> Manifest:
         """The whole manifest, with the header's counts set to what was added; the root is not counted."""
         header = replace(header, directories=max(self.directories - 1, 0), files=self.files, bytes=self.bytes)
         digest = hashlib.sha256()
@@ -277,7 +278,7 @@ class Manifest:
             raise ManifestError(f"manifest {os.fsdecode(self.path)}: it was changed after it was written")
         return str(end)
 
-    def entries(self, start: int = 0) -> Iterator[tuple[int, Entry]]:
+    def entries(self, start: int = 0) -> Iterator[tuple[int, ManifestEntry]]:
         """Entries with the offset behind each, from the line at that offset (0: the first entry) on."""
         at = start or self.start
         with open(self.path, "rb") as file:
@@ -289,14 +290,14 @@ class Manifest:
                 yield at, self._entry(line, at)
         raise ManifestError(f"manifest {os.fsdecode(self.path)}: it is cut off")
 
-    def directories(self) -> Iterator[Entry]:
+    def directories(self) -> Iterator[ManifestEntry]:
         """The root, then every directory after its parent."""
         for _, entry in self.entries():
             if not entry.is_dir:
                 return
             yield entry
 
-    def reversed_directories(self) -> Iterator[Entry]:
+    def reversed_directories(self) -> Iterator[ManifestEntry]:
         """Every directory after all that are below it; the root last."""
         end = self.behind_directories()
         with open(self.path, "rb") as file:
@@ -314,7 +315,7 @@ class Manifest:
                 at += len(line)
         return at
 
-    def _entry(self, line: bytes, at: int) -> Entry:
+    def _entry(self, line: bytes, at: int) -> ManifestEntry:
         try:
             return entry_of(line)
         except ValueError as exc:

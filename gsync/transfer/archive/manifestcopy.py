@@ -16,7 +16,7 @@ from gsync.base.log import get_logger
 from gsync.base.model import shown
 from gsync.transfer.archive.copy import Vault, in_vault
 from gsync.transfer.archive.eosfile import MANIFEST, MORE
-from gsync.transfer.archive.manifest import Entry, Header, Manifest, ManifestError, Writer
+from gsync.transfer.archive.manifest import Manifest, ManifestEntry, ManifestError, ManifestHeader, ManifestWriter
 from gsync.transfer.stores.store import Category, Item, StoreError
 
 log = get_logger("gsync.archive")
@@ -25,7 +25,7 @@ log = get_logger("gsync.archive")
 def put(vault: Vault, manifest: Manifest) -> None:
     """Put both copies into the vault; ManifestError if one is not durable there."""
     more = manifest.path + b".more"
-    writer = Writer(more)
+    writer = ManifestWriter(more)
     try:
         for _, entry in manifest.entries(manifest.behind_directories()):
             if entry.link is not None or entry.sparse or not in_vault(entry):
@@ -46,7 +46,7 @@ def _put(vault: Vault, path: bytes, file: bytes) -> None:
         raise ManifestError(f"{shown(path)}: is not durable in the vault")
 
 
-def fetch(vault: Vault, path: bytes, header: Header) -> Manifest:
+def fetch(vault: Vault, path: bytes, header: ManifestHeader) -> Manifest:
     """The manifest, made again at `path`: from its copy or, if that is lost too, with this header from the members."""
     found = _copy(vault, MANIFEST, path)
     if found is not None:
@@ -80,8 +80,8 @@ def _copy(vault: Vault, name: bytes, path: bytes) -> Manifest | None:
             os.unlink(new)
 
 
-def _frommembers(vault: Vault, path: bytes, header: Header, more: Manifest | None) -> Manifest:
-    writer, known = Writer(path), sqlite3.connect("")  # on disk when it grows
+def _frommembers(vault: Vault, path: bytes, header: ManifestHeader, more: Manifest | None) -> Manifest:
+    writer, known = ManifestWriter(path), sqlite3.connect("")  # on disk when it grows
     try:
         known.execute("CREATE TABLE known (path BLOB PRIMARY KEY) WITHOUT ROWID")
         for _, entry in more.entries() if more is not None else ():
@@ -110,11 +110,11 @@ def members(vault: Vault) -> Iterator[Item]:
                       if below.path not in (vault.path(MANIFEST), vault.path(MORE))]
 
 
-def _entry_of(vault: Vault, item: Item, path: bytes) -> Entry:
+def _entry_of(vault: Vault, item: Item, path: bytes) -> ManifestEntry:
     sha256 = ""
     if item.is_file:
         content = vault.store.content(item.path)
         sha256 = content.sha256 if content else vault.store.checksum(item.path)
-    return Entry(path, item.kind, item.size if item.is_file else 0, item.mtime, item.ctime, item.uid, item.gid,
+    return ManifestEntry(path, item.kind, item.size if item.is_file else 0, item.mtime, item.ctime, item.uid, item.gid,
                  item.mode, sha256, item.target if item.kind == stat.S_IFLNK else None,
                  xattrs=tuple(item.xattrs or ()))

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from gsync.transfer.archive.disk import DIR, FILE, IMMUTABLE, PLACE, DiskTree, about, flags_of, set_immutable
 from gsync.transfer.archive.eosfile import SCRATCH
-from gsync.transfer.archive.manifest import Entry
+from gsync.transfer.archive.manifest import ManifestEntry
 
 _CHUNK, _HOLE = 64 << 10, 4 << 10  # a sparse file is written in chunks; zeros of a hole's length, aligned, are left out
 
@@ -85,7 +85,7 @@ class Restore:
                 os.close(fd)
             os.rmdir(SCRATCH, dir_fd=self._tree.root_fd)
 
-    def directory(self, entry: Entry) -> None:
+    def directory(self, entry: ManifestEntry) -> None:
         """Make the directory, or make it usable; its attributes come last, by `set_attributes`."""
         with about(entry.path):
             if entry.path:
@@ -93,7 +93,7 @@ class Restore:
                     os.mkdir(name, 0o700, dir_fd=dirfd)
             self._tree.open_up(entry.path)
 
-    def file(self, entry: Entry, fetch: Callable[[BinaryIO], None], freeze: bool) -> None:
+    def file(self, entry: ManifestEntry, fetch: Callable[[BinaryIO], None], freeze: bool) -> None:
         """Bring a regular file back: fetch writes it; what fetch raises leaves the tree as it was."""
         with self._scratch() as (folder, temporary), about(entry.path):
             fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
@@ -108,7 +108,7 @@ class Restore:
                 self._tree.apply(fd, entry)
             self._into_place(folder, temporary, entry, freeze)
 
-    def other(self, entry: Entry, freeze: bool) -> None:
+    def other(self, entry: ManifestEntry, freeze: bool) -> None:
         """Bring back what has no content to fetch: a further hard link, a symlink, FIFO, socket or device."""
         with self._scratch() as (folder, temporary), about(entry.path):
             if entry.link is not None:
@@ -145,7 +145,7 @@ class Restore:
                 os.unlink(name, dir_fd=folder)
             os.close(folder)
 
-    def _into_place(self, folder: int, temporary: bytes, entry: Entry, freeze: bool) -> None:
+    def _into_place(self, folder: int, temporary: bytes, entry: ManifestEntry, freeze: bool) -> None:
         with self._tree.parent(entry.path) as (dirfd, name):
             with suppress(FileNotFoundError):
                 there = os.open(name, FILE, dir_fd=dirfd) if self._is_file(dirfd, name) else -1

@@ -24,7 +24,7 @@ from gsync.base.process import Lock
 from gsync.transfer.archive.manifest import Manifest
 from gsync.transfer.queue.database import Transfers
 from gsync.transfer.queue.registry import LOCAL
-from gsync.transfer.queue.requests import TAKEN, NewOperation, NewRequest, NewTransfer, State, Transfer
+from gsync.transfer.queue.requests import HELD, NewOperation, NewRequest, NewTransfer, Transfer, TransferState
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS archives (
@@ -37,7 +37,6 @@ CREATE TABLE IF NOT EXISTS archives (
 CREATE TABLE IF NOT EXISTS archive_failures (
     archive TEXT NOT NULL, path BLOB NOT NULL, why TEXT NOT NULL, PRIMARY KEY (archive, path)) WITHOUT ROWID"""
 _NEVER = 1 << 62  # when the lease of a job runs out: its lock tells better whether its process lives
-_HELD = (*TAKEN, State.KILL)
 _WORKER = "command "  # begins the name of a worker that is no worker of the queue
 
 
@@ -229,20 +228,21 @@ class Archives:
         request = self.transfers.submit(NewRequest(archive.kind, _user(), [NewOperation(
             archive.kind, [whole], {"operation": operation, "archive": archive.id, **arguments})], label))
         transfer, = self.transfers.page(request=request)
-        self.transfers.advance([transfer.id], State.NEW, State.SUBMITTED, worker=_worker(), lease=_NEVER)
+        self.transfers.advance([transfer.id], TransferState.NEW, TransferState.SUBMITTED, worker=_worker(),
+                               lease=_NEVER)
         return request, transfer.id
 
-    def end(self, archive: Archive, state: State, reason: str = "", **values: object) -> Archive:
+    def end(self, archive: Archive, state: TransferState, reason: str = "", **values: object) -> Archive:
         """The job on it has ended: DONE, FAILED or KILLED. (Of a worker's transfer that worker says it.)"""
         with self.transfers.atomic():
             if self._under is None:
-                self.transfers.advance([archive.transfer], _HELD, state, reason=reason, worker=None, lease=0)
-            return self.change(archive, done=int(state is State.DONE), reason=reason, stage="", **values)
+                self.transfers.advance([archive.transfer], HELD, state, reason=reason, worker=None, lease=0)
+            return self.change(archive, done=int(state is TransferState.DONE), reason=reason, stage="", **values)
 
     def is_killed(self, archive: Archive) -> bool:
         """Whether somebody wants the job on it to end."""
         transfer = self.transfers.transfer(archive.transfer)
-        return transfer is not None and transfer.state in (State.KILL, State.KILLED)
+        return transfer is not None and transfer.state in (TransferState.KILL, TransferState.KILLED)
 
     def kill(self, archive: Archive) -> None:
         """Have the process that works on it stop; it looks for this."""
@@ -255,11 +255,11 @@ class Archives:
         """Write down that a job has died, if it has: its process is gone, and it is not said to have ended. alone: the
         caller holds the lock."""
         transfer = self.transfers.transfer(archive.transfer)
-        if transfer is None or transfer.state not in _HELD or not (transfer.worker or "").startswith(_WORKER) or (
+        if transfer is None or transfer.state not in HELD or not (transfer.worker or "").startswith(_WORKER) or (
                 not alone and self.holder(archive) is not None):
             return archive
-        killed = transfer.state is State.KILL
-        return self.end(archive, State.KILLED if killed else State.FAILED,
+        killed = transfer.state is TransferState.KILL
+        return self.end(archive, TransferState.KILLED if killed else TransferState.FAILED,
                         "killed" if killed else "its process ended without a word")
 
     # files

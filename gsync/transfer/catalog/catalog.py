@@ -60,7 +60,7 @@ class Action(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class Registration:
     """One replica of a file: what a catalog knows of it. `id` is the registration's identity, for ever."""
 
     id: str
@@ -87,7 +87,7 @@ class Catalog(Protocol):
 
     text: str           # the word that `open_catalog` makes it of again
 
-    def apply(self, entries: Sequence[Entry], again: bool = False) -> None:
+    def apply(self, entries: Sequence[Registration], again: bool = False) -> None:
         """Register or withdraw; CatalogError. `again`: a block with some of them may have come through before."""
 
 
@@ -98,7 +98,7 @@ class SqliteCatalog:
         self.text = text or f"sqlite:{path}"
         self._path = path
 
-    def apply(self, entries: Sequence[Entry], again: bool = False) -> None:
+    def apply(self, entries: Sequence[Registration], again: bool = False) -> None:
         try:
             make_dirs(os.path.dirname(os.fsencode(self._path)))
             with closing(_open(self._path)) as db, db.atomic():
@@ -153,7 +153,7 @@ class JsonLinesCatalog:
         self.text = f"jsonl:{path}"
         self._path = path
 
-    def apply(self, entries: Sequence[Entry], again: bool = False) -> None:
+    def apply(self, entries: Sequence[Registration], again: bool = False) -> None:
         try:
             new = not os.path.exists(self._path)
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
@@ -219,7 +219,7 @@ class CommandCatalog:
         self._argv = list(argv)
         self._timeout = timeout
 
-    def apply(self, entries: Sequence[Entry], again: bool = False) -> None:
+    def apply(self, entries: Sequence[Registration], again: bool = False) -> None:
         try:
             done = subprocess.run(self._argv, input=b"".join(map(_line, entries)), stdout=subprocess.DEVNULL,
                                   stderr=subprocess.PIPE, timeout=self._timeout, check=False)
@@ -242,7 +242,7 @@ class HttpCatalog:
         self.text = url
         self._timeout = timeout
 
-    def apply(self, entries: Sequence[Entry], again: bool = False) -> None:
+    def apply(self, entries: Sequence[Registration], again: bool = False) -> None:
         import urllib3  # not for every start of a command
 
         key = hashlib.sha256("\n".join(f"{e.action.value} {e.id}" for e in entries).encode("ascii")).hexdigest()
@@ -313,7 +313,7 @@ def open_catalog(text: str, home: str) -> Catalog:
     return HttpCatalog(text)
 
 
-def _line(entry: Entry) -> bytes:
+def _line(entry: Registration) -> bytes:
     return json.dumps(entry.as_json()).encode("ascii") + b"\n"
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from gsync.base.errors import GsyncError, UsageError
 from gsync.base.log import get_logger
 from gsync.base.model import NS
-from gsync.transfer.catalog.catalog import Catalog, CatalogError, Entry
+from gsync.transfer.catalog.catalog import Catalog, CatalogError, Registration
 from gsync.transfer.queue.database import Transfers
 from gsync.transfer.queue.registry import Stores
 from gsync.transfer.queue.requests import ENDED
@@ -154,10 +154,10 @@ class Publisher:
                 error = errors.get(key)
                 state, tries, not_before = Publication.DONE, row[9], 0
                 if error is not None:
-                    verdict = self._policy.judge(error.category, tries + 1, now)
-                    tries += verdict.charged
-                    state = Publication.FAILED if verdict.again is None else Publication.RETRY
-                    not_before = verdict.again or 0
+                    decision = self._policy.judge(error.category, tries + 1, now)
+                    tries += decision.charged
+                    state = Publication.FAILED if decision.again is None else Publication.RETRY
+                    not_before = decision.again or 0
                 changed = db.execute("UPDATE transfers SET publication=? WHERE id=? AND publication='ACQUIRED'",
                                      (state.value, row[0])).rowcount
                 if changed:
@@ -167,13 +167,14 @@ class Publisher:
         _log.info("block published", catalog=text, **{state.value.lower(): n for state, n in count.items()})
         return count
 
-    def _entry(self, key: str, row: Sequence[Any]) -> Entry:
+    def _entry(self, key: str, row: Sequence[Any]) -> Registration:
         _, request, owner, store, path, size, checksum, changed, *_ = row
         try:
             url = self._stores.known(store).url if "/" not in store else store
         except GsyncError:
             url = store  # it was removed since
-        return Entry(key, path, store, url, path, size or 0, f"sha256:{checksum}" if checksum else "", owner, request,
+        return Registration(key, path, store, url, path, size or 0, f"sha256:{checksum}" if checksum else "", owner,
+                            request,
                      changed)
 
     def retry(self, requests: Sequence[str] = ()) -> int:
@@ -204,7 +205,7 @@ class Publisher:
         return list(found.values())
 
 
-def publish_block(catalog: Catalog, entries: Sequence[Entry], again: bool) -> dict[str, CatalogError]:
+def publish_block(catalog: Catalog, entries: Sequence[Registration], again: bool) -> dict[str, CatalogError]:
     """Have the catalog take the entries; which ones it did not, by id, and why.
 
     A block that it refuses for ever is halved until the entries that it minds are alone: the rest gets in.

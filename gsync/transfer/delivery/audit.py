@@ -11,11 +11,11 @@ import stat
 
 from gsync.base.log import get_logger
 from gsync.base.model import shown
-from gsync.transfer.delivery import handover
-from gsync.transfer.delivery.checksums import Verdict, digest_of, walk
+from gsync.transfer.delivery import placement
+from gsync.transfer.delivery.checksums import Comparison, digest_of, walk
+from gsync.transfer.delivery.context import DataSetContext, Summary, named, problems
 from gsync.transfer.delivery.rows import Delivery, Stage
-from gsync.transfer.delivery.site import Site, Summary, named, problems
-from gsync.transfer.queue.requests import State as QueueState
+from gsync.transfer.queue.requests import TransferState
 from gsync.transfer.stores.store import Category, StoreError
 
 _log = get_logger(__name__)
@@ -25,18 +25,18 @@ _AUDIT = "audit: "
 class Audits:
     """Of one data set."""
 
-    def __init__(self, site: Site) -> None:
-        self._site, self._dataset, self._db = site, site.dataset, site.db
+    def __init__(self, context: DataSetContext) -> None:
+        self._context, self._dataset, self._db = context, context.dataset, context.db
 
     def read(self, done: Summary) -> None:
         """All units for which it is ordered. A vault that cannot be asked leaves the order."""
         for row in self._db.to_audit(self._dataset.name):
-            self._site.gate.check()
+            self._context.stop_signal.check()
             try:
-                verdict = self._at_destination(row)
-                good = verdict.good and self._in_vault(row, verdict)
+                comparison = self._at_destination(row)
+                good = comparison.good and self._in_vault(row, comparison)
             except StoreError as exc:
-                self._site.stores.close()
+                self._context.stores.close()
                 done.down = str(exc)
                 _log.error("audit ends", set=self._dataset.name, unit=row, error=exc)
                 return
@@ -45,31 +45,31 @@ class Audits:
             if good and (row.reason.startswith(_AUDIT) or not row.stages.get(Stage.CHECKSUM, (True, 0))[0]):
                 self._db.change(row, reason="", problems={})
 
-    def _at_destination(self, row: Delivery) -> Verdict:
-        place, verdict = os.path.join(self._site.destination, row.path), Verdict()
+    def _at_destination(self, row: Delivery) -> Comparison:
+        place, comparison = os.path.join(self._context.destination, row.path), Comparison()
         try:
-            if not handover.exists(place):
-                verdict.wrong.append(f"{shown(place)} is not there")
+            if not placement.exists(place):
+                comparison.wrong.append(f"{shown(place)} is not there")
             elif self._dataset.checksum_file:
-                verdict = self._site.verify(row, place)
+                comparison = self._context.verify(row, place)
             else:
-                verdict.digests = {name: digest_of(os.path.join(place, name), self._site.gate.check)
+                comparison.digests = {name: digest_of(os.path.join(place, name), self._context.stop_signal.check)
                                    for name, mode in walk(place) if stat.S_ISREG(mode)}
         except OSError as exc:
-            verdict.wrong.append(f"{named(exc)}: {exc.strerror or exc}")
-        if self._dataset.checksum_file or not verdict.good:
-            self._db.stage(row, Stage.CHECKSUM, verdict.good, anew=True)
-        if not verdict.good:
-            self._tell(self._db.change(row, reason=_AUDIT + verdict.reason(), problems=problems(verdict)))
-        return verdict
+            comparison.wrong.append(f"{named(exc)}: {exc.strerror or exc}")
+        if self._dataset.checksum_file or not comparison.good:
+            self._db.stage(row, Stage.CHECKSUM, comparison.good, anew=True)
+        if not comparison.good:
+            self._tell(self._db.change(row, reason=_AUDIT + comparison.reason(), problems=problems(comparison)))
+        return comparison
 
-    def _in_vault(self, row: Delivery, verdict: Verdict) -> bool:
+    def _in_vault(self, row: Delivery, comparison: Comparison) -> bool:
         """Whether it is there as it is at the destination."""
         if not row.backed_up:
             return True
-        vault, lost = self._site.stores.get(self._dataset.vault), []
-        for name, digest in verdict.digests.items():
-            self._site.gate.check()
+        vault, lost = self._context.stores.get(self._dataset.vault), []
+        for name, digest in comparison.digests.items():
+            self._context.stop_signal.check()
             path = os.path.join(os.fsencode(self._dataset.vault_path), row.path, name)
             try:
                 if vault.checksum(path) != digest:
@@ -81,9 +81,9 @@ class Audits:
         if lost:
             reason = f"the vault does not have what was put: {', '.join(map(shown, lost[:10]))}"
             self._db.stage(row, Stage.BACKUP, False)
-            self._db.backup_shown(row, QueueState.RETRY, reason)
+            self._db.backup_shown(row, TransferState.RETRY, reason)
             self._tell(self._db.change(row, backed_up=0, reason=f"backup: {reason}"))  # until it is done again
         return not lost
 
     def _tell(self, row: Delivery) -> None:
-        self._site.tell(row, "audit failed", row.reason.partition(": ")[2])
+        self._context.tell(row, "audit failed", row.reason.partition(": ")[2])

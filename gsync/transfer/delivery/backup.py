@@ -15,12 +15,12 @@ from typing import BinaryIO, cast
 
 from gsync.base.log import get_logger
 from gsync.base.model import shown
-from gsync.transfer.delivery import checksums, handover
+from gsync.transfer.delivery import checksums, placement
 from gsync.transfer.delivery.checksums import walk
+from gsync.transfer.delivery.context import DataSetContext, Down, Summary, named
 from gsync.transfer.delivery.latefiles import LateFiles
 from gsync.transfer.delivery.rows import THERE, Delivery, Stage
-from gsync.transfer.delivery.site import Down, Site, Summary, named
-from gsync.transfer.queue.requests import State as QueueState
+from gsync.transfer.queue.requests import TransferState
 from gsync.transfer.stores.store import Category, Item, Store, StoreError
 
 _log = get_logger(__name__)
@@ -29,14 +29,15 @@ _log = get_logger(__name__)
 class Backups:
     """Of one data set."""
 
-    def __init__(self, site: Site, late: LateFiles) -> None:
-        self._site, self._dataset, self._db, self._gate = site, site.dataset, site.db, site.gate
+    def __init__(self, context: DataSetContext, late: LateFiles) -> None:
+        self._context, self._dataset, self._db = context, context.dataset, context.db
+        self._stop_signal = context.stop_signal
         self._late = late
         self._not_before = 0.0
 
     def due(self) -> list[Delivery]:
         """Units that the vault does not have and should have by now, or that are ordered."""
-        return self._db.to_back_up(self._dataset.name, self._site.latest(self._dataset.backup))
+        return self._db.to_back_up(self._dataset.name, self._context.latest(self._dataset.backup))
 
     def put(self, done: Summary) -> None:
         """Put into the vault what is due, with its late files."""
@@ -46,39 +47,39 @@ class Backups:
             return
         with suppress(Down):  # what the source cannot say now is not waited for: late files are backed up again
             lock = self._dataset.checksum_lock
-            if not lock or not self._site.asked(lambda: self._site.source().locked(lock)):
-                self._late.fetch(done, [row for row in rows if row.caught < max(1, self._site.times_due(row))])
+            if not lock or not self._context.asked(lambda: self._context.source().locked(lock)):
+                self._late.fetch(done, [row for row in rows if row.caught < max(1, self._context.times_due(row))])
         groups: dict[bytes, list[Delivery]] = {}
         for row in rows:
-            groups.setdefault(row.grp, []).append(self._site.fresh(row))
+            groups.setdefault(row.grp, []).append(self._context.fresh(row))
         for group, members in groups.items():
-            self._gate.check()
+            self._stop_signal.check()
             try:
                 done.backed_up += self._put_group([row for row in members if row.state in THERE])
             except (StoreError, OSError) as exc:
                 reason = str(exc) if isinstance(exc, StoreError) else f"{named(exc)}: {exc.strerror or exc}"
                 _log.error("backup fails", set=self._dataset.name, group=shown(group), error=reason)
-                self._site.stores.close()
+                self._context.stores.close()
                 for row in members:
                     self._failed(row, reason, tell=False)
                 self._tell(members[0], group, reason)
-                self._not_before = time.monotonic() + self._site.settings.common.retry_pause
+                self._not_before = time.monotonic() + self._context.settings.common.retry_pause
                 if isinstance(exc, StoreError) and exc.category is Category.STORE_DOWN:
                     return
 
     def _tell(self, row: Delivery, group: bytes, reason: str) -> None:
-        row = self._site.fresh(row)
+        row = self._context.fresh(row)
         if row.told != f"backup: {reason}":
-            self._site.alarm.tell("backup failed", f"{self._dataset.name} {shown(group)}", reason)
+            self._context.alarm.tell("backup failed", f"{self._dataset.name} {shown(group)}", reason)
             self._db.change(row, told=f"backup: {reason}")
 
     def _put_group(self, rows: Sequence[Delivery]) -> int:
         """Put units into the vault together; how many it now has, durably."""
-        vault = self._site.stores.writable(self._dataset.vault)
+        vault = self._context.stores.writable(self._dataset.vault)
         put: dict[bytes, list[tuple[bytes, str]]] = {}
         damaged: dict[bytes, list[bytes]] = {}
         for row in rows:
-            self._db.backup_shown(row, QueueState.SUBMITTED)
+            self._db.backup_shown(row, TransferState.SUBMITTED)
         with vault.batch():
             for row in rows:
                 put[row.path], damaged[row.path] = self._put(vault, row)
@@ -93,19 +94,19 @@ class Backups:
                 self._failed(row, "the vault does not have what was put: "
                                     + ", ".join(shown(path) for path in lost[:10]))
             else:
-                handover.seal(os.path.join(self._site.destination, row.path))
+                placement.seal(os.path.join(self._context.destination, row.path))
                 self._db.stage(row, Stage.BACKUP, True, anew=True)
                 reason = "" if row.reason.startswith("backup: ") else row.reason
                 self._db.change(row, backed_up=1, reason=reason)
                 self._db.carried_out(row, Stage.BACKUP)
-                self._db.backup_shown(row, QueueState.DONE)
+                self._db.backup_shown(row, TransferState.DONE)
                 count += 1
         _log.info("backed up", set=self._dataset.name, group=shown(rows[0].grp) if rows else "", units=count)
         return count
 
     def _put(self, vault: Store, row: Delivery) -> tuple[list[tuple[bytes, str]], list[bytes]]:
         """Path in the vault and digest of each file that was put; and the files that are not as their list says."""
-        place = os.path.join(self._site.destination, row.path)
+        place = os.path.join(self._context.destination, row.path)
         root = os.fsencode(self._dataset.vault_path) + b"/" + row.path
         listed = self._listed(row, place)
         put, damaged = [], []
@@ -117,7 +118,8 @@ class Backups:
                 continue
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             with open(fd, "rb", buffering=0) as file:
-                content = vault.put(target, cast(BinaryIO, _Reader(file, self._gate.check)), _item(path, target), True)
+                content = vault.put(target, cast(BinaryIO, _Reader(file, self._stop_signal.check)), _item(path, target),
+                                    True)
             put.append((target, content.sha256))
             if listed.get(name, content.sha256) != content.sha256 and Stage.CHECKSUM in row.stages \
                     and row.stages[Stage.CHECKSUM][0]:
@@ -126,18 +128,18 @@ class Backups:
 
     def _listed(self, row: Delivery, place: bytes) -> dict[bytes, str]:
         if self._dataset.checksum_file:
-            with suppress(FileNotFoundError), open(os.path.join(place, self._site.list_name(row)), "rb") as file:
+            with suppress(FileNotFoundError), open(os.path.join(place, self._context.list_name(row)), "rb") as file:
                 return dict(checksums.ChecksumList.parse(file.read()).digests)
         return {}
 
     def _failed(self, row: Delivery, reason: str, tell: bool = True) -> None:
-        row = self._site.fresh(row)
+        row = self._context.fresh(row)
         self._db.stage(row, Stage.BACKUP, False)
-        self._db.backup_shown(row, QueueState.RETRY, reason)
+        self._db.backup_shown(row, TransferState.RETRY, reason)
         row = self._db.change(row, reason=f"backup: {reason}")
         if tell:
-            self._site.tell(row, "backup failed", reason)
-            self._not_before = time.monotonic() + self._site.settings.common.retry_pause
+            self._context.tell(row, "backup failed", reason)
+            self._not_before = time.monotonic() + self._context.settings.common.retry_pause
 
 
 def _digest_in(vault: Store, path: bytes) -> str:
@@ -147,7 +149,7 @@ def _digest_in(vault: Store, path: bytes) -> str:
 
 def _item(path: bytes, target: bytes) -> Item:
     st = os.lstat(path)
-    mode = handover.SEALED_DIR_MODE if stat.S_ISDIR(st.st_mode) else stat.S_IMODE(st.st_mode)
+    mode = placement.SEALED_DIR_MODE if stat.S_ISDIR(st.st_mode) else stat.S_IMODE(st.st_mode)
     return Item(target, stat.S_IFMT(st.st_mode), st.st_size, st.st_mtime_ns, st.st_ctime_ns, mode, st.st_uid, st.st_gid)
 
 

@@ -88,7 +88,7 @@ def line_of(name: bytes, digest: str) -> bytes:
 
 
 @dataclass
-class Verdict:
+class Comparison:
     """How a folder compares with its list: names, bytes relative to the folder, sorted. digests: what was computed."""
 
     missing: list[bytes] = field(default_factory=list)       # listed, not there
@@ -125,51 +125,51 @@ def _some(before: str, names: list[str]) -> str:
     return before + ", ".join(names[:_NAMED]) + more
 
 
-def verify(folder: bytes, list_name: bytes, progress: Callable[[int], None] = lambda count: None) -> Verdict:
+def verify(folder: bytes, list_name: bytes, progress: Callable[[int], None] = lambda count: None) -> Comparison:
     """Compare a folder with the list in it. progress gets the bytes of each piece that was read, and may raise.
     OSError: something that is there cannot be read."""
-    verdict = Verdict()
-    listed = _read_list(folder, list_name, verdict)
+    comparison = Comparison()
+    listed = _read_list(folder, list_name, comparison)
     for name, kind in walk(folder):
         if stat.S_ISDIR(kind):
             continue
         if not stat.S_ISREG(kind):
-            verdict.odd.append(name)
+            comparison.odd.append(name)
             continue
         digest = digest_of(os.path.join(folder, name), progress)
-        verdict.digests[name] = digest
+        comparison.digests[name] = digest
         if name == list_name and name not in listed.digests:
             continue
         if name not in listed.digests:
             if listed.digests:  # else there is nothing that they would be beside
-                verdict.extra.append(name)
+                comparison.extra.append(name)
         elif listed.digests[name] != digest:
-            verdict.mismatching.append(name)
-    there = verdict.digests.keys() | set(verdict.odd)
-    verdict.missing += [name for name in listed.digests if name not in there]
-    for names in (verdict.missing, verdict.extra, verdict.mismatching, verdict.odd):
+            comparison.mismatching.append(name)
+    there = comparison.digests.keys() | set(comparison.odd)
+    comparison.missing += [name for name in listed.digests if name not in there]
+    for names in (comparison.missing, comparison.extra, comparison.mismatching, comparison.odd):
         names.sort()
-    return verdict
+    return comparison
 
 
-def _read_list(folder: bytes, name: bytes, verdict: Verdict) -> ChecksumList:
+def _read_list(folder: bytes, name: bytes, comparison: Comparison) -> ChecksumList:
     path = os.path.join(folder, name)
     try:
         st = os.lstat(path)
         if not stat.S_ISREG(st.st_mode):
-            verdict.wrong.append(f"the checksum list {shown(name)} is not a file")
+            comparison.wrong.append(f"the checksum list {shown(name)} is not a file")
             return ChecksumList({})
         if st.st_size > _LARGEST:
-            verdict.wrong.append(f"the checksum list {shown(name)} is too large: {st.st_size} bytes")
+            comparison.wrong.append(f"the checksum list {shown(name)} is too large: {st.st_size} bytes")
             return ChecksumList({})
         with open(path, "rb") as file:
             listed = ChecksumList.parse(file.read())
     except (FileNotFoundError, NotADirectoryError):
-        verdict.wrong.append(f"there is no checksum list {shown(name)}")
+        comparison.wrong.append(f"there is no checksum list {shown(name)}")
         return ChecksumList({})
-    verdict.wrong += [f"{shown(name)}: {line}" for line in listed.bad]
+    comparison.wrong += [f"{shown(name)}: {line}" for line in listed.bad]
     if not listed.digests and not listed.bad:
-        verdict.wrong.append(f"the checksum list {shown(name)} is empty")
+        comparison.wrong.append(f"the checksum list {shown(name)} is empty")
     return listed
 
 

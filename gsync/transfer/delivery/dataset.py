@@ -205,7 +205,7 @@ class Logging:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class DeliverySettings:
     """A whole file."""
 
     path: str
@@ -228,7 +228,7 @@ _ELSEWHERE = {
 }
 
 
-def read(path: str, environ: Mapping[str, str]) -> Settings:
+def read(path: str, environ: Mapping[str, str]) -> DeliverySettings:
     """The settings in a file. UsageError."""
     path = os.path.abspath(path)
     sections = {section: {option: _filled(path, section, option, value, environ) for option, value in values.items()}
@@ -247,7 +247,7 @@ def read(path: str, environ: Mapping[str, str]) -> Settings:
                          "conf/deliver.ini is an example")
     sets = tuple(_data_set(path, name, general, values) for name, values in sections.items())
     _check_apart(path, sets)
-    return Settings(path, common, alerts, log, sets)
+    return DeliverySettings(path, common, alerts, log, sets)
 
 
 _FIRST = ("source", "staging", "destination")

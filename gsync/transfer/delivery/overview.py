@@ -16,9 +16,9 @@ from gsync.state.home import Home
 from gsync.transfer.archive.rows import Archives
 from gsync.transfer.queue.database import Transfers, states_sql
 from gsync.transfer.queue.failures import all_failures
-from gsync.transfer.queue.requests import State, shown_place
+from gsync.transfer.queue.requests import TransferState, shown_place
 
-_OPEN = states_sql([state for state in State if state not in (State.DONE, State.KILLED)])
+_OPEN = states_sql([state for state in TransferState if state not in (TransferState.DONE, TransferState.KILLED)])
 _MOST = 20   # transfers that failed or are tried again
 
 
@@ -38,7 +38,7 @@ def overview(db: Transfers) -> dict[str, Any]:
             "attention": [
                 {"id": ident, "request": request, "state": state, "what": kind,
                  "from": shown_place(source, source_path), "to": shown_place(store, path), "reason": reason,
-                 "next_try": rfc3339(not_before) if state == State.RETRY.value else None}
+                 "next_try": rfc3339(not_before) if state == TransferState.RETRY.value else None}
                 for ident, request, state, kind, source, source_path, store, path, reason, not_before in db.read(
                     "SELECT id, request, state, kind, source, source_path, store, path, reason, not_before FROM "
                     "transfers WHERE state IN ('FAILED', 'RETRY') AND request NOT IN "

@@ -15,17 +15,17 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 
 from gsync.base.durable import make_dirs
-from gsync.base.errors import UsageError
+from gsync.base.errors import Stopped, UsageError
 from gsync.base.log import get_logger
 from gsync.base.notify import Notifier
 from gsync.base.process import Lock
-from gsync.transfer.delivery import desistatus, page
+from gsync.transfer.delivery import desistatus, statuspage
 from gsync.transfer.delivery.alert import Alarm
-from gsync.transfer.delivery.dataset import DataSet, Settings
+from gsync.transfer.delivery.context import Down, Summary
+from gsync.transfer.delivery.dataset import DataSet, DeliverySettings
 from gsync.transfer.delivery.deliver import DataSetDelivery
-from gsync.transfer.delivery.gate import Gate, Stopped
 from gsync.transfer.delivery.rows import Deliveries, Stage
-from gsync.transfer.delivery.site import Down, Summary
+from gsync.transfer.delivery.stopsignal import StopSignal
 from gsync.transfer.queue.database import Transfers
 from gsync.transfer.queue.registry import Stores
 
@@ -42,12 +42,12 @@ def lock_of(dataset: DataSet) -> Lock:
 class Rounds:
     """Works on the data sets of a file (or those named). Use it in a `with`: that holds their locks."""
 
-    def __init__(self, settings: Settings, home: str, *, stop: threading.Event | None = None,
+    def __init__(self, settings: DeliverySettings, home: str, *, stop: threading.Event | None = None,
                  kill_file: str | None = None, backups: bool = True, looking: bool = False,
                  clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.settings = settings
         common = settings.common
-        self.gate = Gate(stop or threading.Event(), common.kill_file if kill_file is None else kill_file,
+        self.stop_signal = StopSignal(stop or threading.Event(), common.kill_file if kill_file is None else kill_file,
                          common.timeout)
         self._clock = clock
         self._desi_written: dict[str, dict[int, int]] = {}
@@ -58,7 +58,8 @@ class Rounds:
         self._deliveries = Deliveries(self._transfers)
         stores = Stores(self._transfers)
         self._stack.callback(stores.close)
-        self.sets = [DataSetDelivery(dataset, settings, self._deliveries, stores, Alarm(settings.alerts), self.gate,
+        self.sets = [DataSetDelivery(dataset, settings, self._deliveries, stores, Alarm(settings.alerts),
+                                     self.stop_signal,
                                      backups=backups, clock=clock) for dataset in settings.sets]
 
     def __enter__(self) -> Rounds:
@@ -114,7 +115,7 @@ class Rounds:
                 notifier.alive()
                 notifier.says("; ".join(f"{each.dataset.name}: {_said(summary)}"
                                         for each, summary in zip(self.sets, summaries, strict=True)))
-                self.gate.wait(self.settings.common.interval)
+                self.stop_signal.wait(self.settings.common.interval)
         except Stopped as why:
             _log.info("ended", why=why)
             return str(why)
@@ -125,7 +126,7 @@ class Rounds:
         """The page and the files for others. That they cannot be written holds up nothing."""
         try:
             if self.settings.common.page:
-                page.write(self.settings, self._deliveries, self._clock())
+                statuspage.write(self.settings, self._deliveries, self._clock())
             for each in self.settings.sets:
                 if each.desi_status:
                     desistatus.write(each, self._deliveries, self._desi_written.setdefault(each.name, {}))
@@ -149,7 +150,7 @@ class Rounds:
         return found
 
 
-def order(settings: Settings, home: str, what: Stage, nights: Sequence[bytes]) -> int:
+def order(settings: DeliverySettings, home: str, what: Stage, nights: Sequence[bytes]) -> int:
     """Have the units of nights (of none: of all) looked at for late files, backed up or audited with the next round."""
     transfers = Transfers(home)
     try:
@@ -163,7 +164,7 @@ def order(settings: Settings, home: str, what: Stage, nights: Sequence[bytes]) -
         transfers.close()
 
 
-def holder(settings: Settings) -> int | None:
+def holder(settings: DeliverySettings) -> int | None:
     """The pid of the process that works on one of the data sets."""
     return next((pid for dataset in settings.sets if (pid := lock_of(dataset).holder()) is not None), None)
 

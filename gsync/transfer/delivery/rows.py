@@ -19,15 +19,14 @@ from gsync.base.errors import UsageError
 from gsync.transfer.delivery.dataset import DataSet
 from gsync.transfer.delivery.units import Unit
 from gsync.transfer.queue.database import Transfers
-from gsync.transfer.queue.requests import ENDED, TAKEN, NewOperation, NewRequest, NewTransfer
-from gsync.transfer.queue.requests import State as QueueState
+from gsync.transfer.queue.requests import ENDED, TAKEN, NewOperation, NewRequest, NewTransfer, TransferState
 from gsync.transfer.stores.store import Category
 
 KIND, DELIVER, BACKUP = "deliver", "deliver", "backup"
 _FOREVER = (1 << 63) - 1  # the lease of a daemon: nobody else takes its transfers over
 
 
-class State(StrEnum):
+class UnitState(StrEnum):
     """Where a unit stands."""
 
     WAITING = "waiting"          # to be brought, now or (after an error) later
@@ -41,8 +40,8 @@ class State(StrEnum):
     KILLED = "killed"
 
 
-AT_WORK = (State.PULLING, State.VERIFYING, State.MOVING, State.CATCHING_UP)
-THERE = (State.DELIVERED, State.CATCHING_UP, State.FOUND)
+AT_WORK = (UnitState.PULLING, UnitState.VERIFYING, UnitState.MOVING, UnitState.CATCHING_UP)
+THERE = (UnitState.DELIVERED, UnitState.CATCHING_UP, UnitState.FOUND)
 
 
 class Stage(StrEnum):
@@ -94,7 +93,7 @@ class Delivery:
     path: bytes
     grp: bytes
     day: date
-    state: State
+    state: UnitState
     reason: str
     tries: int
     not_before: int
@@ -178,7 +177,7 @@ class Deliveries:
 
     # units
 
-    def add(self, dataset: DataSet, unit: Unit, state: State = State.WAITING) -> Delivery:
+    def add(self, dataset: DataSet, unit: Unit, state: UnitState = UnitState.WAITING) -> Delivery:
         """A unit that was not known, with its request."""
         now = time.time_ns()
         day = unit.day or datetime.now(UTC).date()
@@ -193,12 +192,13 @@ class Deliveries:
             ids = [row.id for row in self.transfers.page(request=request.id)]
             db.execute("INSERT INTO deliver_units (dataset, path, grp, day, state, request, step, backup_step, seen, "
                        "changed) VALUES (?,?,?,?,?,?,?,?,?,?)",
-                       (dataset.name, unit.path, unit.group, day.isoformat(), State.WAITING.value, request.id, ids[0],
+                       (dataset.name, unit.path, unit.group, day.isoformat(), UnitState.WAITING.value, request.id,
+                        ids[0],
                         ids[1] if dataset.vault else None, now, now))
             row = self.get(dataset.name, unit.path)
             assert row is not None
             self._touch(row)
-            if state is not State.WAITING:
+            if state is not UnitState.WAITING:
                 row = self.change(row, state=state)
         return row
 
@@ -208,7 +208,7 @@ class Deliveries:
     def known(self, dataset: str) -> set[bytes]:
         return {row[0] for row in self.transfers.read("SELECT path FROM deliver_units WHERE dataset=?", (dataset,))}
 
-    def in_state(self, dataset: str, states: Sequence[State]) -> list[Delivery]:
+    def in_state(self, dataset: str, states: Sequence[UnitState]) -> list[Delivery]:
         marks = ",".join("?" * len(states))
         return self._rows(f"WHERE dataset=? AND state IN ({marks}) ORDER BY path", (dataset, *states))
 
@@ -218,11 +218,11 @@ class Deliveries:
         return self._rows(
             f"WHERE dataset=? AND (state=? OR (state=? AND tries>0) OR (state IN ({marks}) AND EXISTS "
             "(SELECT 1 FROM deliver_stages s WHERE s.unit=deliver_units.id AND NOT s.ok))) ORDER BY path",
-            (dataset, State.QUARANTINED, State.WAITING, *THERE))
+            (dataset, UnitState.QUARANTINED, UnitState.WAITING, *THERE))
 
     def to_catch_up(self, dataset: str, times: int, latest: date) -> list[Delivery]:
         """Units up to a night that were looked at for late files less than so many times, or that are ordered."""
-        states = (*THERE, State.QUARANTINED)
+        states = (*THERE, UnitState.QUARANTINED)
         marks = ",".join("?" * len(states))
         return self._rows(
             f"WHERE dataset=? AND state IN ({marks}) AND ({_ORDERED} OR caught<? AND day<=?) ORDER BY path",
@@ -231,7 +231,7 @@ class Deliveries:
     def to_audit(self, dataset: str) -> list[Delivery]:
         """Units at the destination that are ordered to be read anew."""
         return self._rows(f"WHERE dataset=? AND state IN (?,?) AND {_ORDERED} ORDER BY path",
-                          (dataset, State.FOUND, State.DELIVERED, Stage.CHECKSUM))
+                          (dataset, UnitState.FOUND, UnitState.DELIVERED, Stage.CHECKSUM))
 
     def to_back_up(self, dataset: str, latest: date) -> list[Delivery]:
         """Units up to a night (or that are ordered) that the vault does not have as they are."""
@@ -245,7 +245,7 @@ class Deliveries:
 
     def order(self, dataset: str, what: Stage, groups: Sequence[bytes]) -> int:
         """Have units looked at for late files, backed up, or audited, as soon as may be; how many. No groups: all."""
-        states = (*THERE, State.QUARANTINED) if what is Stage.CATCHUP else THERE
+        states = (*THERE, UnitState.QUARANTINED) if what is Stage.CATCHUP else THERE
         where = f"dataset=? AND state IN ({','.join('?' * len(states))})"
         values: list[object] = [dataset, *states]
         if groups:
@@ -274,7 +274,7 @@ class Deliveries:
             ordered = {Stage(what): at for what, at in read(
                 "SELECT what, at FROM deliver_orders WHERE unit=?", (found[0],))}
             found[4] = date.fromisoformat(found[4])
-            found[5] = State(found[5])
+            found[5] = UnitState(found[5])
             found[17] = bool(found[17])
             found[21] = json.loads(found[21])
             deliveries.append(Delivery(*found, stages, ordered))  # type: ignore[call-arg]
@@ -284,13 +284,13 @@ class Deliveries:
 
     def change(self, row: Delivery, *, category: Category | None = None, **columns: Any) -> Delivery:
         """Change a unit's columns, and what the queue shows of it. KilledByOrder: it was killed meanwhile, and is."""
-        state = State(columns.get("state", row.state))
+        state = UnitState(columns.get("state", row.state))
         killed = False
         with self.transfers.atomic() as db:
             if state is not row.state or "reason" in columns or "not_before" in columns:
                 killed = not self._show(row, state, columns, category)
             if killed:
-                columns = {"state": State.KILLED, "reason": "killed by gsync queue kill"}
+                columns = {"state": UnitState.KILLED, "reason": "killed by gsync queue kill"}
             if "problems" in columns:
                 columns["problems"] = json.dumps(columns["problems"])
             columns["changed"] = time.time_ns()
@@ -302,25 +302,27 @@ class Deliveries:
             raise KilledByOrder(str(row))
         return found
 
-    def _show(self, row: Delivery, state: State, columns: dict[str, Any], category: Category | None) -> bool:
+    def _show(self, row: Delivery, state: UnitState, columns: dict[str, Any], category: Category | None) -> bool:
         """The transfer of the queue follows the unit; False: it was killed."""
         reason = columns.get("reason", row.reason)
         tries, not_before = columns.get("tries", row.tries), columns.get("not_before", row.not_before)
-        ready = (QueueState.QUEUED, QueueState.NEW, QueueState.RETRY, *TAKEN)
-        if state is State.KILLED:
-            self.transfers.advance([row.step], (*ready, QueueState.KILL), QueueState.KILLED, worker=None, reason=reason)
+        ready = (TransferState.QUEUED, TransferState.NEW, TransferState.RETRY, *TAKEN)
+        if state is UnitState.KILLED:
+            self.transfers.advance([row.step], (*ready, TransferState.KILL), TransferState.KILLED, worker=None,
+                                   reason=reason)
             return True
-        if state in (State.DELIVERED, State.FOUND, State.CATCHING_UP):
+        if state in (UnitState.DELIVERED, UnitState.FOUND, UnitState.CATCHING_UP):
             # What had finished has finished, whoever wanted it killed meanwhile.
-            self.transfers.advance([row.step], (*ready, QueueState.KILL), QueueState.DONE, worker=None, reason=reason,
+            self.transfers.advance([row.step], (*ready, TransferState.KILL), TransferState.DONE, worker=None,
+                                   reason=reason,
                                    size=columns.get("bytes", row.bytes))
             return True
-        if state is State.WAITING:
-            goal = QueueState.RETRY if not_before else QueueState.NEW
-        elif state is State.QUARANTINED:
-            goal = QueueState.FAILED
+        if state is UnitState.WAITING:
+            goal = TransferState.RETRY if not_before else TransferState.NEW
+        elif state is UnitState.QUARANTINED:
+            goal = TransferState.FAILED
         else:
-            goal = QueueState.SUBMITTED if state is State.PULLING else QueueState.VERIFYING
+            goal = TransferState.SUBMITTED if state is UnitState.PULLING else TransferState.VERIFYING
         held = goal in TAKEN
         done = self.transfers.advance(
             [row.step], ready, goal, tries=tries, not_before=not_before, reason=reason,
@@ -328,10 +330,10 @@ class Deliveries:
             category=category.value if category else None)
         if not done:
             found = self.transfers.transfer(row.step)
-            if found is not None and found.state in (QueueState.KILL, QueueState.KILLED):
-                self.transfers.advance([row.step], QueueState.KILL, QueueState.KILLED, worker=None)
+            if found is not None and found.state in (TransferState.KILL, TransferState.KILLED):
+                self.transfers.advance([row.step], TransferState.KILL, TransferState.KILLED, worker=None)
                 return False
-            if found is not None and found.state is QueueState.FAILED and goal is not QueueState.FAILED:
+            if found is not None and found.state is TransferState.FAILED and goal is not TransferState.FAILED:
                 self.transfers.retry(request=row.request)
         return True
 
@@ -343,10 +345,10 @@ class Deliveries:
                        (row.id, stage, ok, time.time_ns(), anew))
             self._touch(row)
 
-    def backup_shown(self, row: Delivery, state: QueueState, reason: str = "") -> None:
+    def backup_shown(self, row: Delivery, state: TransferState, reason: str = "") -> None:
         """What the queue shows of the backup."""
         if row.backup_step is not None:
-            self.transfers.advance([row.backup_step], tuple(each for each in QueueState if each is not state), state,
+            self.transfers.advance([row.backup_step], tuple(each for each in TransferState if each is not state), state,
                                    reason=reason, worker=None, size=row.bytes)
 
     def _touch(self, row: Delivery) -> None:
@@ -359,13 +361,13 @@ class Deliveries:
     def orders(self, dataset: str) -> tuple[list[Delivery], list[Delivery]]:
         """Units that were killed there, and those that are to be tried again at once."""
         killed, again = [], []
-        for row in self.in_state(dataset, (State.WAITING, State.QUARANTINED, State.KILLED)):
+        for row in self.in_state(dataset, (UnitState.WAITING, UnitState.QUARANTINED, UnitState.KILLED)):
             found = self.transfers.transfer(row.step)
             if found is None:
                 continue
-            if found.state in (QueueState.KILL, QueueState.KILLED) and row.state is not State.KILLED:
+            if found.state in (TransferState.KILL, TransferState.KILLED) and row.state is not UnitState.KILLED:
                 killed.append(row)
-            elif found.state not in ENDED and (row.state is not State.WAITING or row.not_before > time.time_ns()) \
+            elif found.state not in ENDED and (row.state is not UnitState.WAITING or row.not_before > time.time_ns()) \
                     and found.not_before == 0:
                 again.append(row)
         return killed, again
@@ -382,6 +384,6 @@ class Deliveries:
         with self.transfers.atomic() as db:
             db.execute("UPDATE deliver_groups SET rendered=? WHERE dataset=? AND grp=?", (what, dataset, grp))
 
-    def counts(self, dataset: str) -> dict[State, int]:
-        return {State(row[0]): row[1] for row in self.transfers.read(
+    def counts(self, dataset: str) -> dict[UnitState, int]:
+        return {UnitState(row[0]): row[1] for row in self.transfers.read(
             "SELECT state, count(*) FROM deliver_units WHERE dataset=? GROUP BY state", (dataset,))}

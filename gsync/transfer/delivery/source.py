@@ -24,9 +24,9 @@ from gsync.base.log import get_logger
 from gsync.base.model import shown
 from gsync.link.link import parse_slave
 from gsync.link.openssh import SshOptions, ssh_argv
-from gsync.transfer.delivery import handover
+from gsync.transfer.delivery import placement
 from gsync.transfer.delivery.checksums import walk
-from gsync.transfer.delivery.gate import Gate
+from gsync.transfer.delivery.stopsignal import StopSignal
 from gsync.transfer.delivery.units import OURS, Pattern, Unit
 from gsync.transfer.queue.registry import Stores, open_store
 from gsync.transfer.stores.store import Category, Item, Store, StoreError
@@ -42,7 +42,7 @@ _HOST_PATH = re.compile(r"((?:[^@/:]+@)?(?:\[[0-9A-Fa-f:.%]+\]|[^:/\[\]]+):)(/.*
 
 
 @dataclass(frozen=True)
-class Found:
+class SourceFile:
     """A file of a unit at the source. path: in the unit; real: in the store."""
 
     path: bytes
@@ -56,7 +56,7 @@ class Listing:
     """What a unit holds at the source: files and directories by their path in the unit; odd: what is neither."""
 
     root: bytes = b""
-    files: dict[bytes, Found] = field(default_factory=dict)
+    files: dict[bytes, SourceFile] = field(default_factory=dict)
     dirs: list[bytes] = field(default_factory=list)
     odd: list[bytes] = field(default_factory=list)
 
@@ -78,13 +78,13 @@ def rooted(text: str) -> tuple[str, bytes]:
                      "gluster://host/VOLUME/path, or NAME[:path] of gsync store list")
 
 
-class Source:
+class ReadyFolder:
     """A ready folder, opened. Any error but a UsageError is a StoreError; one that says STORE_DOWN is about all of it.
 
     gate: told of every piece that arrives, and where the order to stop comes from.
     """
 
-    def __init__(self, text: str, pattern: Pattern, stores: Stores, gate: Gate, *, ssh_config: str = "",
+    def __init__(self, text: str, pattern: Pattern, stores: Stores, stop_signal: StopSignal, *, ssh_config: str = "",
                  rsync: str = "") -> None:
         options: Mapping[str, object] = {"ssh-config": ssh_config} if ssh_config else {}
         name, colon, path = text.partition(":")
@@ -92,7 +92,7 @@ class Source:
             known = stores.known(name)
             text, options = known.url.rstrip("/") + ("/" + path.strip("/") if colon else ""), known.options
         self.url, self._folder = rooted(text)
-        self.text, self._pattern, self._gate, self._rsync = text, pattern, gate, rsync
+        self.text, self._pattern, self._stop_signal, self._rsync = text, pattern, stop_signal, rsync
         self._ssh_config = str(options.get("ssh-config", ""))
         self._store: Store = open_store(self.url, "", options)
         self._warned: set[bytes] = set()
@@ -134,7 +134,7 @@ class Source:
                 raise StoreError(f"source {self.text}: there is no such folder", Category.STORE_DOWN)
             return
         items = list(self._listed(folder))
-        self._gate.check()
+        self._stop_signal.check()
         for item in items:
             path = _joined(below, os.path.basename(item.path))
             if depth == 1 and stat.S_ISLNK(item.kind):
@@ -178,7 +178,7 @@ class Source:
 
     def _list_into(self, found: Listing, folder: bytes, below: bytes, above: tuple[bytes, ...]) -> None:
         items = list(self._store.list(folder))
-        self._gate.check()
+        self._stop_signal.check()
         for item in items:
             path, real = _joined(below, os.path.basename(item.path)), item.path
             if stat.S_ISLNK(item.kind):
@@ -189,7 +189,7 @@ class Source:
                     continue
                 item, real = there, target
             if item.is_file:
-                found.files[path] = Found(path, real, item.size, item.mtime)
+                found.files[path] = SourceFile(path, real, item.size, item.mtime)
             elif item.is_dir:
                 found.dirs.append(path)
                 self._list_into(found, real, path, (*above, real))
@@ -257,7 +257,7 @@ class Source:
         return sum(file.size for file in wanted)
 
     def _clear(self, listing: Listing, folder: bytes, wrong: frozenset[bytes]) -> None:
-        handover.open_up(folder)
+        placement.open_up(folder)
         dirs = set(listing.dirs)
         for name, mode in reversed(list(walk(folder))):
             path = os.path.join(folder, name)
@@ -268,16 +268,16 @@ class Source:
             elif RSYNC_PART not in name.split(b"/") and (name not in listing.files or name in wrong):
                 os.unlink(path)
 
-    def fetch(self, file: Found, target: bytes) -> None:
+    def fetch(self, file: SourceFile, target: bytes) -> None:
         """One file, whole, to the disk, with its time; what is at the target is replaced, not written to."""
         part = os.path.join(os.path.dirname(target), PART)
         with suppress(FileNotFoundError):
             os.unlink(part)
         fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            with open(fd, "wb", buffering=0) as into, self._gate.watch(self.close):
+            with open(fd, "wb", buffering=0) as into, self._stop_signal.watch(self.close):
                 try:
-                    content = self._store.get(file.real, cast(BinaryIO, _Counted(into, self._gate.check)))
+                    content = self._store.get(file.real, cast(BinaryIO, _Counted(into, self._stop_signal.check)))
                 except StoreError as exc:
                     if exc.errno == errno.ENOENT:
                         raise StoreError(f"source {self.text}: {shown(file.path)} went away while it was fetched",
@@ -295,17 +295,17 @@ class Source:
             raise
 
     def _run_rsync(self, listing: Listing, folder: bytes) -> None:
-        argv = rsync_argv(self._rsync, self.url, listing.root, folder, self._ssh_config, self._gate.timeout)
+        argv = rsync_argv(self._rsync, self.url, listing.root, folder, self._ssh_config, self._stop_signal.timeout)
         _log.debug("rsync", source=self.text, folder=shown(listing.root))
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                    start_new_session=True)
         said = b""
         assert process.stdout is not None
         try:
-            with self._gate.watch(lambda: _signal_group(process.pid, signal.SIGTERM)):
+            with self._stop_signal.watch(lambda: _signal_group(process.pid, signal.SIGTERM)):
                 while piece := process.stdout.read1(1 << 16):  # type: ignore[attr-defined]
                     said = (said + piece)[-2000:]
-                    self._gate.check()
+                    self._stop_signal.check()
                 status = process.wait()
         except BaseException:
             _end(process)
@@ -318,7 +318,7 @@ class Source:
             category = Category.STORE_DOWN if status in (5, 10, 12, 30, 35, 255) else Category.TRANSIENT
             raise StoreError(f"source {self.text}: rsync ends with {status}: {'; '.join(last)}", category)
         for name in [name for name, _mode in walk(folder) if os.path.basename(name) == RSYNC_PART]:
-            handover.remove(os.path.join(folder, name))
+            placement.remove(os.path.join(folder, name))
 
 
 class _Counted:
@@ -336,7 +336,7 @@ class _Counted:
         return done
 
 
-def differs(file: Found, folder: bytes) -> bool:
+def differs(file: SourceFile, folder: bytes) -> bool:
     """Whether what is in the folder is another file, by size and time. OSError: that cannot be told."""
     try:
         st = os.lstat(os.path.join(folder, file.path))

@@ -29,12 +29,13 @@ from gsync.transfer.queue.requests import (
     AGAIN,
     COLUMNS,
     ENDED,
+    HELD,
     TAKEN,
     NewRequest,
     Operation,
     Request,
-    State,
     Transfer,
+    TransferState,
     operation_of,
     replicas_text,
     request_of,
@@ -87,7 +88,7 @@ _MUTABLE = {"size", "checksum", "tries", "not_before", "worker", "lease", "categ
             "catalog", "source", "source_path", "replicas"}
 
 
-class Held(LockedError, sqlite3.OperationalError):
+class DatabaseHeld(LockedError, sqlite3.OperationalError):
     """Another process writes to the database, and does not end."""
 
     def __init__(self, path: str, pid: int | None) -> None:
@@ -149,7 +150,7 @@ class Transfers:
                     raise
                 pid = _writer(self._path)
                 if time.monotonic() > end or (pid is not None and is_stopped(pid)):
-                    raise Held(self._path, pid) from exc
+                    raise DatabaseHeld(self._path, pid) from exc
 
     def make_tables(self, schema: str) -> None:
         """Make what is missing of the tables and indexes of another module; if none is, nobody is waited for. Who only
@@ -204,7 +205,7 @@ class Transfers:
             self.insert(request)
             first = db.execute("SELECT id FROM operations WHERE request=? AND position=0", (request.id,)).fetchone()[0]
             rows = db.execute("SELECT id FROM transfers WHERE operation=?", (first,)).fetchall()
-            self.advance([row[0] for row in rows], State.NEW, State.ACQUIRED, worker=worker,
+            self.advance([row[0] for row in rows], TransferState.NEW, TransferState.ACQUIRED, worker=worker,
                          lease=time.time_ns() + int(lease * NS))
 
     def submit_kept(self, request: NewRequest) -> None:
@@ -249,9 +250,9 @@ class Transfers:
         db.execute("INSERT INTO owners (owner, served) VALUES (?,?) ON CONFLICT (owner) DO UPDATE SET "
                    f"served=max(served, excluded.served) WHERE NOT {waits}", (owner, floor))
         db.execute("INSERT INTO requests VALUES (?,?,?,?,?,?,?,?)", (
-            request.id, request.kind, owner, request.priority, label, now, now, State.NEW.value))
+            request.id, request.kind, owner, request.priority, label, now, now, TransferState.NEW.value))
         for position, operation in enumerate(request.operations):
-            state = (State.QUEUED if position else State.NEW).value
+            state = (TransferState.QUEUED if position else TransferState.NEW).value
             ident = db.execute(
                 "INSERT INTO operations (request, position, kind, arguments, state) VALUES (?,?,?,?,?)",
                 (request.id, position, operation.kind, json.dumps(dict(operation.arguments)), state)).lastrowid
@@ -270,13 +271,14 @@ class Transfers:
 
     # changing state
 
-    def advance(self, ids: Iterable[int], was: State | Sequence[State], now: State, by: str | None = None,
+    def advance(self, ids: Iterable[int], was: TransferState | Sequence[TransferState], now: TransferState,
+                by: str | None = None,
                 **columns: Any) -> list[int]:
         """Compare-and-set: those that were in one of the states `was` (and `by` names their worker, if it is said) are
         in `now` from here on; which ones that are. columns: others of the row to set."""
         if unknown := columns.keys() - _MUTABLE:
             raise ValueError(f"not to be set: {', '.join(unknown)}")
-        states = (was,) if isinstance(was, State) else tuple(was)
+        states = (was,) if isinstance(was, TransferState) else tuple(was)
         sets = "".join(f", {name}=:{name}" for name in columns)
         where = f"state IN ({', '.join(repr(s.value) for s in states)})" + (" AND worker=:by" if by else "")
         moved, operations = [], set()
@@ -292,7 +294,7 @@ class Transfers:
             self._derive(operations, now)
         return moved
 
-    def _derive(self, operations: Iterable[int], now: State) -> None:
+    def _derive(self, operations: Iterable[int], now: TransferState) -> None:
         """Operations whose transfers changed, and their requests, follow; the next operation begins."""
         db = self._db
         for ident in operations:
@@ -308,26 +310,28 @@ class Transfers:
             following = db.execute("SELECT id FROM operations WHERE request=? AND position=?",
                                    (request, position + 1)).fetchone()
             if following is not None:
-                if state is State.DONE:
-                    whole = State.NEW
-                    self._all_of(following[0], State.QUEUED, State.NEW)
-                elif state in (State.FAILED, State.KILLED):  # what comes after it would be wrong
+                if state is TransferState.DONE:
+                    whole = TransferState.NEW
+                    self._all_of(following[0], TransferState.QUEUED, TransferState.NEW)
+                elif state in (TransferState.FAILED, TransferState.KILLED):  # what comes after it would be wrong
                     for (later,) in db.execute("SELECT id FROM operations WHERE request=? AND position>?",
                                                (request, position)).fetchall():
-                        self._all_of(later, State.QUEUED, State.KILLED, f"an earlier operation is {state.value}")
+                        self._all_of(later, TransferState.QUEUED, TransferState.KILLED,
+                                     f"an earlier operation is {state.value}")
             db.execute("UPDATE requests SET state=?, changed=? WHERE id=?", (whole.value, time.time_ns(), request))
 
-    def _state_of(self, operation: int) -> State:
+    def _state_of(self, operation: int) -> TransferState:
         """The one that says most about what is still to happen."""
-        present = {State(row[0]) for row in
+        present = {TransferState(row[0]) for row in
                    self._db.execute("SELECT DISTINCT state FROM transfers WHERE operation=?", (operation,))}
-        for state in (*TAKEN, State.KILL):
+        for state in HELD:
             if state in present:
-                return State.SUBMITTED
-        return next(state for state in (State.NEW, State.RETRY, State.QUEUED, State.FAILED, State.KILLED, State.DONE)
+                return TransferState.SUBMITTED
+        return next(state for state in (TransferState.NEW, TransferState.RETRY, TransferState.QUEUED,
+                                        TransferState.FAILED, TransferState.KILLED, TransferState.DONE)
                     if state in present)
 
-    def _all_of(self, operation: int, was: State, now: State, reason: str = "") -> None:
+    def _all_of(self, operation: int, was: TransferState, now: TransferState, reason: str = "") -> None:
         self._db.execute("UPDATE transfers SET state=?, reason=?, changed=? WHERE operation=? AND state=?",
                          (now.value, reason, time.time_ns(), operation, was.value))
         self._db.execute("UPDATE operations SET state=? WHERE id=?", (now.value, operation))
@@ -355,8 +359,8 @@ class Transfers:
                 cost = sum(2.0 ** -row.priority for row in rows)
                 db.execute("UPDATE owners SET worker=?, lease=?, served=? WHERE owner=?",
                            (worker, until, served + cost, owner))
-                self._derive({row.operation for row in rows}, State.ACQUIRED)
-                return [replace(row, state=State.ACQUIRED, worker=worker, lease=until) for row in rows]
+                self._derive({row.operation for row in rows}, TransferState.ACQUIRED)
+                return [replace(row, state=TransferState.ACQUIRED, worker=worker, lease=until) for row in rows]
         return []
 
     def _owners(self, worker: str, now: int, request: str | None) -> list[tuple[str, float]]:
@@ -401,7 +405,7 @@ class Transfers:
         until = time.time_ns() + int(lease * NS)
         with self.atomic() as db:
             db.execute("UPDATE owners SET lease=? WHERE worker=?", (until, worker))
-            db.execute(f"UPDATE transfers SET lease=? WHERE worker=? AND state IN {states_sql((*TAKEN, State.KILL))}",
+            db.execute(f"UPDATE transfers SET lease=? WHERE worker=? AND state IN {states_sql(HELD)}",
                        (until, worker))
 
     def release(self, worker: str, owner: str) -> None:
@@ -411,24 +415,24 @@ class Transfers:
 
     def run_out(self, limit: int = PAGE) -> list[Transfer]:
         """Transfers whose worker has not renewed its lease: what became of them has to be looked at."""
-        return self._rows(f"WHERE state IN {states_sql((*TAKEN, State.KILL))} AND lease<? AND worker IS NOT NULL "
+        return self._rows(f"WHERE state IN {states_sql(HELD)} AND lease<? AND worker IS NOT NULL "
                           "LIMIT ?", (time.time_ns(), limit))
 
     def held(self, worker: str) -> list[Transfer]:
         """All that a worker has."""
-        return self._rows(f"WHERE worker=? AND state IN {states_sql((*TAKEN, State.KILL))}", (worker,))
+        return self._rows(f"WHERE worker=? AND state IN {states_sql(HELD)}", (worker,))
 
     def workers(self) -> set[str]:
         """Those that have owners or transfers now."""
         return {row[0] for row in self._db.execute(
             f"SELECT DISTINCT worker FROM owners WHERE worker IS NOT NULL UNION SELECT DISTINCT worker FROM transfers "
-            f"WHERE state IN {states_sql((*TAKEN, State.KILL))} AND worker IS NOT NULL")}
+            f"WHERE state IN {states_sql(HELD)} AND worker IS NOT NULL")}
 
     def give_up(self, worker: str) -> None:
         """A worker is known to be dead: its leases end now."""
         with self.atomic() as db:
             db.execute("UPDATE owners SET lease=0 WHERE worker=?", (worker,))
-            db.execute(f"UPDATE transfers SET lease=0 WHERE worker=? AND state IN {states_sql((*TAKEN, State.KILL))}",
+            db.execute(f"UPDATE transfers SET lease=0 WHERE worker=? AND state IN {states_sql(HELD)}",
                        (worker,))
 
     def version(self) -> int:
@@ -445,7 +449,7 @@ class Transfers:
         """RETRY whose time has come is NEW; how many."""
         ids = [row[0] for row in self._db.execute(
             "SELECT id FROM transfers WHERE state='RETRY' AND not_before<=? LIMIT ?", (time.time_ns(), PAGE))]
-        return len(self.advance(ids, State.RETRY, State.NEW, lease=0))
+        return len(self.advance(ids, TransferState.RETRY, TransferState.NEW, lease=0))
 
     def next_due(self) -> int | None:
         """When the next RETRY is due, ns; None if there is none."""
@@ -468,13 +472,13 @@ class Transfers:
             raise ValueError("what is to be killed?")
         where = " AND ".join(wheres)
         with self.atomic() as db:
-            waits = (State.QUEUED, State.NEW, State.RETRY)
+            waits = (TransferState.QUEUED, TransferState.NEW, TransferState.RETRY)
             waiting = [row[0] for row in db.execute(
                 f"SELECT id FROM transfers WHERE {where} AND state IN {states_sql(waits)}", values)]
             taken = [row[0] for row in db.execute(
                 f"SELECT id FROM transfers WHERE {where} AND state IN {states_sql(TAKEN)}", values)]
-            self.advance(waiting, waits, State.KILLED, reason=reason)
-            self.advance(taken, TAKEN, State.KILL, reason=reason)
+            self.advance(waiting, waits, TransferState.KILLED, reason=reason)
+            self.advance(taken, TAKEN, TransferState.KILL, reason=reason)
             return len(waiting) + len(taken)
 
     def retry(self, *, request: str | None = None, owner: str | None = None, link: tuple[str, str] | None = None,
@@ -491,7 +495,7 @@ class Transfers:
                                                   (operation,)).fetchone()
                 before = db.execute("SELECT 1 FROM operations WHERE request=? AND position<? AND state<>'DONE'",
                                     (request_id, position)).fetchone()
-                self.advance([ident], AGAIN, State.QUEUED if before else State.NEW,
+                self.advance([ident], AGAIN, TransferState.QUEUED if before else TransferState.NEW,
                              tries=0, not_before=0, worker=None, lease=0, reason="", category=None)
             return len(found)
 
@@ -539,7 +543,7 @@ class Transfers:
         return rows[0] if rows else None
 
     def page(self, *, request: str | None = None, owner: str | None = None, link: tuple[str, str] | None = None,
-             operation: int | None = None, state: State | None = None, after: int = 0, limit: int = PAGE
+             operation: int | None = None, state: TransferState | None = None, after: int = 0, limit: int = PAGE
              ) -> list[Transfer]:
         """A page by id; the next one begins after the last id of this one."""
         wheres, values = selection(request, owner, link)
@@ -566,9 +570,9 @@ class Transfers:
                                values).fetchone()
         return int(row[0])
 
-    def counts(self, request: str | None = None) -> dict[State, int]:
+    def counts(self, request: str | None = None) -> dict[TransferState, int]:
         where, values = ("WHERE request=?", (request,)) if request else ("", ())
-        return {State(row[0]): row[1] for row in
+        return {TransferState(row[0]): row[1] for row in
                 self._db.execute(f"SELECT state, count(*) FROM transfers {where} GROUP BY state", values)}
 
     def _rows(self, where: str, values: Sequence[Any]) -> list[Transfer]:
@@ -605,7 +609,7 @@ def _marks(values: Collection[Any]) -> str:
     return ",".join("?" * len(values))
 
 
-def states_sql(states: Iterable[State]) -> str:
+def states_sql(states: Iterable[TransferState]) -> str:
     return "(" + ", ".join(f"'{state.value}'" for state in states) + ")"
 
 

@@ -1,14 +1,13 @@
-"""What is done for a transfer, by the kind of its operation.
+"""The handlers of the queue's own kinds of operation: mkdir, copy, meta, verify, remove.
 
-A handler brings one transfer about, looks first at what is there already, and so may be done again at any time. It
-raises StoreError; what that means for the transfer is decided elsewhere (retry). Kinds of other commands are looked up
-when the first transfer of such a kind comes.
+A handler carries out one transfer. It first looks at what is already there, so it can be repeated at any time. It
+raises StoreError; what that means for the transfer is decided elsewhere (retry). Not here: the kinds of other commands
+(kinds).
 """
 
 from __future__ import annotations
 
 import errno
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -136,21 +135,5 @@ def is_finished(stores: Stores, t: Transfer) -> bool:
     return content is not None and there.size == content.size and store.checksum(t.path) == content.sha256
 
 
-_OWN: dict[str, Handler] = {"mkdir": copy, "copy": copy, "meta": meta, "verify": verify, "remove": remove}
-
-# Kinds of other commands: module and function with the signature of a Handler.
-_OTHERS: dict[str, str] = {
-    **dict.fromkeys(("place", "replicate", "register", "tidy"), "gsync.transfer.send:carry_out"),
-    **dict.fromkeys(("archive", "backup"), "gsync.transfer.archive.job:handle"),
-}
-
-KINDS = (*_OWN, *_OTHERS)
-
-
-def handler_of(kind: str) -> Handler:
-    """KeyError if nobody does such a thing here."""
-    if kind in _OWN:
-        return _OWN[kind]
-    module, _, name = _OTHERS[kind].partition(":")
-    found: Handler = getattr(importlib.import_module(module), name)
-    return found
+# The kinds that the queue itself knows.
+OWN: Mapping[str, Handler] = {"mkdir": copy, "copy": copy, "meta": meta, "verify": verify, "remove": remove}

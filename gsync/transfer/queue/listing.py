@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gsync.transfer.queue.database import Transfers, selection, states_sql
-from gsync.transfer.queue.requests import State, shown_place
+from gsync.transfer.queue.requests import TransferState, shown_place
 
 Span = tuple[int, int]
 EVER: Span = (0, (1 << 63) - 1)
@@ -71,7 +71,7 @@ def counts_text(counts: dict[str, int]) -> str:
     return " ".join([f"{count} {state}" for state, count in sorted(counts.items())])
 
 
-def _transfers(columns: str, *, states: Sequence[State] = (), owner: str | None = None, kind: str | None = None,
+def _transfers(columns: str, *, states: Sequence[TransferState] = (), owner: str | None = None, kind: str | None = None,
                label: str | None = None, link: tuple[str, str] | None = None, span: Span = EVER,
                request: str | None = None, limit: int = -1) -> tuple[str, list[Any]]:
     wheres, values = selection(request, owner, link)
@@ -87,7 +87,7 @@ def _transfers(columns: str, *, states: Sequence[State] = (), owner: str | None 
     return f"SELECT {columns} FROM transfers WHERE {where} ORDER BY id", values
 
 
-def _requests(columns: str, *, states: Sequence[State] = (), owner: str | None = None, kind: str | None = None,
+def _requests(columns: str, *, states: Sequence[TransferState] = (), owner: str | None = None, kind: str | None = None,
               label: str | None = None, span: Span = EVER, limit: int = -1) -> tuple[str, str, list[Any]]:
     """The rows; their ids, where they are only some, else empty; the values of each of these."""
     wheres, values = selection(owner=owner)
@@ -118,7 +118,7 @@ def _counts(db: Transfers, requests: str, values: Sequence[Any]) -> dict[str, di
     return found
 
 
-def _narrow(wheres: list[str], values: list[Any], states: Sequence[State], span: Span) -> None:
+def _narrow(wheres: list[str], values: list[Any], states: Sequence[TransferState], span: Span) -> None:
     if states:
         wheres.append(f"state IN {states_sql(states)}")
     if span != EVER:

@@ -22,11 +22,11 @@ _DEPTH = 4        # blocks on the way between reader and writer
 _SMALL = 1 << 20  # bytes of a file that is read whole before it is written
 
 
-class Stopped(Exception):
+class _ReaderGone(Exception):
     """The other end has given up."""
 
 
-class _Way(io.RawIOBase):
+class _Pipe(io.RawIOBase):
     """A pipe within the process: an error of the writer is raised at the reader, so a torn source never looks ended."""
 
     def __init__(self, progress: Callable[[int], None]) -> None:
@@ -50,7 +50,7 @@ class _Way(io.RawIOBase):
 
     def end(self, error: BaseException | None = None) -> None:
         """Everything was written, or an error came."""
-        with suppress(Stopped):
+        with suppress(_ReaderGone):
             self._put(error)
 
     def _put(self, what: bytes | BaseException | None) -> None:
@@ -60,7 +60,7 @@ class _Way(io.RawIOBase):
                 return
             except queue.Full:
                 continue
-        raise Stopped
+        raise _ReaderGone
 
     def readinto(self, buffer: object) -> int:
         view = memoryview(buffer)  # type: ignore[arg-type]
@@ -127,7 +127,7 @@ def _small(source: Store, path: bytes, destination: Store, new: bytes, checksum:
 def _streamed(source: Store, path: bytes, destination: Store, new: bytes, checksum: str | None, replace_it: bool,
               item: Item, progress: Callable[[int], None]) -> tuple[Content, Content]:
     """What was read and what was written."""
-    way = _Way(progress)
+    way = _Pipe(progress)
     read: list[Content] = []
 
     def fetch() -> None:
@@ -136,7 +136,7 @@ def _streamed(source: Store, path: bytes, destination: Store, new: bytes, checks
             _check(source, path, got, checksum)
             read.append(got)
             way.end()
-        except Stopped:
+        except _ReaderGone:
             pass
         except BaseException as exc:  # noqa: BLE001 it is the reader's now
             way.end(exc)

@@ -28,7 +28,7 @@ _HOST_PATH = re.compile(r"(?:[^@/:]+@)?(?:\[[0-9A-Fa-f:.%]+\]|[^:/\[\]]+):(/.*)"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class StorePath:
     """A path in a store, which is given by its name, or by its URL."""
 
     store: str
@@ -39,7 +39,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class RegisteredStore:
     """A store as it is registered. banned_until: ns, None with a reason: until somebody allows it again."""
 
     name: str
@@ -145,13 +145,14 @@ class Stores:
             db.execute("DELETE FROM stores WHERE name=?", (name,))
             db.execute("DELETE FROM bans WHERE store=?", (name,))
 
-    def all(self) -> list[Known]:
+    def all(self) -> list[RegisteredStore]:
         rows = self._transfers.read(
             "SELECT name, url, options, read_only, b.store IS NOT NULL, until, coalesce(reason, '') FROM stores s "
             "LEFT JOIN bans b ON b.store=s.name AND (until IS NULL OR until>?) ORDER BY name", (time.time_ns(),))
-        return [Known(row[0], row[1], json.loads(row[2]), bool(row[3]), bool(row[4]), row[5], row[6]) for row in rows]
+        return [RegisteredStore(row[0], row[1], json.loads(row[2]), bool(row[3]), bool(row[4]), row[5], row[6]) for row
+                in rows]
 
-    def known(self, name: str) -> Known:
+    def known(self, name: str) -> RegisteredStore:
         """UsageError if there is none."""
         for known in self.all():
             if known.name == name:
@@ -174,25 +175,25 @@ class Stores:
             raise StoreError(f"store {store} is read-only", Category.PERMANENT)
         return self.get(store)
 
-    def place(self, text: str) -> Place:
+    def place(self, text: str) -> StorePath:
         """What a command line names: NAME:path of a registered store, /path of this host, host:/path, a URL with a
         path in it. UsageError for anything else."""
         name, colon, path = text.partition(":")
         if colon and "/" not in name and not path.startswith("//") and any(known.name == name for known in self.all()):
-            return Place(name, os.fsencode(path).strip(b"/"))
+            return StorePath(name, os.fsencode(path).strip(b"/"))
         if _SCHEME.fullmatch(text) or _HOST_PATH.fullmatch(text):
             store, _, last = text.rpartition("/")
-            return Place(store + ("/" if store.endswith(":") else ""), os.fsencode(last))
+            return StorePath(store + ("/" if store.endswith(":") else ""), os.fsencode(last))
         if colon and "/" not in name and not os.path.lexists(text):
             raise UsageError(f"{text!r}: there is no store {name!r}; gsync store list shows those that are there")
         if not colon and "/" not in text and not os.path.lexists(text) and any(k.name == text for k in self.all()):
             raise UsageError(f"{text!r} is a store: {text}:PATH is a place in it, {text}: its root; ./{text} is a "
                              "path here")
         path = os.path.abspath(text)
-        return Place(LOCAL, os.fsencode(os.path.join(os.path.realpath(os.path.dirname(path)),
+        return StorePath(LOCAL, os.fsencode(os.path.join(os.path.realpath(os.path.dirname(path)),
                                                      os.path.basename(path)))[1:])
 
-    def folder(self, text: str) -> Place:
+    def folder(self, text: str) -> StorePath:
         """The folder in which files are to be put: NAME[:path] of a registered store, else the URL of a store, whose
         root it is then (so that a disk that is not mounted is not taken for an empty one). UsageError."""
         name, colon, path = text.partition(":")
@@ -202,11 +203,11 @@ class Stores:
                 parts_of(folder)
             except ValueError as exc:
                 raise UsageError(f"{text!r}: {exc}") from None
-            return Place(name, folder)
+            return StorePath(name, folder)
         if _SCHEME.fullmatch(text) or _HOST_PATH.fullmatch(text):
-            return Place(text, b"")
+            return StorePath(text, b"")
         if ("/" in text and not colon) or text.startswith(("/", "./", "../")):
-            return Place(os.path.abspath(text), b"")
+            return StorePath(os.path.abspath(text), b"")
         raise UsageError(f"{text!r}: there is no store {name!r}; gsync store list shows those that are there")
 
     # health

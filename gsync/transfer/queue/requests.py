@@ -15,7 +15,7 @@ from typing import Any
 from gsync.base.model import shown
 
 
-class State(Enum):
+class TransferState(Enum):
     """Of a transfer; operations and requests are shown in these words too."""
 
     QUEUED = "QUEUED"          # an operation before its own is not done
@@ -30,9 +30,10 @@ class State(Enum):
     KILLED = "KILLED"
 
 
-TAKEN = (State.ACQUIRED, State.SUBMITTED, State.VERIFYING)
-ENDED = (State.DONE, State.FAILED, State.KILLED)
-AGAIN = (State.FAILED, State.KILLED, State.RETRY)
+TAKEN = (TransferState.ACQUIRED, TransferState.SUBMITTED, TransferState.VERIFYING)
+ENDED = (TransferState.DONE, TransferState.FAILED, TransferState.KILLED)
+HELD = (*TAKEN, TransferState.KILL)  # a worker has it
+AGAIN = (TransferState.FAILED, TransferState.KILLED, TransferState.RETRY)
 
 
 def new_id() -> str:
@@ -86,7 +87,7 @@ class Request:
     label: str
     created: int
     changed: int
-    state: State
+    state: TransferState
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ class Operation:
     position: int
     kind: str
     arguments: dict[str, Any]
-    state: State
+    state: TransferState
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,7 @@ class Transfer:
     path: bytes
     size: int | None
     checksum: str | None
-    state: State
+    state: TransferState
     tries: int
     not_before: int
     worker: str | None
@@ -139,20 +140,20 @@ COLUMNS = ", ".join(f.name for f in fields(Transfer))
 
 def transfer_of(row: Sequence[Any]) -> Transfer:
     values: list[Any] = list(row)
-    values[12] = State(values[12])
+    values[12] = TransferState(values[12])
     values[-1] = replicas_of(values[-1])
     return Transfer(*values)
 
 
 def request_of(row: Sequence[Any]) -> Request:
     values: list[Any] = list(row)
-    values[7] = State(values[7])
+    values[7] = TransferState(values[7])
     return Request(*values)
 
 
 def operation_of(row: Sequence[Any]) -> Operation:
     values: list[Any] = list(row)
-    values[4], values[5] = json.loads(values[4]), State(values[5])
+    values[4], values[5] = json.loads(values[4]), TransferState(values[5])
     return Operation(*values)
 
 

@@ -16,7 +16,7 @@ from gsync.transfer.stores.store import Category
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class RetryDecision:
     """again: when it is tried again, ns since the epoch; None: never, it has FAILED. charged: whether this was a try.
     ban: how long the store is left alone, ns; 0: not at all."""
 
@@ -36,16 +36,16 @@ class RetryPolicy:
     ban: float = 60.0
     rng: Callable[[], float] = random.random
 
-    def judge(self, category: Category, tries: int, now: int) -> Verdict:
+    def judge(self, category: Category, tries: int, now: int) -> RetryDecision:
         """After `tries` tries, this one included if it is charged; now in ns since the epoch."""
         if category is Category.PERMANENT:
-            return Verdict(None, True)
+            return RetryDecision(None, True)
         if category is Category.STORE_DOWN:
             ban = int(self.ban * NS)
-            return Verdict(now + ban + int(self.rng() * NS), False, ban)
+            return RetryDecision(now + ban + int(self.rng() * NS), False, ban)
         if tries > self.max_retries:
-            return Verdict(None, True)
-        return Verdict(now + int(self.pause(tries) * NS), True)
+            return RetryDecision(None, True)
+        return RetryDecision(now + int(self.pause(tries) * NS), True)
 
     def pause(self, tries: int) -> float:
         """Seconds to wait after so many tries."""

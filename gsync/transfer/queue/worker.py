@@ -17,7 +17,7 @@ import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
@@ -26,9 +26,9 @@ from gsync.base.log import get_logger
 from gsync.base.model import NS, shown
 from gsync.base.process import is_alive, start_time
 from gsync.transfer.queue.database import Transfers
-from gsync.transfer.queue.handlers import KINDS, Context, handler_of, is_finished
+from gsync.transfer.queue.handlers import OWN, Context, Handler, is_finished
 from gsync.transfer.queue.registry import Stores
-from gsync.transfer.queue.requests import TAKEN, State, Transfer, replicas_text
+from gsync.transfer.queue.requests import TAKEN, Transfer, TransferState, replicas_text
 from gsync.transfer.queue.retry import RetryPolicy
 from gsync.transfer.stores.store import Category, Content, StoreError
 
@@ -38,7 +38,7 @@ _SELDOM = 600.0        # s between two looks at the history
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class QueueSettings:
     """jobs: at a time; files and size (bytes): of one job at most; lease, job_timeout (without any progress), history:
     seconds."""
 
@@ -80,9 +80,10 @@ class _Tools:
 class _Job:
     """Transfers of one owner, link and kind, done one after the other in a thread of its own."""
 
-    def __init__(self, transfers: Sequence[Transfer], arguments: dict[int, dict[str, object]], tools: _Tools,
-                 report: Callable[[_Job, list[_Result]], None], stop: threading.Event) -> None:
+    def __init__(self, transfers: Sequence[Transfer], arguments: dict[int, dict[str, object]], handler: Handler,
+                 tools: _Tools, report: Callable[[_Job, list[_Result]], None], stop: threading.Event) -> None:
         self.transfers = transfers
+        self._handler = handler
         self.killed: set[int] = set()
         self.abandoned = False
         self.moved = 0
@@ -106,7 +107,6 @@ class _Job:
 
     def _work(self) -> list[_Result]:
         results: list[_Result] = []
-        handler = handler_of(self.transfers[0].kind)
         with ExitStack() as together:
             if self.transfers[0].kind in ("copy", "mkdir", "meta"):
                 together.enter_context(self.tools.stores.get(self.transfers[0].store).batch())
@@ -119,8 +119,8 @@ class _Job:
 
                 try:
                     progress(0)
-                    content = handler(Context(self.tools.transfers, self.tools.stores,
-                                              self._arguments[t.operation], progress), t)
+                    content = self._handler(Context(self.tools.transfers, self.tools.stores,
+                                                    self._arguments[t.operation], progress), t)
                     results.append(_Result(t, None, content))
                 except _GivenUp:
                     results.append(_Result(t, given_up=True))
@@ -132,7 +132,7 @@ class _Job:
         return results
 
 
-class Worker:
+class QueueWorker:
     """One worker on the database in the state folder `home`.
 
     reread: gives the settings as they are now, asked a few times a minute; while it raises a GsyncError those that are
@@ -140,13 +140,14 @@ class Worker:
     told (transfer, state, reason).
     """
 
-    def __init__(self, home: str, settings: Settings | None = None, *,
-                 reread: Callable[[], Settings] | None = None, stop: threading.Event | None = None,
+    def __init__(self, home: str, settings: QueueSettings | None = None, *,
+                 handlers: Mapping[str, Handler] = OWN, reread: Callable[[], QueueSettings] | None = None,
+                 stop: threading.Event | None = None,
                  request: str | None = None, once: bool = False,
-                 told: Callable[[Transfer, State, str], None] = lambda transfer, state, reason: None) -> None:
+                 told: Callable[[Transfer, TransferState, str], None] = lambda transfer, state, reason: None) -> None:
         self.id = worker_id()
-        self._home, self._settings, self._reread = home, settings or Settings(), reread
-        self._stop = stop or threading.Event()
+        self._home, self._settings, self._reread = home, settings or QueueSettings(), reread
+        self._handlers, self._stop = handlers, stop or threading.Event()
         self._request, self._once, self._told = request, once, told
         self._db = Transfers(home)
         self._stores = Stores(self._db)
@@ -176,7 +177,7 @@ class Worker:
 
     def _is_ended(self) -> bool:
         request = self._db.request(self._request) if self._request else None
-        return request is not None and request.state in (State.DONE, State.FAILED, State.KILLED)
+        return request is not None and request.state in (TransferState.DONE, TransferState.FAILED, TransferState.KILLED)
 
     def _turn(self) -> bool:
         """One look at everything; whether there is more to do at once."""
@@ -252,8 +253,8 @@ class Worker:
                 self._examine(t)
 
     def _examine(self, t: Transfer) -> None:
-        if t.state is State.ACQUIRED:
-            self._db.advance([t.id], State.ACQUIRED, State.NEW, by=self.id)
+        if t.state is TransferState.ACQUIRED:
+            self._db.advance([t.id], TransferState.ACQUIRED, TransferState.NEW, by=self.id)
             return
         try:
             done = is_finished(self._stores, t)
@@ -262,7 +263,7 @@ class Worker:
             return
         if done:
             self._finish(t, t.state, None)
-        elif t.state is State.KILL:
+        elif t.state is TransferState.KILL:
             self._kill(t)
         else:
             self._judge(t, StoreError("its worker was lost on the way", Category.TRANSIENT), [])
@@ -275,9 +276,9 @@ class Worker:
         while len(self._jobs) < self._settings.jobs:
             with self._db.atomic():  # what is acquired has a job, or is not acquired
                 taken = self._db.acquire(self.id, self._settings.files, self._settings.lease, self._settings.size,
-                                         self._request, KINDS)
+                                         self._request, list(self._handlers))
                 ids = [t.id for t in taken]
-                self._db.advance(ids, State.ACQUIRED, State.SUBMITTED, by=self.id)
+                self._db.advance(ids, TransferState.ACQUIRED, TransferState.SUBMITTED, by=self.id)
                 jobs = [self._job(transfers) for transfers in _jobs_of(taken)]
             if not jobs:
                 break
@@ -290,7 +291,8 @@ class Worker:
     def _job(self, transfers: Sequence[Transfer]) -> _Job:
         arguments = {ident: self._db.operation(ident).arguments for ident in {t.operation for t in transfers}}
         tools = self._tools.pop() if self._tools else _Tools(self._home)
-        return _Job(transfers, arguments, tools, lambda job, results: self._results.put((job, results)), self._stop)
+        return _Job(transfers, arguments, self._handlers[transfers[0].kind], tools,
+                    lambda job, results: self._results.put((job, results)), self._stop)
 
     # monitor
 
@@ -335,9 +337,10 @@ class Worker:
         owner = job.transfers[0].owner
         with self._db.atomic():
             good = [r for r in results if r.error is None and not r.given_up]
-            arrived = set(self._db.advance([r.transfer.id for r in good], State.SUBMITTED, State.VERIFYING, by=self.id))
+            arrived = set(self._db.advance([r.transfer.id for r in good], TransferState.SUBMITTED,
+                                           TransferState.VERIFYING, by=self.id))
             for result in good:
-                was = State.VERIFYING if result.transfer.id in arrived else State.KILL
+                was = TransferState.VERIFYING if result.transfer.id in arrived else TransferState.KILL
                 self._finish(result.transfer, was, result.content)
             for result in results:
                 if result.given_up:
@@ -347,41 +350,42 @@ class Worker:
             if not any(other.transfers[0].owner == owner for other in self._jobs):
                 self._db.release(self.id, owner)
 
-    def _finish(self, t: Transfer, was: State, content: Content | None) -> None:
+    def _finish(self, t: Transfer, was: TransferState, content: Content | None) -> None:
         columns = {} if content is None else {"size": content.size, "checksum": content.sha256}
-        if self._db.advance([t.id], was, State.DONE, by=self.id, reason="", category=None, **columns):
-            self._told(t, State.DONE, "")
+        if self._db.advance([t.id], was, TransferState.DONE, by=self.id, reason="", category=None, **columns):
+            self._told(t, TransferState.DONE, "")
 
     def _let_go(self, t: Transfer) -> None:
         """It was broken off, by a kill or because this worker ends."""
-        if not self._db.advance([t.id], TAKEN, State.NEW, by=self.id, worker=None, lease=0):
+        if not self._db.advance([t.id], TAKEN, TransferState.NEW, by=self.id, worker=None, lease=0):
             self._kill(t)
 
     def _kill(self, t: Transfer) -> None:
-        if self._db.advance([t.id], State.KILL, State.KILLED, by=self.id, reason="killed"):
-            self._told(t, State.KILLED, "killed")
+        if self._db.advance([t.id], TransferState.KILL, TransferState.KILLED, by=self.id, reason="killed"):
+            self._told(t, TransferState.KILLED, "killed")
 
     def _judge(self, t: Transfer, error: GsyncError, down: Sequence[str]) -> None:
         """What becomes of a transfer after an error; down: the stores that are."""
         category = getattr(error, "category", Category.PERMANENT)
         if category is Category.STORE_DOWN and not down:  # it is up again, or it was another one
             category = Category.TRANSIENT
-        verdict = self._settings.policy.judge(category, t.tries + 1, time.time_ns())
-        if verdict.ban:
+        decision = self._settings.policy.judge(category, t.tries + 1, time.time_ns())
+        if decision.ban:
             for store in down:
-                self._stores.ban(store, str(error), verdict.ban / NS, by_queue=True)
-        tries = t.tries + verdict.charged
+                self._stores.ban(store, str(error), decision.ban / NS, by_queue=True)
+        tries = t.tries + decision.charged
         columns: dict[str, object] = {"tries": tries, "category": category.value, "reason": str(error)}
-        state = State.FAILED if verdict.again is None else State.RETRY
-        if state is State.RETRY:
-            columns |= {"not_before": verdict.again, "worker": None, "lease": 0}
+        state = TransferState.FAILED if decision.again is None else TransferState.RETRY
+        if state is TransferState.RETRY:
+            columns |= {"not_before": decision.again, "worker": None, "lease": 0}
             if category is Category.CORRUPT and t.replicas:  # another one is taken, this one comes last
                 (store, path), *others = t.replicas
                 columns |= {"source": store, "source_path": path,
                             "replicas": replicas_text([*others, (t.source, t.source_path)])}
         if self._db.advance([t.id], TAKEN, state, by=self.id, **columns):
             self._told(t, state, str(error))
-            _log.info("transfer failed" if state is State.FAILED else "transfer will be tried again", transfer=t.id,
+            _log.info("transfer failed" if state is TransferState.FAILED else "transfer will be tried again",
+                      transfer=t.id,
                       path=shown(t.path), tries=tries, error=error)
         else:
             self._kill(t)

@@ -36,7 +36,7 @@ from gsync.base.errors import UsageError
 from gsync.base.model import NS, shown
 from gsync.transfer.stores.store import BLOCK, Category, Content, Item, StoreError, new_digest, parts_of, store_io
 from gsync.transfer.stores.tape import Tape
-from gsync.transfer.stores.vaultindex import PAGE, Catalog, Entry, Index, named, record_of, text_of
+from gsync.transfer.stores.vaultindex import PAGE, Member, VaultContents, VaultIndex, named, record_of, text_of
 
 FORMAT = 1
 MARKER = "gsync-vault.json"
@@ -68,7 +68,7 @@ class _Batch:
     file: io.BufferedRandom | None = None
     path: str = ""
     records: list[dict[str, Any]] = field(default_factory=list)
-    entries: dict[bytes, Entry | None] = field(default_factory=dict)
+    entries: dict[bytes, Member | None] = field(default_factory=dict)
     new: set[bytes] = field(default_factory=set)  # paths at which nothing may have been
 
 
@@ -88,7 +88,7 @@ class VaultStore:
         self._local = threading.local()
         self.probe()
         try:
-            self._catalog = Catalog(os.path.join(self._root, "catalog.db"))
+            self._catalog = VaultContents(os.path.join(self._root, "catalog.db"))
         except (sqlite3.Error, OSError) as exc:
             raise StoreError(f"store {self.name}: its catalog: {exc}", Category.STORE_DOWN) from exc
         self._refresh()
@@ -161,7 +161,7 @@ class VaultStore:
             into.write(block)
         return Content(entry.item.size, entry.sha256)
 
-    def _blocks(self, entry: Entry) -> Iterator[bytes]:
+    def _blocks(self, entry: Member) -> Iterator[bytes]:
         """The member's bytes; CORRUPT at the end, or where it ends too early, if they are not what was put."""
         path = entry.item.path
         if path in self._pending() or (entry.tar and entry.tar == self._batch_tar()):
@@ -196,7 +196,7 @@ class VaultStore:
             self._make_parents(path)
             given = item or Item(path, stat.S_IFREG, uid=os.geteuid(), gid=os.getegid())
             content, offset = self._append(path, source, given)
-            self._note(Entry(_whole(given, path, content.size), self._batch_tar(), offset, content.sha256),
+            self._note(Member(_whole(given, path, content.size), self._batch_tar(), offset, content.sha256),
                        new=there is None)
             self._roll()
             return content
@@ -213,7 +213,7 @@ class VaultStore:
             info = self._info(path, item, tarfile.SYMTYPE)
             info.linkname = os.fsdecode(item.target)
             self._write_header(info)
-            self._note(Entry(replace(item, path=path, kind=stat.S_IFLNK, size=len(item.target),
+            self._note(Member(replace(item, path=path, kind=stat.S_IFLNK, size=len(item.target),
                                       xattrs=item.xattrs or ()), self._batch_tar()), new=True)
             self._roll()
 
@@ -310,7 +310,7 @@ class VaultStore:
         assert self._batch is not None
         return self._batch
 
-    def _pending(self) -> Mapping[bytes, Entry | None]:
+    def _pending(self) -> Mapping[bytes, Member | None]:
         return self._batch.entries if self._batch else {}
 
     def _batch_tar(self) -> str:
@@ -414,7 +414,7 @@ class VaultStore:
             for name in fresh:
                 self._catalog.apply(self._read_index(name))
 
-    def _read_index(self, name: str) -> Index:
+    def _read_index(self, name: str) -> VaultIndex:
         """CORRUPT if it is not closed, or not what it was closed with."""
         with open(os.path.join(self._root, name), "rb") as file:
             body = file.read()
@@ -424,7 +424,7 @@ class VaultStore:
             rows = [json.loads(line) for line in head.split(b"\n")]
             if end["sha256"] != hashlib.sha256(head + b"\n").hexdigest() or end["end"] != len(rows) - 1:
                 raise ValueError("it does not have its SHA-256")
-            return Index(name, rows[0]["tar"], int(rows[0]["size"]), rows[1:])
+            return VaultIndex(name, rows[0]["tar"], int(rows[0]["size"]), rows[1:])
         except (ValueError, KeyError, TypeError, IndexError) as exc:
             raise StoreError(f"store {self.name}: index {name} is damaged: {exc}; bring it back from a copy of the "
                              "vault", Category.CORRUPT) from exc
@@ -435,7 +435,7 @@ class VaultStore:
         return StoreError(f"store {self.name}: {what} {shown(path) or '/'}: {os.strerror(number)}",
                           Category.PERMANENT, number)
 
-    def _entry(self, path: bytes) -> Entry | None:
+    def _entry(self, path: bytes) -> Member | None:
         try:
             parts_of(path)
         except ValueError:
@@ -446,9 +446,9 @@ class VaultStore:
             return pending[path]
         with self._lock:
             found = self._catalog.entry(path)
-        return found or (Entry(Item(b"", stat.S_IFDIR, mode=0o755, xattrs=())) if not path else None)
+        return found or (Member(Item(b"", stat.S_IFDIR, mode=0o755, xattrs=())) if not path else None)
 
-    def _file(self, path: bytes) -> Entry:
+    def _file(self, path: bytes) -> Member:
         entry = self._entry(path)
         if entry is None:
             raise self._error("read", path, errno.ENOENT)
@@ -476,9 +476,9 @@ class VaultStore:
         if path:
             self._write_header(self._info(path, given, tarfile.DIRTYPE))
         # Directories that two processes make at once are no conflict.
-        self._note(Entry(replace(_whole(given, path, 0), kind=stat.S_IFDIR), self._batch_tar() if path else ""))
+        self._note(Member(replace(_whole(given, path, 0), kind=stat.S_IFDIR), self._batch_tar() if path else ""))
 
-    def _note(self, entry: Entry, new: bool = False) -> None:
+    def _note(self, entry: Member, new: bool = False) -> None:
         batch = self._begun()
         batch.entries[entry.item.path] = entry
         batch.records.append(record_of(entry))

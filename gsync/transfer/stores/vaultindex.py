@@ -20,7 +20,7 @@ PAGE = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class Member:
     """An entry and where it is: in which tar, and from where on its bytes are (-1: it has none)."""
 
     item: Item
@@ -30,7 +30,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Index:
+class VaultIndex:
     name: str
     tar: str | None
     size: int
@@ -41,7 +41,7 @@ def text_of(path: bytes) -> str:
     return path.decode("latin-1")
 
 
-def record_of(entry: Entry) -> dict[str, Any]:
+def record_of(entry: Member) -> dict[str, Any]:
     item = entry.item
     record: dict[str, Any] = {
         "path": text_of(item.path), "kind": item.kind, "size": item.size, "mtime": item.mtime, "ctime": item.ctime,
@@ -60,15 +60,15 @@ def named(record: dict[str, Any], temporary: str, name: str) -> dict[str, Any]:
     return {**record, "tar": name} if record.get("tar") == temporary and temporary else record
 
 
-def entry_of(record: Mapping[str, Any]) -> Entry:
+def member_of(record: Mapping[str, Any]) -> Member:
     target = record.get("target")
     item = Item(record["path"].encode("latin-1"), record["kind"], record["size"], record["mtime"], record["ctime"],
                 record["mode"], record["uid"], record["gid"], None if target is None else target.encode("latin-1"),
                 tuple((n.encode("latin-1"), v.encode("latin-1")) for n, v in record.get("xattrs", ())))
-    return Entry(item, record.get("tar", ""), record.get("offset", -1), record.get("sha256", ""))
+    return Member(item, record.get("tar", ""), record.get("offset", -1), record.get("sha256", ""))
 
 
-class Catalog:
+class VaultContents:
     """What the indexes say together, in a SQLite file that may be thrown away."""
 
     def __init__(self, path: str) -> None:
@@ -103,11 +103,11 @@ class Catalog:
         for table in ("entries", "indexes", "tars"):
             self._db.execute(f"DELETE FROM {table}")
 
-    def entry(self, path: bytes) -> Entry | None:
+    def entry(self, path: bytes) -> Member | None:
         row = self._db.execute("SELECT path, record FROM entries WHERE path=?", (path,)).fetchone()
         return _from_row(row) if row else None
 
-    def children(self, parent: bytes, after: bytes, limit: int = PAGE) -> list[Entry]:
+    def children(self, parent: bytes, after: bytes, limit: int = PAGE) -> list[Member]:
         rows = self._db.execute("SELECT path, record FROM entries WHERE parent=? AND path>? ORDER BY path LIMIT ?",
                                 (parent, after, limit))
         return [_from_row(row) for row in rows]
@@ -123,7 +123,7 @@ class Catalog:
     def forget_tar(self, name: str) -> None:
         self._db.execute("DELETE FROM tars WHERE name=?", (name,))
 
-    def apply(self, index: Index) -> None:
+    def apply(self, index: VaultIndex) -> None:
         db = self._db
         db.execute("BEGIN IMMEDIATE")
         try:
@@ -153,8 +153,8 @@ class Catalog:
                              (path, _parent(path), record.get("tar", ""), json.dumps(record)))
 
 
-def _from_row(row: tuple[bytes, str]) -> Entry:
-    entry = entry_of(json.loads(row[1]))
+def _from_row(row: tuple[bytes, str]) -> Member:
+    entry = member_of(json.loads(row[1]))
     return replace(entry, item=replace(entry.item, path=row[0]))
 
 

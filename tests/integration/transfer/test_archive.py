@@ -22,9 +22,10 @@ from gsync.base.errors import LockedError
 from gsync.transfer.archive.archiver import Verify
 from gsync.transfer.archive.batches import Killed
 from gsync.transfer.archive.disk import DiskTree, TreeError
-from gsync.transfer.archive.manifest import Entry
-from gsync.transfer.queue.requests import State
-from gsync.transfer.queue.worker import Worker
+from gsync.transfer.archive.manifest import ManifestEntry
+from gsync.transfer.kinds import HANDLERS
+from gsync.transfer.queue.requests import TransferState
+from gsync.transfer.queue.worker import QueueWorker
 from gsync.transfer.stores.store import Category, Store, StoreError
 from lab import REPOSITORY
 from lab.archives import KINDS, Here, Place, changes, damage, small_tree
@@ -324,7 +325,7 @@ def test_a_user_without_privileges(kind: str) -> None:
             removed: list[bytes] = []
             real = DiskTree.remove
 
-            def remove(self: DiskTree, entry: Entry) -> None:
+            def remove(self: DiskTree, entry: ManifestEntry) -> None:
                 removed.append(entry.path)
                 if len(removed) == 3:
                     raise TreeError(entry.path, "killed here")
@@ -477,7 +478,7 @@ def test_eos_item_5_one_job_per_directory_and_it_can_be_killed(tape: Place, monk
         assert here.state == "put failed"
         request = here.transfers.request(here.archives.the(here.root).request)
         assert request is not None
-        assert request.state is State.KILLED
+        assert request.state is TransferState.KILLED
         here.do.put(here.root, retry=True)
 
 
@@ -486,7 +487,7 @@ def test_the_queue_shows_each_job_as_a_request(place: Place) -> None:
     with Here(place) as here:
         requests = list(here.transfers.requests())
         assert [(r.kind, r.label, r.state) for r in requests] == [
-            ("archive", f"{verb} {os.path.realpath(place.tree)}", State.DONE) for verb in ("create", "put")]
+            ("archive", f"{verb} {os.path.realpath(place.tree)}", TransferState.DONE) for verb in ("create", "put")]
         here.do.purge(here.root)
         with here.archives.lock(here.archives.the(here.root), "get"), pytest.raises(LockedError):
             here.do.get(here.root)
@@ -501,10 +502,10 @@ def test_queue_retry_goes_on_with_a_job_that_failed(tape: Place) -> None:
     with Here(tape) as here:
         request = here.archives.the(here.root).request
         assert here.transfers.retry(request=request) == 1
-        Worker(str(tape.home), once=True).run()
+        QueueWorker(str(tape.home), handlers=HANDLERS, once=True).run()
         found = here.transfers.request(request)
         assert found is not None
-        assert (here.state, found.state) == ("put done", State.DONE)
+        assert (here.state, found.state) == ("put done", TransferState.DONE)
         here.do.purge(here.root)
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from gsync.transfer.archive.backup import Backup, Window
-from gsync.transfer.archive.batches import Options
-from gsync.transfer.queue.registry import Place as StorePlace
-from gsync.transfer.queue.registry import open_store
+from gsync.transfer.archive.batches import JobOptions
+from gsync.transfer.queue.registry import StorePath, open_store
 from gsync.transfer.queue.retry import RetryPolicy
 from gsync.transfer.stores.store import Store
 from lab.archives import Here, Place, changes, small_tree
@@ -88,14 +87,14 @@ def test_a_backup_there_sends_what_has_changed(place: Place) -> None:
 
     with Here(place) as here:
         work = Backup(here.archives, lambda name: Counting(here.stores.get(name)),  # type: ignore[arg-type,return-value]
-                      Options(3, 2, RetryPolicy(2, first_pause=0.001)))
-        assert work.run(here.root, StorePlace("far", b"copy"), Window()).state == "backup done"
+                      JobOptions(3, 2, RetryPolicy(2, first_pause=0.001)))
+        assert work.run(here.root, StorePath("far", b"copy"), Window()).state == "backup done"
         everything = len(sent)
         (place.tree / "one more").write_text("more")
-        work.run(here.root, StorePlace("far", b"copy"), Window())
+        work.run(here.root, StorePath("far", b"copy"), Window())
         assert (everything, sent[everything:]) == (4, [b"copy/one more"])
         shutil.rmtree(place.tree / "d")
-        assert work.run(here.root, StorePlace("far", b"copy"), Window()).state == "backup done"
+        assert work.run(here.root, StorePath("far", b"copy"), Window()).state == "backup done"
         assert here.stores.get("far").stat(b"copy/d/e/g") is not None  # nothing is deleted there
 
 

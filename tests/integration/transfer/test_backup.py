@@ -14,11 +14,10 @@ import pytest
 from gsync.base.model import NS
 from gsync.transfer.archive.archiver import Incomplete, Verify
 from gsync.transfer.archive.backup import Backup, Window
-from gsync.transfer.archive.batches import Options
+from gsync.transfer.archive.batches import JobOptions
 from gsync.transfer.archive.rows import Archive, Archives
 from gsync.transfer.queue.database import Transfers
-from gsync.transfer.queue.registry import Place as StorePlace
-from gsync.transfer.queue.registry import Stores
+from gsync.transfer.queue.registry import StorePath, Stores
 from gsync.transfer.queue.retry import RetryPolicy
 from gsync.transfer.stores.store import Category, Store, StoreError
 from gsync.transfer.stores.vault import make_vault
@@ -56,8 +55,8 @@ def backup(place: Place, to: str = "", around: type | None = None, window: Windo
 
     try:
         work = Backup(Archives(transfers, str(place.home)), opened,
-                      Options(2, 1, RetryPolicy(2, first_pause=0.001)), Verify.CHECKSUM)
-        return work.run(os.fsencode(os.path.realpath(place.tree)), StorePlace(to or place.vault, b"copy"), window,
+                      JobOptions(2, 1, RetryPolicy(2, first_pause=0.001)), Verify.CHECKSUM)
+        return work.run(os.fsencode(os.path.realpath(place.tree)), StorePath(to or place.vault, b"copy"), window,
                         excluded)
     finally:
         stores.close()

@@ -21,12 +21,12 @@ from pathlib import Path
 
 import pytest
 
-from gsync.transfer.delivery import dataset, handover
+from gsync.base.errors import Stopped
+from gsync.transfer.delivery import dataset, placement
 from gsync.transfer.delivery.checksums import line_of
-from gsync.transfer.delivery.gate import Stopped
 from gsync.transfer.delivery.rounds import order
 from gsync.transfer.delivery.rows import Stage
-from gsync.transfer.delivery.source import Listing, Source
+from gsync.transfer.delivery.source import Listing, ReadyFolder
 from gsync.transfer.stores.dir import DirStore
 from gsync.transfer.stores.vault import VaultStore
 from lab.nights import HOSTILE, Nights, contents, night_of, remove
@@ -269,9 +269,9 @@ def test_an_order_given_while_the_daemon_looks_is_not_lost(nights: Nights, monke
     """The source was listed before the late file came, and the look ends after the order for another one."""
     unit = nights.make(night_of(1), 1)
     nights.round(now=datetime.now(UTC) - timedelta(days=1))
-    real = Source.listing
+    real = ReadyFolder.listing
 
-    def listing(self: Source, path: bytes) -> Listing | None:
+    def listing(self: ReadyFolder, path: bytes) -> Listing | None:
         found = real(self, path)
         if not (nights.data / os.fsdecode(unit) / "late.fits").exists():
             nights.write(unit, b"late.fits", b"late")
@@ -279,7 +279,7 @@ def test_an_order_given_while_the_daemon_looks_is_not_lost(nights: Nights, monke
             order(dataset.read(str(nights.ini), nights.env), str(nights.home), Stage.CATCHUP, [])
         return found
 
-    monkeypatch.setattr(Source, "listing", listing)
+    monkeypatch.setattr(ReadyFolder, "listing", listing)
     assert nights.round(now=datetime.now(UTC) + timedelta(days=1))[0].caught_up == 0
     assert nights.round(now=datetime.now(UTC) + timedelta(days=1))[0].caught_up == 1
     assert nights.is_as_source(unit)
@@ -377,7 +377,7 @@ def test_a_dry_run_changes_nothing(nights: Nights) -> None:
 def test_what_the_queue_shows_and_says(nights: Nights) -> None:
     """One request for each unit; kill and retry by the queue are followed."""
     from gsync.transfer.queue.database import Transfers
-    from gsync.transfer.queue.requests import State
+    from gsync.transfer.queue.requests import TransferState
 
     bad, good = nights.make(night_of(2), 1, listed=False), nights.make(night_of(2), 2)
     nights.round(now=datetime.now(UTC) - timedelta(days=2))
@@ -385,13 +385,13 @@ def test_what_the_queue_shows_and_says(nights: Nights) -> None:
     try:
         found = {request.label: request for request in transfers.requests()}
         failed, done = (found[f"raw {os.fsdecode(unit)}"] for unit in (bad, good))
-        assert (failed.kind, failed.owner, failed.state) == ("deliver", "raw", State.FAILED)
-        assert [each.state for each in transfers.operations(done.id)] == [State.DONE, State.NEW]
+        assert (failed.kind, failed.owner, failed.state) == ("deliver", "raw", TransferState.FAILED)
+        assert [each.state for each in transfers.operations(done.id)] == [TransferState.DONE, TransferState.NEW]
         nights.write_list(bad)
         assert transfers.retry(request=failed.id) > 0
         nights.round()
         assert nights.states() == {"delivered": 2}
-        assert [each.state for each in transfers.operations(done.id)] == [State.DONE, State.DONE]
+        assert [each.state for each in transfers.operations(done.id)] == [TransferState.DONE, TransferState.DONE]
         lost = nights.make(night_of(2), 3)
         remove(nights.data / os.fsdecode(lost))
         nights.round()
@@ -476,7 +476,7 @@ def test_desi_09_an_error_between_pull_and_move_strands_nothing(
             raise RuntimeError("a mistake of ours")
 
     with monkeypatch.context() as patch:
-        patch.setattr(handover, "lock", broken)
+        patch.setattr(placement, "lock", broken)
         (summary,) = nights.round()
     assert (summary.delivered, nights.states()) == (1, {"waiting": 1, "delivered": 1})
     assert nights.is_as_source(other)
@@ -611,10 +611,10 @@ def test_desi_12_permissions_are_set_not_toggled(nights: Nights) -> None:
     nights.round()
     place = nights.destination / os.fsdecode(unit)
     for _ in range(2):
-        handover.lock(os.fsencode(place))
+        placement.lock(os.fsencode(place))
         assert modes(place) == {("dir", 0o2750), ("file", 0o440)}
     for _ in range(2):
-        handover.seal(os.fsencode(place))
+        placement.seal(os.fsencode(place))
         assert modes(place) == {("dir", 0o2550), ("file", 0o440)}
 
 
@@ -627,13 +627,13 @@ def test_desi_12_across_file_systems_a_unit_appears_whole(nights: Nights, monkey
         nights.destination = other
         units = [nights.make(night_of(0), number, {b"sub/large": os.urandom(3 << 20)}) for number in range(2)]
         renamed: list[bool] = []
-        rename = handover.rename_new
+        rename = placement.rename_new
 
         def watched(old: bytes, new: bytes) -> None:
             rename(old, new)
             renamed.append(contents(new) == contents(os.fsencode(nights.data) + new[len(os.fsencode(other)):]))
 
-        monkeypatch.setattr(handover, "rename_new", watched)
+        monkeypatch.setattr(placement, "rename_new", watched)
         assert nights.round()[0].delivered == 2
         assert renamed == [True, True]
         assert all(nights.is_as_source(unit) for unit in units)

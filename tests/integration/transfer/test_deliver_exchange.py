@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gsync.transfer.delivery import handover
+from gsync.transfer.delivery import placement
 from lab.images import FsImage
 
 pytestmark = pytest.mark.root
@@ -53,24 +53,24 @@ def killed_in(act: Callable[[], None], rename: int) -> bool:
 
 def test_they_change_places(versions: tuple[bytes, bytes]) -> None:
     new, old = versions
-    assert handover._renameat2(new, old, handover._EXCHANGE) != 0
-    handover.exchange(new, old)
+    assert placement._renameat2(new, old, placement._EXCHANGE) != 0
+    placement.exchange(new, old)
     assert (held(new), held(old)) == ("unit", "new")
 
 
 @pytest.mark.parametrize(("rename", "there"), [(1, "unit"), (2, "new"), (3, "new")])
 def test_a_kill_in_between_is_mended(versions: tuple[bytes, bytes], rename: int, there: str) -> None:
     new, old = versions
-    assert killed_in(lambda: handover.exchange(new, old), rename)
-    handover.mend(new, old)
+    assert killed_in(lambda: placement.exchange(new, old), rename)
+    placement.mend(new, old)
     assert held(old) == there
-    handover.remove(new)  # as a restart does
+    placement.remove(new)  # as a restart does
     assert os.listdir(os.path.dirname(new)) == []
 
 
 def test_nothing_is_renamed_over(versions: tuple[bytes, bytes]) -> None:
     new, old = versions
     with pytest.raises(FileExistsError):
-        handover.rename_new(new, old)
-    handover.rename_new(new, old + b" too")
+        placement.rename_new(new, old)
+    placement.rename_new(new, old + b" too")
     assert (held(old), held(old + b" too")) == ("unit", "new")

@@ -19,7 +19,7 @@ import pytest
 from gsync.transfer.archive.rows import Archives
 from gsync.transfer.queue.database import Transfers
 from gsync.transfer.queue.registry import Stores
-from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, State
+from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, TransferState
 from lab.nights import Nights, night_of, remove
 
 EVIL = b"<script>document.title='evil'</script>&\"'"
@@ -104,7 +104,7 @@ def busy(nights: Nights) -> Nights:
         copy = transfers.submit(NewRequest("queue", "ann", [
             NewOperation("copy", [NewTransfer("disk", EVIL.replace(b"/", b"_"), "tape", b"x")])]))
         (row,) = transfers.page(request=copy)
-        transfers.advance([row.id], State.NEW, State.FAILED, reason="quota of <ann>")
+        transfers.advance([row.id], TransferState.NEW, TransferState.FAILED, reason="quota of <ann>")
         transfers.submit(NewRequest("send", "bob", [
             NewOperation("replicate", [NewTransfer("spare", b"y", "wanted", b"y")])]))
         Archives(transfers, str(nights.home)).add("archive", b"/data/run 1", "tape", b"place", "put")

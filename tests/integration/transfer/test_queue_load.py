@@ -21,7 +21,7 @@ import pytest
 
 from gsync.transfer.queue.database import Transfers
 from gsync.transfer.queue.registry import Stores
-from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, State, Transfer
+from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, Transfer, TransferState
 
 PATIENCE = 900.0
 WORKERS, JOBS = 3, 4
@@ -139,9 +139,9 @@ def check(tmp_path: Path, load: Load) -> None:
     lag = 0.0       # how far the most and the least served of those who still wait were apart, in transfers
     hog_when_others_were_done = None
     workers: list[tuple[subprocess.Popen[bytes], float]] = []
-    deaths, begun, states = 0, time.monotonic(), {State.NEW: total}
+    deaths, begun, states = 0, time.monotonic(), {TransferState.NEW: total}
     try:
-        while any(state not in (State.DONE, State.FAILED, State.KILLED) for state in states):
+        while any(state not in (TransferState.DONE, TransferState.FAILED, TransferState.KILLED) for state in states):
             assert time.monotonic() - begun < PATIENCE, states
             while len(workers) < WORKERS:
                 process = subprocess.Popen([sys.executable, "-c", _WORKER, home, str(load.block), str(JOBS)],
@@ -153,7 +153,7 @@ def check(tmp_path: Path, load: Load) -> None:
                     worker[0].wait()
                     workers.remove(worker)
                     deaths += 1
-            if doomed and states.get(State.DONE, 0) > total // 10:
+            if doomed and states.get(TransferState.DONE, 0) > total // 10:
                 db.kill(ids=doomed, reason="by the test")
                 killed_at_once = {row[0] for row in db.read("SELECT id FROM transfers WHERE state='KILLED'")}
                 doomed = []
@@ -178,21 +178,21 @@ def check(tmp_path: Path, load: Load) -> None:
     for row in rows:
         name = os.fsdecode(row.path)
         path = tmp_path / row.store / name
-        if row.state is State.DONE:
+        if row.state is TransferState.DONE:
             assert path.read_text() == f"content of {name}"
-        elif row.state is State.FAILED:
+        elif row.state is TransferState.FAILED:
             assert name.endswith("-denied")
             assert "Permission denied" in row.reason
             assert not path.exists()
         else:
-            assert row.state is State.KILLED
+            assert row.state is TransferState.KILLED
             assert row.reason
     by_state = collections.Counter(row.state for row in rows)
-    assert {row.id for row in rows if row.state is State.KILLED} >= killed_at_once  # they stay so
-    assert all(row.state is not State.DONE for row in rows if row.path.endswith(b"denied"))
-    assert by_state[State.KILLED] <= total // 50
+    assert {row.id for row in rows if row.state is TransferState.KILLED} >= killed_at_once  # they stay so
+    assert all(row.state is not TransferState.DONE for row in rows if row.path.endswith(b"denied"))
+    assert by_state[TransferState.KILLED] <= total // 50
     assert max(arrivals.count.values()) == 1  # none twice
-    assert sum(arrivals.count.values()) >= by_state[State.DONE]
+    assert sum(arrivals.count.values()) >= by_state[TransferState.DONE]
     # Fair: whoever waits is at most some blocks behind, and who asked for a lot before all others does not keep them
     # waiting: when they are through it has got a share like each of them, give or take the blocks that were under way.
     slack = load.block * WORKERS * JOBS

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from gsync.transfer import Client
-from gsync.transfer.queue.requests import State
+from gsync.transfer.queue.requests import TransferState
 
 pytestmark = pytest.mark.slow
 
@@ -79,16 +79,16 @@ def test_never_without_a_copy(tmp_path: Path) -> None:
     (tmp_path / "away").rename(tmp_path / "east")
     killed = 0
     with Client(env["GSYNC_HOME"]) as client:
-        states: set[State] = set()
+        states: set[TransferState] = set()
         end = time.monotonic() + 120
-        while states != {State.DONE}:
+        while states != {TransferState.DONE}:
             assert time.monotonic() < end, states
             worker = subprocess.Popen([sys.executable, "-c", _WORKER, env["GSYNC_HOME"]], stderr=subprocess.DEVNULL)
             until = time.monotonic() + random.uniform(0.5, 4.0)  # when it is killed
-            while states != {State.DONE} and time.monotonic() < until:
+            while states != {TransferState.DONE} and time.monotonic() < until:
                 time.sleep(0.05)
                 states = {client.status(each["request"]).request.state for each in sent}
-            killed += states != {State.DONE}
+            killed += states != {TransferState.DONE}
             worker.send_signal(signal.SIGKILL)
             worker.wait()
     (tmp_path / "end").write_text("")

@@ -11,7 +11,7 @@ import pytest
 from gsync.transfer import Client
 from gsync.transfer.catalog.catalog import SqliteCatalog
 from gsync.transfer.queue.database import Transfers
-from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, State
+from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, TransferState
 from lab.cli import Cli
 
 
@@ -113,7 +113,7 @@ def test_when_something_is_due_is_a_setting_of_the_node(cli: Cli, file: Path, tm
     transfers.submit(NewRequest("queue", "ann", [NewOperation("copy", [
         NewTransfer("a", name, "b", name, 1, catalog=catalog) for name in (b"arrived", b"to come")])]))
     first, _ = transfers.page()
-    transfers.advance([first.id], State.NEW, State.DONE)
+    transfers.advance([first.id], TransferState.NEW, TransferState.DONE)
     transfers.close()
     assert cli("publish", "once") == "nothing is due\n"
     cli("config", "--site", "set", "publish-min-files", "1")

@@ -12,7 +12,7 @@ import pytest
 
 from gsync.transfer.archive import eosfile
 from gsync.transfer.archive.disk import DiskTree, TreeError
-from gsync.transfer.archive.manifest import Entry, Header, Manifest, Writer
+from gsync.transfer.archive.manifest import Manifest, ManifestEntry, ManifestHeader, ManifestWriter
 from gsync.transfer.archive.restore import Restore
 from lab.trees import Entry as Seen
 from lab.trees import _differences, make_everything, scan
@@ -48,13 +48,13 @@ def disk(tree: Path) -> Iterator[DiskTree]:
 
 
 def manifest_of(disk: DiskTree, folder: Path, freeze: bool = False) -> Manifest:
-    writer = Writer(os.fsencode(folder / "manifest"))
+    writer = ManifestWriter(os.fsencode(folder / "manifest"))
     for entry in disk.entries(freeze, nothing):
         writer.add(entry)
-    return writer.finish(Header(disk.root, "v", b"p", 0))
+    return writer.finish(ManifestHeader(disk.root, "v", b"p", 0))
 
 
-def others(manifest: Manifest) -> Iterator[Entry]:
+def others(manifest: Manifest) -> Iterator[ManifestEntry]:
     return (entry for _, entry in manifest.entries(manifest.behind_directories()))
 
 

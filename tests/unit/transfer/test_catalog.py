@@ -20,9 +20,9 @@ from gsync.transfer.catalog.catalog import (
     Action,
     CatalogError,
     CommandCatalog,
-    Entry,
     HttpCatalog,
     JsonLinesCatalog,
+    Registration,
     SqliteCatalog,
     open_catalog,
     parse_catalog,
@@ -30,8 +30,9 @@ from gsync.transfer.catalog.catalog import (
 from gsync.transfer.stores.store import Category
 
 
-def entry(n: int, action: Action = Action.REGISTER, name: bytes = b"run/data") -> Entry:
-    return Entry(f"id{n}", name, "east", "/srv/east", name, 5, "sha256:" + "ab" * 32, "ann", "r1", 10**18 + n, action)
+def entry(n: int, action: Action = Action.REGISTER, name: bytes = b"run/data") -> Registration:
+    return Registration(f"id{n}", name, "east", "/srv/east", name, 5, "sha256:" + "ab" * 32, "ann", "r1", 10**18 + n,
+                        action)
 
 
 def ids(path: Path) -> list[str]:

@@ -15,37 +15,46 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gsync.transfer.archive import eosfile
-from gsync.transfer.archive.manifest import Entry, Header, Manifest, ManifestError, Writer, entry_of, line_of
+from gsync.transfer.archive.manifest import (
+    Manifest,
+    ManifestEntry,
+    ManifestError,
+    ManifestHeader,
+    ManifestWriter,
+    entry_of,
+    line_of,
+)
 from lab import REPOSITORY
 from lab.trees import HOSTILE_NAMES
 
 SHA = "ab" * 32
-HEADER = Header(b"/data/x", "vault", b"archives/1", 1_700_000_000_000_000_005, 10, 20)
+HEADER = ManifestHeader(b"/data/x", "vault", b"archives/1", 1_700_000_000_000_000_005, 10, 20)
 
 
-def file(path: bytes, **more: object) -> Entry:
-    return replace(Entry(path, stat.S_IFREG, 3, 5, 6, 1, 2, 0o644, SHA), **more)  # type: ignore[arg-type]
+def file(path: bytes, **more: object) -> ManifestEntry:
+    return replace(ManifestEntry(path, stat.S_IFREG, 3, 5, 6, 1, 2, 0o644, SHA), **more)  # type: ignore[arg-type]
 
 
-def written(folder: Path, entries: list[Entry], header: Header = HEADER) -> Manifest:
-    writer = Writer(os.fsencode(folder / "manifest"))
+def written(folder: Path, entries: list[ManifestEntry], header: ManifestHeader = HEADER) -> Manifest:
+    writer = ManifestWriter(os.fsencode(folder / "manifest"))
     for entry in entries:
         writer.add(entry)
     return writer.finish(header)
 
 
-ROOT = Entry(b"", stat.S_IFDIR, mode=0o2755)
+ROOT = ManifestEntry(b"", stat.S_IFDIR, mode=0o2755)
 part = st.binary(min_size=1, max_size=20).filter(lambda raw: not set(raw) & {0, 47} and raw not in (b".", b".."))
 paths = st.lists(part, min_size=1, max_size=4).map(b"/".join)
 times = st.integers(-(1 << 62), 1 << 62)
 
 
 @given(st.builds(
-    Entry, paths, st.sampled_from([stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO]), st.just(0), times, times,
+    ManifestEntry, paths, st.sampled_from([stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO]), st.just(0), times,
+    times,
     st.integers(0, (1 << 32) - 2), st.integers(0, (1 << 32) - 2), st.integers(0, 0o7777), st.just(SHA),
     st.none() | st.binary(max_size=10), st.none() | paths, st.integers(0, 1 << 40), st.booleans(),
     st.dictionaries(st.binary(min_size=1, max_size=8), st.binary(max_size=8)).map(lambda d: tuple(sorted(d.items())))))
-def test_an_entry_is_read_as_it_was_written(entry: Entry) -> None:
+def test_an_entry_is_read_as_it_was_written(entry: ManifestEntry) -> None:
     line = line_of(entry)
     assert line.isascii()
     assert line.count(b"\n") == 1
@@ -54,7 +63,7 @@ def test_an_entry_is_read_as_it_was_written(entry: Entry) -> None:
 
 def test_directories_come_first_and_can_be_read_backwards(tmp_path: Path) -> None:
     names = [b"d%06d" % n for n in range(30_000)]  # several blocks
-    manifest = written(tmp_path, [ROOT, file(b"a"), *(Entry(name, stat.S_IFDIR) for name in names), file(b"b")])
+    manifest = written(tmp_path, [ROOT, file(b"a"), *(ManifestEntry(name, stat.S_IFDIR) for name in names), file(b"b")])
     assert [e.path for e in manifest.directories()] == [b"", *names]
     assert [e.path for e in manifest.reversed_directories()] == [*reversed(names), b""]
     assert [e.path for _, e in manifest.entries(manifest.behind_directories())] == [b"a", b"b"]
@@ -138,8 +147,9 @@ def eos(manifest: Manifest, window: int | None = None) -> list[object]:
 def test_the_export_is_an_eos_archive_file(tmp_path: Path) -> None:
     """Header with columns, directories with "./" first, then files; values are strings, times sec.nsec, mode octal."""
     manifest = written(tmp_path, [
-        ROOT, Entry(b"d", stat.S_IFDIR, 0, 1, 2, 3, 4, 0o2750, xattrs=((b"user.a", b"v"), (b"user.b", b"\xff"))),
-        file(b"d/f", mtime=1_400_000_000_000_000_007, size=12), Entry(b"l", stat.S_IFLNK, target=b"d/f")])
+        ROOT, ManifestEntry(b"d", stat.S_IFDIR, 0, 1, 2, 3, 4, 0o2750,
+                            xattrs=((b"user.a", b"v"), (b"user.b", b"\xff"))),
+        file(b"d/f", mtime=1_400_000_000_000_000_007, size=12), ManifestEntry(b"l", stat.S_IFLNK, target=b"d/f")])
     assert eos(manifest) == [
         {"src": "file:///data/x/", "dst": "tar:///tape/archives/1/", "svc_class": "",
          "dir_meta": ["uid", "gid", "mode", "attr"],
@@ -162,7 +172,8 @@ def test_eos_item_4_a_manifest_holds_any_name(tmp_path: Path) -> None:
     """EOS puts lines together by hand: quotes and newlines break them; xattrs of one directory leak into the next."""
     entries = [ROOT]
     for name in HOSTILE_NAMES:
-        entries += [Entry(name, stat.S_IFDIR, xattrs=((name[:200], name),)), Entry(name + b"/d", stat.S_IFDIR)]
+        entries += [ManifestEntry(name, stat.S_IFDIR, xattrs=((name[:200], name),)),
+                    ManifestEntry(name + b"/d", stat.S_IFDIR)]
     entries += [file(name + b"/f") for name in HOSTILE_NAMES]
     manifest = written(tmp_path, entries)
     assert [e for _, e in manifest.entries()] == entries
@@ -173,7 +184,7 @@ def test_eos_item_4_a_manifest_holds_any_name(tmp_path: Path) -> None:
 
 def test_eos_item_4_directories_alone_and_nothing_at_all(tmp_path: Path) -> None:
     """EOS crashes on a tree of directories, and says nothing of an empty one."""
-    manifest = written(tmp_path, [ROOT, Entry(b"a", stat.S_IFDIR), Entry(b"a/b", stat.S_IFDIR)])
+    manifest = written(tmp_path, [ROOT, ManifestEntry(b"a", stat.S_IFDIR), ManifestEntry(b"a/b", stat.S_IFDIR)])
     assert [e.path for _, e in manifest.entries(manifest.behind_directories())] == []
     assert len(eos(manifest)) == 4
     empty = written(tmp_path, [ROOT])

@@ -1,8 +1,8 @@
 """Mistakes of other transfer systems that stores and queue do not repeat, by system and number.
 
 EOS's archive daemon 5, 6; DIRAC 13, 14; CRAB's AsyncStageOut 15 to 19; gsyncd 20. Some are shown by further tests,
-named alike, in test_worker.py, test_send.py (dirac_13), test_publish.py and test_asofiles.py (aso_16, aso_19), and in
-tests/integration/test_vault.py (desi_7).
+named alike, in test_queue_worker.py, test_send.py (dirac_13), test_publish.py and test_asyncstageout.py (aso_16,
+aso_19), and in tests/integration/test_vault.py (desi_7).
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from pathlib import Path
 import pytest
 
 from gsync.transfer.queue.database import Transfers
-from gsync.transfer.queue.requests import NewOperation, NewRequest, State
+from gsync.transfer.queue.requests import NewOperation, NewRequest, TransferState
 from gsync.transfer.queue.retry import RetryPolicy
 from gsync.transfer.stores.store import Category, StoreError, category_of
 from gsync.transfer.stores.vault import VaultStore, make_vault
 from lab import REPOSITORY as ROOT
 from lab.tape import Tape
-from tests.unit.transfer.test_worker import NOW, Place, failing
+from tests.unit.transfer.test_queue_worker import NOW, Place, failing
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_dirac_13_a_request_is_durable_when_submit_returns(place: Place) -> None
     done = subprocess.run([sys.executable, "-c", program, place.home], cwd=ROOT, check=False)
     assert done.returncode == -signal.SIGKILL
     place.run()
-    assert place.db.counts() == {State.DONE: 1}
+    assert place.db.counts() == {TransferState.DONE: 1}
     assert place.db._db.execute("PRAGMA synchronous").fetchone()[0] == 2  # FULL: after a power cut too
 
 
@@ -103,7 +103,7 @@ def test_dirac_13_nothing_sleeps_while_one_transfer_waits_for_its_next_try(place
     begun = time.monotonic()
     place.run(policy=RetryPolicy(first_pause=10_000.0, longest_pause=10_000.0))
     assert time.monotonic() - begun < 5_000
-    assert {place.only(first).state, place.only(second).state} == {State.RETRY, State.DONE}
+    assert {place.only(first).state, place.only(second).state} == {TransferState.RETRY, TransferState.DONE}
 
 
 def test_dirac_14_of_many_that_pick_at_once_each_transfer_goes_to_one(place: Place) -> None:
@@ -132,7 +132,7 @@ def test_dirac_14_a_try_is_counted_once(place: Place, monkeypatch: pytest.Monkey
     id_ = place.submit("x")
     place.run()
     place.run()
-    assert (place.only(id_).state, place.only(id_).tries, len(calls)) == (State.DONE, 2, 3)
+    assert (place.only(id_).state, place.only(id_).tries, len(calls)) == (TransferState.DONE, 2, 3)
 
 
 def test_dirac_14_ten_poisoned_files_do_not_starve_the_spool(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +178,7 @@ def test_aso_16_a_file_of_the_spool_is_whole_and_none_overwrites_another(place: 
     half = spool / "half.json.new"
     half.write_text("{")
     place.run()
-    assert [place.only(id_).state for id_ in ids] == [State.DONE] * 5
+    assert [place.only(id_).state for id_ in ids] == [TransferState.DONE] * 5
     assert os.listdir(spool) == ["half.json.new"]
 
 
@@ -211,7 +211,7 @@ def test_aso_18_no_thread_is_left_of_a_worker(place: Place) -> None:
     before = threading.active_count()
     for _ in range(3):
         place.run(files=2)
-    assert place.db.counts() == {State.DONE: 60}
+    assert place.db.counts() == {TransferState.DONE: 60}
     assert threading.active_count() == before
 
 
@@ -239,8 +239,8 @@ def test_aso_19_what_one_request_says_holds_for_no_other(place: Place) -> None:
         (place.b / name).write_text("old")
     forced, other = place.submit("x", replace=True), place.submit("y")
     place.run()
-    assert place.only(forced).state is State.DONE
-    assert place.only(other).state is State.FAILED
+    assert place.only(forced).state is TransferState.DONE
+    assert place.only(other).state is TransferState.FAILED
     assert (place.b / "y").read_text() == "old"
 
 
@@ -253,7 +253,7 @@ def test_gsyncd_20_after_the_last_try_a_file_is_a_row_that_stays_not_a_loss(plac
     for _ in range(9):
         place.run(policy=NOW)
     t = place.only(id_)
-    assert (t.state, t.tries, t.reason) == (State.FAILED, 4, "store b: I/O error")
+    assert (t.state, t.tries, t.reason) == (TransferState.FAILED, 4, "store b: I/O error")
     assert place.db.prune(-1e9) == 0  # and no pruning forgets it
     assert place.db.request(id_) is not None
     assert json.dumps(t.reason)

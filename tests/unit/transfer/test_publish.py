@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from gsync.transfer.catalog import publish as publish_module
-from gsync.transfer.catalog.catalog import Catalog, CatalogError, Entry, JsonLinesCatalog
+from gsync.transfer.catalog.catalog import Catalog, CatalogError, JsonLinesCatalog, Registration
 from gsync.transfer.catalog.publish import Publication, Publisher, Thresholds
 from gsync.transfer.queue.database import Transfers
 from gsync.transfer.queue.registry import Stores
-from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, State
+from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, TransferState
 from gsync.transfer.queue.retry import RetryPolicy
 from gsync.transfer.stores.store import Category
 
@@ -30,7 +30,7 @@ class Recorder:
         self.minds: set[bytes] = set()
         self.error: CatalogError | None = None
 
-    def apply(self, entries: Sequence[Entry], again: bool = False) -> None:
+    def apply(self, entries: Sequence[Registration], again: bool = False) -> None:
         self.blocks.append([entry.id for entry in entries])
         if self.error is not None:
             raise self.error
@@ -64,12 +64,12 @@ class World:
         request = self.transfers.submit(NewRequest("queue", "ann", [NewOperation("copy", [
             NewTransfer("/src", b"f%d" % n, "/dst", b"f%d" % n, 5, "ab" * 32, catalog) for n in range(count)])]))
         rows = self.transfers.page(request=request)
-        self.end(rows[:done], State.DONE)
-        self.end(rows[done:done + failed], State.FAILED)
+        self.end(rows[:done], TransferState.DONE)
+        self.end(rows[done:done + failed], TransferState.FAILED)
         return request
 
-    def end(self, rows: Sequence[object], state: State) -> None:
-        self.transfers.advance([row.id for row in rows], State.NEW, state)  # type: ignore[attr-defined]
+    def end(self, rows: Sequence[object], state: TransferState) -> None:
+        self.transfers.advance([row.id for row in rows], TransferState.NEW, state)  # type: ignore[attr-defined]
 
     def states(self) -> dict[str, int]:
         return dict(self.transfers.read("SELECT publication, count(*) FROM transfers GROUP BY 1"))
@@ -179,7 +179,7 @@ def test_killed_between_the_catalog_and_the_record_of_it(world: World, after: bo
     world.request(3)
     original = JsonLinesCatalog.apply
 
-    def dies(self: JsonLinesCatalog, entries: Sequence[Entry], again: bool = False) -> None:
+    def dies(self: JsonLinesCatalog, entries: Sequence[Registration], again: bool = False) -> None:
         if after:
             original(self, entries, again)
         raise Killed

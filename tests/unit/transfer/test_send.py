@@ -15,12 +15,13 @@ import gsync.transfer.client as client_module
 from gsync.base.errors import UsageError
 from gsync.transfer import Client, Sent
 from gsync.transfer.catalog.catalog import SqliteCatalog
+from gsync.transfer.kinds import HANDLERS
 from gsync.transfer.queue.database import Transfers
 from gsync.transfer.queue.handlers import Context
 from gsync.transfer.queue.registry import Stores
-from gsync.transfer.queue.requests import State
+from gsync.transfer.queue.requests import TransferState
 from gsync.transfer.queue.retry import RetryPolicy
-from gsync.transfer.queue.worker import Settings, Worker
+from gsync.transfer.queue.worker import QueueSettings, QueueWorker
 from gsync.transfer.send import FAILOVER_FOLDER, OPERATIONS, carry_out
 from gsync.transfer.stores.dir import DirStore
 from gsync.transfer.stores.store import Category, StoreError
@@ -74,7 +75,7 @@ class World:
 
     def work(self) -> None:
         """The queue, until nothing more can be done now."""
-        Worker(self.home, Settings(policy=RetryPolicy(first_pause=0)), once=True).run()
+        QueueWorker(self.home, QueueSettings(policy=RetryPolicy(first_pause=0)), handlers=HANDLERS, once=True).run()
 
     def work_inline(self) -> None:
         """The same in this thread, where a test can kill it."""
@@ -86,15 +87,15 @@ class World:
                 rows = transfers.acquire("test", 1, 60)
                 if not rows:
                     return
-                transfers.advance([rows[0].id], State.ACQUIRED, State.SUBMITTED)
+                transfers.advance([rows[0].id], TransferState.ACQUIRED, TransferState.SUBMITTED)
                 try:
                     carry_out(Context(transfers, stores), rows[0])
                 except StoreError as exc:
-                    state = State.FAILED if exc.category is Category.PERMANENT else State.RETRY
-                    transfers.advance([rows[0].id], State.SUBMITTED, state, reason=str(exc), worker=None,
+                    state = TransferState.FAILED if exc.category is Category.PERMANENT else TransferState.RETRY
+                    transfers.advance([rows[0].id], TransferState.SUBMITTED, state, reason=str(exc), worker=None,
                                       not_before=2**62)
                 else:
-                    transfers.advance([rows[0].id], State.SUBMITTED, State.DONE)
+                    transfers.advance([rows[0].id], TransferState.SUBMITTED, TransferState.DONE)
             raise AssertionError("it does not come to an end")
         finally:
             stores.close()
@@ -105,7 +106,7 @@ class World:
             client.retry(sent.request)
         self.work()
 
-    def state(self, sent: Sent) -> State:
+    def state(self, sent: Sent) -> TransferState:
         with Client(self.home) as client:
             return client.status(sent.request).request.state
 
@@ -121,7 +122,7 @@ def world(tmp_path: Path) -> World:
 def test_to_the_first_store_that_takes_it(world: World) -> None:
     sent = world.send(register="default")
     assert (str(sent.at), sent.pending, sent.failed, sent.is_temporary) == ("east:result.dat", (), (), False)
-    assert world.state(sent) is State.DONE
+    assert world.state(sent) is TransferState.DONE
     assert world.whole() == ["east"]
     assert world.registered() == ["east"]
 
@@ -153,7 +154,7 @@ def test_failover_then_replicated_and_the_temporary_copy_removed(world: World) -
     world.file.unlink()  # who has been told where it is needs it no more
     world.retry(sent)
     assert world.whole() == ["east"]
-    assert world.state(sent) is State.DONE
+    assert world.state(sent) is TransferState.DONE
     assert world.registered() == ["east"]
     assert os.listdir(world.path / "spare") == []  # no folder is left behind either
 
@@ -171,7 +172,7 @@ def test_dirac_13_nobody_takes_it_is_said_with_every_reason_and_not_done_later(w
     sent = world.send()
     assert sent.at is None
     assert [a.place.store for a in sent.failed] == ["east", "west", "spare"]
-    assert world.state(sent) is State.FAILED
+    assert world.state(sent) is TransferState.FAILED
     world.on("east", "west", "spare")
     world.work()
     assert world.whole() == []
@@ -190,7 +191,7 @@ def test_the_same_file_there_already_is_fine_and_never_removed(world: World) -> 
     (world.path / "west" / "result.dat").write_bytes(world.file.read_bytes())
     sent = world.send("west", "east")
     assert str(sent.at) == "west:result.dat"
-    assert world.state(world.send("east", "west")) is State.DONE
+    assert world.state(world.send("east", "west")) is TransferState.DONE
     assert world.whole() == ["east", "west"]
 
 
@@ -204,7 +205,7 @@ def test_dirac_13_a_catalog_that_is_down_is_a_pending_registration_not_a_failed_
     catalog.parent.mkdir()
     world.retry(sent)
     assert json.loads(catalog.read_text())["store"] == "east"
-    assert world.state(sent) is State.DONE
+    assert world.state(sent) is TransferState.DONE
 
 
 def test_a_catalog_that_is_down_does_not_hold_up_the_replication_but_the_removal(world: World) -> None:
@@ -254,7 +255,7 @@ def test_the_only_replica_is_not_removed(world: World, content: bytes | None) ->
                 assert caught.value.category is Category.PERMANENT
             else:
                 carry_out(Context(transfers, stores), row)
-                transfers.advance([row.id], State.ACQUIRED, State.DONE)
+                transfers.advance([row.id], TransferState.ACQUIRED, TransferState.DONE)
         finally:
             DirStore.checksum = original  # type: ignore[method-assign]
     stores.close()
@@ -364,7 +365,7 @@ def test_a_store_that_dies_with_the_answer_is_tidied_when_it_is_back(world: Worl
     world.on("east")
     world.retry(sent)
     assert world.whole() == ["west"]
-    assert world.state(sent) is State.DONE
+    assert world.state(sent) is TransferState.DONE
 
 
 @pytest.mark.parametrize("fails", range(1, 5))
@@ -397,7 +398,7 @@ def test_dirac_13_a_database_that_fails_on_the_way_is_no_failed_send(world: Worl
         world.work()
     assert world.whole() == ["east"]
     assert os.listdir(world.path / "spare") == []
-    assert world.state(sent) is State.DONE
+    assert world.state(sent) is TransferState.DONE
 
 
 # killed at every step
@@ -474,7 +475,7 @@ def test_dirac_13_killed_at_every_step(world: World, monkeypatch: pytest.MonkeyP
     with Client(world.home) as client:
         states = [request.state for request in client.requests()]
     if states:  # else it died before it was noted, and nothing was moved
-        assert states == [State.DONE]
+        assert states == [TransferState.DONE]
         assert world.whole() == ["east"]
         assert os.listdir(world.path / "spare") == []
         assert world.registered() == ["east"]
@@ -512,7 +513,7 @@ def test_database_down_goes_by_the_spool(world: World, locked: sqlite3.Connectio
     world.on("east", "west")
     world.work()
     assert os.listdir(os.path.join(world.home, "spool")) == []
-    assert world.state(sent) is State.DONE
+    assert world.state(sent) is TransferState.DONE
     assert world.whole() == ["east"]
     assert world.registered() == (["east"] if register else [])
 
@@ -559,7 +560,7 @@ def test_killed_by_hand_stays_killed_and_its_replica_is_kept(world: World) -> No
         client.kill(sent.request)
     world.on("east", "west")
     world.work()
-    assert world.state(sent) is State.KILLED
+    assert world.state(sent) is TransferState.KILLED
     assert world.whole() == ["spare"]
     transfers = Transfers(world.home)
     assert transfers.prune(-1) == 0  # it is all that is known of that replica
@@ -612,4 +613,4 @@ def test_the_example_of_the_readme(world: World, monkeypatch: pytest.MonkeyPatch
     exec(compile(code, "README.md", "exec"), {})
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith(f"{world.path}/west:result.dat False () ['store ")
-    assert second == "State.DONE"
+    assert second == "TransferState.DONE"

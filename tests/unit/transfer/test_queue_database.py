@@ -12,7 +12,7 @@ import pytest
 
 from gsync.base.errors import UsageError
 from gsync.transfer.queue.database import Transfers
-from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, State
+from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, TransferState
 
 
 @pytest.fixture
@@ -36,24 +36,24 @@ def test_state_goes_upward_and_the_next_operation_begins_when_the_one_before_is_
     assert states(db, ident) == ["NEW", "NEW", "QUEUED", "QUEUED"]
     first = db.acquire("w", 10, 60)
     assert [t.path for t in first] == [b"\xff\n0", b"\xff\n1"]
-    assert db.request(ident).state is State.SUBMITTED  # type: ignore[union-attr]
-    db.advance([first[0].id], State.ACQUIRED, State.DONE)
+    assert db.request(ident).state is TransferState.SUBMITTED  # type: ignore[union-attr]
+    db.advance([first[0].id], TransferState.ACQUIRED, TransferState.DONE)
     assert states(db, ident) == ["DONE", "ACQUIRED", "QUEUED", "QUEUED"]
-    db.advance([first[1].id], State.ACQUIRED, State.DONE)
+    db.advance([first[1].id], TransferState.ACQUIRED, TransferState.DONE)
     assert states(db, ident) == ["DONE", "DONE", "NEW", "NEW"]
-    assert db.request(ident).state is State.NEW  # type: ignore[union-attr]
+    assert db.request(ident).state is TransferState.NEW  # type: ignore[union-attr]
     second = db.acquire("w", 10, 60)
-    db.advance([t.id for t in second], State.ACQUIRED, State.DONE)
-    assert db.request(ident).state is State.DONE  # type: ignore[union-attr]
-    assert [o.state for o in db.operations(ident)] == [State.DONE, State.DONE]
+    db.advance([t.id for t in second], TransferState.ACQUIRED, TransferState.DONE)
+    assert db.request(ident).state is TransferState.DONE  # type: ignore[union-attr]
+    assert [o.state for o in db.operations(ident)] == [TransferState.DONE, TransferState.DONE]
 
 
 def test_what_comes_after_a_failed_operation_is_killed_and_retry_brings_all_back(db: Transfers) -> None:
     ident = db.submit(request(files=1, operations=2))
     [one] = db.acquire("w", 10, 60)
-    db.advance([one.id], State.ACQUIRED, State.FAILED, reason="no permission")
+    db.advance([one.id], TransferState.ACQUIRED, TransferState.FAILED, reason="no permission")
     assert states(db, ident) == ["FAILED", "KILLED"]
-    assert db.request(ident).state is State.FAILED  # type: ignore[union-attr]
+    assert db.request(ident).state is TransferState.FAILED  # type: ignore[union-attr]
     assert db.retry(request=ident) == 2
     assert states(db, ident) == ["NEW", "QUEUED"]
 
@@ -63,22 +63,22 @@ def test_of_two_that_want_the_same_change_one_wins(db: Transfers, tmp_path: Path
     other = Transfers(str(tmp_path))
     [one] = db.acquire("w", 10, 60)
     assert other.acquire("v", 10, 60) == []
-    assert db.advance([one.id], State.ACQUIRED, State.SUBMITTED, by="w") == [one.id]
-    assert other.advance([one.id], State.ACQUIRED, State.DONE) == []
-    assert other.advance([one.id], State.SUBMITTED, State.DONE, by="v") == []
+    assert db.advance([one.id], TransferState.ACQUIRED, TransferState.SUBMITTED, by="w") == [one.id]
+    assert other.advance([one.id], TransferState.ACQUIRED, TransferState.DONE) == []
+    assert other.advance([one.id], TransferState.SUBMITTED, TransferState.DONE, by="v") == []
     other.close()
 
 
 def test_killed_stays_killed_and_what_had_finished_stays_done(db: Transfers) -> None:
     ident = db.submit(request(files=3))
     one, two = db.acquire("w", 2, 60)
-    db.advance([one.id], State.ACQUIRED, State.DONE)
+    db.advance([one.id], TransferState.ACQUIRED, TransferState.DONE)
     assert db.kill(request=ident) == 2
     assert states(db, ident) == ["DONE", "KILL", "KILLED"]
     assert db.killed("w") == {two.id}
-    assert db.advance([two.id], State.ACQUIRED, State.DONE) == []
-    db.advance([two.id], State.KILL, State.KILLED)
-    assert db.request(ident).state is State.KILLED  # type: ignore[union-attr]
+    assert db.advance([two.id], TransferState.ACQUIRED, TransferState.DONE) == []
+    db.advance([two.id], TransferState.KILL, TransferState.KILLED)
+    assert db.request(ident).state is TransferState.KILLED  # type: ignore[union-attr]
     assert db.kill(request=ident) == 0
 
 
@@ -92,7 +92,7 @@ def test_owners_get_fair_shares_and_a_priority_doubles_one(db: Transfers) -> Non
     for _ in range(25):
         got = db.acquire("w", 5, 60)
         served[got[0].owner] += len(got)
-        db.advance([t.id for t in got], State.ACQUIRED, State.DONE)
+        db.advance([t.id for t in got], TransferState.ACQUIRED, TransferState.DONE)
     assert served["urgent"] == 50
     assert served["greedy"] == served["modest"] == served["quiet"] == 25
 
@@ -123,7 +123,7 @@ def test_banned_stores_are_left_alone(db: Transfers) -> None:
 def test_retry_waits_for_its_time(db: Transfers) -> None:
     db.submit(request(files=1))
     [one] = db.acquire("w", 9, 60)
-    db.advance([one.id], State.ACQUIRED, State.RETRY, not_before=1 << 62, reason="no answer")
+    db.advance([one.id], TransferState.ACQUIRED, TransferState.RETRY, not_before=1 << 62, reason="no answer")
     assert db.wake() == 0
     assert db.next_due() == 1 << 62
     db.retry(ids=[one.id])
@@ -151,7 +151,8 @@ def test_history_is_pruned_but_not_what_failed(db: Transfers) -> None:
     done, failed = db.submit(request(files=1)), db.submit(request("other", files=1))
     for _ in range(2):
         [one] = db.acquire("w", 9, 60)
-        db.advance([one.id], State.ACQUIRED, State.DONE if one.request == done else State.FAILED)
+        db.advance([one.id], TransferState.ACQUIRED,
+                   TransferState.DONE if one.request == done else TransferState.FAILED)
     assert db.prune(0) == 1
     assert db.request(done) is None
     assert db.request(failed) is not None

@@ -7,7 +7,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,11 +17,11 @@ import pytest
 from gsync.base.errors import UsageError
 from gsync.transfer.queue import handlers
 from gsync.transfer.queue.database import Transfers
-from gsync.transfer.queue.handlers import Context
+from gsync.transfer.queue.handlers import OWN, Context, Handler
 from gsync.transfer.queue.registry import Stores
-from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, State, Transfer
+from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, Transfer, TransferState
 from gsync.transfer.queue.retry import RetryPolicy
-from gsync.transfer.queue.worker import Settings, Worker, is_dead, worker_id
+from gsync.transfer.queue.worker import QueueSettings, QueueWorker, is_dead, worker_id
 from gsync.transfer.stores.dir import DirStore
 from gsync.transfer.stores.store import Category, Content, StoreError
 
@@ -53,8 +53,9 @@ class Place:
         return self.db.submit(NewRequest("queue", owner, [
             NewOperation("copy", [self.transfer(name) for name in names], arguments)]))
 
-    def run(self, request: str | None = None, **settings: Any) -> None:
-        Worker(self.home, Settings(**{"policy": NOW, **settings}), once=True, request=request).run()
+    def run(self, request: str | None = None, handlers: Mapping[str, Handler] = OWN, **settings: Any) -> None:
+        QueueWorker(self.home, QueueSettings(**{"policy": NOW, **settings}), once=True, request=request,
+                    handlers=handlers).run()
 
     def of(self, request: str) -> list[tuple[str, str, int]]:
         return [(os.fsdecode(t.path), t.state.value, t.tries) for t in self.db.page(request=request)]
@@ -93,7 +94,7 @@ def test_one_bad_file_hurts_no_other(place: Place) -> None:
     place.run()
     assert place.of(id_) == [("x", "DONE", 0), ("missing", "FAILED", 1), ("z", "DONE", 0)]
     assert "missing is not there" in place.db.page(request=id_)[1].reason
-    assert place.db.request(id_).state is State.FAILED  # type: ignore[union-attr]
+    assert place.db.request(id_).state is TransferState.FAILED  # type: ignore[union-attr]
 
 
 def test_what_is_there_already_and_the_same_is_done_and_what_is_another_is_not_replaced(place: Place) -> None:
@@ -143,7 +144,7 @@ def test_a_pause_comes_before_the_next_try(place: Place, monkeypatch: pytest.Mon
     id_ = place.submit("x")
     place.run(policy=RetryPolicy(first_pause=1000.0))
     t = place.only(id_)
-    assert (t.state, t.tries) == (State.RETRY, 1)
+    assert (t.state, t.tries) == (TransferState.RETRY, 1)
     assert 700 < (t.not_before - time.time_ns()) / 1e9 < 1300
     place.db.retry(request=id_)
     place.run()
@@ -155,20 +156,21 @@ def test_settings_that_change_hold_while_it_runs(place: Place, monkeypatch: pyte
     place.write("x")
     failing(monkeypatch, 1 << 60, lambda: StoreError("store b: I/O error", Category.TRANSIENT))
     id_ = place.submit("x")
-    answers: Iterator[UsageError | Settings] = iter(
-        [UsageError("gsync.conf: line 1"), Settings(policy=RetryPolicy(max_retries=0), lease=1.0)])
+    answers: Iterator[UsageError | QueueSettings] = iter(
+        [UsageError("gsync.conf: line 1"), QueueSettings(policy=RetryPolicy(max_retries=0), lease=1.0)])
     seen: list[str] = []
 
-    def reread() -> Settings:
+    def reread() -> QueueSettings:
         answer = next(answers)
         seen.append(place.only(id_).state.value)
         if isinstance(answer, UsageError):
             raise answer
         return answer
 
-    Worker(place.home, Settings(policy=replace(NOW, max_retries=1 << 60), lease=1.0), reread=reread, once=True).run()
+    QueueWorker(place.home, QueueSettings(policy=replace(NOW, max_retries=1 << 60), lease=1.0), reread=reread,
+                once=True).run()
     assert "FAILED" not in seen
-    assert place.only(id_).state is State.FAILED
+    assert place.only(id_).state is TransferState.FAILED
 
 
 def test_a_store_that_is_down_is_banned_and_no_try_is_charged(place: Place) -> None:
@@ -196,7 +198,7 @@ def test_corrupt_data_is_fetched_from_another_replica(place: Place) -> None:
     place.run()
     place.run()
     t = place.only(id_)
-    assert (t.state, t.source_path, t.tries) == (State.DONE, b"good", 1)
+    assert (t.state, t.source_path, t.tries) == (TransferState.DONE, b"good", 1)
     assert (place.b / "x").read_text() == "good"
 
 
@@ -218,30 +220,28 @@ def test_a_kind_that_nobody_knows_here_is_left_to_others(place: Place) -> None:
     assert place.of(id_) == [("x", "NEW", 0)]
 
 
-def test_a_handler_with_a_bug_ends_its_job_not_the_worker(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_handler_with_a_bug_ends_its_job_not_the_worker(place: Place) -> None:
     """aso_18: there the handler of exceptions raised itself, and the user was blocked until a restart."""
     def bug(context: Context, t: Transfer) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setitem(handlers._OWN, "meta", bug)
     place.write("x")
     bad = place.db.submit(NewRequest("queue", "me", [NewOperation("meta", [place.transfer("x")])]))
     good = place.submit("x")
     for _ in range(9):
-        place.run()
-    assert place.only(bad).state is State.FAILED
+        place.run(handlers={**OWN, "meta": bug})
+    assert place.only(bad).state is TransferState.FAILED
     assert "ZeroDivisionError('oops')" in place.only(bad).reason
-    assert place.only(good).state is State.DONE
+    assert place.only(good).state is TransferState.DONE
 
 
 # kill
 
-def test_killed_on_the_way(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_on_the_way(place: Place) -> None:
     (place.a / "big").write_bytes(bytes(64 << 20))
     place.write("small")
     id_ = place.submit("big", "small")
     begun = threading.Event()
-    real = handlers.copy
 
     def copy(context: Context, t: Transfer) -> Content | None:
         def progress(size: int) -> None:
@@ -250,10 +250,9 @@ def test_killed_on_the_way(place: Place, monkeypatch: pytest.MonkeyPatch) -> Non
                 time.sleep(0.01)
             context.progress(size)
 
-        return real(Context(context.transfers, context.stores, context.arguments, progress), t)
+        return handlers.copy(Context(context.transfers, context.stores, context.arguments, progress), t)
 
-    monkeypatch.setitem(handlers._OWN, "copy", copy)
-    worker = Worker(place.home, Settings(policy=NOW), once=True)
+    worker = QueueWorker(place.home, QueueSettings(policy=NOW), handlers={**OWN, "copy": copy}, once=True)
     thread = threading.Thread(target=worker.run)
     thread.start()
     assert begun.wait(30)
@@ -265,21 +264,19 @@ def test_killed_on_the_way(place: Place, monkeypatch: pytest.MonkeyPatch) -> Non
     assert [state for _, state, _ in place.of(id_)] == ["KILLED", "KILLED"]
 
 
-def test_aso_17_what_was_killed_too_late_is_done(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_aso_17_what_was_killed_too_late_is_done(place: Place) -> None:
     """There finished files became KILLED."""
     place.write("x")
     id_ = place.submit("x")
-    real = handlers.copy
 
     def copy(context: Context, t: Transfer) -> Content | None:
-        content = real(context, t)
+        content = handlers.copy(context, t)
         assert place_db.kill(request=id_) == 1
         return content
 
     place_db = Transfers(place.home)
-    monkeypatch.setitem(handlers._OWN, "copy", copy)
-    place.run()
-    assert place.only(id_).state is State.DONE
+    place.run(handlers={**OWN, "copy": copy})
+    assert place.only(id_).state is TransferState.DONE
     assert (place.a / "x").exists()  # and the source is nobody's to remove
 
 
@@ -291,7 +288,7 @@ def test_what_a_dead_worker_had_is_examined_and_not_done_again(place: Place, mon
     id_ = place.submit("arrived", "not", "begun")
     dead = f"{os.uname().nodename}/999999999/1/abc"
     taken = place.db.acquire(dead, 3, 3600)
-    place.db.advance([t.id for t in taken[:2]], State.ACQUIRED, State.SUBMITTED, by=dead)
+    place.db.advance([t.id for t in taken[:2]], TransferState.ACQUIRED, TransferState.SUBMITTED, by=dead)
     (place.b / "arrived").write_text("content of arrived")
     place.write("begun")
     calls = failing(monkeypatch, 0, Exception)
@@ -305,53 +302,49 @@ def test_a_lease_that_has_run_out_is_taken_over_and_its_holder_is_not_heard(plac
     place.write("x")
     id_ = place.submit("x")
     [t] = place.db.acquire("elsewhere/1/1/frozen", 1, -1)
-    place.db.advance([t.id], State.ACQUIRED, State.SUBMITTED, by="elsewhere/1/1/frozen")
+    place.db.advance([t.id], TransferState.ACQUIRED, TransferState.SUBMITTED, by="elsewhere/1/1/frozen")
     place.run()
     place.run()
     assert place.of(id_) == [("x", "DONE", 1)]
-    assert place.db.advance([t.id], State.DONE, State.FAILED, by="elsewhere/1/1/frozen") == []
+    assert place.db.advance([t.id], TransferState.DONE, TransferState.FAILED, by="elsewhere/1/1/frozen") == []
 
 
-def test_a_worker_that_is_stopped_lets_go_of_what_it_has(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_is_stopped_lets_go_of_what_it_has(place: Place) -> None:
     (place.a / "big").write_bytes(bytes(16 << 20))
     id_ = place.submit("big")
     stop = threading.Event()
-    real = handlers.copy
 
     def copy(context: Context, t: Transfer) -> Content | None:
         stop.set()
-        return real(context, t)
+        return handlers.copy(context, t)
 
-    with monkeypatch.context() as patched:
-        patched.setitem(handlers._OWN, "copy", copy)
-        Worker(place.home, Settings(policy=NOW), stop=stop).run()
+    QueueWorker(place.home, QueueSettings(policy=NOW), handlers={**OWN, "copy": copy}, stop=stop).run()
     assert place.of(id_) == [("big", "NEW", 0)]
     assert os.listdir(place.b) == []
     place.run()
     assert place.of(id_) == [("big", "DONE", 0)]
 
 
-def test_a_job_without_progress_is_given_up(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_without_progress_is_given_up(place: Place) -> None:
     """dirac_13, aso_18: nothing of one job holds up the others for ever."""
     place.write("hangs", "x")
     hung = threading.Event()
-    real = handlers.copy
 
     def copy(context: Context, t: Transfer) -> Content | None:
         if t.path == b"hangs" and not hung.is_set():
             hung.wait(60)
-        return real(context, t)
+        return handlers.copy(context, t)
 
-    monkeypatch.setitem(handlers._OWN, "copy", copy)
     slow, fast = place.submit("hangs", owner="one"), place.submit("x", owner="two")
-    Worker(place.home, Settings(policy=RetryPolicy(first_pause=1000), job_timeout=0.5), once=True).run()
-    assert place.only(fast).state is State.DONE
-    assert (place.only(slow).state, place.only(slow).tries) == (State.RETRY, 1)
+    QueueWorker(place.home, QueueSettings(policy=RetryPolicy(first_pause=1000), job_timeout=0.5),
+                handlers={**OWN, "copy": copy}, once=True).run()
+    assert place.only(fast).state is TransferState.DONE
+    assert (place.only(slow).state, place.only(slow).tries) == (TransferState.RETRY, 1)
     assert "no progress for" in place.only(slow).reason
     hung.set()
     place.db.retry(request=slow)
     place.run()
-    assert place.only(slow).state is State.DONE
+    assert place.only(slow).state is TransferState.DONE
 
 
 def test_two_workers_at_once_do_each_transfer_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,14 +354,14 @@ def test_two_workers_at_once_do_each_transfer_once(place: Place, monkeypatch: py
     for n in range(10):
         place.submit(*names[n::10], owner=f"owner{n}")
     calls = failing(monkeypatch, 0, Exception)
-    threads = [threading.Thread(target=Worker(place.home, Settings(policy=NOW, files=7), once=True).run)
+    threads = [threading.Thread(target=QueueWorker(place.home, QueueSettings(policy=NOW, files=7), once=True).run)
                for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     place.run()
-    assert place.db.counts() == {State.DONE: 200}
+    assert place.db.counts() == {TransferState.DONE: 200}
     assert len(calls) == 200
     assert sorted(os.listdir(place.b)) == sorted(names)
 

@@ -12,10 +12,10 @@ import pytest
 
 from gsync.base.errors import LockedError
 from gsync.base.process import Lock
-from gsync.transfer.catalog import asofiles
-from gsync.transfer.catalog.asofiles import Outbox
+from gsync.transfer.catalog import asyncstageout
+from gsync.transfer.catalog.asyncstageout import Outbox
 from gsync.transfer.queue.database import Transfers
-from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, State
+from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, TransferState
 
 
 class World:
@@ -23,11 +23,11 @@ class World:
         self.transfers = Transfers(str(path / "home"))
         self.outbox = path / "outbox"
 
-    def end(self, owner: str, name: bytes, state: State = State.DONE, reason: str = "") -> int:
+    def end(self, owner: str, name: bytes, state: TransferState = TransferState.DONE, reason: str = "") -> int:
         request = self.transfers.submit(NewRequest("queue", owner, [
             NewOperation("copy", [NewTransfer("/a", name, "/b", b"store/" + name)])]))
         (row,) = self.transfers.page(request=request)
-        self.transfers.advance([row.id], State.NEW, state, reason=reason)
+        self.transfers.advance([row.id], TransferState.NEW, state, reason=reason)
         return row.id
 
     def report(self) -> int:
@@ -46,8 +46,8 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 def test_what_ended_by_user(world: World) -> None:
     world.end("ann", b"one")
-    world.end("ann", b"two", State.FAILED, "Permission denied")
-    world.end("ann", b"three", State.KILLED, "killed")
+    world.end("ann", b"two", TransferState.FAILED, "Permission denied")
+    world.end("ann", b"three", TransferState.KILLED, "killed")
     world.end("bob", b"four")
     assert world.report() == 2
     (ann,), (bob,) = world.read("ann"), world.read("bob")
@@ -85,7 +85,7 @@ def test_aso_16_killed_anywhere_a_reader_sees_each_result_once(world: World, mon
                                                         after: bool, taken: bool) -> None:
     """Also one that takes the file away at once. ASO's reader finds half of a file, and unlinks it (item 16)."""
     world.end("ann", b"one")
-    owner = os if name == "rename" else asofiles
+    owner = os if name == "rename" else asyncstageout
     original = getattr(owner, name)
 
     def dies(*args: Any, **more: Any) -> Any:
@@ -112,27 +112,29 @@ def test_aso_16_killed_anywhere_a_reader_sees_each_result_once(world: World, mon
 
 
 def test_what_failed_and_then_worked_is_two_results(world: World) -> None:
-    ident = world.end("ann", b"one", State.FAILED, "no space")
+    ident = world.end("ann", b"one", TransferState.FAILED, "no space")
     world.report()
     world.transfers.retry(ids=[ident])
-    world.transfers.advance([ident], State.NEW, State.DONE)
+    world.transfers.advance([ident], TransferState.NEW, TransferState.DONE)
     world.report()
     assert [r["transferStatus"] for r in world.read("ann")] == [["failed"], ["done"]]
 
 
 @pytest.mark.parametrize(("place", "replicate", "status"), [
-    (State.DONE, None, ["done"]), (State.FAILED, None, ["failed"]), (State.DONE, State.DONE, ["done"]),
-    (State.DONE, State.FAILED, ["failed"]), (State.DONE, State.NEW, []), (State.FAILED, State.KILLED, ["failed"])])
-def test_a_send_is_one_result_when_it_is_known(world: World, place: State, replicate: State | None,
+    (TransferState.DONE, None, ["done"]), (TransferState.FAILED, None, ["failed"]),
+    (TransferState.DONE, TransferState.DONE, ["done"]),
+    (TransferState.DONE, TransferState.FAILED, ["failed"]), (TransferState.DONE, TransferState.NEW, []),
+    (TransferState.FAILED, TransferState.KILLED, ["failed"])])
+def test_a_send_is_one_result_when_it_is_known(world: World, place: TransferState, replicate: TransferState | None,
                                                status: list[str]) -> None:
     """At a failover store it is not yet where it is wanted; what registers and tidies is nobody's file."""
     kinds = ["place", *(["replicate"] if replicate else []), "register", "tidy"]
     request = world.transfers.submit(NewRequest("send", "ann", [
         NewOperation(kind, [NewTransfer("/a", b"x", "/b", b"x")]) for kind in kinds]))
     first, *rest = world.transfers.page(request=request)
-    world.transfers.advance([first.id], State.NEW, place, reason="" if place is State.DONE else "why")
-    if replicate not in (None, State.NEW, State.KILLED):
-        world.transfers.advance([rest[0].id], State.NEW, replicate)
+    world.transfers.advance([first.id], TransferState.NEW, place, reason="" if place is TransferState.DONE else "why")
+    if replicate not in (None, TransferState.NEW, TransferState.KILLED):
+        world.transfers.advance([rest[0].id], TransferState.NEW, replicate)
     world.report()
     assert [s for r in world.read("ann") for s in r["transferStatus"]] == status
 

@@ -22,9 +22,9 @@ from typing import Any
 
 from gsync.base.durable import make_dirs, replace_file
 from gsync.base.model import NS, shown
-from gsync.transfer.delivery.dataset import DataSet, Settings
+from gsync.transfer.delivery.dataset import DataSet, DeliverySettings
 from gsync.transfer.delivery.overview import overview
-from gsync.transfer.delivery.rows import THERE, Deliveries, Delivery, Stage, State
+from gsync.transfer.delivery.rows import THERE, Deliveries, Delivery, Stage, UnitState
 
 VERSION = 1   # of what a night's page looks like: another one, and all are written anew
 LAST = 10     # nights on the first page
@@ -57,11 +57,11 @@ class Night:
 
 def colour_of(row: Delivery, dataset: DataSet) -> str:
     """The colour of a unit."""
-    if row.state is State.KILLED:
+    if row.state is UnitState.KILLED:
         return GREY
-    if row.state is State.QUARANTINED or (row.state in THERE and any(not ok for ok, _ in row.stages.values())):
+    if row.state is UnitState.QUARANTINED or (row.state in THERE and any(not ok for ok, _ in row.stages.values())):
         return RED
-    done = row.state is State.DELIVERED and Stage.PULL in row.stages and (
+    done = row.state is UnitState.DELIVERED and Stage.PULL in row.stages and (
         Stage.CHECKSUM in row.stages or not dataset.checksum_file) and (row.backed_up or not dataset.vault)
     return GREEN if done else AMBER
 
@@ -82,7 +82,7 @@ def nights(dataset: DataSet, deliveries: Deliveries, keep: bool = False) -> list
     return found
 
 
-def document(settings: Settings, deliveries: Deliveries, now: datetime, last: int | None = LAST,
+def document(settings: DeliverySettings, deliveries: Deliveries, now: datetime, last: int | None = LAST,
              only: Sequence[bytes] = ()) -> dict[str, Any]:
     """The status for programs. last: so many nights of each data set, None: all. only: these, with their units."""
     return {"at": _rfc3339(now), "file": settings.path, "sets": [
@@ -138,7 +138,7 @@ def _rfc3339(moment: datetime) -> str:
 
 # files
 
-def write(settings: Settings, deliveries: Deliveries, now: datetime) -> None:
+def write(settings: DeliverySettings, deliveries: Deliveries, now: datetime) -> None:
     """Bring the folder settings.common.page up to date."""
     folder = settings.common.page
     make_dirs(folder, 0o755)
@@ -248,7 +248,8 @@ def _nights_table(dataset: DataSet, some: Iterable[Night]) -> str:
         "".join(rows) + "</tbody></table>\n"
 
 
-def index_page(settings: Settings, all_nights: dict[str, list[Night]], status: dict[str, Any], years: Sequence[int],
+def index_page(settings: DeliverySettings, all_nights: dict[str, list[Night]], status: dict[str, Any],
+               years: Sequence[int],
                now: datetime) -> str:
     parts = ["<header><h1>Delivery</h1>", f'<p class="quiet">as of {_when(now)}</p></header>\n']
     parts.append(_years_line(years))
@@ -437,7 +438,7 @@ def _stage_cell(row: Delivery, stage: Stage) -> str:
 
 def _why(row: Delivery) -> str:
     parts = [f"<p>{_text(row.reason)}</p>"] if row.reason else []
-    if row.not_before and row.state is State.WAITING:
+    if row.not_before and row.state is UnitState.WAITING:
         parts.append(f'<p class="quiet">try {row.tries + 1} at {_when(_moment(row.not_before))}</p>')
     titles = {"list": "The list", "missing": "Missing", "extra": "Not in the list", "mismatching": "Checksum differs",
               "odd": "Neither file nor directory"}

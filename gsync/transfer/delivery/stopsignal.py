@@ -8,16 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from gsync.base.errors import Stopped
 from gsync.transfer.stores.store import Category, StoreError
 
 _LOOK = 0.5  # seconds between two looks
 
 
-class Stopped(Exception):
-    """It is to end now. The text says why."""
-
-
-class Gate:
+class StopSignal:
     """stop: set from outside, by a signal. kill_file: "" for none. timeout: seconds of silence that are too many."""
 
     def __init__(self, stop: threading.Event, kill_file: str = "", timeout: float = 300) -> None:

@@ -24,7 +24,7 @@ from gsync.base.errors import UsageError
 from gsync.base.namespace import check_version
 from gsync.base.process import Lock
 from gsync.transfer.queue.database import Transfers
-from gsync.transfer.queue.requests import ENDED, State, Transfer
+from gsync.transfer.queue.requests import ENDED, Transfer, TransferState
 
 LARGEST = 1000                      # transfers in a file
 _STATE = ".gsync-reporter.db"       # in the outbox: what was reported there
@@ -33,7 +33,7 @@ _SCHEMA_VERSION = 1
 
 def reporter_json(user: str, ended: list[Transfer], now: int) -> dict[str, Any]:
     """The content of a file; `now` in ns. ASO knows two outcomes: what was killed has failed, with that reason."""
-    done = [each.state is State.DONE for each in ended]
+    done = [each.state is TransferState.DONE for each in ended]
     return {"LFNs": [os.fsdecode(each.path) for each in ended],
             "transferStatus": ["done" if ok else "failed" for ok in done],
             "failure_reason": ["" if ok else each.reason or each.state.value
@@ -118,7 +118,7 @@ def _is_result(transfers: Transfers, each: Transfer) -> bool:
     if each.kind not in ("place", "replicate"):
         return each.kind == "copy"
     operations = {operation.kind: operation.state for operation in transfers.operations(each.request)}
-    moves_on = operations["place"] is State.DONE and "replicate" in operations
+    moves_on = operations["place"] is TransferState.DONE and "replicate" in operations
     return (each.kind == "replicate") == moves_on
 
 

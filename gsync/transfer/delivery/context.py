@@ -1,7 +1,7 @@
 """What all kinds of work on one data set share: its folders, its source, the rows of its units, and telling of them.
 
 Here a unit that a killed process was at is finished, or set back to where it can be done again. Not here: the work
-(deliver, latefiles, deliverbackup), the steps on the disk (handover).
+(deliver, latefiles, deliverbackup), the steps on the disk (placement).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from gsync.base.durable import make_dirs, replace_file
 from gsync.base.fate import DISK, Fate
 from gsync.base.log import get_logger
 from gsync.base.model import NS, shown
-from gsync.transfer.delivery import handover, units
+from gsync.transfer.delivery import placement, units
 from gsync.transfer.delivery.alert import Alarm
-from gsync.transfer.delivery.checksums import Verdict, verify
-from gsync.transfer.delivery.dataset import DataSet, Settings
-from gsync.transfer.delivery.gate import Gate
-from gsync.transfer.delivery.rows import AT_WORK, Deliveries, Delivery, KilledByOrder, State
-from gsync.transfer.delivery.source import Listing, Source
+from gsync.transfer.delivery.checksums import Comparison, verify
+from gsync.transfer.delivery.dataset import DataSet, DeliverySettings
+from gsync.transfer.delivery.rows import AT_WORK, Deliveries, Delivery, KilledByOrder, UnitState
+from gsync.transfer.delivery.source import Listing, ReadyFolder
+from gsync.transfer.delivery.stopsignal import StopSignal
 from gsync.transfer.queue.registry import Stores
 from gsync.transfer.stores.store import StoreError, category_of
 
@@ -62,23 +62,24 @@ class Summary:
         return "; ".join(part for part in (counts, self.waiting, self.down) if part)
 
 
-class Site:
+class DataSetContext:
     """A data set with its folders, its source and its rows. One object at a time works on it (the caller holds the
     lock)."""
 
-    def __init__(self, dataset: DataSet, settings: Settings, deliveries: Deliveries, stores: Stores, alarm: Alarm,
-                 gate: Gate, clock: Callable[[], datetime]) -> None:
+    def __init__(self, dataset: DataSet, settings: DeliverySettings, deliveries: Deliveries, stores: Stores,
+                 alarm: Alarm,
+                 stop_signal: StopSignal, clock: Callable[[], datetime]) -> None:
         self.dataset = dataset
         self.settings = settings
         self.db = deliveries
         self.stores = stores
         self.alarm = alarm
-        self.gate = gate
+        self.stop_signal = stop_signal
         self.clock = clock
         self.pattern = units.Pattern(dataset.unit)
         self.staging, self.destination, self.quarantine = (
             os.fsencode(each) for each in (dataset.staging, dataset.destination, dataset.quarantine))
-        self._opened: Source | None = None
+        self._opened: ReadyFolder | None = None
 
     def close(self) -> None:
         """Let go of the source; it is opened again when it is needed."""
@@ -88,20 +89,20 @@ class Site:
 
     # the source
 
-    def source(self) -> Source:
+    def source(self) -> ReadyFolder:
         """The open source; Down if it cannot be reached."""
         if self._opened is None:
             common = self.settings.common
             rsync = common.rsync_command if self.dataset.method == "rsync" else ""
-            self._opened = self.asked(lambda: Source(
-                self.dataset.source, self.pattern, self.stores, self.gate, ssh_config=common.ssh_config,
+            self._opened = self.asked(lambda: ReadyFolder(
+                self.dataset.source, self.pattern, self.stores, self.stop_signal, ssh_config=common.ssh_config,
                 rsync=rsync))
         return self._opened
 
     def asked(self, call: Callable[[], _T]) -> _T:
         """What the source says of itself as a whole; any error is the source's: Down."""
         try:
-            with self.gate.watch(self.close):
+            with self.stop_signal.watch(self.close):
                 return call()
         except StoreError as exc:
             self.close()
@@ -109,14 +110,14 @@ class Site:
 
     def listing(self, row: Delivery) -> Listing | None:
         """What the source has of a unit now; None: it has no such unit."""
-        with self.gate.watch(self.close):
+        with self.stop_signal.watch(self.close):
             return self.source().listing(row.path)
 
-    def verify(self, row: Delivery, folder: bytes) -> Verdict:
+    def verify(self, row: Delivery, folder: bytes) -> Comparison:
         """A folder against the unit's list of checksums."""
         if not self.dataset.checksum_file:
-            return Verdict()
-        return verify(folder, self.list_name(row), self.gate.check)
+            return Comparison()
+        return verify(folder, self.list_name(row), self.stop_signal.check)
 
     def list_name(self, row: Delivery) -> bytes:
         """The path of that list in the unit."""
@@ -172,20 +173,20 @@ class Site:
                 self._settle(row)
 
     def _settle(self, row: Delivery) -> None:
-        made = handover.incoming(self.destination, row.path)
+        made = placement.incoming(self.destination, row.path)
         place = os.path.join(self.destination, row.path)
-        if row.state is State.CATCHING_UP:
-            handover.mend(made, place)
-            handover.remove(made)
-            handover.tidy(self.destination)
-            self.db.change(row, state=State.DELIVERED)
+        if row.state is UnitState.CATCHING_UP:
+            placement.mend(made, place)
+            placement.remove(made)
+            placement.tidy(self.destination)
+            self.db.change(row, state=UnitState.DELIVERED)
             return
         root = self.destination if row.target == DESTINATION else self.quarantine
-        arrived = row.state is State.MOVING and row.mark == handover.mark_of(os.path.join(root, row.path))
-        handover.remove(handover.incoming(root, row.path))
-        handover.tidy(root)
+        arrived = row.state is UnitState.MOVING and row.mark == placement.mark_of(os.path.join(root, row.path))
+        placement.remove(placement.incoming(root, row.path))
+        placement.tidy(root)
         if not arrived:
-            self.db.change(row, state=State.WAITING, mark="", target="")
+            self.db.change(row, state=UnitState.WAITING, mark="", target="")
         elif row.target == DESTINATION:
             self.delivered(row)
         else:
@@ -209,10 +210,10 @@ class Site:
     def delivered(self, row: Delivery) -> None:
         """After the rename: it is at the destination."""
         staged = os.path.join(self.staging, row.path)
-        handover.remove(staged)
-        handover.prune(self.staging, row.path)
+        placement.remove(staged)
+        placement.prune(self.staging, row.path)
         self.remove_reason(row)
-        row = self.db.change(row, state=State.DELIVERED, mark="", target="", tries=0, not_before=0)
+        row = self.db.change(row, state=UnitState.DELIVERED, mark="", target="", tries=0, not_before=0)
         _log.info("delivered", set=self.dataset.name, unit=row, files=row.files, bytes=row.bytes)
 
     def put_aside(self, row: Delivery) -> None:
@@ -222,9 +223,9 @@ class Site:
         text = {"unit": str(row), "reason": row.reason, "at": datetime.now(UTC).isoformat(timespec="seconds"),
                 **row.problems}
         replace_file(path, json.dumps(text, indent=2).encode("ascii") + b"\n", 0o644)
-        handover.remove(os.path.join(self.staging, row.path))
-        handover.prune(self.staging, row.path)
-        row = self.db.change(row, state=State.QUARANTINED, mark="", target="", not_before=0, caught=max(
+        placement.remove(os.path.join(self.staging, row.path))
+        placement.prune(self.staging, row.path)
+        row = self.db.change(row, state=UnitState.QUARANTINED, mark="", target="", not_before=0, caught=max(
             row.caught, self.times_due(row)))
         _log.error("quarantined", set=self.dataset.name, unit=row, reason=row.reason)
         self.tell(row, "quarantined", row.reason)
@@ -232,11 +233,11 @@ class Site:
     def unquarantine(self, row: Delivery, why: str) -> None:
         """It begins anew with what there is of it."""
         aside, staged = os.path.join(self.quarantine, row.path), os.path.join(self.staging, row.path)
-        if handover.mark_of(aside) and not handover.exists(staged):
+        if placement.mark_of(aside) and not placement.exists(staged):
             make_dirs(os.path.dirname(staged), 0o750)
             os.chmod(aside, 0o700)
-            handover.move(aside, self.staging, row.path, lambda mark: None)
-        self.db.change(row, state=State.WAITING, reason=why, tries=0, not_before=0, mark="", target="")
+            placement.move(aside, self.staging, row.path, lambda mark: None)
+        self.db.change(row, state=UnitState.WAITING, reason=why, tries=0, not_before=0, mark="", target="")
         self.remove_reason(row)
 
     def _reason_path(self, row: Delivery) -> bytes:
@@ -246,7 +247,7 @@ class Site:
         """It is not in quarantine any more."""
         with suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(self._reason_path(row))
-            handover.prune(self.quarantine, row.path)
+            placement.prune(self.quarantine, row.path)
 
     def tell(self, row: Delivery, event: str, reason: str) -> None:
         """The same of the same unit is told once."""
@@ -256,9 +257,9 @@ class Site:
             self.db.change(row, told=f"{event}: {reason}")
 
 
-def problems(verdict: Verdict) -> dict[str, list[str]]:
+def problems(comparison: Comparison) -> dict[str, list[str]]:
     """As rows keep them: some of the names by what is wrong with them."""
-    return {what: names[:_NAMES_KEPT] for what, names in verdict.lists().items() if names}
+    return {what: names[:_NAMES_KEPT] for what, names in comparison.lists().items() if names}
 
 
 def named(exc: OSError) -> str:
