@@ -1,0 +1,1 @@
+"""What every room uses, knowing nothing of replication: errors, clocks, files, processes, SQLite, frames."""

@@ -12,7 +12,8 @@ from gsync.base import log
 from gsync.base.durable import make_dirs
 from gsync.base.errors import GsyncError, UsageError
 from gsync.base.notify import Notifier
-from gsync.recorder.recorder import ARCHIVE_BYTES, KEEP_BYTES, KEEP_SECONDS, Keep, run_recorder
+from gsync.recorder.bounds import BOUNDS, Keep
+from gsync.recorder.recorder import run_recorder
 from gsync.recorder.status import RecorderPort
 from gsync.state.home import Home
 
@@ -24,9 +25,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--detector", default="auto", help="auto, fanotify or inotify")
     parser.add_argument("--rollover", type=float, default=1.0,
                         help="longest time in seconds until a changelog is written")
-    parser.add_argument("--keep-seconds", type=int, default=KEEP_SECONDS, help="how long changelogs are kept")
-    parser.add_argument("--keep-bytes", type=int, default=KEEP_BYTES, help="how many bytes of them")
-    parser.add_argument("--archive-bytes", type=int, default=ARCHIVE_BYTES, help="how many of older ones; 0: none")
+    parser.add_argument("--keep-seconds", type=int, default=BOUNDS.keep.seconds, help="how long changelogs are kept")
+    parser.add_argument("--keep-bytes", type=int, default=BOUNDS.keep.size, help="how many bytes of them")
+    parser.add_argument("--archive-bytes", type=int, default=BOUNDS.keep.archive,
+                        help="how many of older ones; 0: none")
     parser.add_argument("--log-level", default="INFO")
     parser.add_argument("--managed", action="store_true", help="log to the volume's log: a monitor has started it")
     args = parser.parse_args(argv)

@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from gsync.base.clock import SYSTEM_CLOCK, Clock
 from gsync.base.durable import make_dirs
@@ -26,8 +26,9 @@ from gsync.base.process import Lock
 from gsync.changelog import retention
 from gsync.changelog.archive import Archive
 from gsync.recorder import detectors
+from gsync.recorder.bounds import BOUNDS, Bounds, Keep
 from gsync.recorder.detector import DetectorFactory, Unavailable
-from gsync.recorder.recording import Bounds, Recording, Stopped
+from gsync.recorder.recording import Recording, Stopped
 from gsync.recorder.status import FAULTY, STOPPED, Control, RecorderStatus, write_status
 from gsync.state.home import Home, NotThere, Volume
 
@@ -38,17 +39,7 @@ GATHER = 0.02             # s: events are left to merge so long before they are 
 PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)  # s, from a fault to the next try, which scans the tree
 LASTED = 60.0             # s: what ran so long did not fail at once
 ROOT_PAUSE = 1.0          # s between two looks whether the root is back
-KEEP_SECONDS, KEEP_BYTES = 7 * 86400, 1 << 30
-ARCHIVE_BYTES = 256 << 20
 PURGE_EVERY = 600.0       # s
-
-
-class Keep(NamedTuple):
-    """How long changelogs stay, how many bytes of them, and how many bytes of older ones the archive holds."""
-
-    seconds: int = KEEP_SECONDS
-    size: int = KEEP_BYTES
-    archive: int = ARCHIVE_BYTES
 
 
 class Recorder:
@@ -60,7 +51,7 @@ class Recorder:
     def __init__(self, volume: Volume, *, ignored: Sequence[str] = (), detector: DetectorFactory = detectors.auto,
                  rollover: float = 1.0, quiet: float = 0.05, stop: threading.Event | None = None,
                  clock: Clock = SYSTEM_CLOCK, step: Callable[[str], None] = lambda name: None,
-                 keep: Keep | None = None, notifier: Notifier | None = None, bounds: Bounds | None = None) -> None:
+                 notifier: Notifier | None = None, bounds: Bounds = BOUNDS) -> None:
         self._volume = volume
         self._brick = volume.brick()
         self._ignored = ignored
@@ -68,10 +59,9 @@ class Recorder:
         self._rollover, self._quiet = rollover, quiet
         self._stop = stop or threading.Event()
         self._clock, self._step = clock, step
-        self._keep = keep or Keep()
         self._lock = Lock(self._brick.lock, f"the recorder of volume {volume.name}")
         self._notifier = notifier or Notifier({})
-        self._bounds = bounds or Bounds()
+        self._bounds = bounds
         self._recording: Recording | None = None
         self.status = RecorderStatus(pid=os.getpid())
 
@@ -184,7 +174,7 @@ class Recorder:
             _log.warning("status cannot be written", path=self._brick.status, error=exc.strerror)
 
     def _purge(self) -> None:
-        keep = self._keep
+        keep = self._bounds.keep
         purged = retention.purge(os.fsencode(self._brick.changelogs), self._clock.now() // NS, keep.seconds, keep.size,
                                  self._volume.needed_from(), Archive(os.fsencode(self._brick.archive), keep.archive))
         if purged.deleted:
@@ -194,11 +184,11 @@ class Recorder:
 
 
 def run_recorder(name: str, home: Home, *, detector: str = "auto", rollover: float = 1.0, quiet: float = 0.05,
-                 stop: threading.Event | None = None, keep: Keep | None = None,
+                 stop: threading.Event | None = None, keep: Keep = BOUNDS.keep,
                  notifier: Notifier | None = None) -> None:
     """Record the volume `name` until `stop` is set. UsageError, LockedError."""
     volume = home.get(name)
     if volume.kind != "posix":
         raise UsageError(f"volume {name}: its bricks record their changelogs themselves")
     Recorder(volume, ignored=[home.path], detector=detectors.by_name(detector), rollover=rollover, quiet=quiet,
-             stop=stop, keep=keep, notifier=notifier).run()
+             stop=stop, bounds=Bounds(keep=keep), notifier=notifier).run()

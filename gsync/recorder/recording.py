@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from gsync.base.clock import Clock
 from gsync.base.durable import make_dirs, replace_file
@@ -25,11 +25,12 @@ from gsync.changelog.layout import HistoryGap
 from gsync.changelog.reader import History
 from gsync.changelog.records import Problem, read_records
 from gsync.changelog.writer import ChangelogWriter
+from gsync.recorder.bounds import Bounds
 from gsync.recorder.detector import DetectorFactory
-from gsync.recorder.hints import HintLimits, Hints
+from gsync.recorder.hints import Hints
 from gsync.recorder.live import GRANULARITY, LiveIndex
 from gsync.recorder.look import Look
-from gsync.recorder.scan import FirstScan, FreshScan, GapScan, Reading, ScanSizes
+from gsync.recorder.scan import FirstScan, FreshScan, GapScan, Reading
 from gsync.recorder.slice import Slice
 from gsync.recorder.status import RECORDING, SCANNING
 from gsync.recorder.tree import RecordedTree
@@ -48,13 +49,6 @@ class Stopped(Exception):
 class Report(Protocol):
     def __call__(self, **changes: object) -> None:
         """Publish these fields of the status."""
-
-
-class Bounds(NamedTuple):
-    """How much of anything at a time."""
-
-    hints: HintLimits = HintLimits()
-    scan: ScanSizes = ScanSizes()
 
 
 class Gaps:
@@ -84,6 +78,27 @@ class Gaps:
             self._report(unbroken_since=at)
 
 
+class ScanProgress:
+    """What goes on between two pages of a scan: hints are taken in, progress is told, an end is noticed."""
+
+    def __init__(self, hints: Hints, report: Report, stopped: Callable[[], bool], clock: Clock,
+                 step: Callable[[str], None]) -> None:
+        self._hints, self._report, self._stopped, self._clock, self._step = hints, report, stopped, clock, step
+        self._told = 0.0
+        self.names = 0
+
+    def page(self, names: int) -> None:
+        """So many names more were looked at. Stopped if the scan is to end."""
+        self._step("scan")
+        if self._stopped():
+            raise Stopped
+        self._hints.drain()
+        self.names += names
+        if self._clock.monotonic() >= self._told + PROGRESS_EVERY:
+            self._told = self._clock.monotonic()
+            self._report(scanned=self.names)
+
+
 class Recording:
     """Opens everything; then `scan` once, `poll` and `close_slice` again and again, `close`.
 
@@ -94,12 +109,11 @@ class Recording:
                  stopped: Callable[[], bool], clock: Clock, step: Callable[[str], None],
                  bounds: Bounds) -> None:
         self._volume = volume
-        self._report, self._stopped, self._clock, self._step = report, stopped, clock, step
+        self._report, self._clock, self._step = report, clock, step
         brick = volume.brick()
         self._folder = os.fsencode(brick.changelogs)
         self._gaps = Gaps(brick.gaps, report, step)
-        self._rolled = self._told_progress = 0.0
-        self._names_scanned = 0
+        self._rolled = 0.0
 
         with ExitStack() as opened:
             root_fd = volume.open_root()
@@ -123,7 +137,8 @@ class Recording:
             self._hints = Hints(self._detector, os.fsencode(brick.folder), clock.now, drained_at, bounds.hints)
             opened.callback(self._hints.close)
             self._opened = opened.pop_all()
-        self._reading = Reading(self._tree, self._live, self._detector, self._tick, clock.now, bounds.scan)
+        self._progress = ScanProgress(self._hints, report, stopped, clock, step)
+        self._reading = Reading(self._tree, self._live, self._detector, self._progress.page, clock.now, bounds.scan)
         self._look = Look(self._tree, self._live, self._hints, self._slice, self._scan_below)
         self._note_tracking()
         self._last_changelog = History(self._folder).last_ts
@@ -183,7 +198,7 @@ class Recording:
     def _scan_gap(self) -> None:
         """Say what differs from the index."""
         self._hints.gap = ""
-        self._names_scanned = 0
+        self._progress.names = 0
         GapScan(self._reading, self._slice).run()
         self._measure()
 
@@ -208,17 +223,6 @@ class Recording:
                             self._slice.add(record)
         except HistoryGap as exc:
             _log.warning("changelogs are missing, their readers will walk the tree", error=exc)
-
-    def _tick(self, names: int) -> None:
-        """Between two pages of a scan."""
-        self._step("scan")
-        if self._stopped():
-            raise Stopped
-        self._hints.drain()
-        self._names_scanned += names
-        if self._clock.monotonic() >= self._told_progress + PROGRESS_EVERY:
-            self._told_progress = self._clock.monotonic()
-            self._report(scanned=self._names_scanned)
 
     # following
 

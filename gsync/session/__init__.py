@@ -1,0 +1,1 @@
+"""What a session is, what it is told and what it tells: settings, wanted state, checkpoints, status, reports."""

@@ -18,11 +18,11 @@ from gsync.changelog import layout
 from gsync.changelog.reader import History
 from gsync.changelog.records import Data, Entry, Fop, Meta
 from gsync.master.posix import PosixTree
+from gsync.recorder.bounds import Bounds
 from gsync.recorder.detector import ChangeHint, Detector, Knows, LostWatch, NameHint, Overflow
 from gsync.recorder.hints import HintLimits
 from gsync.recorder.live import GRANULARITY
 from gsync.recorder.recorder import Recorder
-from gsync.recorder.recording import Bounds
 from gsync.recorder.scan import ScanSizes
 from gsync.recorder.tree import RecordedTree
 from lab.recorder_changes import a_directory, hostile_names, one_file

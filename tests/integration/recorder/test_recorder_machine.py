@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from gsync.base.fsid import Inodes
+from gsync.recorder.bounds import Bounds
 from gsync.recorder.detector import Detector, Hint, Knows, Overflow
 from gsync.recorder.hints import HintLimits
-from gsync.recorder.recording import Bounds
 from lab.recording import FACTORIES, World
 
 STEPS = ["gap", "scan", "drain", "append", "roll", "commit", "publish"]

@@ -22,8 +22,9 @@ from gsync.changelog.reader import History
 from gsync.changelog.records import Data, Entry
 from gsync.recorder import detectors
 from gsync.recorder import recorder as recorder_module
+from gsync.recorder.bounds import Bounds, Keep
 from gsync.recorder.detector import Unavailable
-from gsync.recorder.recorder import Keep, Recorder, run_recorder
+from gsync.recorder.recorder import Recorder, run_recorder
 from gsync.recorder.status import RECORDING, STOPPED, Control, RecorderPort, read_status
 from gsync.state.home import Brick
 from lab import REPOSITORY
@@ -255,7 +256,7 @@ def test_watches_that_are_used_up_are_a_fault_that_says_what_to_do(
 
 
 def test_old_changelogs_go_but_for_what_a_session_needs(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    world.start(keep=Keep(0, 0))
+    world.start(bounds=Bounds(keep=Keep(0, 0)))
     assert world.recorder is not None
     for n in range(3):
         (world.tree / f"{n}").touch()

@@ -1,0 +1,25 @@
+"""How much of anything a recorder handles at a time or keeps."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from gsync.recorder.hints import HintLimits
+from gsync.recorder.scan import ScanSizes
+
+
+class Keep(NamedTuple):
+    """How long changelogs stay, how many bytes of them, and how many bytes of older ones the archive holds."""
+
+    seconds: int = 7 * 86400
+    size: int = 1 << 30
+    archive: int = 256 << 20
+
+
+class Bounds(NamedTuple):
+    hints: HintLimits = HintLimits()
+    scan: ScanSizes = ScanSizes()
+    keep: Keep = Keep()
+
+
+BOUNDS = Bounds()
