@@ -149,6 +149,12 @@ def test_a_page_begins_with_one_sentence_of_what_it_answers(page: Path) -> None:
     assert re.findall(r"[.?!](?=\s|$)", first) == ["."]
 
 
+def test_the_map_has_every_room() -> None:
+    rooms = {f"{path.parent.relative_to(REPOSITORY)}/" for path in (REPOSITORY / "gsync").rglob("__init__.py")}
+    part = ARCHITECTURE.read_text().partition("\n## The rooms\n")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `(gsync/[^`]+)` \|", part, re.MULTILINE)) == rooms - {"gsync/"}
+
+
 def anchors(page: str) -> set[str]:
     """The anchors of a page's headings, as GitHub and mkdocs make them."""
     titles = re.findall(r"^#+ (.*)$", page, re.MULTILINE)
