@@ -1,7 +1,7 @@
 """`gsync status --check`: one verdict on the sessions, for monitoring systems that know Nagios's plugins.
 
 CRITICAL: something stands still that should not, or lags too much. WARNING: it goes on, but a person should look, or
-somebody has stopped it. The README lists the rules; they are all in `_of_session` and `_of_brick`.
+somebody has stopped it. docs/operating/status.md lists the rules; they are all in `_of_session` and `_of_brick`.
 """
 
 from __future__ import annotations

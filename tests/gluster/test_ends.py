@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from lab import REPOSITORY
 from lab.gluster.cluster import MASTER, SHAPES, SLAVE, Cluster, Node, cluster
 from lab.gluster.georep import GeoRep
 from lab.gluster.site import IGNORED, PATIENCE, GlusterSite, GsyncNode, gluster_site
 from lab.hosts import sshd_on, wait_until
+from lab.pages import DOCS, blocks
 from lab.place import Place
 from lab.trees import compare
 from tests.gluster.test_master import all_crawls, change_older, changes
@@ -186,9 +186,9 @@ def test_any_node_of_the_slaves_pool_can_be_named(tmp_path: Path) -> None:
         assert f"slave {node.name}::copy: glusterd does not answer there" in place.once(code=4).stderr
 
 
-def documented(title: str) -> list[list[str]]:
-    """The commands of the first block in the README below this, as words."""
-    block = (REPOSITORY / "README.md").read_text().partition(title)[2].partition("```sh\n")[2].partition("```")[0]
+def documented(page: str) -> list[list[str]]:
+    """The commands of the page's first block, as words."""
+    block = next(block.text for block in blocks(DOCS / page) if block.kind == "console")
     return [words for line in block.splitlines() if (words := shlex.split(line, comments=True))]
 
 
@@ -234,7 +234,7 @@ def test_leaving_glusterfs_as_documented(tmp_path: Path) -> None:
         names = {"myvol": "mvol", "dr": "s", "/mnt/myvol/": f"{place}/", "/mnt/myvol": place,
                  "backup1:/data/myvol/": f"{site.slave_arg}/", "/data/myvol": str(site.slave)}
         said = {}
-        for words in documented("**Leaving GlusterFS**"):
+        for words in documented("use/leaving-glusterfs.md"):
             argv = [names.get(word, word) for word in words]
             if argv[0] == "gsync":
                 said[argv[1]] = site.first.gsync(*argv[1:]).stdout

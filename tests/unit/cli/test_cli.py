@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
 from gsync.base.errors import Faulty, GsyncError, LockedError, SlaveError, Transient, UsageError
 from gsync.base.process import Lock
-from gsync.cli import main, run
+from gsync.cli import run
 from gsync.cli.output import duration_text, json_ready, print_error, size_text
 from gsync.session.options import Options
 from gsync.session.session import Session, SessionHome
 from gsync.state.home import Home
-from lab import REPOSITORY
 from lab.cli import Cli
 
 NS = 1_000_000_000
@@ -216,23 +214,6 @@ class TestVolume:
         assert json.loads(cli("recorder", "status", "--json")) == [
             {"volume": "photos", "state": "Stopped", "reason": "", "last_changelog": None, "runway_seconds": None}]
         assert "photos" in cli("recorder", "status", "photos")
-
-
-def test_every_command_and_option_is_in_the_readme() -> None:
-    readme = (REPOSITORY / "README.md").read_text()
-    missing: list[str] = []
-
-    def look(command: Any, path: str) -> None:
-        for parameter in command.params:
-            missing.extend(f"{path} {option}" for option in parameter.opts
-                           if option.startswith("--") and option not in readme)
-        for name, each in getattr(command, "commands", {}).items():
-            if name not in readme:
-                missing.append(f"{path} {name}")
-            look(each, f"{path} {name}")
-
-    look(typer.main.get_command(main.make_app()), "gsync")
-    assert missing == []
 
 
 def test_json_of_texts_that_are_not_utf_8() -> None:

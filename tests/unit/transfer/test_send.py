@@ -601,16 +601,16 @@ def test_wrong_stores(world: World, to: tuple[str, ...], failover: tuple[str, ..
     assert world.whole() == []
 
 
-def test_the_example_of_the_readme(world: World, monkeypatch: pytest.MonkeyPatch,
+def test_the_example_of_the_documents(world: World, monkeypatch: pytest.MonkeyPatch,
                                    capsys: pytest.CaptureFixture[str]) -> None:
-    readme = (REPOSITORY / "README.md").read_text()
-    (code,) = [block.partition("```")[0] for block in readme.split("```python\n")[1:] if "gsync.transfer" in block]
+    page = (REPOSITORY / "docs" / "send.md").read_text()
+    (code,) = [block.partition("```")[0] for block in page.split("```python\n")[1:] if "gsync.transfer" in block]
     for name, there in (("disk1", world.path / "missing"), ("disk2", world.path / "west"),
                         ("scratch", world.path / "spare")):
         code = code.replace(f"/mnt/{name}", str(there))
     monkeypatch.chdir(world.file.parent)
     monkeypatch.setenv("GSYNC_HOME", world.home)
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(code, "send.md", "exec"), {})
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith(f"{world.path}/west:result.dat False () ['store ")
     assert second == "TransferState.DONE"
