@@ -48,8 +48,10 @@ class Database(sqlite3.Connection):
 
     @classmethod
     def temporary(cls: type[_D], schema: str) -> _D:
-        """Tables of this process alone: in memory, and on disk when they grow."""
-        return cls.open("", schema, wal=False, synchronous="OFF")
+        """Tables of this process alone: on disk only when they grow, in one transaction that is never committed."""
+        db = cls.open("", schema, wal=False, synchronous="OFF")
+        db.begin()
+        return db
 
     def _prepare(self, schema: str, version: int, migrations: Mapping[int, str], wal: bool, synchronous: str,
                  cache_kib: int, readonly: bool) -> None:

@@ -8,13 +8,12 @@ Standard library only, Python 3.9.
 
 from __future__ import annotations
 
-import sqlite3
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from gsync.base.errors import UsageError
+from gsync.base.database import FACTS, Database
 from gsync.base.model import ROOT_GFID, Gfid, Name
 
 _SCHEMA = """
@@ -23,7 +22,6 @@ CREATE TABLE IF NOT EXISTS entries (
   kind INTEGER NOT NULL, handle BLOB NOT NULL, ctime INTEGER NOT NULL, size INTEGER NOT NULL,
   PRIMARY KEY (pargfid, bname)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS entries_gfid ON entries (gfid);
-CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 """
 _ROWS = "SELECT pargfid, bname, gfid, kind, handle, ctime, size FROM entries "
 _PARENTS_KEPT = 200_000  # directory gfids whose parent is remembered: some 40 MB at most
@@ -46,36 +44,15 @@ class Entry(NamedTuple):
         return self.pargfid, self.bname
 
 
-def check_version(db: sqlite3.Connection, path: str, newest: int) -> int:
-    """The schema version of a database, 0 for a new one. UsageError, after closing it, if it is newer than the `newest`
-    that is known."""
-    version = int(db.execute("PRAGMA user_version").fetchone()[0])
-    if version > newest:
-        db.close()
-        raise UsageError(f"{path}: of format {version}, written by a newer gsync; this one knows formats up to "
-                         f"{newest}: use the newer gsync")
-    return version
-
-
 class Namespace:
     """The index in the file `path` (":memory:" in tests), made if missing; readonly for a second process. UsageError if
     a newer gsync has written it."""
 
+    schema = _SCHEMA + FACTS
     version = 1
 
     def __init__(self, path: str, readonly: bool = False) -> None:
-        if readonly:
-            self.db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None, timeout=60)
-        else:
-            self.db = sqlite3.connect(path, isolation_level=None, timeout=60)
-        version = check_version(self.db, path, self.version)
-        if not readonly:
-            self.db.execute("PRAGMA journal_mode=WAL")
-            self.db.execute("PRAGMA synchronous=NORMAL")
-            self.db.executescript(_SCHEMA)
-            if version != self.version:
-                self.db.execute(f"PRAGMA user_version={self.version}")
-        self.db.execute("PRAGMA cache_size=-16000")
+        self.db = Database.open(path, self.schema, self.version, cache_kib=16000, readonly=readonly)
         self._parents: dict[Gfid, Name] = {}
 
     def close(self) -> None:
@@ -83,25 +60,22 @@ class Namespace:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """BEGIN IMMEDIATE ... COMMIT; ROLLBACK if an exception passes."""
-        self.db.execute("BEGIN IMMEDIATE")
+        """As `Database.atomic`."""
         try:
-            yield
+            with self.db.atomic():
+                yield
         except BaseException:
-            self.db.execute("ROLLBACK")
             self._parents.clear()
             raise
-        self.db.execute("COMMIT")
 
     # facts: small values that belong with the index
 
     def fact(self, key: str) -> object:
         """The value kept under key, None if there is none."""
-        row = self.db.execute("SELECT value FROM facts WHERE key=?", (key,)).fetchone()
-        return row[0] if row else None
+        return self.db.fact(key)
 
     def set_fact(self, key: str, value: object) -> None:
-        self.db.execute("INSERT OR REPLACE INTO facts VALUES (?,?)", (key, value))
+        self.db.set_fact(key, value)
 
     # reading
 

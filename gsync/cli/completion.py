@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
-from urllib.parse import quote
 
 import typer
 
@@ -94,8 +93,10 @@ def nights(ctx: typer.Context, incomplete: str) -> list[str]:
     import sqlite3
     from contextlib import closing
 
+    from gsync.base.database import Database
+
     path = os.path.join(_home(ctx), "transfers.db")
-    with suppress(sqlite3.Error), closing(sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True)) as db:
+    with suppress(sqlite3.Error), closing(Database.open(path, readonly=True, timeout=1)) as db:
         rows = db.execute("SELECT DISTINCT grp FROM deliver_groups ORDER BY day DESC LIMIT 400")
         return _fitting([os.fsdecode(row[0]) for row in rows], incomplete, list(ctx.params.get("nights") or []))
     return []
@@ -136,11 +137,12 @@ def _rows(ctx: typer.Context, query: str) -> list[Any]:
     import os
     import sqlite3
     from contextlib import closing
-    from urllib.parse import quote
+
+    from gsync.base.database import Database
 
     with suppress(sqlite3.Error):
-        path = quote(os.path.join(_home(ctx), "transfers.db"))
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=1)) as db:
+        path = os.path.join(_home(ctx), "transfers.db")
+        with closing(Database.open(path, readonly=True, timeout=1)) as db:
             return [row[0] for row in db.execute(query)]
     return []
 

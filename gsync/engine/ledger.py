@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from gsync.base.database import Database
 from gsync.base.durable import fsync_dir
 from gsync.base.errors import Transient
 from gsync.base.model import NS, Gfid, Name
-from gsync.base.namespace import check_version
 from gsync.base.retry import Schedule
 
 RETRIES = Schedule(first=30.0, longest=3600.0, spread=0.25)  # seconds
@@ -70,7 +70,7 @@ class Ledger:
     def record(self, failure: Failure) -> None:
         """Note a failure, or one more try of it; the next try is due after a pause that doubles."""
         now = self._clock()
-        with self._db:
+        with self._db.atomic():
             row = self._db.execute("SELECT tries, first FROM failures WHERE key=?", (failure.key,)).fetchone()
             tries, first = (row[0] + 1, row[1]) if row else (1, now)
             wait = int(RETRIES.pause(tries, self._rng) * NS)
@@ -81,13 +81,13 @@ class Ledger:
 
     def take_due(self, now: int) -> list[Failure]:
         """Rows whose time has come; they are marked as tried in this batch."""
-        with self._db:
+        with self._db.atomic():
             self._db.execute("UPDATE failures SET tried=(next<=?)", (now,))
         return self._rows("WHERE tried=1")
 
     def settle(self) -> None:
         """The batch is committed: rows that it tried and that did not fail again are mended."""
-        with self._db:
+        with self._db.atomic():
             self._db.execute("DELETE FROM failures WHERE tried=1")
             self._db.execute("DELETE FROM held WHERE tried=1")
 
@@ -95,23 +95,23 @@ class Ledger:
 
     def hold(self, rows: Iterable[tuple[Name, bytes]], now: int) -> None:
         """Keep these names (with their paths, for people) at the slave until the delete is approved."""
-        with self._db:
+        with self._db.atomic():
             self._db.executemany("INSERT OR IGNORE INTO held VALUES (?,?,?,?,0,0)",
                                       ((*name, path, now) for name, path in rows))
 
     def release(self, names: Iterable[Name]) -> None:
         """The master has these names again."""
-        with self._db:
+        with self._db.atomic():
             self._db.executemany("DELETE FROM held WHERE pargfid=? AND bname=?", names)
 
     def approve(self) -> int:
         """Let the worker delete what is held; how many names."""
-        with self._db:
+        with self._db.atomic():
             return self._db.execute("UPDATE held SET approved=1").rowcount
 
     def discard(self) -> int:
         """Forget what is held: the names stay at the slave; how many."""
-        with self._db:
+        with self._db.atomic():
             return self._db.execute("DELETE FROM held").rowcount
 
     def any_approved(self) -> bool:
@@ -119,7 +119,7 @@ class Ledger:
 
     def take_approved(self) -> list[Name]:
         """The names whose delete is approved; they are marked as done by this batch."""
-        with self._db:
+        with self._db.atomic():
             self._db.execute("UPDATE held SET tried=approved")
         return [(r[0], r[1]) for r in self._db.execute("SELECT pargfid, bname FROM held WHERE tried=1")]
 
@@ -138,12 +138,12 @@ class Ledger:
 
     def hurry(self, gfid: Gfid | None = None) -> int:
         """Make every row due, or those of one inode; how many."""
-        with self._db:
+        with self._db.atomic():
             return self._db.execute("UPDATE failures SET next=0 WHERE gfid=? OR ? IS NULL", (gfid, gfid)).rowcount
 
     def drop(self, gfid: Gfid) -> int:
         """Forget what is noted of an inode; how many rows."""
-        with self._db:
+        with self._db.atomic():
             return self._db.execute("DELETE FROM failures WHERE gfid=?", (gfid,)).rowcount
 
     def next_due(self) -> int | None:
@@ -221,7 +221,7 @@ def _copy(old: str, new: str) -> None:
         time.sleep(_COPY_AGAIN)  # its worker has not noticed yet that it is not the active one any more
     else:
         raise OSError(f"{old}: changes all the time")
-    db = sqlite3.connect(new + ".new")  # takes back what was begun and not committed
+    db = Database.open(new + ".new", wal=False, synchronous="FULL")  # takes back what was begun and not committed
     try:
         if db.execute("PRAGMA quick_check").fetchone()[0] != "ok":
             raise sqlite3.DatabaseError(f"{old} is damaged")
@@ -246,11 +246,5 @@ def _versions(path: str) -> list[tuple[int, int, int] | None]:
     return found
 
 
-def _connect(path: str, wal: bool = True) -> sqlite3.Connection:
-    db = sqlite3.connect(path, timeout=60)
-    if check_version(db, path, SCHEMA_VERSION) != SCHEMA_VERSION:
-        if wal:
-            db.execute("PRAGMA journal_mode=WAL")
-        db.executescript(_SCHEMA)
-        db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-    return db
+def _connect(path: str, wal: bool = True) -> Database:
+    return Database.open(path, _SCHEMA, SCHEMA_VERSION, wal=wal, synchronous="FULL")

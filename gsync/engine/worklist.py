@@ -8,13 +8,12 @@ overtaken (rule 20).
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
+from gsync.base.database import FACTS, Database
 from gsync.base.model import Gfid, Name
-from gsync.base.namespace import check_version
 
 
 class NameState(IntEnum):
@@ -73,7 +72,6 @@ CREATE INDEX IF NOT EXISTS dirs_state ON dirs (state, id);
 CREATE TABLE IF NOT EXISTS doubt (
   pargfid BLOB NOT NULL, bname BLOB NOT NULL, PRIMARY KEY (pargfid, bname)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS doubt_dirs (gfid BLOB PRIMARY KEY) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 """
 _TODO, _OPEN, _DONE, _COMMITTED = 0, 1, 2, 3
 SCHEMA_VERSION = 1
@@ -83,14 +81,7 @@ class ChangelogDB:
     """The tables of one brick's worker, in the file `path`. One thread."""
 
     def __init__(self, path: str) -> None:
-        self._db = sqlite3.connect(path, isolation_level=None, timeout=60)
-        version = check_version(self._db, path, SCHEMA_VERSION)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=NORMAL")
-        self._db.execute("PRAGMA cache_size=-16000")
-        self._db.executescript(_SCHEMA)
-        if version != SCHEMA_VERSION:
-            self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        self._db = Database.open(path, _SCHEMA + FACTS, SCHEMA_VERSION, cache_kib=16000)
         self._open = False
         self._owes_files = True  # whether there may be rows in gfids that are not of directories
 
@@ -102,7 +93,7 @@ class ChangelogDB:
 
     def _begin(self) -> None:
         if not self._open:
-            self._db.execute("BEGIN")
+            self._db.begin()
             self._open = True
 
     def flush(self) -> None:
@@ -112,14 +103,14 @@ class ChangelogDB:
             self._open = False
 
     def fact(self, key: str) -> int | str | None:
-        row = self._db.execute("SELECT value FROM facts WHERE key=?", (key,)).fetchone()
-        return row[0] if row else None
+        value: int | str | None = self._db.fact(key)
+        return value
 
     def set_fact(self, key: str, value: int | str | None) -> None:
         if value is None:
             self._db.execute("DELETE FROM facts WHERE key=?", (key,))
         else:
-            self._db.execute("INSERT OR REPLACE INTO facts VALUES (?,?)", (key, value))
+            self._db.set_fact(key, value)
 
     # the batch as a whole
 

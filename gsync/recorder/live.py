@@ -50,7 +50,7 @@ class LiveIndex:
 
     def begin(self) -> None:
         if not self.rows.db.in_transaction:
-            self.rows.db.execute("BEGIN IMMEDIATE")
+            self.rows.db.begin()
 
     def commit(self) -> None:
         if self.rows.db.in_transaction:

@@ -210,7 +210,7 @@ class FirstScan(_Scan):
         self._uncommitted = 0
         self._of_listed: list[tuple[Gfid, int, int]] = []
         self._db.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT}")
-        self._db.execute("BEGIN IMMEDIATE")
+        self._db.begin()
         self._run([(ROOT_GFID, self._tree.inodes.handles.root)])
         self._db.execute("COMMIT")
         self._db.execute("PRAGMA wal_autocheckpoint=1000")
@@ -225,7 +225,7 @@ class FirstScan(_Scan):
             self._write()
             self._db.execute("COMMIT")
             self._tick(names)
-            self._db.execute("BEGIN IMMEDIATE")
+            self._db.begin()
         else:
             super()._after_page(names)
 

@@ -55,6 +55,7 @@ class Touched(NamedTuple):
 class SlaveIndex(Streams, Namespace):
     """The index in the file `path`. SlaveError if a newer gsync has written it."""
 
+    schema = Namespace.schema + _SCHEMA
     version = 1
     fact, set_fact = Namespace.fact, Namespace.set_fact
 
@@ -63,7 +64,6 @@ class SlaveIndex(Streams, Namespace):
             super().__init__(path)
         except UsageError as exc:
             raise SlaveError(f"the slave's index {exc}") from exc
-        self.db.executescript(_SCHEMA)
         self.db.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT}")
 
     def forget_stimes(self) -> None:

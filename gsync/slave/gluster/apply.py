@@ -375,13 +375,9 @@ class VolumeApply:
             db.execute("DELETE FROM listed")
             self._listed = gfid
             with suppress(FileNotFoundError):
-                db.execute("BEGIN")
-                try:
-                    db.executemany("INSERT OR REPLACE INTO listed VALUES (?,?)", (
-                        (bname, node.gfid) for bname, node in self.volume.names(gfid)
-                        if gfid != ROOT_GFID or bname != STATE_DIR))
-                finally:
-                    db.execute("COMMIT")
+                db.executemany("INSERT OR REPLACE INTO listed VALUES (?,?)", (
+                    (bname, node.gfid) for bname, node in self.volume.names(gfid)
+                    if gfid != ROOT_GFID or bname != STATE_DIR))
         rows = db.execute("SELECT bname, gfid FROM listed WHERE bname>? ORDER BY 1 LIMIT ?",
                           (after or b"", limit)).fetchall()
         return rows, rows[-1][0] if len(rows) == limit else None

@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from gsync.base.database import Database
 from gsync.base.errors import SlaveError
 from gsync.base.model import Gfid, Name
 from gsync.link.protocol import RESERVED, text_of
@@ -60,8 +60,7 @@ class VolumeState(Streams):
         self._volume = volume
         self._own = own
         self.stream = stream
-        self.db = sqlite3.connect("", isolation_level=None)
-        self.db.executescript(_SCHEMA)
+        self.db = Database.temporary(_SCHEMA)
         self.facts: dict[str, Any] = {}
         self._lines: list[bytes] = []
         self._file: File | None = None
@@ -120,7 +119,6 @@ class VolumeState(Streams):
     def _take(self, row: dict[str, Any]) -> None:
         self.facts.update(row.get("facts", {}))
         db = self.db
-        db.execute("BEGIN")
         db.executemany("INSERT OR REPLACE INTO touched VALUES (?,?,?,?)", (
             (bytes.fromhex(p), b.encode("latin-1"), bytes.fromhex(g), since) for p, b, g, since in
             row.get("touched", ())))
@@ -132,7 +130,6 @@ class VolumeState(Streams):
         db.executemany("INSERT OR REPLACE INTO limbo VALUES (?,?,?)", (
             (b.encode("latin-1"), since, was.encode("latin-1")) for b, since, was in row.get("waiting", ())))
         db.executemany("DELETE FROM limbo WHERE bname=?", ((b.encode("latin-1"),) for b in row.get("left", ())))
-        db.execute("COMMIT")
 
     def fact(self, key: str) -> Any:
         return self.facts.get(key)

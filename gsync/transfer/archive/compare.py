@@ -5,9 +5,9 @@ Nothing is changed. Not here: what follows from it (archive).
 
 from __future__ import annotations
 
-import sqlite3
 from dataclasses import replace
 
+from gsync.base.database import Database
 from gsync.transfer.archive.copy import Vault, in_vault
 from gsync.transfer.archive.disk import DiskTree, about
 from gsync.transfer.archive.manifest import Manifest, ManifestEntry
@@ -32,9 +32,8 @@ def differs(archive: Archive, tree: DiskTree, entry: ManifestEntry) -> str:
 
 def beyond(manifest: Manifest, tree: DiskTree) -> list[bytes]:
     """Some of what the tree holds beyond the manifest."""
-    known = sqlite3.connect("")  # on disk when it grows
+    known = Database.temporary("CREATE TABLE known (path BLOB PRIMARY KEY) WITHOUT ROWID")
     try:
-        known.execute("CREATE TABLE known (path BLOB PRIMARY KEY) WITHOUT ROWID")
         known.executemany("INSERT INTO known VALUES (?)", ((e.path,) for _, e in manifest.entries()))
         more = []
         for found in tree.walk():

@@ -13,7 +13,6 @@ import errno
 import fcntl
 import hashlib
 import os
-import sqlite3
 import stat
 import struct
 import tempfile
@@ -22,6 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import IO, BinaryIO, NamedTuple
 
+from gsync.base.database import Database
 from gsync.base.errors import GsyncError
 from gsync.base.fsid import open_beneath, syncfs
 from gsync.base.model import shown
@@ -258,8 +258,8 @@ class DiskTree:
         are). With `failed`, an entry that cannot be read is told there and left out, else it is a TreeError.
         hashed False: files come without a checksum, to be read later.
         """
-        links = sqlite3.connect("")  # on disk when it grows
-        links.execute("CREATE TABLE links (ino INTEGER PRIMARY KEY, path BLOB, sha256 TEXT, ctime INTEGER)")
+        links = Database.temporary(
+            "CREATE TABLE links (ino INTEGER PRIMARY KEY, path BLOB, sha256 TEXT, ctime INTEGER)")
         try:
             with about(b""):
                 if freeze:
@@ -286,7 +286,7 @@ class DiskTree:
         finally:
             links.close()
 
-    def _met(self, found: WalkedEntry, freeze: bool, excluded: frozenset[bytes], links: sqlite3.Connection,
+    def _met(self, found: WalkedEntry, freeze: bool, excluded: frozenset[bytes], links: Database,
              hashed: bool) -> ManifestEntry:
         st = found.st
         first = None

@@ -7,11 +7,11 @@ devices, names that are hard links of others, files with holes). Each of them, w
 from __future__ import annotations
 
 import os
-import sqlite3
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
 
+from gsync.base.database import Database
 from gsync.base.log import get_logger
 from gsync.base.model import shown
 from gsync.transfer.archive.copy import Vault, in_vault
@@ -81,9 +81,8 @@ def _copy(vault: Vault, name: bytes, path: bytes) -> Manifest | None:
 
 
 def _frommembers(vault: Vault, path: bytes, header: ManifestHeader, more: Manifest | None) -> Manifest:
-    writer, known = ManifestWriter(path), sqlite3.connect("")  # on disk when it grows
+    writer, known = ManifestWriter(path), Database.temporary("CREATE TABLE known (path BLOB PRIMARY KEY) WITHOUT ROWID")
     try:
-        known.execute("CREATE TABLE known (path BLOB PRIMARY KEY) WITHOUT ROWID")
         for _, entry in more.entries() if more is not None else ():
             known.execute("INSERT INTO known VALUES (?)", (entry.path,))
             writer.add(entry)

@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import json
 import os
-import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 from urllib.parse import quote
 
+from gsync.base.database import Database
 from gsync.base.durable import fsync_dir, make_dirs, replace_file
 from gsync.base.errors import UsageError
-from gsync.base.namespace import check_version
 from gsync.base.process import Lock
 from gsync.transfer.queue.database import Transfers
 from gsync.transfer.queue.requests import ENDED, Transfer, TransferState
@@ -29,6 +28,10 @@ from gsync.transfer.queue.requests import ENDED, Transfer, TransferState
 LARGEST = 1000                      # transfers in a file
 _STATE = ".gsync-reporter.db"       # in the outbox: what was reported there
 _SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS files (id INTEGER PRIMARY KEY AUTOINCREMENT, user TEXT, name TEXT, data BLOB, state TEXT);
+CREATE TABLE IF NOT EXISTS reported (transfer INTEGER PRIMARY KEY, changed INTEGER);
+"""
 
 
 def reporter_json(user: str, ended: list[Transfer], now: int) -> dict[str, Any]:
@@ -60,17 +63,12 @@ class Outbox:
             raise UsageError(f"outbox {self._path}: {exc.strerror}") from exc
 
     @contextmanager
-    def _reported(self) -> Iterator[sqlite3.Connection]:
+    def _reported(self) -> Iterator[Database]:
         path = os.path.join(self._path, _STATE)
-        with closing(sqlite3.connect(path, timeout=60, isolation_level=None)) as db:
-            if check_version(db, path, _SCHEMA_VERSION) == 0:
-                db.executescript(
-                    "BEGIN; CREATE TABLE files (id INTEGER PRIMARY KEY AUTOINCREMENT, user TEXT, name TEXT, data BLOB,"
-                    " state TEXT); CREATE TABLE reported (transfer INTEGER PRIMARY KEY, changed INTEGER);"
-                    f" PRAGMA user_version={_SCHEMA_VERSION}; COMMIT")
+        with closing(Database.open(path, _SCHEMA, _SCHEMA_VERSION, wal=False, synchronous="FULL")) as db:
             yield db
 
-    def _prepare(self, db: sqlite3.Connection, transfers: Transfers) -> None:
+    def _prepare(self, db: Database, transfers: Transfers) -> None:
         """Note what was not reported yet as files to be written."""
         blocks: dict[str, list[Transfer]] = {}
         for state in ENDED:
@@ -86,16 +84,16 @@ class Outbox:
             for start in range(0, len(ended), LARGEST):
                 self._note(db, owner, ended[start:start + LARGEST])
 
-    def _note(self, db: sqlite3.Connection, owner: str, ended: list[Transfer]) -> None:
+    def _note(self, db: Database, owner: str, ended: list[Transfer]) -> None:
         now = time.time_ns()
         data = json.dumps(reporter_json(owner, ended, now)).encode("ascii")
-        with _transaction(db):
+        with db.atomic():
             ident = db.execute("INSERT INTO files (user, data, state) VALUES (?,?,'NEW')", (owner, data)).lastrowid
             # The number makes the name one that no other file has had, whatever the clock does.
             db.execute("UPDATE files SET name=? WHERE id=?", (f"Reporter-{now // 10**9}.{ident}.json", ident))
             db.executemany("INSERT OR REPLACE INTO reported VALUES (?,?)", ((each.id, each.changed) for each in ended))
 
-    def _deliver(self, db: sqlite3.Connection) -> int:
+    def _deliver(self, db: Database) -> int:
         count = 0
         for ident, user, name, data, state in db.execute(
                 "SELECT id, user, name, data, state FROM files WHERE state<>'DONE' ORDER BY id").fetchall():
@@ -126,14 +124,3 @@ def _folder_name(user: str) -> str:
     """Of one part, whatever the user is called."""
     name = quote(user, safe="@+ ")
     return "%2E" + name[1:] if name.startswith(".") else name
-
-
-@contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        db.execute("ROLLBACK")
-        raise
-    db.execute("COMMIT")

@@ -27,19 +27,22 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+from gsync.base.database import Database
 from gsync.base.durable import fsync_dir, make_dirs
 from gsync.base.errors import GsyncError, UsageError
-from gsync.base.namespace import check_version
 from gsync.session.status import rfc3339
 from gsync.transfer.stores.store import Category, StoreError
 
-if TYPE_CHECKING:
-    from sqlite_utils import Database
-
 TIMEOUT = 60.0      # seconds for a command, and for each step of an HTTP request
 _SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS replicas (
+  id TEXT PRIMARY KEY, name BLOB, store TEXT, url TEXT, path BLOB, size INTEGER, checksum TEXT, owner TEXT,
+  request TEXT, registered INTEGER, withdrawn INTEGER);
+CREATE INDEX IF NOT EXISTS replicas_by_name ON replicas (name);
+"""
 # What a command says with its exit code (sysexits.h).
 _EXITS = {os.EX_USAGE: Category.PERMANENT, os.EX_DATAERR: Category.PERMANENT, os.EX_NOPERM: Category.PERMANENT,
           os.EX_UNAVAILABLE: Category.STORE_DOWN, os.EX_TEMPFAIL: Category.STORE_DOWN}
@@ -102,14 +105,11 @@ class SqliteCatalog:
         try:
             make_dirs(os.path.dirname(os.fsencode(self._path)))
             with closing(_open(self._path)) as db, db.atomic():
-                replicas = db.table("replicas")
-                replicas.insert_all((
-                    {"id": e.id, "name": e.name, "store": e.store, "url": e.url, "path": e.path, "size": e.size,
-                     "checksum": e.checksum, "owner": e.owner, "request": e.request, "registered": e.time,
-                     "withdrawn": None} for e in entries), ignore=True)
-                for e in entries:
-                    if e.action is Action.WITHDRAW:
-                        replicas.update(e.id, {"withdrawn": e.time})
+                db.executemany("INSERT OR IGNORE INTO replicas VALUES (?,?,?,?,?,?,?,?,?,?,NULL)", (
+                    (e.id, e.name, e.store, e.url, e.path, e.size, e.checksum, e.owner, e.request, e.time)
+                    for e in entries))
+                db.executemany("UPDATE replicas SET withdrawn=? WHERE id=?", (
+                    (e.time, e.id) for e in entries if e.action is Action.WITHDRAW))
         except sqlite3.OperationalError as exc:  # locked, full, not writable
             raise CatalogError(self.text, exc, Category.STORE_DOWN) from exc
         except (sqlite3.Error, GsyncError) as exc:
@@ -120,30 +120,13 @@ class SqliteCatalog:
     def where(self, name: bytes) -> list[tuple[str, bytes]]:
         """Which stores hold a file, and at which path: oldest first."""
         with closing(_open(self._path)) as db:
-            rows = db.table("replicas").rows_where("name=? AND withdrawn IS NULL", [name], order_by="registered")
-            return [(row["store"], row["path"]) for row in rows]
+            return db.execute("SELECT store, path FROM replicas WHERE name=? AND withdrawn IS NULL ORDER BY registered",
+                              (name,)).fetchall()
 
 
 def _open(path: str) -> Database:
     """The file, with its table; errors as of sqlite3, UsageError for one of a newer gsync."""
-    from sqlite_utils import Database  # a fifth of a second that only those wait for who register something
-
-    connection = sqlite3.connect(path, timeout=TIMEOUT)
-    db = Database(connection)
-    try:
-        if check_version(connection, path, _SCHEMA_VERSION) != _SCHEMA_VERSION:
-            db.enable_wal()
-            with db.atomic():
-                table = db.table("replicas")
-                table.create({"id": str, "name": bytes, "store": str, "url": str, "path": bytes, "size": int,
-                              "checksum": str, "owner": str, "request": str, "registered": int, "withdrawn": int},
-                             pk="id", if_not_exists=True)
-                table.create_index(["name"], "replicas_by_name", if_not_exists=True)
-                connection.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
-    except BaseException:
-        db.close()
-        raise
-    return db
+    return Database.open(path, _SCHEMA, _SCHEMA_VERSION, synchronous="FULL", timeout=TIMEOUT)
 
 
 class JsonLinesCatalog:

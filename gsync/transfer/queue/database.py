@@ -15,15 +15,15 @@ import re
 import sqlite3
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
+from gsync.base.database import Database
 from gsync.base.durable import make_dirs
 from gsync.base.errors import LockedError, UsageError
 from gsync.base.log import get_logger
 from gsync.base.model import NS
-from gsync.base.namespace import check_version
 from gsync.base.process import is_stopped
 from gsync.transfer.queue.requests import (
     AGAIN,
@@ -54,32 +54,32 @@ _LOOK = 1.0       # seconds after which it looks who that is
 
 
 _SCHEMA = """
-CREATE TABLE requests (
+CREATE TABLE IF NOT EXISTS requests (
   id TEXT PRIMARY KEY, kind TEXT NOT NULL, owner TEXT NOT NULL, priority INTEGER NOT NULL, label TEXT NOT NULL,
   created INTEGER NOT NULL, changed INTEGER NOT NULL, state TEXT NOT NULL) WITHOUT ROWID;
-CREATE INDEX requests_created ON requests (created, id);
-CREATE TABLE operations (
+CREATE INDEX IF NOT EXISTS requests_created ON requests (created, id);
+CREATE TABLE IF NOT EXISTS operations (
   id INTEGER PRIMARY KEY, request TEXT NOT NULL, position INTEGER NOT NULL, kind TEXT NOT NULL,
   arguments TEXT NOT NULL, state TEXT NOT NULL, UNIQUE (request, position));
-CREATE TABLE transfers (
+CREATE TABLE IF NOT EXISTS transfers (
   id INTEGER PRIMARY KEY, request TEXT NOT NULL, operation INTEGER NOT NULL, kind TEXT NOT NULL, owner TEXT NOT NULL,
   priority INTEGER NOT NULL, source TEXT NOT NULL, source_path BLOB NOT NULL, store TEXT NOT NULL, path BLOB NOT NULL,
   size INTEGER, checksum TEXT, state TEXT NOT NULL, tries INTEGER NOT NULL DEFAULT 0,
   not_before INTEGER NOT NULL DEFAULT 0, worker TEXT, lease INTEGER NOT NULL DEFAULT 0, category TEXT,
   reason TEXT NOT NULL DEFAULT '', created INTEGER NOT NULL, changed INTEGER NOT NULL,
   publication TEXT NOT NULL DEFAULT 'NOT_REQUIRED', catalog TEXT, replicas TEXT NOT NULL DEFAULT '');
-CREATE INDEX transfers_operation ON transfers (operation, state);
-CREATE INDEX transfers_request ON transfers (request, id);
-CREATE INDEX transfers_state ON transfers (state, owner, priority DESC, id);
-CREATE INDEX transfers_owner ON transfers (owner, state, id);
-CREATE INDEX transfers_due ON transfers (not_before) WHERE state='RETRY';
-CREATE INDEX transfers_publication ON transfers (publication, id) WHERE publication<>'NOT_REQUIRED';
-CREATE TABLE owners (
+CREATE INDEX IF NOT EXISTS transfers_operation ON transfers (operation, state);
+CREATE INDEX IF NOT EXISTS transfers_request ON transfers (request, id);
+CREATE INDEX IF NOT EXISTS transfers_state ON transfers (state, owner, priority DESC, id);
+CREATE INDEX IF NOT EXISTS transfers_owner ON transfers (owner, state, id);
+CREATE INDEX IF NOT EXISTS transfers_due ON transfers (not_before) WHERE state='RETRY';
+CREATE INDEX IF NOT EXISTS transfers_publication ON transfers (publication, id) WHERE publication<>'NOT_REQUIRED';
+CREATE TABLE IF NOT EXISTS owners (
   owner TEXT PRIMARY KEY, worker TEXT, lease INTEGER NOT NULL DEFAULT 0, served REAL NOT NULL DEFAULT 0) WITHOUT ROWID;
-CREATE TABLE stores (
+CREATE TABLE IF NOT EXISTS stores (
   name TEXT PRIMARY KEY, url TEXT NOT NULL, options TEXT NOT NULL DEFAULT '{}', read_only INTEGER NOT NULL DEFAULT 0)
   WITHOUT ROWID;
-CREATE TABLE bans (
+CREATE TABLE IF NOT EXISTS bans (
   store TEXT PRIMARY KEY, until INTEGER, reason TEXT NOT NULL, by_queue INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 """
 
@@ -100,6 +100,24 @@ class DatabaseHeld(LockedError, sqlite3.OperationalError):
         else:
             text = f"process {pid} has been writing to it for {_PATIENCE:.0f} s; gsync goes on when that is done"
         super().__init__(f"{path}: {text}")
+
+
+class _Shared(Database):
+    """The file, in which several processes write."""
+
+    def begin(self) -> None:
+        """Wait for whoever writes; DatabaseHeld if that takes too long, or would: a process that is stopped."""
+        end = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                super().begin()
+                return
+            except sqlite3.OperationalError as exc:
+                if exc.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                    raise
+                pid = _writer(self.path)
+                if time.monotonic() > end or (pid is not None and is_stopped(pid)):
+                    raise DatabaseHeld(self.path, pid) from exc
 
 
 class Transfers:
@@ -124,33 +142,9 @@ class Transfers:
     def close(self) -> None:
         self._db.close()
 
-    @contextmanager
-    def atomic(self) -> Iterator[sqlite3.Connection]:
+    def atomic(self) -> AbstractContextManager[Database]:
         """One transaction that nobody else's write comes between; nested ones are part of the outer one."""
-        if self._db.in_transaction:
-            yield self._db
-            return
-        self._begin()
-        try:
-            yield self._db
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
-
-    def _begin(self) -> None:
-        """Wait for whoever writes; Held if that takes too long, or would: a process that is stopped."""
-        end = time.monotonic() + _PATIENCE
-        while True:
-            try:
-                self._db.execute("BEGIN IMMEDIATE")
-                return
-            except sqlite3.OperationalError as exc:
-                if exc.sqlite_errorcode != sqlite3.SQLITE_BUSY:
-                    raise
-                pid = _writer(self._path)
-                if time.monotonic() > end or (pid is not None and is_stopped(pid)):
-                    raise DatabaseHeld(self._path, pid) from exc
+        return self._db.atomic()
 
     def make_tables(self, schema: str) -> None:
         """Make what is missing of the tables and indexes of another module; if none is, nobody is waited for. Who only
@@ -613,20 +607,8 @@ def states_sql(states: Iterable[TransferState]) -> str:
     return "(" + ", ".join(f"'{state.value}'" for state in states) + ")"
 
 
-def _connect(path: str) -> sqlite3.Connection:
-    db = sqlite3.connect(path, timeout=_LOOK, isolation_level=None, check_same_thread=False)
-    version = check_version(db, path, SCHEMA_VERSION)
-    db.execute("PRAGMA journal_mode=WAL")
-    db.execute("PRAGMA synchronous=FULL")
-    if version == 0:
-        db.execute("BEGIN IMMEDIATE")
-        if db.execute("PRAGMA user_version").fetchone()[0] == 0:  # nobody else was faster
-            for statement in _SCHEMA.split(";"):
-                if statement.strip():
-                    db.execute(statement)
-            db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-        db.execute("COMMIT")
-    return db
+def _connect(path: str) -> _Shared:
+    return _Shared.open(path, _SCHEMA, SCHEMA_VERSION, synchronous="FULL", timeout=_LOOK, threads=True)
 
 
 def _writer(path: str) -> int | None:

@@ -14,9 +14,18 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gsync.base.database import Database
 from gsync.transfer.stores.store import Item
 
 PAGE = 1000
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS entries (
+  path BLOB PRIMARY KEY, parent BLOB NOT NULL, tar TEXT NOT NULL, record TEXT NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS children ON entries (parent, path);
+CREATE INDEX IF NOT EXISTS members ON entries (tar);
+CREATE TABLE IF NOT EXISTS indexes (name TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS tars (name TEXT PRIMARY KEY, size INTEGER NOT NULL) WITHOUT ROWID;
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +91,8 @@ class VaultContents:
             self._open()
 
     def _open(self) -> None:
-        self._db = sqlite3.connect(self._path, timeout=60, isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=NORMAL")  # what a power cut takes back is read from the indexes again
-        self._db.executescript(
-            "CREATE TABLE IF NOT EXISTS entries (path BLOB PRIMARY KEY, parent BLOB NOT NULL, tar TEXT NOT NULL, "
-            "record TEXT NOT NULL) WITHOUT ROWID;"
-            "CREATE INDEX IF NOT EXISTS children ON entries (parent, path);"
-            "CREATE INDEX IF NOT EXISTS members ON entries (tar);"
-            "CREATE TABLE IF NOT EXISTS indexes (name TEXT PRIMARY KEY) WITHOUT ROWID;"
-            "CREATE TABLE IF NOT EXISTS tars (name TEXT PRIMARY KEY, size INTEGER NOT NULL) WITHOUT ROWID;")
+        # NORMAL: what a power cut takes back is read from the indexes again.
+        self._db = Database.open(self._path, _SCHEMA, synchronous="NORMAL", threads=True)
 
     def close(self) -> None:
         self._db.close()
@@ -124,18 +125,12 @@ class VaultContents:
         self._db.execute("DELETE FROM tars WHERE name=?", (name,))
 
     def apply(self, index: VaultIndex) -> None:
-        db = self._db
-        db.execute("BEGIN IMMEDIATE")
-        try:
+        with self._db.atomic() as db:
             if db.execute("INSERT OR IGNORE INTO indexes VALUES (?)", (index.name,)).rowcount:
                 if index.tar:
                     db.execute("INSERT OR REPLACE INTO tars VALUES (?,?)", (index.tar, index.size))
                 for record in index.records:
                     self._apply(record)
-            db.execute("COMMIT")
-        except BaseException:
-            db.execute("ROLLBACK")
-            raise
 
     def _apply(self, record: Mapping[str, Any]) -> None:
         if "gone" in record:

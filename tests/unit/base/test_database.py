@@ -132,6 +132,12 @@ class TestTransactions:
                 pytest.raises(sqlite3.OperationalError, match="locked"), other.atomic():
             pass
 
+    def test_opening_what_has_all_its_tables_waits_for_nobody(self, path: str) -> None:
+        schema = NAMES + "CREATE INDEX IF NOT EXISTS names_name ON names (name);"
+        with contextlib.closing(Database.open(path, schema, 1)) as db, db.atomic(), \
+                contextlib.closing(Database.open(path, schema, 1, timeout=0.0)) as other:
+            assert other.execute("SELECT count(*) FROM names").fetchone() == (0,)
+
     def test_the_error_of_a_commit_is_told_and_the_next_one_works(self, path: str) -> None:
         deferred = "CREATE TABLE IF NOT EXISTS refs (name REFERENCES names DEFERRABLE INITIALLY DEFERRED);"
         with contextlib.closing(Database.open(path, NAMES + deferred, 1)) as db:

@@ -113,7 +113,7 @@ def test_a_path_that_leads_out_of_the_tree_is_refused(path: bytes) -> None:
 MILLION = """
 import resource, stat, sys
 from gsync.transfer.archive.manifest import Entry, Header, Writer
-from gsync.transfer import eosfile
+from gsync.transfer.archive import eosfile
 writer = Writer(sys.argv[1].encode())
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 writer.add(Entry(b"", stat.S_IFDIR))
