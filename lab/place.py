@@ -22,7 +22,7 @@ _ROLES = [  # what tells them, in this order, in a command line
     ("monitor", re.compile(rb"\0-m\0gsync\0monitor\0")),
     ("run", re.compile(rb"\0-m\0gsync\0run\0")), ("recorder", re.compile(rb"\0gsync\.recorder\0")),
     ("worker", re.compile(rb"\0gsync\.service\.run_worker\0")), ("receiver", re.compile(rb"\0--receive\0")),
-    ("agent", re.compile(rb"gsync\.slave\.agent|/agent-[0-9a-f]+\.pyz\0")),
+    ("agent", re.compile(rb"gsync\.slave\.program|/agent-[0-9a-f]+\.pyz\0")),
 ]
 
 

@@ -12,30 +12,34 @@ from dataclasses import dataclass
 from gsync.engine.worklist import ChangelogDB
 
 SUSPECT_MARGIN = 2_000_000_000  # ns: two clocks' granularity and a slow stat
+_KEYS = ("cut", "floor", "gaps", "mark")
 
 
 @dataclass(frozen=True)
 class Hybrid:
-    """cut: stime after the crawl. floor: known files changed since then are suspect (None: there are none yet)."""
+    """cut: stime after the crawl. floor: known files changed since then are suspect (None: there are none yet). gaps:
+    of the recorder when it began. mark: what the stime after it is marked with."""
 
     cut: int
     floor: int | None
     gaps: int
+    mark: str = ""
 
     @classmethod
     def load(cls, db: ChangelogDB) -> Hybrid | None:
         """The crawl that was interrupted, None if there was none."""
-        cut, floor, gaps = (db.fact(f"hybrid_{key}") for key in ("cut", "floor", "gaps"))
+        cut, floor, gaps, mark = (db.fact(f"hybrid_{key}") for key in _KEYS)
         if cut is None:
             return None
-        return cls(int(cut), None if floor is None else int(floor), int(gaps or 0))
+        return cls(int(cut), None if floor is None else int(floor), int(gaps or 0), str(mark or ""))
 
     def save(self, db: ChangelogDB) -> None:
         db.set_fact("hybrid_cut", self.cut)
         db.set_fact("hybrid_floor", self.floor)
         db.set_fact("hybrid_gaps", self.gaps)
+        db.set_fact("hybrid_mark", self.mark)
 
     @staticmethod
     def forget(db: ChangelogDB) -> None:
-        for key in ("cut", "floor", "gaps"):
+        for key in _KEYS:
             db.set_fact(f"hybrid_{key}", None)

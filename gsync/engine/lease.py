@@ -15,18 +15,22 @@ import queue
 import re
 import secrets
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
+from gsync.base.clock import SYSTEM_CLOCK, Clock
 from gsync.base.durable import replace_file
 from gsync.base.errors import Faulty
 from gsync.base.log import get_logger
 
 _log = get_logger(__name__)
+
+
+class LeaseLost(Exception):
+    """Another worker holds the lease of this one's subvolume now."""
 
 
 class Lease(Protocol):
@@ -80,7 +84,7 @@ class LocalLease:
 
 _RECORD = 512           # bytes; one write, so that a reader sees the old or the new
 _FILE = re.compile(r"epoch\.([1-9][0-9]*)")
-_ANSWER = 2.0           # seconds that the meta volume has for an answer
+ANSWER = 2.0            # seconds that the meta volume has for an answer
 _TRIES = 10             # of reading a file that goes away meanwhile: each time a younger one has come
 
 
@@ -190,10 +194,6 @@ class Claims:
                     os.unlink(f"epoch.{older}", dir_fd=fd)
 
 
-def _boottime() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)  # goes on while the machine is suspended
-
-
 class MetaLease:
     """One worker's claim, beside those of other nodes, in a folder of the meta volume.
 
@@ -201,17 +201,20 @@ class MetaLease:
     `interval` (seconds). There is no lock that a frozen process could go on holding. Whoever wants it looks at the
     youngest file: when that is given up, or has not changed for the interval and a little by the looker's own clock,
     the next epoch is taken. A holder whose last beat is older than the interval has lost it, before anybody else takes
-    it. `check` raises Faulty if the meta volume is not there; `cached`: seconds by which what is seen of it may be old.
+    it. `check` raises Faulty if the meta volume is not there; `cached`: seconds by which what is seen of it may be old;
+    `answer`: seconds that it has for an answer.
 
     All that touches the meta volume is done by one thread of this object, so nobody is stuck if it hangs.
     """
 
     def __init__(self, folder: str, interval: float, node: str, check: Callable[[], None] = lambda: None,
-                 cached: float = 0.0, clock: Callable[[], float] = _boottime) -> None:
+                 cached: float = 0.0, clock: Clock = SYSTEM_CLOCK, answer: float = ANSWER,
+                 token: Callable[[], str] = lambda: secrets.token_hex(8)) -> None:
         self._claims = Claims(folder)
         self._interval, self._patience = interval, interval * 1.25 + cached
-        self._check, self._clock = check, clock
-        self._me = Claim(0, node, os.getpid(), time.time_ns(), secrets.token_hex(8))
+        self._check, self._clock = check, clock.boottime  # a suspended holder has to see that time has passed
+        self._answer = answer
+        self._me = Claim(0, node, os.getpid(), clock.now(), token())
         # of the thread
         self._seen: tuple[int, bytes] = (-1, b"")
         self._seen_at = 0.0
@@ -234,7 +237,7 @@ class MetaLease:
         if self._asked is None:
             self._asked = self._do(self._try)
         try:
-            epoch = self._asked.result(max(_ANSWER, self._interval))
+            epoch = self._asked.result(max(self._answer, self._interval))
         except TimeoutError:
             raise Faulty("the meta volume does not answer; nothing is replicated here until it does, since another "
                          "node may be at it") from None
@@ -254,7 +257,7 @@ class MetaLease:
         """If the meta volume hangs, others find out by themselves."""
         if self._mine is not None:
             with suppress(TimeoutError):
-                self._do(self._give_up).result(_ANSWER)
+                self._do(self._give_up).result(self._answer)
 
     def beside(self) -> int | None:
         return self._other_stime

@@ -1,4 +1,4 @@
-"""The states of a worker, and which may follow which: the one place that knows.
+"""The states of a worker: what it is at (Life), and what of it is shown (WorkerState).
 
 Initializing: connecting to the slave. Active: it replicates. Passive: another node's worker does. Paused: the admin
 wants it to rest; the connection stands. Faulty: it cannot go on, `reason` says why. Stopped: it has ended.
@@ -31,31 +31,62 @@ class Order(Enum):
     STOP = "stop"
 
 
-_S = WorkerState
-_NEXT = {
-    _S.INITIALIZING: {_S.ACTIVE, _S.PASSIVE, _S.PAUSED, _S.FAULTY, _S.STOPPED},
-    _S.ACTIVE: {_S.INITIALIZING, _S.PASSIVE, _S.PAUSED, _S.FAULTY, _S.STOPPED},
-    _S.PASSIVE: {_S.INITIALIZING, _S.PAUSED, _S.FAULTY, _S.STOPPED},
-    _S.PAUSED: {_S.INITIALIZING, _S.ACTIVE, _S.PASSIVE, _S.FAULTY, _S.STOPPED},
-    _S.FAULTY: {_S.INITIALIZING, _S.ACTIVE, _S.PASSIVE, _S.PAUSED, _S.STOPPED},
-    _S.STOPPED: set(),  # a new process begins anew
+class Life(Enum):
+    """What a worker is at. The value names it in the log."""
+
+    CLAIM = "claiming the lease"
+    WAIT = "another worker holds the lease"
+    STAND_DOWN = "leaves the lease to others"      # its own recorder is Faulty
+    CONNECT = "connecting"
+    WORK = "replicating"
+    HINDERED = "its recorder is Faulty"            # connected
+    APART = "leaves the slave to others"           # nothing to do; several workers bring their parts to it
+    REJOIN = "connecting for its turn"
+    REST = "waits before it connects again"
+    END = "ended"
+
+
+# What is shown of each. Claiming takes no time, so what was shown before stays.
+_SHOWN = {
+    Life.WAIT: WorkerState.PASSIVE, Life.STAND_DOWN: WorkerState.FAULTY, Life.CONNECT: WorkerState.INITIALIZING,
+    Life.WORK: WorkerState.ACTIVE, Life.HINDERED: WorkerState.FAULTY, Life.APART: WorkerState.ACTIVE,
+    Life.REJOIN: WorkerState.ACTIVE, Life.REST: WorkerState.FAULTY, Life.END: WorkerState.STOPPED,
 }
 
 
 class Machine:
-    """The state of one worker. Every change is logged and told to `changed`."""
+    """The life of one worker as it is shown. Every change is logged and told to `changed`."""
 
     def __init__(self, changed: Callable[[], None] = lambda: None) -> None:
-        self.state = WorkerState.INITIALIZING
+        self.shown = WorkerState.INITIALIZING
         self.reason = ""
+        self._life, self._paused = Life.CLAIM, False
+        self._unpaused = self.shown, self.reason
         self._changed = changed
 
-    def to(self, state: WorkerState, reason: str = "") -> None:
-        if (state, reason) == (self.state, self.reason):
+    def enter(self, life: Life, reason: str = "") -> None:
+        """`reason`: why it is shown as Faulty."""
+        assert self._life is not Life.END, "a worker that has ended does not go on"
+        self._life = life
+        if life in _SHOWN:
+            self._unpaused = _SHOWN[life], reason
+            self._show()
+
+    def pause(self) -> None:
+        self._paused = True
+        self._show()
+
+    def resume(self) -> None:
+        self._paused = False
+        self._show()
+
+    def _show(self) -> None:
+        shown, reason = self._unpaused
+        if self._paused and self._life is not Life.END:
+            shown, reason = WorkerState.PAUSED, ""
+        if (shown, reason) == (self.shown, self.reason):
             return
-        if state is not self.state:
-            if state not in _NEXT[self.state]:
-                raise AssertionError(f"a worker cannot become {state} when it is {self.state}")
-            _log.info("state", was=self.state, now=state, **({"reason": reason} if reason else {}))
-        self.state, self.reason = state, reason
+        if shown is not self.shown:
+            _log.info("state", was=self.shown, now=shown, **({"reason": reason} if reason else {}))
+        self.shown, self.reason = shown, reason
         self._changed()

@@ -1,693 +1,448 @@
-"""One brick's worker: connects to the slave, chooses the crawl, runs batch after batch, commits the stime.
+"""One brick's worker, from claiming the lease to its end: each state of its life is a function that returns the next.
 
-Promise: stime moves only in `_commit`, after everything up to it is applied and durable, or in the ledger. Whatever
+Promise: the stime moves only in `_commit`, after everything up to it is applied and durable, or in the ledger. Whatever
 ends the worker, the next one starts from the slave's stime and the tables that were durable before the commit.
-Not here: what a batch does (batch), restarting after a crash (supervisor, monitor).
+Not here: how to go on (position), what a batch does (batch), restarting after a crash (supervisor, monitor).
 """
 
 from __future__ import annotations
 
-import os
-import secrets
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from hashlib import blake2b
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import replace
 
 from gsync.base.clock import SYSTEM_CLOCK, Clock
 from gsync.base.errors import Faulty, GsyncError, SlaveError, Stopped, Transient
 from gsync.base.log import get_logger
-from gsync.base.model import NS, ROOT_GFID, Gfid
-from gsync.changelog.layout import Changelog, HistoryGap
-from gsync.changelog.reader import History
-from gsync.changelog.records import Fop, ProblemKind, read_changes
-from gsync.engine.batch import DATA_RETRIES, PAGE, Batch, Progress
-from gsync.engine.feed import Feed, Portion, RecorderView, restart_position
+from gsync.base.model import NS
+from gsync.changelog.layout import HistoryGap
+from gsync.engine.batch import Progress
+from gsync.engine.batching import Batching
+from gsync.engine.commit import Committer
+from gsync.engine.connection import Connection
+from gsync.engine.feed import Portion, restart_position
+from gsync.engine.follow import Follower
 from gsync.engine.hybrid import SUSPECT_MARGIN, Hybrid
-from gsync.engine.lease import Lease
-from gsync.engine.ledger import Ledger
+from gsync.engine.lease import Lease, LeaseLost
 from gsync.engine.loss import Loss
-from gsync.engine.states import Machine, Order, WorkerState
-from gsync.engine.worklist import ChangelogDB, DataNeed, EnumDir
-from gsync.link.client import SlaveClient
-from gsync.link.link import Link
-from gsync.link.protocol import Busy, Hello
-from gsync.master.tree import Tree
-from gsync.recorder.status import RecorderStatus
-from gsync.sync.syncer import Syncer
+from gsync.engine.parts import Instructions, Limits, Listeners, MasterSide, SlaveSide, Work
+from gsync.engine.position import Mark, Recorded, Standing, Walk, Why, choose
+from gsync.engine.snapshot import Crawl, Pace, Snapshot
+from gsync.engine.states import Life, Machine, Order
+from gsync.engine.walk import Walker
+from gsync.link.protocol import Busy
 
 _log = get_logger(__name__)
 
 IDLE_COMMIT = 10.0       # seconds after which the stime follows the clock on a quiet tree
-INTERIM_COMMIT = 60.0    # seconds between the commits of a hybrid crawl: what an interruption may cost
 FIRST_PAUSE = 1.0        # seconds before the slave is tried again; doubled each time
 LONGEST_PAUSE = 60.0
+LONGEST_ONCE = 8.0       # the same for a worker that is to end: then it gives up
 STATUS_EVERY = 0.5
 LOOK_AT_ORDERS = 0.5     # seconds that an idle worker may take to see what is wanted of it
 LOOK_AT_LEASE = 0.25     # seconds between two looks of a passive worker
-CREATED = 100_000        # files that were created in the time of a batch and are kept in mind
-CLOCKS_APART = 10 * NS   # ns by which the clocks of two nodes that take over from each other may differ
+LOOK_PAUSED = 0.2
 
-
-class LeaseLost(Exception):
-    """Another worker holds the lease of this one's subvolume now."""
-
-
-@dataclass
-class Connection:
-    """The slave while it is reachable: control channel, what it said of itself, syncers."""
-
-    client: SlaveClient
-    hello: Hello
-    syncer: Syncer
-    link: Link
-    direct: bool = True    # whether the engine can put files straight into new directories
-    listed: int = PAGE     # names of a directory per call to the agent
-
-    def close(self) -> None:
-        self.syncer.close()
-        self.client.close()
-        self.link.close()
-
-
-@dataclass(frozen=True)
-class Mark:
-    """What the slave keeps with the stime: whose changelog.db knows what was in doubt then, a digest of the patterns
-    under which the stime holds, and the snapshot that the master had been set back to."""
-
-    by: str
-    patterns: str
-    restored: str = ""
-
-    @classmethod
-    def of(cls, db: ChangelogDB, patterns: str, restored: str) -> Mark:
-        known = db.fact("name")
-        if known is None:
-            known = secrets.token_hex(8)
-            db.set_fact("name", known)
-        return cls(str(known), blake2b(patterns.encode(), digest_size=8).hexdigest(), restored)
-
-    @classmethod
-    def parse(cls, text: str | None) -> Mark | None:
-        by, _, rest = (text or "").partition(" ")
-        patterns, _, restored = rest.partition(" ")
-        return cls(by, patterns, restored) if patterns else None
-
-    def __str__(self) -> str:
-        return f"{self.by} {self.patterns} {self.restored}".rstrip()
-
-
-class Waiter(Protocol):
-    def wait(self, seconds: float) -> None: ...
-
-
-@dataclass
-class State:
-    """What status shows of the worker."""
-
-    crawl: str = "N/A"
-    stime: int | None = None
-    last_synced: int | None = None
-    lag_seconds: float | None = None
-    in_step: bool = False
-    epoch: int = 0
+_HOLDS_LEASE = {Life.CONNECT, Life.WORK, Life.HINDERED, Life.APART, Life.REJOIN}
 
 
 class Worker:
-    """Built with everything it works on, so that tests can give it the real parts or others.
+    """Built from what it works on (see parts). `run` does everything; a test may call `connect` and `cycle` instead."""
 
-    `connect` makes a Connection for an epoch; `stand_by` is called again and again while another worker is the active
-    one; `open_tree` opens the master, checking that it is the tree that the volume means; `orders` tells, at any moment
-    and on any thread, what to do; `publish` is called often and shows the state; `stime_kept` hears of every commit
-    (for the retention of changelogs). `begin_at`: the stime (ns) of a slave that knows of none itself. `shares`: the
-    workers of other subvolumes bring their parts of the master to the same slave, one at a time: so the connection is
-    given up whenever there is nothing to do. `stands_down`: while its recorder is Faulty the lease is left to others.
-    `writers_apart`: ns by which the clocks that ctimes come from may be behind the one that stimes come from.
-    `once`: end when all that existed at this time (ns) is durable at the slave.
-    """
-
-    def __init__(self, *, connect: Callable[[int], Connection], open_tree: Callable[[], Tree], history: History,
-                 recorder: RecorderView, waiter: Waiter, db: ChangelogDB, ledger: Ledger, lease: Lease,
-                 begin_at: Callable[[], int | None] = lambda: None, shares: bool = False, stands_down: bool = False,
-                 patterns: str = "", restored: str = "", writers_apart: int = 0, batch_size: int = 727040,
-                 max_delete: int = 0, once: int | None = None, ignore_deletes: bool = False,
-                 data_retries: int = DATA_RETRIES, change_interval: float = 0.0,
-                 orders: Callable[[], Order] = lambda: Order.RUN,
-                 publish: Callable[[Worker], None] = lambda worker: None,
-                 stime_kept: Callable[[int], None] = lambda stime: None,
-                 stand_by: Callable[[], None] = lambda: None,
-                 checkpoint: Callable[[], int | None] = lambda: None, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(self, slave: SlaveSide, master: MasterSide, work: Work, lease: Lease, *, limits: Limits | None = None,
+                 instructions: Instructions | None = None, listeners: Listeners | None = None,
+                 clock: Clock = SYSTEM_CLOCK) -> None:
+        limits = limits or Limits()
+        self._slave, self._master, self._work, self._lease = slave, master, work, lease
+        self._orders, self._listeners = instructions or Instructions(), listeners or Listeners()
         self._clock = clock
-        self._connect, self._open_tree = connect, open_tree
-        self._history, self._recorder, self._waiter = history, recorder, waiter
-        self._feed = Feed(history, batch_size)
-        self.db, self.ledger, self._lease = db, ledger, lease
-        self._mark = Mark.of(db, patterns, restored)
-        self._writers_apart = writers_apart
-        self._max_delete, self._once = max_delete, once
-        self._ignore_deletes, self._data_retries = ignore_deletes, data_retries
-        self._change_interval = change_interval
-        self._begin_at = begin_at
-        self._shares, self._stands_down = shares, stands_down
-        self._next_live = 0.0         # when the next batch of live changes may begin, monotonic
-        self._orders, self._publish, self._stime_kept = orders, publish, stime_kept
-        self._stand_by, self._checkpoint = stand_by, checkpoint
-        self._began = self._clock.now()
-        self.machine = Machine(lambda: self._publish(self))
-        self.state = State()
-        self.progress = Progress()
-        self.connection: Connection | None = None
-        self._sent_before = 0         # bytes, by earlier connections
-        self.loss: Loss | None = None
-        self._was_active = False
-        self._claimed = False         # the lease was taken and not given back
-        self._published = 0.0
-        self._position = 0            # end of the last slice that was applied, ns
-        self._applied_upto = 0        # all changes up to then are committed at the slave, ns
-        self._leftovers = False       # the agent may know of things to look at again
-        self._crawl_whole = False     # no history: walk
-        self._walk_past = 0           # s: from then on the history is to be good
-        self._set_back = False        # what is old at the master may be other than it was: compare everything
-        self._taken_over = False      # another worker set the stime, and what it was in doubt of is not known here
-        self._clocks = 0              # ns by which the stime, for the same reason, may be off
-        self._limbo = 0               # detached inodes that wait at the slave
-        self._last_commit = 0.0
-        self._created = set[Gfid]()   # files that the changelogs of a batch say were created then
-        self._settled = False         # a batch got through since the last interruption
+        self._began = clock.now()
+        self._machine = Machine(self._publish)
+        self._progress = Progress()
+        self._standing = Standing(Mark.of(work.doubt.owner, master.patterns, master.restored))
+        self._pace = Pace()
+        self._epoch = 0
+        self._last_synced: int | None = None
+        self._committed_at: float | None = None    # monotonic
+        self._published_at = float("-inf")
+        self._connection: Connection | None = None
+        self._sent_before = 0                      # bytes, by earlier connections
+        self._loss: Loss | None = None
+        self._pause = self._rest_for = FIRST_PAUSE
+        self._reason = ""                          # why the next state is a Faulty one
+        self._settled = False                      # a batch got through since the last interruption
+        self._code = 0
+        self._committer = Committer(lease, work.db)
+        batching = self._batching = Batching(master, work, limits, clock, self._progress, self.tend)
+        self._follower = Follower(batching, master.history, work, limits, clock)
+        self._walker = Walker(batching, master.recorder, work, limits, self._committer, clock)
+        self._steps: dict[Life, Callable[[], Life]] = {
+            Life.CLAIM: self._claim, Life.WAIT: self._wait, Life.STAND_DOWN: self._stand_down,
+            Life.CONNECT: self._connect, Life.REJOIN: self._connect, Life.WORK: self._work_on,
+            Life.HINDERED: self._work_on, Life.APART: self._stay_apart, Life.REST: self._rest,
+        }
 
-    # the life of a worker
+    # its life
 
     def run(self) -> int:
         """Work until stopped, or until in step with `once`; the exit code. GsyncError: a person has to act."""
-        pause, rest = FIRST_PAUSE, 0.0
-        while True:
-            self._settled = False
-            try:
-                self._rest(rest)
-                rest = 0.0
-                self._session(self._claim())
-                if self._problem():
-                    continue  # stood down
-                self.machine.to(WorkerState.STOPPED)
-                return 1 if self.ledger.count() or self.ledger.count_held() else 0
-            except Stopped:
-                self.machine.to(WorkerState.STOPPED)
-                return 0
-            except LeaseLost:
-                _log.warning("another worker has taken over", epoch=self.state.epoch)
-            except GsyncError as exc:
-                if self._claimed and not self._lease.held():
-                    _log.warning("another worker has taken over", epoch=self.state.epoch, error=exc)
-                elif self._may_pass(exc, pause):
-                    if self._settled:
-                        pause = FIRST_PAUSE
-                    _log.warning("will connect again", error=exc, pause=pause)
-                    self.machine.to(WorkerState.FAULTY, str(exc))
-                    rest, pause = pause, min(pause * 2, LONGEST_PAUSE)
-                else:
-                    self.machine.to(WorkerState.FAULTY, str(exc))
-                    raise
-            finally:
-                self._claimed = False
-                self._lease.release()  # first: whoever waits for it need not wait for our goodbyes
-                self._disconnect()
+        life = Life.CLAIM
+        try:
+            while life is not Life.END:
+                self._machine.enter(life, self._reason)
+                life = self._next(life)
+                if life not in _HOLDS_LEASE:
+                    self._let_go()
+        finally:
+            self._let_go()
+        return self._code
 
-    def _may_pass(self, exc: GsyncError, pause: float) -> bool:
+    def _next(self, life: Life) -> Life:
+        try:
+            return self._steps[life]()
+        except Stopped:
+            return self._end(0)
+        except LeaseLost:
+            _log.warning("another worker has taken over", epoch=self._epoch)
+            return Life.CLAIM
+        except GsyncError as exc:
+            if life in _HOLDS_LEASE and not self._lease.held():
+                _log.warning("another worker has taken over", epoch=self._epoch, error=exc)
+                return Life.CLAIM
+            self._reason = str(exc)
+            if not self._may_pass(exc):
+                self._machine.enter(Life.REST, self._reason)
+                raise
+            if self._settled:
+                self._pause = FIRST_PAUSE
+            _log.warning("will connect again", error=exc, pause=self._pause)
+            self._rest_for, self._pause = self._pause, min(self._pause * 2, LONGEST_PAUSE)
+            return Life.REST
+
+    def _may_pass(self, exc: GsyncError) -> bool:
         """Whether to connect again: the slave was there before, and may be again."""
-        if not self._was_active or not isinstance(exc, Transient | SlaveError):
+        if self._loss is None or not isinstance(exc, Transient | SlaveError):
             return False
-        return self._once is None or (pause <= 8 and isinstance(exc, Transient))
+        return self._orders.once is None or (self._pause <= LONGEST_ONCE and isinstance(exc, Transient))
 
-    def _rest(self, seconds: float) -> None:
-        until = self._clock.monotonic() + seconds
-        while self._clock.monotonic() < until:
-            self._check_stop()
-            self._waiter.wait(min(LOOK_AT_ORDERS, until - self._clock.monotonic()))
+    def _let_go(self) -> None:
+        """Of the lease first: whoever waits for it need not wait for our goodbyes."""
+        self._settled = False
+        self._lease.release()
+        self._disconnect()
 
-    def _claim(self) -> int:
-        """The epoch to work in, once no other worker has it. While one has, this one is Passive: it keeps its own
-        stime current, so that its recorder need not keep what is at the slave already."""
-        while (problem := self._problem()) or (epoch := self._lease.take()) is None:
-            if problem:
-                self.state.crawl, self.state.in_step = "N/A", False
-                self.machine.to(WorkerState.FAULTY, problem)
-                self._check_stop()
-                self._waiter.wait(LOOK_AT_LEASE)
-                continue
-            self.state.crawl, self.state.in_step = "N/A", False
-            self.progress.phase = "waiting"
-            self.machine.to(WorkerState.PASSIVE)
-            stime = self._lease.beside()
-            if stime is not None and stime > (self.state.stime or 0):
-                self.state.stime = self.state.last_synced = stime
-                self._stime_kept(stime)
-            self._stand_by()
-            self._check_stop()
-            self._waiter.wait(LOOK_AT_LEASE)
-        self._claimed = True
-        return epoch
+    def _end(self, code: int) -> Life:
+        self._code = code
+        self._machine.enter(Life.END)
+        return Life.END
+
+    # the states
+
+    def _claim(self) -> Life:
+        """An epoch to work in, if no other worker has one."""
+        self._reason = self._problem()
+        if not self._reason:
+            epoch = self._lease.take()
+            if epoch is not None:
+                self._epoch = epoch
+                return Life.CONNECT
+        self._pace = replace(self._pace, crawl=Crawl.NONE, in_step=False)
+        return Life.STAND_DOWN if self._reason else Life.WAIT
 
     def _problem(self) -> str:
         """Why this worker leaves the lease to others."""
-        status = self._recorder.status() if self._stands_down else None
-        return status.reason if status is not None and status.state == "Faulty" else ""
+        status = self._master.recorder.status() if self._master.stands_down else None
+        return status.reason if status is not None and status.is_faulty else ""
 
-    def _session(self, epoch: int) -> None:
-        self.start(epoch)
-        while True:
-            self._check_stop()
-            self._still_ours()
-            if self._problem():
-                return
-            if self.connection is None:
-                if not self._has_work():
-                    self._waiter.wait(LOOK_AT_ORDERS)
-                    continue
-                self.start(epoch)
-            if self.cycle():
-                continue
-            if self._done():
-                return
-            if self._shares and self.state.in_step:
-                self._disconnect()
-            if self._once is not None:
-                self._recorder.poke()
-            self._waiter.wait(LOOK_AT_ORDERS)
+    def _wait(self) -> Life:
+        """Another worker has the lease. This one keeps its own stime current, so that its recorder need not keep what
+        is at the slave already."""
+        self._progress.phase = "waiting"
+        stime = self._lease.beside()
+        if stime is not None and stime > (self._standing.stime or 0):
+            self._standing = replace(self._standing, stime=stime)
+            self._last_synced = stime
+            self._listeners.stime_kept(stime)
+        self._slave.stand_by()
+        return self._stand_down()
 
-    def _has_work(self) -> bool:
-        """Whether the slave has to be asked for its turn."""
-        status = self._recorder.status()
-        if status is None or self.state.stime is None:
-            return True
-        due = self.ledger.next_due()
-        if self.ledger.any_approved() or (due is not None and due <= self._clock.now()):
-            return True
-        try:
-            piece = self._feed.take(self._position, status.complete_up_to)
-        except HistoryGap:
-            return True
-        if piece.changelogs:
-            return True
-        checkpoint = self._checkpoint()
-        return piece.upto is not None and piece.upto > self.state.stime and bool(
-            self._limbo or self._clock.monotonic() - self._last_commit > IDLE_COMMIT
-            or (self._once is not None and piece.upto >= self._once)
-            or (checkpoint is not None and self._applied_upto < checkpoint <= piece.upto))
+    def _stand_down(self) -> Life:
+        self.tend()
+        self._master.waiter.wait(LOOK_AT_LEASE)
+        return Life.CLAIM
 
-    def start(self, epoch: int) -> None:
+    def _connect(self) -> Life:
+        self.connect(self._epoch)
+        return Life.WORK
+
+    def _work_on(self) -> Life:
+        self.tend()
+        self._committer.check()
+        if self._problem():
+            return Life.CLAIM
+        if self.cycle():
+            return Life.HINDERED if self._reason else Life.WORK
+        if self._is_done():
+            return self._end(1 if self._work.ledger.count() or self._work.ledger.count_held() else 0)
+        apart = self._slave.shares and self._pace.in_step and not self._reason
+        if apart:
+            self._disconnect()
+        if self._orders.once is not None:
+            self._master.recorder.poke()
+        self._master.waiter.wait(LOOK_AT_ORDERS)
+        return Life.APART if apart else Life.HINDERED if self._reason else Life.WORK
+
+    def _stay_apart(self) -> Life:
+        """In step, and not connected, so that other subvolumes have the slave."""
+        self.tend()
+        self._committer.check()
+        if self._problem():
+            return Life.CLAIM
+        if self._has_work():
+            return Life.REJOIN
+        self._master.waiter.wait(LOOK_AT_ORDERS)
+        return Life.APART
+
+    def _rest(self) -> Life:
+        until = self._clock.monotonic() + self._rest_for
+        while (left := until - self._clock.monotonic()) > 0:
+            self.tend()
+            self._master.waiter.wait(min(LOOK_AT_ORDERS, left))
+        self._reason = ""
+        return Life.CLAIM
+
+    # the connection
+
+    def connect(self, epoch: int) -> None:
         """Connect and find out where the slave stands."""
-        if not self._shares or self.machine.state is not WorkerState.ACTIVE:
-            self.machine.to(WorkerState.INITIALIZING)
-        self.progress.phase = "connecting"
-        self.state.epoch = epoch
-        self.connection = self._my_turn(epoch)
-        hello = self.connection.hello
-        self.db.set_fact("connected", 1)
-        self.loss = Loss(hello)
-        if self.loss.attributes:
-            _log.warning("the slave cannot hold these attributes, they are left out and counted in status",
-                         kinds=", ".join(self.loss.attributes))
-        if self.loss.names:
-            _log.warning("the slave cannot hold these, they will be failures", kinds=", ".join(self.loss.names))
-        self._leftovers = hello.unclean or not self._shares or self._last_commit == 0
-        self._limbo = 1
-        stime = hello.stime if hello.stime is not None else self._begin_at()
-        self.state.stime = stime
-        self._applied_upto = stime or 0
-        marked = Mark.parse(hello.mark)
-        self._taken_over = stime is not None and marked is not None and marked.by != self._mark.by
-        self._clocks = CLOCKS_APART if self._taken_over else 0
-        if stime is not None:
-            self._position = restart_position(stime - self._clocks)
-        self._set_back = marked is not None and marked.restored != self._mark.restored
-        self._crawl_whole = (stime is None or self._set_back or Hybrid.load(self.db) is not None
-                             or not self._history.reaches_back_to(stime - self._clocks)
-                             or (marked is not None and marked.patterns != self._mark.patterns))
-        self._was_active = True
-        self.machine.to(WorkerState.ACTIVE)
-        _log.info("connected", stime=stime, epoch=epoch, crawl="Hybrid" if self._crawl_whole else "History")
+        self._progress.phase = "connecting"
+        self._epoch = epoch
+        self._connection = connection = self._my_turn(epoch)
+        hello = connection.hello
+        self._work.db.set_fact("connected", 1)
+        self._loss = connection.loss
+        _tell(self._loss)
+        stime = hello.stime if hello.stime is not None else self._slave.begin_at()
+        self._standing = Standing(
+            self._standing.mine, stime, Mark.parse(hello.mark), fresh=hello.fresh, limbo=1, past=self._standing.past,
+            leftovers=hello.unclean or not self._slave.shares or self._committed_at is None)
+        _log.info("connected", stime=stime, epoch=epoch)
 
     def _my_turn(self, epoch: int) -> Connection:
         """A connection, once the workers of the other subvolumes leave the slave to this one."""
         while True:
-            self._check_stop()
+            self.tend()
             try:
-                return self._connect(epoch)
+                return self._slave.connect(epoch)
             except Busy:
-                if not self._shares:
+                if not self._slave.shares:
                     raise
-                if self.machine.state is not WorkerState.ACTIVE:
-                    self.machine.to(WorkerState.ACTIVE)
-                self.progress.phase = "waiting for another brick"
-                self._still_ours()
+                self._machine.enter(Life.REJOIN)
+                self._progress.phase = "waiting for another brick"
+                self._committer.check()
 
     def _disconnect(self) -> None:
-        if self.connection is not None:
-            self.connection.close()
-            self._sent_before += self.connection.syncer.flow.bytes
-            self.connection = None
+        if self._connection is not None:
+            self._connection.close()
+            self._sent_before += self._connection.sent
+            self._connection = None
 
-    @property
-    def sent(self) -> int:
-        """Bytes of file data that went to the slave, by this connection and those before."""
-        return self._sent_before + (self.connection.syncer.flow.bytes if self.connection else 0)
-
-    def _check_stop(self) -> None:
-        """Show the state, follow orders; raise what has ended the connection, in use or not, or LeaseLost.
-        Paused it stays here, with nothing under way but what was asked for before."""
-        order = self._orders()
-        if order is Order.PAUSE and self.machine.state is not WorkerState.STOPPED:
-            before, reason = self.machine.state, self.machine.reason
-            self.machine.to(WorkerState.PAUSED)
-            while (order := self._orders()) is Order.PAUSE:
+    def tend(self) -> None:
+        """For whoever is busy or waits for long: show the state, follow orders; raise Stopped, LeaseLost, or what has
+        ended the connection. Paused it stays here, with nothing under way but what was asked for before."""
+        order = self._orders.order()
+        if order is Order.PAUSE:
+            self._machine.pause()
+            while (order := self._orders.order()) is Order.PAUSE:
                 self._show()
                 self._check_connection()
-                self._waiter.wait(0.2)
+                self._master.waiter.wait(LOOK_PAUSED)
             if order is Order.RUN:
-                self.machine.to(before, reason)
+                self._machine.resume()
         self._show()
         if order is Order.STOP:
             raise Stopped
         self._check_connection()
 
-    def tend(self) -> None:
-        """What is to be done now and then by whoever waits for long."""
-        self._check_stop()
-
     def _check_connection(self) -> None:
-        if self.connection is not None:
-            self._still_ours()
-            self.connection.client.check()
+        if self._connection is not None:
+            self._committer.check()
+            self._connection.client.check()
+
+    # what it shows
 
     def _show(self) -> None:
-        if self._clock.monotonic() - self._published > STATUS_EVERY:
-            self._published = self._clock.monotonic()
-            self._publish(self)
+        if self._clock.monotonic() - self._published_at > STATUS_EVERY:
+            self._published_at = self._clock.monotonic()
+            self._publish()
+
+    def _publish(self) -> None:
+        self._listeners.publish(self.snapshot())
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(self._machine.shown, self._machine.reason, self._pace, self._standing.stime, self._last_synced,
+                        self._epoch, replace(self._progress),
+                        self._sent_before + (self._connection.sent if self._connection else 0), self._loss)
+
+    @property
+    def at_rest(self) -> bool:
+        """In step, and nothing is left to do even if nothing happens any more."""
+        return self._pace.in_step and not self._standing.limbo and not self._work.doubt.any
 
     # one step
 
     def cycle(self) -> bool:
-        """The next batch, crawl or commit; False if there is nothing to do now."""
-        status = self._recorder.status()
+        """The next batch, walk or commit; False if there is nothing to do now."""
+        self._reason = ""
+        status = self._master.recorder.status()
         if status is None or status.watching_since is None:
-            self.progress.phase = "waiting"
+            self._progress.phase = "waiting"
             return False
-        if status.state == "Faulty":
-            if self._once is not None and status.updated > self._began:  # not what an earlier recorder left behind
+        if status.is_faulty:
+            if self._orders.once is not None and status.updated > self._began:  # not what an earlier one left behind
                 raise Faulty(status.reason)
-            self.machine.to(WorkerState.FAULTY, status.reason)
+            self._reason = status.reason
+            self._machine.enter(Life.HINDERED, self._reason)
             return False
-        if self.machine.state is WorkerState.FAULTY:
-            self.machine.to(WorkerState.ACTIVE)
-        if self._taken_over:
-            self._take_over(status)
+        self._machine.enter(Life.WORK)
+        recorded = Recorded(status.gaps, status.watching_since, status.unbroken_since, status.complete_up_to)
         try:
-            if self._crawl_whole:
-                cut = max(status.watching_since, status.complete_up_to or 0, self._walk_past * NS)
-                if cut > self._clock.now():
+            if not self._standing.following and (walk := self._choose(recorded)) is not None:
+                if walk.cut > self._clock.now():
                     return False
-                self._hybrid(status.gaps, cut)
+                self._walk(walk, recorded)
                 return True
-            doubt = self._doubt(status.gaps, status.complete_up_to or 0)
-            if doubt and self.db.fact("doubt_whole"):
-                _log.warning("the recorder has a gap since the crawl, walking the tree again")
-                self._crawl_whole = True
-                return True
-            self._history.check(self.state.stime or 0)
-            piece = self._feed.take(self._position, status.complete_up_to)  # the status that settled the doubt
-            due = self.ledger.next_due()
-            others = (self._leftovers or doubt or self.ledger.any_approved()
-                      or (due is not None and due <= self._clock.now()))
-            if (piece.changelogs and piece.last and not others and self._once is None
-                    and self._clock.monotonic() < self._next_live):
-                self.state.in_step = False
-                return False  # they gather
-            if piece.changelogs or others:
-                self._next_live = self._clock.monotonic() + self._change_interval
-                self._changelogs(piece, status.gaps, doubt)
-                return True
+            return self._follow(recorded)
         except HistoryGap as exc:
             _log.warning("history is missing, walking the tree", error=exc)
-            self._crawl_whole = True
-            if exc.ts * NS < self._clock.now() + SUSPECT_MARGIN:  # a clock may have been set back since
-                self._walk_past = exc.ts + 1  # else what is read from then on begins with that changelog again
+            # What is read after the walk must not begin with that changelog again; but a clock may have been set back.
+            may_pass = exc.ts * NS < self._clock.now() + SUSPECT_MARGIN
+            self._standing = self._standing.has_broken(Why.HISTORY, exc.ts + 1 if may_pass else 0)
+            return True
+
+    def _choose(self, recorded: Recorded) -> Walk | None:
+        """How to go on: the walk that is needed, or by the changelogs from now on."""
+        course = choose(self._standing, recorded, self._master.history, Hybrid.load(self._work.db),
+                        self._master.writers_apart)
+        if isinstance(course, Walk):
+            return course
+        _log.info("going on", crawl=Crawl.HISTORY, stime=self._standing.stime)
+        if course.doubts_all:
+            self._work.doubt.keep(self._clock.now(), recorded.gaps, renewed=True, whole=True)
+        self._standing = self._standing.follows(course.position)
+        return None
+
+    def _walk(self, walk: Walk, recorded: Recorded) -> None:
+        assert self._connection is not None
+        self._pace = replace(self._pace, crawl=Crawl.HYBRID, in_step=False)
+        _log.info("going on", crawl=Crawl.HYBRID, why=walk.why.value)
+        started, before = self._clock.monotonic(), replace(self._progress)
+        resolved = self._walker.walk(walk, recorded.gaps, self._connection, self._epoch, self._standing)
+        self._work.doubt.keep(resolved, recorded.gaps, renewed=True, whole=True)
+        self._commit(walk.cut, walked=True)
+        Hybrid.forget(self._work.db)
+        self._settle()
+        self._standing = self._standing.follows(restart_position(walk.cut))
+        _log.info("hybrid crawl done", **self._progress.since(before), stime=walk.cut,
+                  took=self._clock.monotonic() - started)
+
+    def _follow(self, recorded: Recorded) -> bool:
+        again = not self._work.doubt.settled(recorded.gaps, recorded.complete_up_to or 0)
+        if again and self._work.doubt.whole:
+            self._standing = self._standing.has_broken(Why.DOUBT)
+            return True
+        # What the recorder said when it settled the doubt, and no later.
+        piece = self._follower.take(self._standing, recorded.complete_up_to)
+        others = self._standing.leftovers or again or self._batching.is_due()
+        if self._follower.gathers(piece) and not others and self._orders.once is None:
+            self._pace = replace(self._pace, in_step=False)
+            return False
+        if piece.changelogs or others:
+            self._apply(piece, recorded.gaps, again=again)
             return True
         return self._idle(piece)
 
-    def _take_over(self, status: RecorderStatus) -> None:
-        """What the other worker has seen of the time after its stime is in doubt [20], and not known here. If all of
-        that time is recorded here, it is looked at again anyway; it must be so until now, else the tree is walked."""
-        assert self.state.stime is not None
-        self._taken_over = False
-        since = status.unbroken_since
-        if since is None or since > self.state.stime - self._clocks:
-            _log.info("another worker was active, and not all since its stime is recorded here: walking the tree")
-            self._crawl_whole = True
-        else:
-            self._keep_doubt(self._clock.now(), status.gaps, renewed=True, whole=True)
-
-    def _doubt(self, gaps: int, complete_up_to: int) -> bool:
-        """Whether names of earlier batches must be looked at again; drops the doubt that is settled [20]."""
-        since, then = self.db.fact("doubt_time"), self.db.fact("doubt_gaps")
-        if since is None:
-            return False
-        if then != gaps:
-            return True
-        if complete_up_to >= int(since):
-            self.db.drop_doubt()
-            for key in ("doubt_time", "doubt_gaps", "doubt_whole"):
-                self.db.set_fact(key, None)
-            self.db.flush()
-        return False
-
-    @contextmanager
-    def _tree(self) -> Iterator[Tree]:
-        """The master, for one batch."""
-        tree = self._open_tree()
-        try:
-            if self.loss is not None:
-                tree.sends = self.loss
-            yield tree
-        except OSError as exc:
-            if tree.is_away(exc.errno or 0):
-                raise Transient(f"master: {exc.strerror}") from exc
-            raise
-        finally:
-            tree.close()
-
-    def _batch(self, tree: Tree, **more: object) -> Batch:
-        assert self.connection is not None
-        return Batch(tree, self.connection.client, self.db, self.connection.syncer, self.ledger, self._recorder,
-                     self.progress, self._check_stop, direct=self.connection.direct,
-                     max_delete=self._max_delete, ignore_deletes=self._ignore_deletes, data_retries=self._data_retries,
-                     stime=self.state.stime,
-                     listed=self.connection.listed, clock=self._clock, **more)  # type: ignore[arg-type]
-
-    def _changelogs(self, piece: Portion, gaps: int, doubt: bool) -> None:
-        started, before = self._clock.monotonic(), replace(self.progress)
-        self.state.crawl = "Changelog" if piece.last else "History"
-        self.state.in_step = False
-        self.db.reset()
-        self._created.clear()
-        with self._tree() as tree:
-            for changelog in piece.changelogs:
-                self._read(changelog, tree)
-            if self._leftovers:
-                self._take_leftovers(tree, recursive=False)
-            if doubt:
-                self.db.add_doubt()
-            self._take_due()
-            batch = self._batch(tree, created=self._created)
-            batch.apply()
-            tree.check_whole()
-        self._keep_doubt(batch.last_resolve, gaps, renewed=doubt)
+    def _apply(self, piece: Portion, gaps: int, *, again: bool) -> None:
+        assert self._connection is not None
+        started, before = self._clock.monotonic(), replace(self._progress)
+        self._pace = replace(self._pace, crawl=Crawl.CHANGELOG if piece.last else Crawl.HISTORY, in_step=False)
+        resolved = self._follower.apply(piece, self._connection, self._standing, again=again)
+        self._work.doubt.keep(resolved, gaps, renewed=again)
         self._commit(piece.upto)
         self._settle()
-        if piece.changelogs:
-            self._position = piece.changelogs[-1].ts * NS
         now = self._clock.now()
-        first = piece.changelogs[0].ts * NS if piece.changelogs else now
-        self.state.lag_seconds = (now - first) / NS
-        _log.info("batch synced", changelogs=len(piece.changelogs), **self.progress.since(before), stime=piece.upto,
+        first = now
+        if piece.changelogs:
+            self._standing = replace(self._standing, position=piece.changelogs[-1].ts * NS)
+            first = piece.changelogs[0].ts * NS
+        self._pace = replace(self._pace, lag_seconds=(now - first) / NS)
+        _log.info("batch synced", changelogs=len(piece.changelogs), **self._progress.since(before), stime=piece.upto,
                   took=self._clock.monotonic() - started)
-
-    def _read(self, changelog: Changelog, tree: Tree) -> None:
-        """Put what a changelog says to look at into the tables. HistoryGap if it does not say all."""
-        path = changelog.path
-        try:
-            file = open(path, "rb")  # noqa: SIM115 closed below; only opening it may find it purged
-        except FileNotFoundError as exc:
-            raise HistoryGap(f"{os.fsdecode(path)}: purged before it was read", changelog.ts) from exc
-        with file:
-            for part in read_changes(file):
-                self.db.add_names(name for _, _, names in part.entries for name in names)
-                self.db.add_dirs(EnumDir(gfid, None, False, False)
-                                 for fop, gfid, _ in part.entries if fop == Fop.MKDIR)
-                if len(self._created) < CREATED:
-                    self._created.update(gfid for fop, gfid, _ in part.entries if fop == Fop.CREATE)
-                self.db.add_gfids(tree.wholes(part.data), DataNeed.SEND)
-                self.db.add_gfids(part.meta, DataNeed.NONE)
-                for problem in part.problems:
-                    if problem.kind is not ProblemKind.UNKNOWN_FOP:
-                        raise HistoryGap(f"{os.fsdecode(path)}: {problem}", changelog.ts)
-                    _log.error("changelog", file=os.fsdecode(path), problem=problem)
-
-    def _take_leftovers(self, tree: Tree, recursive: bool) -> None:
-        """What the agent knows of batches that were not committed [7]."""
-        assert self.connection is not None
-        client = self.connection.client
-        for names in client.leftover_names():
-            self.db.add_names(names)
-        for dirs in client.leftover_dirs():
-            self.db.add_dirs(EnumDir(gfid, None, recursive, False) for gfid in dirs)
-        for gfids in client.leftover_gfids():
-            for gfid in gfids:
-                self.db.add_names(tree.names_of(gfid))
-
-    def _take_due(self) -> None:
-        """Failures whose time has come, and deletes that were approved, go with this batch."""
-        self.db.add_names(self.ledger.take_approved())
-        for failure in self.ledger.take_due(self._clock.now()):
-            if failure.name is not None:
-                self.db.add_names([failure.name])
-            elif failure.gfid is not None and failure.what == "dir":
-                self.db.add_dirs([EnumDir(failure.gfid, None, False, False)])
-            elif failure.gfid is not None:
-                self.db.add_gfids([failure.gfid], DataNeed.SEND if failure.what == "data" else DataNeed.NONE)
 
     def _idle(self, piece: Portion) -> bool:
-        """In step: let the stime follow, so that limbo empties and a checkpoint is reached on a quiet tree [26]."""
-        self.progress.phase = "waiting"
-        self.state.crawl = "Changelog"
-        self.state.in_step = True
-        if piece.upto is None or piece.upto <= (self.state.stime or 0):
+        """In step: let the stime follow, so that limbo empties and a checkpoint is reached on a quiet tree (rule
+        26)."""
+        self._progress.phase = "waiting"
+        self._pace = replace(self._pace, crawl=Crawl.CHANGELOG, in_step=True)
+        if piece.upto is None or piece.upto <= (self._standing.stime or 0):
             return False
-        if self.state.lag_seconds is None:
-            self.state.lag_seconds = (self._clock.now() - piece.upto) / NS
-        checkpoint = self._checkpoint()
-        wanted = (self._limbo or (self._once is not None and self._applied_upto < self._once)
-                  or (checkpoint is not None and self._applied_upto < checkpoint <= piece.upto))
-        if wanted or self._clock.monotonic() - self._last_commit > IDLE_COMMIT:
-            self._commit(piece.upto)
-            return bool(self._limbo) and self._once is None
-        return False
+        if self._pace.lag_seconds is None:
+            self._pace = replace(self._pace, lag_seconds=(self._clock.now() - piece.upto) / NS)
+        once = self._orders.once
+        if not (self._is_waited_for(piece.upto) or (once is not None and (self._standing.stime or 0) < once)):
+            return False
+        self._commit(piece.upto)
+        return bool(self._standing.limbo) and once is None
 
-    def _done(self) -> bool:
+    def _is_waited_for(self, upto: int) -> bool:
+        """Whether a commit of this stime is worth it, though nothing is to apply."""
+        checkpoint = self._orders.checkpoint()
+        idle = self._committed_at is None or self._clock.monotonic() - self._committed_at > IDLE_COMMIT
+        return bool(self._standing.limbo or idle
+                    or (checkpoint is not None and (self._standing.stime or 0) < checkpoint <= upto))
+
+    def _has_work(self) -> bool:
+        """Whether the slave has to be asked for its turn."""
+        status = self._master.recorder.status()
+        if status is None or self._standing.stime is None or self._batching.is_due():
+            return True
+        try:
+            piece = self._follower.take(self._standing, status.complete_up_to)
+        except HistoryGap:
+            return True
+        if piece.changelogs:
+            return True
+        if piece.upto is None or piece.upto <= self._standing.stime:
+            return False
+        return self._is_waited_for(piece.upto) or (self._orders.once is not None and piece.upto >= self._orders.once)
+
+    def _is_done(self) -> bool:
         # With others it may wait for their stimes, and these may have ended.
-        return (self._once is not None and self.state.in_step and self._applied_upto >= self._once
-                and (self._shares or not self._limbo) and self.db.fact("doubt_time") is None)
+        return (self._orders.once is not None and self._pace.in_step
+                and (self._standing.stime or 0) >= self._orders.once
+                and (self._slave.shares or not self._standing.limbo) and not self._work.doubt.any)
 
-    def _keep_doubt(self, resolved: int, gaps: int, renewed: bool, whole: bool = False) -> None:
-        """Before the commit, durably: the names of this batch are in doubt [20], or the whole tree. renewed: so are
-        only they, since the batch has looked at all that was."""
-        earlier = None if renewed else self.db.fact("doubt_gaps")
-        if whole:
-            self.db.set_fact("doubt_whole", 1)
-        else:
-            self.db.keep_doubt()
-        # A batch that had to resolve nothing must not make older doubt look settled.
-        self.db.set_fact("doubt_time", max(resolved, int(self.db.fact("doubt_time") or 0)))
-        self.db.set_fact("doubt_gaps", gaps if earlier is None else min(int(earlier), gaps))
-        self.db.flush()
-
-    def _commit(self, upto: int | None, walked: bool = False) -> None:
-        """Durable at the slave, then the stime [25]. walked: all of the master was looked at, not only what this
-        worker's brick has recorded."""
-        assert self.connection is not None
-        self._still_ours()
-        self.progress.phase = "committing"
-        stime = max(upto or 0, self.state.stime or 0) or None
-        answer = self.connection.client.commit(stime, stime, self.state.epoch, clear=True, mark=str(self._mark),
-                                               walked=walked)
-        self._limbo = answer.left
-        self._last_commit = self._clock.monotonic()
-        self.state.stime = stime
-        if stime is not None:
-            self._clocks = 0
-            self._applied_upto = stime
-            self.state.last_synced = stime
-            self._stime_kept(stime)
-        self.progress.phase = "waiting"
-
-    def _still_ours(self) -> None:
-        """Before every commit. The agent makes certain: it refuses an older epoch."""
-        if not self._lease.held():
-            raise LeaseLost
+    def _commit(self, upto: int | None, *, walked: bool = False) -> None:
+        """Doubt and failures are durable by now; what was due and what was to do are forgotten only after."""
+        assert self._connection is not None
+        self._progress.phase = "committing"
+        self._standing = self._committer.commit(self._connection, self._epoch, self._standing, upto, walked=walked)
+        self._committed_at = self._clock.monotonic()
+        if self._standing.stime is not None:
+            self._last_synced = self._standing.stime
+            self._listeners.stime_kept(self._standing.stime)
+        self._progress.phase = "waiting"
 
     def _settle(self) -> None:
-        """The batch is committed: only now may what it knew be forgotten [28]."""
-        self.ledger.settle()
-        self.db.reset()
-        self._leftovers = False
+        """The batch is committed: only now may what it knew be forgotten (rule 28)."""
+        self._work.ledger.settle()
+        self._work.db.reset()
+        self._standing = replace(self._standing, leftovers=False)
         self._settled = True
 
-    # the whole tree
 
-    def _hybrid(self, gaps: int, cut: int) -> None:
-        """Walk the tree; resumes an interrupted walk if everything since its cut is recorded."""
-        assert self.connection is not None
-        crawl = Hybrid.load(self.db)
-        if (crawl is not None and crawl.gaps == gaps and (crawl.floor == 0 or not self._set_back)
-                and self._history.reaches_back_to(crawl.cut)):
-            self.db.resume()
-            _log.info("hybrid crawl goes on", cut=crawl.cut)
-        else:
-            floor = self.state.stime if crawl is None else min(crawl.cut, self.state.stime or crawl.cut)
-            if self._set_back:
-                floor = 0
-            elif floor is not None:
-                floor -= SUSPECT_MARGIN + self._clocks + self._writers_apart
-            elif not self.connection.hello.fresh:
-                floor = 0
-            crawl = Hybrid(cut, floor, gaps)
-            self.db.reset()
-            self.db.add_dirs([EnumDir(ROOT_GFID, None, True, False)])
-            crawl.save(self.db)
-            _log.info("hybrid crawl", cut=cut, floor=floor)
-        self.state.crawl = "Hybrid"
-        self.state.in_step = False
-        started, before = self._clock.monotonic(), replace(self.progress)
-        self._last_commit = started
-        with self._tree() as tree:
-            if self._leftovers:
-                self._take_leftovers(tree, recursive=True)
-            self._take_due()
-            batch = self._batch(tree, recursive=True, floor=crawl.floor, checkpoint=lambda: self._interim(tree))
-            batch.apply()
-            if crawl.floor is not None:
-                self._unmet(tree, batch)
-            tree.check_whole()
-        self._keep_doubt(batch.last_resolve, crawl.gaps, renewed=True, whole=True)
-        self._commit(crawl.cut, walked=True)
-        Hybrid.forget(self.db)
-        self._settle()
-        self._position = restart_position(crawl.cut)
-        self._crawl_whole = self._set_back = False
-        _log.info("hybrid crawl done", **self.progress.since(before), stime=crawl.cut,
-                  took=self._clock.monotonic() - started)
-
-    def _unmet(self, tree: Tree, batch: Batch) -> None:
-        """Directories that moved from an unread to a read one while the walk ran are walked too [29]."""
-        self._recorder.wait_complete(batch.last_resolve)
-        while True:
-            unmet = False
-            for gfids in tree.all_dirs():
-                missing = [g for g in gfids if not self.db.has_dir(g)]
-                self.db.add_dirs(EnumDir(g, None, True, False) for g in missing)
-                unmet = unmet or bool(missing)
-            if not unmet:
-                return
-            batch.apply()
-
-    def _interim(self, tree: Tree) -> None:
-        """In a long walk: what is done is made durable and need not be walked again."""
-        if self._clock.monotonic() - self._last_commit < INTERIM_COMMIT:
-            return
-        tree.check_whole()
-        assert self.connection is not None
-        self._still_ours()
-        self.db.flush()
-        self.connection.client.commit(None, None, self.state.epoch, clear=False)
-        self.db.forget_done()
-        self._last_commit = self._clock.monotonic()
+def _tell(loss: Loss) -> None:
+    if loss.attributes:
+        _log.warning("the slave cannot hold these attributes, they are left out and counted in status",
+                     kinds=", ".join(loss.attributes))
+    if loss.names:
+        _log.warning("the slave cannot hold these, they will be failures", kinds=", ".join(loss.names))

@@ -50,6 +50,10 @@ class RecorderStatus:
     scanned: int = 0
     updated: int = 0
 
+    @property
+    def is_faulty(self) -> bool:
+        return self.state == FAULTY
+
 
 def write_status(path: str, status: RecorderStatus) -> None:
     """Replace the status file in one step."""

@@ -20,9 +20,13 @@ from gsync.base.model import NS, Gfid
 from gsync.base.process import Lock, start_time
 from gsync.changelog.reader import History
 from gsync.engine.batch import PAGE, VOLUME_LISTED
+from gsync.engine.connection import Connection
+from gsync.engine.doubt import Doubt
 from gsync.engine.feed import Waker
+from gsync.engine.parts import Instructions, Limits, Listeners, MasterSide, SlaveSide, Work
+from gsync.engine.snapshot import Crawl, Snapshot
 from gsync.engine.states import Order
-from gsync.engine.worker import Connection, Worker
+from gsync.engine.worker import Worker
 from gsync.engine.worklist import ChangelogDB
 from gsync.link.client import SlaveClient
 from gsync.link.link import Link
@@ -222,9 +226,8 @@ class Publisher:
         self._started = start_time(os.getpid())
         self._past: list[tuple[float, int, int]] = []
 
-    def __call__(self, worker: Worker) -> None:
-        state, progress = worker.state, worker.progress
-        sent = worker.sent
+    def __call__(self, shown: Snapshot) -> None:
+        pace, progress, sent, loss = shown.pace, shown.progress, shown.sent, shown.loss
         now = time.monotonic()
         self._past = [p for p in self._past if now - p[0] <= _RATE_OVER][-50:]
         self._past.append((now, progress.files, sent))
@@ -232,26 +235,26 @@ class Publisher:
         seconds = max(now - then[0], 0.001)
         rate = {"files": (progress.files - then[1]) / seconds, "bytes": (sent - then[2]) / seconds}
         recorder = self._recorder.status()
-        totals = (recorder.entries, recorder.bytes) if recorder and state.crawl == "Hybrid" and recorder.entries \
+        totals = (recorder.entries, recorder.bytes) if recorder and pace.crawl is Crawl.HYBRID and recorder.entries \
             else (None, None)
         left = totals[0] - progress.names if totals[0] is not None else None
         eta = left / rate["files"] if left is not None and left > 0 and rate["files"] > 1 else None
-        lag = state.lag_seconds
-        if not state.in_step and state.stime is not None:
-            lag = (time.time_ns() - state.stime) / NS
-        if self._checkpoint.passed(state.stime):
-            _log.info("checkpoint reached", stime=state.stime)
+        lag = pace.lag_seconds
+        if not pace.in_step and shown.stime is not None:
+            lag = (time.time_ns() - shown.stime) / NS
+        if self._checkpoint.passed(shown.stime):
+            _log.info("checkpoint reached", stime=shown.stime)
         status = WorkerStatus(
-            pid=os.getpid(), started=self._started, state=worker.machine.state, reason=worker.machine.reason,
-            crawl=state.crawl,
-            stime=state.stime, entry_stime=state.stime, last_synced=state.last_synced, lag_seconds=lag,
+            pid=os.getpid(), started=self._started, state=shown.state, reason=shown.reason,
+            crawl=pace.crawl,
+            stime=shown.stime, entry_stime=shown.stime, last_synced=shown.last_synced, lag_seconds=lag,
             pending=self._db.pending(), failures=self._ledger.count(), held=self._ledger.count_held(),
-            left_out=dict(worker.loss.counts) if worker.loss else {},
-            lacks=[*worker.loss.attributes, *worker.loss.names] if worker.loss else [],
+            left_out=dict(loss.counts) if loss else {},
+            lacks=[*loss.attributes, *loss.names] if loss else [],
             files_done=progress.files, bytes_done=sent,
             files_total=totals[0], bytes_total=totals[1], rate=rate, eta_seconds=eta, phase=progress.phase,
-            epoch=state.epoch, in_step=state.in_step, path=self._path_of_brick,
-            recorder=recorder_report(self._recorder, state.stime, self._keep), updated=time.time_ns())
+            epoch=shown.epoch, in_step=pace.in_step, path=self._path_of_brick,
+            recorder=recorder_report(self._recorder, shown.stime, self._keep), updated=time.time_ns())
         status.write(self._path)
         self._others.show(status)
 
@@ -289,18 +292,17 @@ def run(session: Session, volume: Volume, home: Home, once: int | None, by_files
         waker = Waker(parts.brick.changelogs if volume.gluster else parts.brick.folder, parts.brick.changelogs,
                       wake_read)
         checkpoint = Checkpoint(session.checkpoint, session.checkpoint_reached)
+        options = parts.options
         worker = Worker(
-            connect=parts.connect, open_tree=parts.open_tree, history=parts.history,
-            begin_at=parts.begin_at, shares=bool(parts.stream), stands_down=session.part is not None,
-            recorder=parts.recorder, waiter=waker, db=db, ledger=others.ledger, lease=others.lease,
-            patterns=json.dumps(parts.options.exclude),
-            restored=volume.gluster.restored if volume.gluster else "",
-            writers_apart=WRITERS_APART if volume.gluster else 0,
-            batch_size=parts.options.changelog_batch_size, max_delete=parts.options.max_delete, once=once,
-            ignore_deletes=parts.options.ignore_deletes, data_retries=parts.options.max_sync_retries,
-            change_interval=parts.options.change_interval,
-            orders=orders, publish=Publisher(session, volume, parts.recorder, db, others), stand_by=parts.stand_by,
-            stime_kept=parts.keep_stime, checkpoint=checkpoint.wanted)
+            SlaveSide(parts.connect, parts.begin_at, parts.stand_by, shares=bool(parts.stream)),
+            MasterSide(parts.open_tree, parts.history, parts.recorder, waker, json.dumps(options.exclude),
+                       volume.gluster.restored if volume.gluster else "", WRITERS_APART if volume.gluster else 0,
+                       stands_down=session.part is not None),
+            Work(db, Doubt(db), others.ledger), others.lease,
+            limits=Limits(options.changelog_batch_size, options.max_delete, options.ignore_deletes,
+                          options.max_sync_retries, options.change_interval),
+            instructions=Instructions(orders, once, checkpoint.wanted),
+            listeners=Listeners(Publisher(session, volume, parts.recorder, db, others), parts.keep_stime))
         parts.recorder.meanwhile = worker.tend
         try:
             return worker.run()

@@ -14,7 +14,7 @@ from gsync.base.durable import replace_file
 from gsync.base.model import NS
 from gsync.engine.lease import Lease, LocalLease, MetaLease
 from gsync.engine.ledger import Ledger, SharedLedger
-from gsync.engine.worker import CLOCKS_APART
+from gsync.engine.position import CLOCKS_APART
 from gsync.session.metavolume import MetaVolume, Mirror, node_name
 from gsync.session.session import Session
 from gsync.session.status import WorkerStatus

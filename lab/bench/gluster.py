@@ -109,7 +109,7 @@ def _sides(site: Cluster, folder: Path, stack: contextlib.ExitStack) -> list[Sid
         Side(PEER, peer.start, peer.stop, peers_slave, site.bricks(_PEERS)[0][1], peer.log,
              re.compile(r"^\[(\S+ \S+)\] I .*starting history crawl", re.MULTILINE)),
         Side("gsync", gsync.start, stop, site.slave, site.bricks(SLAVE)[0][1], log,
-             re.compile(r"^(\S+)Z INFO gsync.engine.worker connected .*crawl=History", re.MULTILINE))]
+             re.compile(r"^(\S+)Z INFO gsync.engine.worker going on .*crawl=History", re.MULTILINE))]
 
 
 def gluster(bench: Bench) -> Iterator[Result]:

@@ -18,6 +18,7 @@ from gsync.link.client import SlaveClient
 from gsync.link.protocol import CommitAnswer, MetaRow
 from gsync.slave.agent import Agent
 from gsync.slave.directory.tree import SlaveTree
+from gsync.sync.engine import Flow
 from gsync.sync.postbox import FileRequest, Result
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class InlineSyncer:
 
     def __init__(self, client: InlineClient, world: World) -> None:
         self._client, self._world = client, world
+        self.flow = Flow()
         self._results: list[Result] = []
 
     def send(self, *requests: FileRequest) -> None:

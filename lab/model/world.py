@@ -20,16 +20,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gsync.base.clock import Clock
-from gsync.base.errors import Transient
+from gsync.base.errors import Stopped, Transient
 from gsync.base.fsid import Inodes
 from gsync.base.model import NS, ROOT_GFID, Gfid, Name
 from gsync.changelog.reader import History
+from gsync.engine.connection import Connection
+from gsync.engine.doubt import Doubt
 from gsync.engine.lease import LocalLease
 from gsync.engine.ledger import Ledger
-from gsync.engine.worker import Connection, Worker
+from gsync.engine.parts import Instructions, Limits, MasterSide, SlaveSide, Work
+from gsync.engine.states import Order
+from gsync.engine.worker import Worker
 from gsync.engine.worklist import ChangelogDB
 from gsync.master.posix import PosixTree
-from gsync.master.tree import Resolved
+from gsync.master.tree import Filter, Resolved
 from gsync.recorder.recorder import Recorder
 from gsync.recorder.recording import Recording
 from gsync.state.home import Home
@@ -56,13 +60,13 @@ class ModelClock:
     def monotonic(self) -> float:
         return time.monotonic() + self._ahead[-1] / NS
 
-    def step(self) -> None:
+    def step(self, ns: int = STEP) -> None:
         """Let time pass. Not before the kernel's clock has ticked, so that a ctime belongs to one side."""
         now = time.time_ns()
         while (tick := time.clock_gettime_ns(_COARSE)) < now:
             time.sleep(0.0005)
         self._since.append(tick)
-        self._ahead.append(self._ahead[-1] + self.STEP)
+        self._ahead.append(self._ahead[-1] + ns)
 
     def of_kernel(self, ctime: int) -> int:
         """What this clock showed when the kernel stamped an inode."""
@@ -73,7 +77,8 @@ class ModelTree(PosixTree):
     """The master, its ctimes by the clock of the model."""
 
     def __init__(self, world: World) -> None:
-        super().__init__(world.volume.open_root(), world.volume.tag, world.brick.namespace, clock=world.clock)
+        super().__init__(world.volume.open_root(), world.volume.tag, world.brick.namespace,
+                         Filter(world.patterns) if world.patterns else None, clock=world.clock)
         self._of_kernel = world.clock.of_kernel
 
     def look(self, dirfd: int, dirpath: bytes, name: Name) -> Resolved:
@@ -97,10 +102,15 @@ class World:
         self.brick = self.volume.brick()
         self.recorder: Recording | None = None
         self.worker: Worker | None = None
+        self.connection: Connection | None = None
         self.history: list[tuple[int, dict[Name, Gfid], dict[Gfid, bytes]]] = []
         self.step: Callable[[str], None] = lambda name: None      # every durable step, of all processes
         self.between: Callable[[str], None] = lambda method: None  # before every call of the agent
-        self.max_delete = 0
+        self.limits = Limits()
+        self.adopt = False
+        self.patterns: list[str] = []
+        self.node = 0           # whose changelog.db it is: several take over from each other
+        self.order = Order.RUN
         self.commits = 0
         self.sent: list[Gfid] = []
         self.recorder_up()
@@ -206,23 +216,29 @@ class World:
 
     def _worker(self) -> Worker:
         if self.worker is None:
-            worker = Worker(
-                connect=self._connect, open_tree=self._open_tree, history=History(os.fsencode(self.brick.changelogs)),
-                recorder=_Port(self), waiter=_NoWait(), db=ChangelogDB(str(self.base / "changelog.db")),
-                ledger=Ledger(str(self.base / "ledger.db"), self.clock), lease=LocalLease(str(self.base / "epoch")),
-                max_delete=self.max_delete, clock=Clock(self.clock, self.clock.monotonic))
-            self.worker = worker
+            self.db = ChangelogDB(str(self.base / f"changelog.{self.node}.db"))
+            self.ledger = Ledger(str(self.base / "ledger.db"), self.clock)
+            self.worker = Worker(
+                SlaveSide(self._connected),
+                MasterSide(self._open_tree, History(os.fsencode(self.brick.changelogs)), _Port(self), _NoWait(),
+                           "\n".join(self.patterns)),
+                Work(self.db, Doubt(self.db), self.ledger), LocalLease(str(self.base / "epoch")), limits=self.limits,
+                instructions=Instructions(lambda: self.order), clock=Clock(self.clock, self.clock.monotonic))
             try:
-                worker.start(1)
+                self.worker.connect(1)
             except BaseException:
                 self.worker_dies()
                 raise
         return self.worker
 
+    def _connected(self, epoch: int) -> Connection:
+        self.connection = self._connect(epoch)
+        return self.connection
+
     def _connect(self, epoch: int) -> Connection:
         client = InlineClient(self.slave, self)
         try:
-            hello = client.hello(self.volume.uuid, "v", "session", epoch)
+            hello = client.hello(self.volume.uuid, "v", "session", epoch, adopt=self.adopt)
         except BaseException:
             client.die()
             raise
@@ -234,26 +250,47 @@ class World:
         return self.tree
 
     def cycle(self) -> bool:
-        """One step of the worker; False if it found nothing to do. A Transient ends the worker, as in life."""
+        """One step of the worker; False if it found nothing to do. What ends its connection ends it."""
         try:
             return self._worker().cycle()
-        except Transient:
-            self.worker_dies()
+        except (Transient, Stopped):
+            self.worker_stops()
             return True
         except Killed:
             self.worker_dies()
             raise
 
+    def worker_stops(self) -> None:
+        """As it was told to, or its connection broke: what it has noted stays."""
+        self.order = Order.RUN
+        if self.worker is not None:
+            self.db.flush()
+        self.worker_dies()
+
     def worker_dies(self) -> None:
         """SIGKILL of worker and agent."""
-        worker, self.worker = self.worker, None
-        if worker is not None:
-            if worker.connection is not None:
-                worker.connection.client.die()  # type: ignore[attr-defined]
-            if worker.db._open:
-                worker.db._db.execute("ROLLBACK")
-            worker.db._db.close()
-            worker.ledger.close()
+        if self.worker is not None:
+            self.worker = None
+            if self.connection is not None:
+                self.connection.client.die()  # type: ignore[attr-defined]
+                self.connection = None
+            if self.db._open:
+                self.db._db.execute("ROLLBACK")
+            self.db._db.close()
+            self.ledger.close()
+
+    def takes_over(self, node: int) -> None:
+        """Another node's worker goes on, with a changelog.db of its own and the same recorder."""
+        self.worker_dies()
+        self.node = node
+
+    def forget_stime(self) -> None:
+        """As `gsync delete --reset-sync-time`; the worker has ended."""
+        self.worker_dies()
+        client = InlineClient(self.slave, self)
+        client.hello(self.volume.uuid, "v", "session", 1)
+        client.forget_stime()
+        client.close()
 
     # ends
 
@@ -268,7 +305,7 @@ class World:
             while self.cycle():
                 busy = True
             worker = self._worker()
-            if not busy and worker.state.in_step and not worker._limbo and worker.db.fact("doubt_time") is None:
+            if not busy and worker.at_rest:
                 return
         raise AssertionError("the worker does not come to rest")
 
@@ -279,17 +316,18 @@ class World:
         assert compare(os.fsencode(self.master), os.fsencode(self.slave)) == []
         limbo = self.slave / ".gsync" / "limbo"
         assert [str(p) for folder in ("new", "old", "link") for p in (limbo / folder).iterdir()] == []
-        assert self._worker().ledger.all() == []
+        self._worker()
+        assert self.ledger.all() == []
 
     def check_commit(self, stime: int | None) -> None:
         """Invariant 1, from what the slave's index says and the disk confirms."""
-        if stime is None or self.max_delete:
+        if stime is None or self.limits.max_delete:
             return
         self.commits += 1
         since = [i for i, (then, _, _) in enumerate(self.history) if then <= stime]
         past = self.history[since[-1] if since else 0:]
-        assert self.worker is not None and self.worker.connection is not None
-        names, contents = self.worker.connection.client.held()  # type: ignore[attr-defined]
+        assert self.connection is not None
+        names, contents = self.connection.client.held()  # type: ignore[attr-defined]
         for name in set(names) | {n for _, there, _ in past for n in there}:
             allowed = {there.get(name) for _, there, _ in past}
             if name[0] != ROOT_GFID and not all(self._exists(name[0], there) for _, there, _ in past):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gsync.engine.worker import Connection
+from gsync.engine.connection import Connection
 from gsync.link.client import SlaveClient
 from gsync.link.link import Channel
 from gsync.recorder import detectors
@@ -94,15 +94,16 @@ class VolumeWorld(World):
         return self.tree.changed(fd, st)
 
     def worker_dies(self) -> None:
-        if self.worker is not None and self.worker.connection is not None:
-            self.worker.connection.syncer.close()
+        if self.connection is not None:
+            self.connection.syncer.close()
         super().worker_dies()
 
     def check_equal(self) -> None:
         assert compare(self.master, self.mount) == []
         limbo = self.mount / ".gsync" / "limbo"
         assert [path for folder in ("new", "old") for path in (limbo / folder).iterdir()] == []
-        assert self._worker().ledger.all() == []
+        self._worker()
+        assert self.ledger.all() == []
 
 
 @pytest.fixture(scope="module")

@@ -82,6 +82,6 @@ def test_every_churn_converges(seed: int, detector: str) -> None:
                 assert [line for line in lines if "sparse: " not in line] == []  # the syncer here writes holes as zeros
                 limbo = w.slave / ".gsync" / "limbo"
                 assert [str(p) for part in ("new", "old", "link") for p in (limbo / part).iterdir()] == []
-                assert w._worker().ledger.all() == []
+                assert w.ledger.all() == []
         finally:
             w.close()

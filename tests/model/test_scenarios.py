@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from gsync.base.fsid import Inodes
+from gsync.base.model import NS
+from gsync.engine.parts import Limits
+from gsync.engine.states import Order
 from gsync.master.posix import PosixTree
 from gsync.recorder import detectors
 from gsync.recorder.detector import Detector, Knows
@@ -64,6 +67,16 @@ def killed_before_commit(w: World) -> None:
     with pytest.raises(Killed):
         w.cycle()
     w.between = lambda name: None
+
+
+def stopped_at(w: World, call: str) -> None:
+    """One cycle in which the worker is told to stop before the agent's first call of this name."""
+    def stop() -> None:
+        w.order = Order.STOP
+
+    at(w, call, stop)
+    w.cycle()
+    assert w.worker is None, f"{call} was not called"
 
 
 def at(w: World, method: str, action: Callable[[], None]) -> None:
@@ -152,9 +165,9 @@ def test_what_cannot_be_read_is_a_failure_of_its_own(w: World, monkeypatch: pyte
         w.quiet()
         assert (w.slave / "1").read_text() == "changed"
         patched.setattr("gsync.master.tree.islice", unreadable)
-        w._worker()._crawl_whole = True
+        w.forget_stime()
         w.quiet()
-    failure, = w._worker().ledger.all()
+    failure, = w.ledger.all()
     assert (failure.what, failure.errno) == ("dir", errno.EIO)
     assert len(os.listdir(w.slave)) == 6
 
@@ -433,7 +446,7 @@ def test_28_quiet_tree_limbo(w: World) -> None:
 
 
 def test_too_many_deletes_are_held_until_approved(w: World) -> None:
-    w.max_delete = 3
+    w.limits = Limits(max_delete=3)
     w.mkdir("m/d")
     for i in range(5):
         w.mk(f"m/d/{i}")
@@ -444,26 +457,25 @@ def test_too_many_deletes_are_held_until_approved(w: World) -> None:
     w.quiet()
     assert sorted(p.name for p in w.slave.iterdir()) == [".gsync", "a", "b", "d"]
     assert len(list((w.slave / "d").iterdir())) == 5
-    ledger = w._worker().ledger
-    assert ledger.count_held() >= 1
-    ledger.approve()
+    assert w.ledger.count_held() >= 1
+    w.ledger.approve()
     done(w)
-    assert ledger.count_held() == 0
+    assert w.ledger.count_held() == 0
 
 
 def test_a_held_name_that_comes_back_is_not_held_any_more(w: World) -> None:
-    w.max_delete = 1
+    w.limits = Limits(max_delete=1)
     w.mk("m/a", "old")
     w.mk("m/b", "old")
     synced(w)
     w.rm("m/a")
     w.rm("m/b")
     w.quiet()
-    assert w._worker().ledger.count_held() == 2
+    assert w.ledger.count_held() == 2
     w.mk("m/a", "new")
     w.mk("m/b", "new")
     done(w)
-    assert w._worker().ledger.count_held() == 0
+    assert w.ledger.count_held() == 0
 
 
 @pytest.fixture(params=["by the recorder's index", "by the file system"])
@@ -589,8 +601,8 @@ def test_a_directory_that_becomes_the_state_folder(w: World) -> None:
 def test_live_changes_gather_for_the_change_interval(w: World) -> None:
     w.mk("m/f", "1")
     synced(w)
-    assert w.worker is not None
-    w.worker._change_interval = 3600.0
+    w.worker_stops()
+    w.limits = Limits(change_interval=3600.0)
     for text in ("2", "3", "4"):
         w.write("m/f", text)
         w.poll()
@@ -598,7 +610,27 @@ def test_live_changes_gather_for_the_change_interval(w: World) -> None:
         while w.cycle():
             pass
         assert (w.slave / "f").read_text() == "2"
-        assert not w.worker.state.in_step or text == "2"
-    w.worker._next_live = 0.0
+    w.clock.step(3600 * NS)
     synced(w)
     assert (w.slave / "f").read_text() == "4"
+
+
+def test_a_comparing_walk_that_begins_anew_compares_what_the_first_one_had_not(w: World) -> None:
+    """rule 29: the walk is interrupted, the recorder has a gap meanwhile, and the stime was reset."""
+    w.mk("m/a", "right")
+    synced(w)
+    w.forget_stime()
+    (w.slave / "a").write_text("wrong")
+    stopped_at(w, "digest")
+    w.recorder_dies()
+    done(w)
+
+
+def test_an_adopting_walk_that_begins_anew_compares_what_the_first_one_had_not(w: World) -> None:
+    w.adopt = True
+    w.mk("m/a", "right")
+    cut(w)
+    (w.slave / "a").write_text("wrong")
+    stopped_at(w, "digest")
+    w.recorder_dies()
+    done(w)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from gsync.base.clock import Clock
 from gsync.base.errors import Faulty
 from gsync.engine.lease import Claim, Claims, LocalLease, MetaLease
 from lab import REPOSITORY
@@ -22,7 +23,7 @@ from lab import REPOSITORY
 INTERVAL = 1000.0  # no beat comes by itself while a test runs
 
 
-class Clock:
+class NodeClock:
     """One node's; it stands still until a test moves it."""
 
     def __init__(self) -> None:
@@ -36,8 +37,9 @@ class Node:
     """A lease whose thread finds nothing to do unless a test says so."""
 
     def __init__(self, folder: Path, name: str, interval: float = INTERVAL, **more: object) -> None:
-        self.clock = Clock()
-        self.lease = MetaLease(str(folder), interval, name, clock=self.clock, **more)  # type: ignore[arg-type]
+        self.clock = NodeClock()
+        self.lease = MetaLease(str(folder), interval, name, clock=Clock(boottime=self.clock),
+                               **more)  # type: ignore[arg-type]
 
     def beat(self) -> None:
         self.lease._do(self.lease._beat).result(30)
@@ -183,9 +185,8 @@ def test_a_holder_whose_folder_goes_away_or_changes_has_it_no_longer(tmp_path: P
 
 
 def test_a_meta_volume_that_hangs_stops_the_holder_and_keeps_nobody_waiting(
-        node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gsync.engine.lease._ANSWER", 0.1)
-    a = node("a", interval=0.1)
+        node: Callable[..., Node]) -> None:
+    a = node("a", interval=0.1, answer=0.1)
     a.lease.take()
     a.lease._do(threading.Event().wait)  # never returns, as a call into a dead file system; its thread is a daemon
     a.clock.now += 0.1

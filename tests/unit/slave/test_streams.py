@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gsync.engine.worker import Mark
+from gsync.engine.position import Mark
 from gsync.link.protocol import stream_of
 from gsync.slave.streams import Streams
 

@@ -1,0 +1,63 @@
+"""What batches have seen of the master before the recorder has: it may have changed on the way unnoticed (rule 20).
+
+Promise: kept durably before the commit of the batch that saw it, and until the recorder has overtaken it without a
+gap. Not here: the names themselves, which are tables of the ChangelogDB.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+
+from gsync.engine.worklist import ChangelogDB
+
+_KEYS = ("doubt_time", "doubt_gaps", "doubt_whole")
+
+
+class Doubt:
+    """The doubt of one brick's worker, in its ChangelogDB. `token` makes the name by which slaves remember whose
+    doubt belongs to their stime."""
+
+    def __init__(self, db: ChangelogDB, token: Callable[[], str] = lambda: secrets.token_hex(8)) -> None:
+        self._db = db
+        owner = db.fact("name")
+        if owner is None:
+            owner = token()
+            db.set_fact("name", owner)
+        self.owner = str(owner)
+
+    @property
+    def any(self) -> bool:
+        return self._db.fact("doubt_time") is not None
+
+    @property
+    def whole(self) -> bool:
+        """Whether not only names are in doubt, but all of the tree."""
+        return self._db.fact("doubt_whole") is not None
+
+    def keep(self, resolved: int, gaps: int, *, renewed: bool, whole: bool = False) -> None:
+        """Before the commit: the names of this batch, last resolved at `resolved` (ns), are in doubt, or the whole
+        tree. renewed: so are only they, since the batch has looked again at all that was."""
+        earlier = None if renewed else self._db.fact("doubt_gaps")
+        if whole:
+            self._db.set_fact("doubt_whole", 1)
+        else:
+            self._db.keep_doubt()
+        # A batch that had to resolve nothing must not make older doubt look settled.
+        self._db.set_fact("doubt_time", max(resolved, int(self._db.fact("doubt_time") or 0)))
+        self._db.set_fact("doubt_gaps", gaps if earlier is None else min(int(earlier), gaps))
+        self._db.flush()
+
+    def settled(self, gaps: int, complete_up_to: int) -> bool:
+        """Whether nothing has to be looked at again: the recorder has no gap since. Drops what it has overtaken."""
+        since, then = self._db.fact("doubt_time"), self._db.fact("doubt_gaps")
+        if since is None:
+            return True
+        if then != gaps:
+            return False
+        if complete_up_to >= int(since):
+            self._db.drop_doubt()
+            for key in _KEYS:
+                self._db.set_fact(key, None)
+            self._db.flush()
+        return True

@@ -1,0 +1,208 @@
+"""Where a worker stands towards its slave, and how it goes on from there.
+
+`choose` alone decides whether the changelogs are followed or the tree is walked, from which moment on, and what a walk
+has to compare. Values and functions of values: nothing here reads a file or a clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+from hashlib import blake2b
+from typing import Protocol
+
+from gsync.base.model import NS
+from gsync.engine.feed import restart_position
+from gsync.engine.hybrid import SUSPECT_MARGIN, Hybrid
+
+CLOCKS_APART = 10 * NS   # ns by which the clocks of two nodes that take over from each other may differ
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What the slave keeps with the stime: whose changelog.db knows what was in doubt then, a digest of the patterns
+    under which the stime holds, and the snapshot that the master had been set back to."""
+
+    by: str
+    patterns: str
+    restored: str = ""
+
+    @classmethod
+    def of(cls, by: str, patterns: str, restored: str) -> Mark:
+        return cls(by, blake2b(patterns.encode(), digest_size=8).hexdigest(), restored)
+
+    @classmethod
+    def parse(cls, text: str | None) -> Mark | None:
+        by, _, rest = (text or "").partition(" ")
+        patterns, _, restored = rest.partition(" ")
+        return cls(by, patterns, restored) if patterns else None
+
+    def __str__(self) -> str:
+        return f"{self.by} {self.patterns} {self.restored}".rstrip()
+
+
+class Why(Enum):
+    """Why the tree is walked; the text goes to the log."""
+
+    FIRST = "the slave has no stime"
+    SET_BACK = "the master was set back to a snapshot"
+    INTERRUPTED = "the last walk did not finish"
+    FILTERS = "the patterns have changed"
+    HISTORY = "history is missing"
+    TAKEN_OVER = "another worker was active, and not all since its stime is recorded here"
+    DOUBT = "the recorder has a gap since the last walk"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a worker knows of its slave. Times in ns.
+
+    stime: the slave holds all changes up to then; None: nothing is known to be there. position: end of the last slice
+    that was applied. mine, mark: what this worker leaves with a stime, and what was left with this one. fresh: the
+    slave holds nothing at all. leftovers: the agent may know of names to look at again (rule 7). limbo: how many
+    detached inodes wait at the slave. following: the changelogs since `position` are all there is to apply; else
+    `choose` has to say how to go on. broken: why following ended; past: the end (s) of a changelog that must not be
+    read again.
+    """
+
+    mine: Mark
+    stime: int | None = None
+    mark: Mark | None = None
+    position: int = 0
+    fresh: bool = False
+    leftovers: bool = False
+    limbo: int = 0
+    following: bool = False
+    broken: Why | None = None
+    past: int = 0
+
+    @property
+    def taken_over(self) -> bool:
+        """Another worker set the stime: what was in doubt then (rule 20) is not known here."""
+        return self.stime is not None and self.mark is not None and self.mark.by != self.mine.by
+
+    @property
+    def set_back(self) -> bool:
+        """What is old at the master may be other than it was."""
+        return self.mark is not None and self.mark.restored != self.mine.restored
+
+    @property
+    def filtered_otherwise(self) -> bool:
+        return self.mark is not None and self.mark.patterns != self.mine.patterns
+
+    @property
+    def apart(self) -> int:
+        """ns by which the stime may be off, since it is by the clock of another node."""
+        return CLOCKS_APART if self.taken_over else 0
+
+    def has_broken(self, why: Why, past: int = 0) -> Standing:
+        """The changelogs do not tell all any more."""
+        return replace(self, following=False, broken=why, past=max(past, self.past))
+
+    def follows(self, position: int) -> Standing:
+        return replace(self, following=True, broken=None, position=position)
+
+    def committed(self, stime: int | None, limbo: int) -> Standing:
+        """After a commit: what the slave keeps with the stime is this worker's."""
+        if stime is None:
+            return replace(self, limbo=limbo)
+        return replace(self, stime=stime, mark=self.mine, limbo=limbo)
+
+
+class Reach(Protocol):
+    """The changelogs, as far as `choose` asks."""
+
+    def reaches_back_to(self, time: int) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What the recorder said last."""
+
+    gaps: int
+    watching_since: int
+    unbroken_since: int | None = None
+    complete_up_to: int | None = None
+
+
+@dataclass(frozen=True)
+class Follow:
+    """Go on with the changelogs after `position`. doubts_all: until the recorder has overtaken now, all is in doubt."""
+
+    position: int
+    doubts_all: bool = False
+
+
+@dataclass(frozen=True)
+class Walk:
+    """Walk the tree. cut: the stime after it; a cut that is still to come has to be waited for. floor: known files
+    changed since then are compared (None: all that the slave has was sent since the cut, 0: all are). resumes: what an
+    interrupted walk has committed is not walked again."""
+
+    cut: int
+    floor: int | None
+    why: Why
+    resumes: bool = False
+
+
+def choose(standing: Standing, recorded: Recorded, history: Reach, interrupted: Hybrid | None,
+           writers_apart: int = 0) -> Follow | Walk:
+    """How to go on. writers_apart: ns by which the clocks that ctimes come from may be behind the one of the stime."""
+    why = _why(standing, recorded, history, interrupted)
+    if why is None:
+        assert standing.stime is not None
+        return Follow(restart_position(standing.stime - standing.apart), standing.taken_over)
+    margin = SUSPECT_MARGIN + standing.apart + writers_apart
+    if interrupted is not None and _resumable(interrupted, standing, recorded, history, margin):
+        return Walk(interrupted.cut, interrupted.floor, why, resumes=True)
+    cut = max(recorded.watching_since, recorded.complete_up_to or 0, standing.past * NS)
+    return Walk(cut, _floor(standing, interrupted, margin), why)
+
+
+def _why(standing: Standing, recorded: Recorded, history: Reach, interrupted: Hybrid | None) -> Why | None:
+    if standing.stime is None:
+        return Why.FIRST
+    if standing.set_back:
+        return Why.SET_BACK
+    if standing.broken is not None:
+        return standing.broken
+    if interrupted is not None:
+        return Why.INTERRUPTED
+    if standing.filtered_otherwise:
+        return Why.FILTERS
+    since = standing.stime - standing.apart
+    if not history.reaches_back_to(since):
+        return Why.HISTORY
+    if standing.taken_over and (recorded.unbroken_since is None or recorded.unbroken_since > since):
+        return Why.TAKEN_OVER
+    return None
+
+
+def _resumable(interrupted: Hybrid, standing: Standing, recorded: Recorded, history: Reach, margin: int) -> bool:
+    """Whether what the interrupted walk has done still counts: it was about the same tree, through the same patterns,
+    the slave has kept it, all changes since its cut are recorded, and it compared no less than is needed now."""
+    return (interrupted.gaps == recorded.gaps and interrupted.mark == str(standing.mine) and not standing.fresh
+            and _compares_enough(interrupted, _floor(standing, None, margin), standing)
+            and history.reaches_back_to(interrupted.cut))
+
+
+def _compares_enough(interrupted: Hybrid, floor: int | None, standing: Standing) -> bool:
+    if interrupted.floor is None:
+        return standing.stime is None  # all that the slave has was sent by it
+    return floor is None or interrupted.floor <= floor
+
+
+def _floor(standing: Standing, interrupted: Hybrid | None, margin: int) -> int | None:
+    """What an interrupted walk had to compare is still to be compared: it may not have come to it."""
+    if standing.set_back:
+        return 0
+    bounds: list[int] = []
+    first = False
+    if interrupted is not None:
+        first = interrupted.floor is None
+        bounds.append(interrupted.cut - margin if interrupted.floor is None else interrupted.floor)
+    if standing.stime is not None:
+        bounds.append(standing.stime - margin)
+    elif not (first or standing.fresh):
+        bounds.append(0)
+    return min(bounds, default=None)
