@@ -50,9 +50,11 @@ def create(
     """
     with _archiver(state, json, "checksum", writes=True, looking=dry_run) as (archiver, root):
         if dry_run:
+            from gsync.base.times import shown_size
+
             entries, size = archiver.survey(root(directory), vault)
             say(json, {"root": _text(root(directory)), "entries": entries, "bytes": size, "dry_run": True},
-                 f"would archive {entries:,} entries, {_size(size)}")
+                 f"would archive {entries:,} entries, {shown_size(size)}")
             return
         _done(json, archiver.create(root(directory), vault), "next: gsync archive put DIR")
 
@@ -125,7 +127,8 @@ def rebuild(
 @app.command("list")
 def list_(json: JsonOption = False, state: StateOption = None) -> None:
     """List the archives and the backups."""
-    from gsync.cli.output import path_shown, print_json, print_table, size_text
+    from gsync.base.times import shown_size
+    from gsync.cli.output import path_shown, print_json, print_table
 
     with archives_of(state) as archives:
         rows = [_described(archives, archive) for archive in (*archives.all(), *archives.all("backup"))]
@@ -133,7 +136,7 @@ def list_(json: JsonOption = False, state: StateOption = None) -> None:
         print_json(rows)
     elif rows:
         print_table(["ID", "STATE", "ENTRIES", "SIZE", "CHANGED", "DIRECTORY"],
-                    [[row["id"][:12], row["state"], f"{row['entries']:,}", size_text(row["bytes"]), row["changed"],
+                    [[row["id"][:12], row["state"], f"{row['entries']:,}", shown_size(row["bytes"]), row["changed"],
                       path_shown(row["root"])] for row in rows])
     else:
         print("no archives, no backups")
@@ -147,7 +150,8 @@ def status(directory: Annotated[str, typer.Argument(metavar="DIR|ID", help="The 
 
     Exit code 1: the last job has failed.
     """
-    from gsync.cli.output import path_shown, print_json, size_text
+    from gsync.base.times import shown_size
+    from gsync.cli.output import path_shown, print_json
 
     with archives_of(state) as archives:
         named = archives.get(directory) if "/" not in directory else None
@@ -161,7 +165,7 @@ def status(directory: Annotated[str, typer.Argument(metavar="DIR|ID", help="The 
     for key, value in (
             ("directory", path_shown(row["root"])), ("id", row["id"][:12]), ("state", row["state"]),
             ("reason", row["reason"]), ("vault", f"{row['vault']}, {row['place']}"),
-            ("entries", f"{row['entries']:,}, {size_text(row['bytes'])}"),
+            ("entries", f"{row['entries']:,}, {shown_size(row['bytes'])}"),
             ("frozen", row["kind"] == "archive" and ("yes, immutable" if row["frozen"]
                                                      else "no: changes are found, not refused")),
             ("vault read", row["kind"] == "archive" and (row["checked"] or "never")),
@@ -287,10 +291,10 @@ def _live_line(json: bool) -> tuple[Callable[[Archive], None], Callable[[], None
 
 
 def _progress(archive: Archive) -> str:
-    from gsync.cli.output import size_text
+    from gsync.base.times import shown_size
 
     done = f"{archive.entries_done:,}" + (f" of {archive.entries_all:,}" if archive.entries_all else "") + " entries"
-    return done + (f", {size_text(archive.size_done)} of {size_text(archive.size)}" if archive.size_done else "")
+    return done + (f", {shown_size(archive.size_done)} of {shown_size(archive.size)}" if archive.size_done else "")
 
 
 def _text(path: bytes) -> str:
@@ -299,14 +303,8 @@ def _text(path: bytes) -> str:
     return os.fsdecode(path)
 
 
-def _size(count: int) -> str:
-    from gsync.cli.output import size_text
-
-    return size_text(count)
-
-
 def _described(archives: Archives, archive: Archive) -> dict[str, Any]:
-    from gsync.session.status import rfc3339
+    from gsync.base.times import rfc3339
 
     archive = archives.settle(archive)
     pid = archives.holder(archive)
@@ -321,20 +319,22 @@ def _described(archives: Archives, archive: Archive) -> dict[str, Any]:
 
 
 def _done(json: bool, archive: Archive, text: str) -> None:
+    from gsync.base.times import shown_size
     from gsync.cli.output import path_shown
 
     say(json, {"id": archive.id, "root": _text(archive.root), "state": archive.state, "entries": archive.entries,
                 "bytes": archive.size, "frozen": archive.frozen},
-         f"{path_shown(_text(archive.root))}: {archive.state}, {archive.entries:,} entries, {_size(archive.size)}"
+         f"{path_shown(_text(archive.root))}: {archive.state}, {archive.entries:,} entries, {shown_size(archive.size)}"
          + (f"\n{text.replace('DIR', path_shown(_text(archive.root)))}" if text else ""))
 
 
 def _looked(json: bool, operation: str, directory: str, found: tuple[int, int, list[tuple[bytes, str]]]) -> int:
     """What a dry run found: exit code 1 if the operation would be refused, or incomplete."""
+    from gsync.base.times import shown_size
     from gsync.cli.output import path_shown
 
     entries, size, bad = found
-    lines = [f"{directory}: would {operation} {entries:,} entries, {_size(size)}",
+    lines = [f"{directory}: would {operation} {entries:,} entries, {shown_size(size)}",
              *(f"  {path_shown(_text(path))}: {why}" for path, why in bad[:20])]
     if bad:
         lines.insert(1, f"but for {len(bad):,} entries:")

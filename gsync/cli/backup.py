@@ -32,8 +32,9 @@ def backup(
     """
     import os
 
+    from gsync.base.times import shown_size
     from gsync.cli.archive import directory_of, say
-    from gsync.cli.output import path_shown, size_text
+    from gsync.cli.output import path_shown
     from gsync.transfer.archive.backup import Backup, Window
     from gsync.transfer.queue.registry import Stores
 
@@ -47,7 +48,7 @@ def backup(
             if dry_run:
                 entries, size = work.survey(root, place, window)
                 say(json, {"root": os.fsdecode(root), "entries": entries, "bytes": size, "dry_run": True},
-                    f"would look at {entries:,} entries, {size_text(size)}")
+                    f"would look at {entries:,} entries, {shown_size(size)}")
                 return
             excluded = tuple(name for names in exclude_xattr or [] for name in names.split(",") if name)
             done = work.run(root, place, window, excluded)
@@ -55,4 +56,4 @@ def backup(
             stores.close()
     say(json, {"id": done.id, "request": done.request, "root": os.fsdecode(root), "store": done.store,
                "place": os.fsdecode(done.place), "state": done.state, "entries": done.entries, "bytes": done.size},
-        f"{path_shown(os.fsdecode(root))}: backed up to {place}, {done.entries:,} entries, {size_text(done.size)}")
+        f"{path_shown(os.fsdecode(root))}: backed up to {place}, {done.entries:,} entries, {shown_size(done.size)}")

@@ -55,7 +55,7 @@ def checkpoint(
 def parse(words: Sequence[str], now: int) -> tuple[str | None, str, int | None]:
     """Session (None: the only one), what to do, and the moment (ns) if it is to be set. UsageError."""
     from gsync.base.errors import UsageError
-    from gsync.session.checkpoint import parse_moment
+    from gsync.base.times import parse_moment
 
     for at in range(min(2, len(words))):
         name, rest = (words[0] if at else None), " ".join(words[at:])
@@ -85,9 +85,9 @@ def _standing(session: Session, home: Home) -> dict[str, Any]:
     from dataclasses import asdict
 
     from gsync.base.errors import UsageError
+    from gsync.base.times import rfc3339
     from gsync.session.checkpoint import Checkpoint
     from gsync.session.report import CheckpointReport, Reports
-    from gsync.session.status import rfc3339
 
     moment = Checkpoint(session.checkpoint, session.checkpoint_reached).time()
     if moment is None:

@@ -49,9 +49,9 @@ def failures(
     from gsync.base import log
     from gsync.base.errors import UsageError
     from gsync.base.model import gfid_parse, gfid_str
+    from gsync.base.times import rfc3339
     from gsync.cli.output import path_shown, print_json, print_table
     from gsync.engine.ledger import Failure
-    from gsync.session.status import rfc3339
     from gsync.state.home import Home
 
     def shown(failure: Failure) -> dict[str, object]:

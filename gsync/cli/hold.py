@@ -28,9 +28,9 @@ def hold(
     import os
 
     from gsync.base.errors import UsageError
+    from gsync.base.times import rfc3339
     from gsync.cli.failures import opened
     from gsync.cli.output import asked, path_shown, print_json, print_table
-    from gsync.session.status import rfc3339
     from gsync.state.home import Home
 
     name, verb, _ = session_and_verb(words, VERBS)

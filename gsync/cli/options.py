@@ -16,6 +16,17 @@ SetOption = Annotated[list[str] | None, typer.Option(
     help="Any other option of `gsync config help`. Can be repeated.")]
 
 
+def duration(text: str | None, name: str) -> float | None:
+    """Seconds of an option on the command line, which needs its unit. UsageError."""
+    from gsync.base.errors import UsageError
+    from gsync.base.times import parse_duration
+
+    try:
+        return None if text is None else parse_duration(text)
+    except ValueError as exc:
+        raise UsageError(f"{name}: {text!r}: {exc}") from None
+
+
 def overrides(texts: list[str] | None) -> dict[str, Any]:
     """The options of --set by field name; patterns add up. UsageError."""
     from gsync.base.errors import UsageError

@@ -111,24 +111,3 @@ def make_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Any:
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     return table
-
-
-def size_text(count: float) -> str:
-    """Bytes for people, in powers of 1024."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if count < 1024 or unit == "TiB":
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError("not reached")
-
-
-def duration_text(seconds: float) -> str:
-    """A duration for people: 4.2 s, 1:05, 3:02:01, 2 d 3 h."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, secs = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours}:{minutes:02}:{secs:02}" if hours else f"{minutes}:{secs:02}"
-    days, hours = divmod(hours, 24)
-    return f"{days} d {hours} h"

@@ -11,9 +11,10 @@ from typing import Any
 
 from gsync.base.log import get_logger
 from gsync.base.model import NS
-from gsync.cli.output import duration_text, print_json, size_text
+from gsync.base.times import rfc3339, shown_duration, shown_size
+from gsync.cli.output import print_json
 from gsync.service.kept import Ending
-from gsync.session.status import WorkerStatus, rfc3339
+from gsync.session.status import WorkerStatus
 
 log = get_logger("gsync.run")
 
@@ -44,18 +45,18 @@ def progress_line(status: WorkerStatus, files: int, size: int) -> str:
         return f"{status.state}: {status.reason}" if status.reason else "connecting"
     parts = ["in step" if status.in_step else status.phase]
     if status.in_step:
-        parts += [count, size_text(size)]
+        parts += [count, shown_size(size)]
         if status.lag_seconds is not None:
-            parts.append(f"lag {duration_text(status.lag_seconds)}")
+            parts.append(f"lag {shown_duration(status.lag_seconds)}")
     else:
         earlier = files - status.files_done, size - status.bytes_done
         total = None if status.files_total is None else f"{status.files_total + earlier[0]:,} files"
         parts.append(_of(f"{files:,}" if total else count, total))
-        parts.append(_of(size_text(size), None if status.bytes_total is None
-                         else size_text(status.bytes_total + earlier[1])))
-        parts += [f"{status.rate['files']:,.0f} files/s", f"{size_text(status.rate['bytes'])}/s"]
+        parts.append(_of(shown_size(size), None if status.bytes_total is None
+                         else shown_size(status.bytes_total + earlier[1])))
+        parts += [f"{status.rate['files']:,.0f} files/s", f"{shown_size(status.rate['bytes'])}/s"]
         if status.eta_seconds is not None:
-            parts.append(f"{duration_text(status.eta_seconds)} left")
+            parts.append(f"{shown_duration(status.eta_seconds)} left")
     if status.failures:
         parts.append(f"{status.failures:,} failures")
     if status.held:
@@ -156,10 +157,10 @@ class RunView:
                  stime=rfc3339(status.stime), took=time.monotonic() - self._started)
         self.event("done", exit_code=exit_code, files=files, bytes=size, failures=status.failures,
                    held=status.held, stime=rfc3339(status.stime), seconds=self._seconds())
-        text = f"{files:,} files, {size_text(size)} in {duration_text(time.monotonic() - self._started)}"
+        text = f"{files:,} files, {shown_size(size)} in {shown_duration(time.monotonic() - self._started)}"
         if status.stime is not None:
             behind = (time.time_ns() - status.stime) / NS
-            text += f"; the slave holds everything up to {duration_text(max(behind, 0.0))} ago"
+            text += f"; the slave holds everything up to {shown_duration(max(behind, 0.0))} ago"
         if status.failures or status.held:
             text += f"; {status.failures:,} failures, {status.held:,} held: see gsync failures, gsync hold"
         return text

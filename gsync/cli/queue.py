@@ -53,7 +53,8 @@ def submit(
     json: JsonOption = False, state: StateOption = None,
 ) -> int:
     """Queue a copy of a file, or of a directory with all that is in it. A worker (gsync queue run) does it."""
-    from gsync.cli.output import path_shown, print_json, size_text
+    from gsync.base.times import shown_size
+    from gsync.cli.output import path_shown, print_json
     from gsync.transfer.catalog.catalog import parse_catalog
     from gsync.transfer.queue.requests import NewRequest
 
@@ -69,7 +70,7 @@ def submit(
             if json:
                 print_json({"files": files, "bytes": size, "from": str(src), "to": str(dst)})
             else:
-                print(f"would copy {files} files, {size_text(size)}, from {path_shown(str(src))} to "
+                print(f"would copy {files} files, {shown_size(size)}, from {path_shown(str(src))} to "
                       f"{path_shown(str(dst))}")
             return 0
         ident = queue.transfers.submit(NewRequest("queue", owner or _me(), operations, label or f"{src} → {dst}",
@@ -78,7 +79,7 @@ def submit(
             if json:
                 print_json({"id": ident, "files": files, "bytes": size})
             else:
-                print(f"request {ident}: {files} files, {size_text(size)}; gsync queue show {ident}")
+                print(f"request {ident}: {files} files, {shown_size(size)}; gsync queue show {ident}")
             return 0
     _work(state, ident, lambda: node_options(state))
     with _Queue(state) as queue:
@@ -372,19 +373,16 @@ def _span(since: str | None, until: str | None) -> tuple[int, int]:
     import time
 
     from gsync.base.errors import UsageError
-    from gsync.cli.store import seconds_of
-    from gsync.session.checkpoint import parse_moment
+    from gsync.base.times import parse_past
     from gsync.transfer.queue.listing import EVER
 
     now = time.time_ns()
 
     def moment(text: str) -> int:
-        if text[-1:] in "smhdw":
-            return now - int(seconds_of(text) * 1e9)
         try:
-            return parse_moment(text, now)
-        except ValueError:
-            raise UsageError(f"{text!r} is no time, as 2h, 3d (ago), 2026-11-23 or 2026-11-23T12:00:00Z") from None
+            return parse_past(text, now)
+        except ValueError as exc:
+            raise UsageError(f"{text!r} is {exc}") from None
 
     return (moment(since) if since else EVER[0], moment(until) if until else EVER[1])
 
@@ -454,7 +452,7 @@ def _exit_code(counts: dict[TransferState, int]) -> int:
 
 
 def _described(request: Request) -> dict[str, Any]:
-    from gsync.session.status import rfc3339
+    from gsync.base.times import rfc3339
 
     return {"id": request.id, "kind": request.kind, "owner": request.owner, "priority": request.priority,
             "label": request.label, "state": request.state.value, "created": rfc3339(request.created),
@@ -496,7 +494,7 @@ def _failures(queue: _Queue) -> list[dict[str, Any]]:
 
 
 def _described_failures(found: SessionFailures) -> dict[str, Any]:
-    from gsync.session.status import rfc3339
+    from gsync.base.times import rfc3339
 
     return {"id": found.id, "kind": "failure", "owner": "", "priority": 0, "label": found.label, "state": "RETRY",
             "created": rfc3339(found.created), "changed": rfc3339(found.changed),
@@ -507,8 +505,8 @@ def _print_failures(found: SessionFailures, json: bool) -> None:
     import os
 
     from gsync.base.model import gfid_str
+    from gsync.base.times import rfc3339
     from gsync.cli.output import path_shown, print_json, print_table
-    from gsync.session.status import rfc3339
 
     rows = [{"what": row.what, "gfid": row.gfid and gfid_str(row.gfid), "path": os.fsdecode(row.path),
              "tries": row.tries, "reason": row.message, "created": rfc3339(row.first), "changed": rfc3339(row.last)}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gsync.cli import completion
-from gsync.cli.options import SetOption, StateOption, overrides
+from gsync.cli.options import SetOption, StateOption, duration, overrides
 
 if TYPE_CHECKING:
     from gsync.link.link import Slave
@@ -43,7 +43,7 @@ def run(
         metavar="RATE", help="Bytes per second that data may use, e.g. 500K or 10M; or by the time of the week.")
     ] = None,
     delete_retention: Annotated[str | None, typer.Option(
-        metavar="DAYS", help="Keep deleted files in the slave's .gsync/trash so long; also 12h, 2w.")] = None,
+        metavar="TIME", help="Keep deleted files in the slave's .gsync/trash so long: 7d, 12h, 2w.")] = None,
     max_delete: Annotated[int | None, typer.Option(
         metavar="N", help="Hold deletes when one batch would remove more than N entries.")] = None,
     ssh_config: Annotated[str | None, typer.Option(
@@ -70,10 +70,12 @@ def run(
     from gsync.session.session import SessionHome
     from gsync.state.home import Home
 
+    retention = duration(delete_retention, "delete-retention")
     values = {
         "exclude": _patterns(exclude or [], exclude_from) or None, "adopt": adopt or None, "sync_method": sync_method,
         "sync_jobs": sync_jobs, "bandwidth_limit": bwlimit, "ssh_port": ssh_port, "log_level": log_level,
-        "max_delete": max_delete, "delete_retention": _days(delete_retention), "change_detector": detector,
+        "max_delete": max_delete, "change_detector": detector,
+        "delete_retention": None if retention is None else round(retention),
         "ssh_config": None if ssh_config is None else os.path.abspath(ssh_config),
     }
     with _errors_as_events(json):
@@ -96,16 +98,6 @@ def run(
                 raise LockedError(f"session {session.name} is started, a monitor runs it; "
                                   f"gsync stop {session.name} ends that")
             return _supervise(session, given, volume, home, once=once, json=json)
-
-
-def _days(text: str | None) -> str | int | None:
-    """A duration; a plain number is of days."""
-    if text is None:
-        return None
-    try:
-        return round(float(text) * 86400)
-    except (ValueError, OverflowError):
-        return text
 
 
 def accept_key(slave: Slave, options: Options, fingerprint: str) -> None:
@@ -152,7 +144,7 @@ def _errors_as_events(json: bool) -> Iterator[None]:
 def _error_event(message: str, exit_code: int) -> dict[str, Any]:
     import time
 
-    from gsync.session.status import rfc3339
+    from gsync.base.times import rfc3339
 
     return {"event": "error", "time": rfc3339(time.time_ns()), "message": message, "exit_code": exit_code}
 
@@ -284,7 +276,8 @@ def _dry_run(session: Session, volume: Volume, home: Home, *, json: bool) -> int
     import os
     from collections import Counter
 
-    from gsync.cli.output import path_shown, print_json, size_text
+    from gsync.base.times import shown_size
+    from gsync.cli.output import path_shown, print_json
     from gsync.service.dryrun import dry_run
 
     found: Counter[str] = Counter()
@@ -298,8 +291,8 @@ def _dry_run(session: Session, volume: Volume, home: Home, *, json: bool) -> int
                        | ({} if line.old is None else {"from": os.fsdecode(line.old)}))
         else:
             before = "" if line.old is None else path_shown(os.fsdecode(line.old)) + " → "
-            print(f"{line.action:10} {size_text(line.size) if line.size else '':>10}  {before}{path_shown(path)}")
+            print(f"{line.action:10} {shown_size(line.size) if line.size else '':>10}  {before}{path_shown(path)}")
     if not json:
         counts = ", ".join(f"{action} {count:,}" for action, count in sorted(found.items()))
-        print(f"in all: {counts or 'nothing to do'}" + (f"; {size_text(size)} of data" if size else ""))
+        print(f"in all: {counts or 'nothing to do'}" + (f"; {shown_size(size)} of data" if size else ""))
     return 0

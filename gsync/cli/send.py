@@ -81,13 +81,14 @@ def _described(sent: Sent) -> dict[str, Any]:
 
 
 def _print(sent: Sent) -> None:
-    from gsync.cli.output import path_shown, print_error, size_text
+    from gsync.base.times import shown_size
+    from gsync.cli.output import path_shown, print_error
 
     if sent.at is None:
         print_error(f"send {path_shown(sent.file)}: no store took it ({sent.request})")
     else:
         where = f"{sent.at}{', for now' if sent.is_temporary else ''}"
-        print(f"{path_shown(sent.file)}: at {where} ({size_text(sent.size)}, {sent.request})")
+        print(f"{path_shown(sent.file)}: at {where} ({shown_size(sent.size)}, {sent.request})")
     for attempt in sent.failed:
         print(f"  failed: {attempt.error}")
     for pending in sent.pending:
@@ -117,9 +118,10 @@ def _looked_at(client: Client, plan: Plan) -> dict[str, Any]:
 
 
 def _print_plan(found: dict[str, Any]) -> None:
-    from gsync.cli.output import path_shown, size_text
+    from gsync.base.times import shown_size
+    from gsync.cli.output import path_shown
 
-    print(f"{path_shown(found['file'])} ({size_text(found['size'])}) would go to the first that takes it:")
+    print(f"{path_shown(found['file'])} ({shown_size(found['size'])}) would go to the first that takes it:")
     for kind in ("to", "failover"):
         for place in found[kind]:
             print(f"  {place['store']}:{path_shown(place['path'])}{', for now' if kind == 'failover' else ''}:"

@@ -147,7 +147,8 @@ def _table(reports: list[SessionReport], detail: bool) -> tuple[list[str], list[
 
 
 def _row(report: SessionReport, brick: BrickReport, detail: bool) -> list[str]:
-    from gsync.cli.output import duration_text, path_shown, size_text
+    from gsync.base.times import shown_duration, shown_size
+    from gsync.cli.output import path_shown
 
     # What the worker says counts while it works; of one that rests, why it does.
     resting = report.state if brick.state in ("Stopped", "Initializing") else brick.state
@@ -157,11 +158,11 @@ def _row(report: SessionReport, brick: BrickReport, detail: bool) -> list[str]:
     if not detail:
         return [*row, str(brick.failures)]
     lag, eta = brick.lag_seconds, brick.eta_seconds
-    return [*row, "-" if lag is None else duration_text(lag),
+    return [*row, "-" if lag is None else shown_duration(lag),
             *(str(brick.pending[kind]) for kind in ("entry", "data", "meta")),
             str(brick.failures), str(brick.held), checkpoint_text(brick.checkpoint),
-            f"{brick.rate['files']:,.0f}", size_text(brick.rate["bytes"]),
-            "-" if eta is None else duration_text(eta), brick.recorder.state]
+            f"{brick.rate['files']:,.0f}", shown_size(brick.rate["bytes"]),
+            "-" if eta is None else shown_duration(eta), brick.recorder.state]
 
 
 def when(time: str | None) -> str:

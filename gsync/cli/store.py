@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gsync.cli import completion
-from gsync.cli.options import JsonOption, StateOption
+from gsync.cli.options import JsonOption, StateOption, duration
 
 if TYPE_CHECKING:
     from gsync.transfer.queue.registry import RegisteredStore, Stores
@@ -71,7 +71,8 @@ def list_(json: JsonOption = False, state: StateOption = None) -> None:
 @app.command("check")
 def check(name: NameArgument, json: JsonOption = False, state: StateOption = None) -> int:
     """See whether a store can be used now, and how much room it has. A ban by the queue ends if it can."""
-    from gsync.cli.output import print_error, print_json, size_text
+    from gsync.base.times import shown_size
+    from gsync.cli.output import print_error, print_json
     from gsync.transfer.stores.store import StoreError
 
     reason, free = "", None
@@ -91,7 +92,7 @@ def check(name: NameArgument, json: JsonOption = False, state: StateOption = Non
     elif reason:
         print_error(reason)
     else:
-        room = f", {size_text(free)} free" if free is not None else ""
+        room = f", {shown_size(free)} free" if free is not None else ""
         print(f"store {name}: reachable{room}" + (f"; {_health(_described(known))}" if known.banned else ""))
     return StoreError.exit_code if reason else 0
 
@@ -107,7 +108,7 @@ def ban(
     """Leave a store alone: nothing is begun that needs it, and no transfer loses a try by that."""
     with _stores(state) as stores:
         stores.known(name)
-        stores.ban(name, reason, None if for_ is None else seconds_of(for_))
+        stores.ban(name, reason, duration(for_, "--for"))
         _tell(stores.known(name), json)
 
 
@@ -138,18 +139,6 @@ def remove(name: NameArgument, yes: Annotated[bool, typer.Option("--yes", help="
         print(f"store {name}: removed")
 
 
-def seconds_of(text: str) -> float:
-    """A duration: 90, 90s, 30m, 2h, 1d, 2w. UsageError."""
-    import re
-
-    from gsync.base.errors import UsageError
-
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhdw]?)", text)
-    if not match:
-        raise UsageError(f"{text!r} is not a duration, as 90s, 30m, 2h, 1d")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}[match[2]]
-
-
 @contextmanager
 def _stores(state: str | None, looking: bool = True) -> Iterator[Stores]:
     """The registry. looking: it is not made."""
@@ -167,7 +156,7 @@ def _stores(state: str | None, looking: bool = True) -> Iterator[Stores]:
 
 
 def _described(known: RegisteredStore) -> dict[str, Any]:
-    from gsync.session.status import rfc3339
+    from gsync.base.times import rfc3339
     from gsync.transfer.queue.registry import kind_of
 
     until = known.banned_until

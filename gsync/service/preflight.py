@@ -18,6 +18,7 @@ from gsync import __version__
 from gsync.base import rpc
 from gsync.base.errors import GsyncError, SlaveError, UsageError
 from gsync.base.model import NS, shown
+from gsync.base.times import rfc3339, shown_size
 from gsync.link.client import SlaveClient
 from gsync.link.link import Link, parse_slave
 from gsync.link.survey import NUMBERS, Survey
@@ -30,7 +31,6 @@ from gsync.session import places
 from gsync.session.metavolume import MetaVolume
 from gsync.session.options import Options
 from gsync.session.session import Session
-from gsync.session.status import rfc3339
 from gsync.state.home import Home, Volume
 
 CLOCKS_APART = 5.0     # seconds
@@ -207,19 +207,19 @@ def _versions(slave: str, survey: Survey) -> list[Finding]:
 def _room(slave: str, survey: Survey, volume: Volume) -> list[Finding]:
     if survey.state == "ours":  # what is there need not be sent
         if survey.free < _LITTLE:
-            return [Finding(Level.WARNING, f"{slave}: only {_size(survey.free)} are free")]
+            return [Finding(Level.WARNING, f"{slave}: only {shown_size(survey.free)} are free")]
         return []
     entries, size, whole = _measured(volume)
-    about = f"the master's tree has {'' if whole else 'at least '}{entries:,} entries with {_size(size)}"
+    about = f"the master's tree has {'' if whole else 'at least '}{entries:,} entries with {shown_size(size)}"
     need = size + entries * _PER_ENTRY + _LITTLE
     if survey.state == "foreign":
         need = _LITTLE  # how much of it is there already will be seen
     findings = []
     if need > survey.free:
-        findings.append(Finding(Level.ERROR, f"{slave}: not enough room: {_size(survey.free)} are free, {about}",
+        findings.append(Finding(Level.ERROR, f"{slave}: not enough room: {shown_size(survey.free)} are free, {about}",
                                 forcible=True))
     elif need > survey.free * 0.9:
-        findings.append(Finding(Level.WARNING, f"{slave}: room is short: {_size(survey.free)} are free, {about}"))
+        findings.append(Finding(Level.WARNING, f"{slave}: room is short: {shown_size(survey.free)} are free, {about}"))
     if survey.inodes is not None and entries > survey.inodes and survey.state != "foreign":
         findings.append(Finding(Level.ERROR, f"{slave}: not enough inodes: {survey.inodes:,} are free, {about}",
                                 forcible=True))
@@ -279,14 +279,6 @@ def _clock(slave: str, ahead: int, unsure: int) -> list[Finding]:
 
 def _and(words: list[str]) -> str:
     return ", ".join(words[:-1]) + (" and " if len(words) > 1 else "") + words[-1]
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
 
 
 def _shown(path: str) -> str:

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import errno
 import json
-import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from gsync.base.durable import replace_file
 from gsync.base.errors import UsageError
-from gsync.base.model import NS
 
 _TRIES = 5  # of reading a file that another node replaces at the same time
 
@@ -108,21 +105,3 @@ def _read(path: str) -> dict[str, Any] | None:
 
 def _write(path: str, values: dict[str, int]) -> None:
     replace_file(path, json.dumps(values).encode("ascii") + b"\n")
-
-
-def parse_moment(text: str, now: int) -> int:
-    """ns since the epoch of "now", seconds since the epoch, RFC 3339, or "2026-11-23 12:00" in local time; `now` in ns.
-
-    ValueError for anything else.
-    """
-    text = text.strip()
-    if text == "now":
-        return now
-    if re.fullmatch(r"\d{1,11}(\.\d{1,9})?", text):
-        seconds, _, part = text.partition(".")
-        return int(seconds) * NS + int(part.ljust(9, "0") or 0)
-    moment = datetime.fromisoformat(text)
-    if moment.tzinfo is None:
-        moment = moment.astimezone()  # local time
-    since = moment - datetime(1970, 1, 1, tzinfo=UTC)
-    return ((since.days * 86400 + since.seconds) * 1_000_000 + since.microseconds) * 1000

@@ -17,13 +17,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 
 from gsync.base import ini
 from gsync.base.errors import UsageError
-from gsync.sync.timetable import Timetable, parse_rate
+from gsync.base.times import parse_duration, parse_size, written_duration, written_size
+from gsync.sync.timetable import Timetable
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
-
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw]?)", re.IGNORECASE)
-_SECONDS = {"w": 604800, "d": 86400, "h": 3600, "m": 60, "s": 1}
 
 
 class Kind(StrEnum):
@@ -63,12 +61,9 @@ class About:
 
 # values as people write them
 
-def parse_size(value: object) -> object:
-    """Bytes of "500K", "10M", "1.5G" (powers of 1024) or a plain number."""
-    try:
-        return parse_rate(value) if isinstance(value, str) else value
-    except ValueError:
-        raise ValueError("not a number of bytes such as 500K or 10M") from None
+def size_option(value: object) -> object:
+    """Bytes of a size's text; numbers are left to the type's check."""
+    return parse_size(value) if isinstance(value, str) else value
 
 
 def parse_bandwidth(value: object) -> object:
@@ -81,29 +76,12 @@ def parse_bandwidth(value: object) -> object:
     return value
 
 
-def parse_duration(value: object) -> object:
-    """Seconds of "30s", "5m", "12h", "7d", "2w" or a plain number of seconds."""
+def duration_option(value: object) -> object:
+    """Seconds of a duration's text. A bare number is of seconds: files of before have such, and GlusterFS's options."""
     if not isinstance(value, str):
         return value
-    match = _DURATION.fullmatch(value.strip())
-    if match is None:
-        raise ValueError("not a duration such as 30s, 12h or 7d")
-    seconds = float(match[1]) * _SECONDS[match[2].lower() or "s"]
+    seconds = parse_duration(value, bare="s")
     return int(seconds) if seconds == int(seconds) else seconds
-
-
-def size_text(value: float) -> str:
-    for power, unit in ((4, "T"), (3, "G"), (2, "M"), (1, "K")):
-        if value and value % 1024 ** power == 0:
-            return f"{int(value) // 1024 ** power}{unit}"
-    return str(value)
-
-
-def duration_text(value: float) -> str:
-    for unit in ("d", "h", "m"):
-        if value and value % _SECONDS[unit] == 0:
-            return f"{int(value) // _SECONDS[unit]}{unit}"
-    return f"{value:g}s" if value else "0"
 
 
 def _lines(value: object) -> object:
@@ -428,9 +406,9 @@ class Row:
         if isinstance(value, bool):
             return "true" if value else "false"
         if self.about.kind is Kind.SIZE:
-            return size_text(value)
+            return written_size(value)
         if self.about.kind is Kind.DURATION:
-            return duration_text(value)
+            return written_duration(value)
         return str(value)
 
 
@@ -452,7 +430,7 @@ def _takes(annotation: Any, about: About) -> str:
     least, most = about.least, about.most
 
     def text(number: float) -> str:
-        return duration_text(number) if about.kind is Kind.DURATION else str(number)
+        return written_duration(number) if about.kind is Kind.DURATION else str(number)
 
     bounds = "" if not least and most is None else f", {text(least or 0)} to {text(most)}" if most is not None else \
         f", at least {text(least or 0)}"
@@ -488,7 +466,7 @@ def unknown(name: str) -> str:
 # The library that checks values is imported when there is one to check: most runs have none, and it takes longer to
 # import than all the rest of the start.
 
-_READ = {Kind.SIZE: parse_size, Kind.DURATION: parse_duration, Kind.PATTERNS: _lines, Kind.RATES: parse_bandwidth,
+_READ = {Kind.SIZE: size_option, Kind.DURATION: duration_option, Kind.PATTERNS: _lines, Kind.RATES: parse_bandwidth,
          Kind.CAPITALS: _capitals}
 
 

@@ -10,20 +10,10 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from gsync.base.durable import replace_file
 from gsync.base.process import is_alive
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def rfc3339(ns: int | None) -> str | None:
-    """A time in ns since the epoch as `gsync` prints it, in UTC to the microsecond."""
-    if ns is None:
-        return None
-    return (_EPOCH + timedelta(microseconds=ns // 1000)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def write_status(path: str, values: Mapping[str, Any]) -> None:

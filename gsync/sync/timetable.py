@@ -11,18 +11,11 @@ import re
 import time
 from dataclasses import dataclass
 
+from gsync.base.times import parse_rate
+
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _TIMES = re.compile(r"(\d{1,2}):(\d\d)-(\d{1,2}):(\d\d)")
-_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?(?:/s)?", re.IGNORECASE)
 _DAY = 24 * 60
-
-
-def parse_rate(text: str) -> int:
-    """Bytes of "500K", "10M", "1.5G" (powers of 1024) or a plain number. ValueError."""
-    match = _RATE.fullmatch(text.strip())
-    if match is None:
-        raise ValueError(f"{text.strip()!r} is not a rate such as 500K or 10M")
-    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
 
 
 @dataclass(frozen=True)

@@ -221,10 +221,10 @@ def test_deleted_files_lie_in_the_trash_of_the_volume(host: SlaveHost, ssh_confi
     (place.master / "d" / "e").mkdir(parents=True)
     (place.master / "d" / "e" / "f").write_bytes(b"below")
     (place.master / "file").write_bytes(b"kept")
-    place.once("--delete-retention", "1")
+    place.once("--delete-retention", "1d")
     shutil.rmtree(place.master / "d")
     (place.master / "file").unlink()
-    place.once("--delete-retention", "1")
+    place.once("--delete-retention", "1d")
     assert place.differences() == []
     day, = (place.mount / ".gsync" / "trash").iterdir()
     assert {path.name.partition(".")[0]: path for path in day.iterdir()}.keys() == {"d", "file"}

@@ -32,7 +32,7 @@ from typing import Any, Protocol
 from gsync.base.database import Database
 from gsync.base.durable import fsync_dir, make_dirs
 from gsync.base.errors import GsyncError, UsageError
-from gsync.session.status import rfc3339
+from gsync.base.times import rfc3339
 from gsync.transfer.stores.store import Category, StoreError
 
 TIMEOUT = 60.0      # seconds for a command, and for each step of an HTTP request

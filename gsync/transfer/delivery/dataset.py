@@ -22,7 +22,8 @@ from pydantic.fields import FieldInfo
 
 from gsync.base import ini
 from gsync.base.errors import UsageError
-from gsync.session.options import duration_text, parse_duration, parse_size, size_text
+from gsync.base.times import written_duration, written_size
+from gsync.session.options import duration_option, size_option
 from gsync.transfer.delivery import units
 
 COMMON, ALERTS, LOGGING = "common", "alerts", "logging"
@@ -89,8 +90,8 @@ def _addresses(value: str) -> str:
     return value
 
 
-_Duration = BeforeValidator(parse_duration)
-_Size = BeforeValidator(parse_size)
+_Duration = BeforeValidator(duration_option)
+_Size = BeforeValidator(size_option)
 _Path = AfterValidator(_absolute)
 _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False, validate_default=True)
 
@@ -375,9 +376,9 @@ def _takes(annotation: Any, extra: list[Any]) -> str:
 
 def _text(value: Any, extra: list[Any]) -> str:
     if _Duration in extra:
-        return duration_text(value)
+        return written_duration(value)
     if _Size in extra:
-        return size_text(value)
+        return written_size(value)
     return "" if value is None else str(value)
 
 

@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from gsync.base.errors import GsyncError
-from gsync.session.status import rfc3339
+from gsync.base.times import rfc3339
 from gsync.state.home import Home
 from gsync.transfer.archive.rows import Archives
 from gsync.transfer.queue.database import Transfers, states_sql

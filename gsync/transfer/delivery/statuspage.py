@@ -22,6 +22,7 @@ from typing import Any
 
 from gsync.base.durable import make_dirs, replace_file
 from gsync.base.model import NS, shown
+from gsync.base.times import shown_size
 from gsync.transfer.delivery.dataset import DataSet, DeliverySettings
 from gsync.transfer.delivery.overview import overview
 from gsync.transfer.delivery.rows import THERE, Deliveries, Delivery, Stage, UnitState
@@ -455,13 +456,7 @@ def _when(moment: datetime, zone: str = "&nbsp;UTC") -> str:
 
 
 def _size(count: float) -> str:
-    if not count:
-        return ""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if count < 1024 or unit == "TiB":
-            return f"{count:.0f}&nbsp;{unit}" if unit == "B" or count >= 100 else f"{count:.1f}&nbsp;{unit}"
-        count /= 1024
-    raise AssertionError("not reached")
+    return shown_size(count).replace(" ", "&nbsp;") if count else ""
 
 
 _STYLE = """\

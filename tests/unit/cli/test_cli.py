@@ -12,7 +12,7 @@ import pytest
 from gsync.base.errors import Faulty, GsyncError, LockedError, SlaveError, Transient, UsageError
 from gsync.base.process import Lock
 from gsync.cli import run
-from gsync.cli.output import duration_text, json_ready, print_error, size_text
+from gsync.cli.output import json_ready, print_error
 from gsync.session.options import Options
 from gsync.session.session import Session, SessionHome
 from gsync.state.home import Home
@@ -40,6 +40,7 @@ class TestEndings:
             (["run", "/m", "/s", "--set", "nice"], "--set nice: not of the form OPTION=VALUE"),
             (["run", "/m", "/s", "--set", "tar-command=x"], "tar-command: an option of GlusterFS"),
             (["run", "/m", "/s", "--delete-retention", "x"], "delete-retention: 'x': not a duration"),
+            (["run", "/m", "/s", "--delete-retention", "7"], "delete-retention: '7': give the unit of 7: s, m"),
             (["run", "/no/such/master", "/s"], "master /no/such/master: no such directory"),
             (["run", "/etc/passwd", "/s"], "master /etc/passwd: Not a directory"),
             (["run", "/usr", "host:relative"], "the path must begin with /"),
@@ -113,7 +114,7 @@ class TestRunArguments:
         (tmp_path / "patterns").write_bytes(b"# a comment\n\n*.tmp\n\xff*\n")
         cli("run", str(tree), "me@host:/copy/", "--once", "--exclude", "*.o", "--exclude", "!keep.o",
             "--exclude-from", "patterns", "--adopt", "--sync-method", "rsync", "--sync-jobs", "4", "--bwlimit", "10M",
-            "--delete-retention", "1.5", "--ssh-config", "cfg", "--ssh-port", "2222", "--detector", "inotify",
+            "--delete-retention", "1.5d", "--ssh-config", "cfg", "--ssh-port", "2222", "--detector", "inotify",
             "--log-level", "DEBUG", "--set", "nice=7")
         (session, more), = supervised
         given = json.loads(json.dumps(more.pop("given")))  # as the worker gets them
@@ -219,10 +220,3 @@ class TestVolume:
 def test_json_of_texts_that_are_not_utf_8() -> None:
     assert json_ready({"a": ["é", "x\udcff"], "n": None}) == {
         "a": ["é", {"path": "x\ufffd", "path_b64": "eP8="}], "n": None}
-
-
-def test_sizes_and_durations_for_people() -> None:
-    assert [size_text(n) for n in (0, 1023, 1536, 10 << 20, 123 << 30, 5 << 50)] == [
-        "0 B", "1023 B", "1.5 KiB", "10.0 MiB", "123 GiB", "5120 TiB"]
-    assert [duration_text(s) for s in (0.25, 59, 65, 3600, 200_000)] == [
-        "0.2 s", "59.0 s", "1:05", "1:00:00", "2 d 7 h"]

@@ -63,6 +63,7 @@ def test_bans(cli: Cli, place: Path) -> None:
     assert "banned" in cli("store", "check", "a")  # a person's ban holds
     assert cli("store", "allow", "a") == "store a: ok\n"
     assert "not a duration" in cli.fails("store", "ban", "a", "--for", "soon", code=2)
+    assert "give the unit of 30" in cli.fails("store", "ban", "a", "--for", "30", code=2)
 
 
 # queue
@@ -101,7 +102,7 @@ def test_what_was_put_in_within_a_time(cli: Cli, place: Path) -> None:
     for time, found in (("1h", True), ("2000-01-01", True), ("2100-01-01T00:00:00Z", False)):
         assert [r["id"] for r in shown(cli, "queue", "list", "--since", time)] == [ident] * found
         assert len(shown(cli, "queue", "list", "--transfers", "--until", time)) == (not found)
-    assert "is no time" in cli.fails("queue", "list", "--since", "soon", code=2)
+    assert "is not a time such as 2h" in cli.fails("queue", "list", "--since", "soon", code=2)
 
 
 def test_a_dry_run_queues_nothing(cli: Cli, place: Path) -> None:

@@ -17,7 +17,7 @@ from gsync.base.errors import UsageError
 from gsync.base.process import Lock, start_time
 from gsync.cli.checkpoint import parse
 from gsync.session import checkpoint
-from gsync.session.checkpoint import Checkpoint, parse_moment
+from gsync.session.checkpoint import Checkpoint
 from gsync.session.session import Session, SessionHome
 from gsync.session.status import WorkerStatus
 from lab.cli import Cli
@@ -38,32 +38,6 @@ def working(session: Session, stime: int | None) -> None:
     """worker.status, as a worker in this process would have it."""
     WorkerStatus(pid=os.getpid(), started=start_time(os.getpid()), state="Active", stime=stime).write(
         session.worker_status)
-
-
-class TestTimes:
-    @pytest.mark.parametrize(
-        ("text", "moment"),
-        [
-            ("now", 7), (" now ", 7), ("2026-11-23T12:00:00Z", NOON), ("2026-11-23T13:00:00+01:00", NOON),
-            ("2026-11-23 12:00:00.5Z", NOON + NS // 2), ("1795435200", 1795435200 * NS),
-            ("1795435200.25", 1795435200 * NS + NS // 4), ("0", 0),
-        ],
-    )
-    def test_forms(self, text: str, moment: int) -> None:
-        assert parse_moment(text, 7) == moment
-
-    def test_without_a_zone_it_is_local(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for zone, hours in (("UTC", 0), ("XYZ-3", -3)):
-            monkeypatch.setenv("TZ", zone)
-            time.tzset()
-            assert parse_moment("2026-11-23 12:00", 7) == NOON + hours * 3600 * NS
-        monkeypatch.undo()
-        time.tzset()
-
-    @pytest.mark.parametrize("text", ["", "soon", "-5", "2026-13-01", "1e9", "123456789012"])
-    def test_anything_else_is_refused(self, text: str) -> None:
-        with pytest.raises(ValueError, match=r"isoformat|month"):
-            parse_moment(text, 7)
 
 
 @pytest.mark.parametrize(
