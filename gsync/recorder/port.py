@@ -8,9 +8,9 @@ from collections.abc import Callable
 from gsync.base.clock import SYSTEM_CLOCK, Clock
 from gsync.base.errors import Transient
 from gsync.changelog.layout import HistoryGap, covered_from
-from gsync.master.gluster.info import BrickAt, GlusterInfo
 from gsync.master.gluster.record import BrickRecord
 from gsync.recorder.status import FAULTY, RECORDING, RecorderPort, RecorderStatus
+from gsync.state.gluster import BrickAt, GlusterInfo
 from gsync.state.home import Brick, Volume
 
 _LOOK_AGAIN = 0.1

@@ -11,8 +11,9 @@ from dataclasses import replace
 
 from gsync.base.errors import GsyncError
 from gsync.base.log import get_logger
-from gsync.master.gluster.info import WORKDIR, read_info
+from gsync.master.gluster.info import read_info
 from gsync.session.control import Print, file_print
+from gsync.state.gluster import WORKDIR
 from gsync.state.home import Home, Volume
 
 _log = get_logger(__name__)

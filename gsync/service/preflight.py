@@ -23,7 +23,6 @@ from gsync.link.client import SlaveClient
 from gsync.link.link import Link, parse_slave
 from gsync.link.survey import NUMBERS, Survey
 from gsync.master.gluster import stime as gstime
-from gsync.master.gluster.info import GlusterInfo
 from gsync.master.gluster.record import BrickHistory, BrickRecord
 from gsync.recorder.status import RecorderPort
 from gsync.service.spare import link_to
@@ -31,6 +30,7 @@ from gsync.session import places
 from gsync.session.metavolume import MetaVolume
 from gsync.session.options import Options
 from gsync.session.session import Session
+from gsync.state.gluster import GlusterInfo
 from gsync.state.home import Home, Volume
 
 CLOCKS_APART = 5.0     # seconds

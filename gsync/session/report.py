@@ -19,7 +19,6 @@ from gsync.base.model import NS
 from gsync.base.process import Lock
 from gsync.base.times import rfc3339
 from gsync.engine.states import WorkerState
-from gsync.master.gluster.info import GlusterInfo
 from gsync.recorder.port import BrickPort, port_of
 from gsync.recorder.status import STOPPED, RecorderPort
 from gsync.session.checkpoint import Checkpoint
@@ -27,6 +26,7 @@ from gsync.session.control import Wanted, read_wanted
 from gsync.session.metavolume import node_name
 from gsync.session.session import Part, Session, SessionHome, auto_volume_name
 from gsync.session.status import RecorderReport, WorkerStatus
+from gsync.state.gluster import GlusterInfo
 from gsync.state.home import Home, Volume
 
 UNHEARD = 10.0  # seconds without a word after which a worker of another node counts as gone

@@ -21,8 +21,8 @@ from gsync.base.durable import fsync_dir, make_dirs, replace_file
 from gsync.base.errors import Faulty, LockedError, UsageError
 from gsync.base.fsid import Handles
 from gsync.base.process import Lock
-from gsync.master.gluster.info import BrickAt, GlusterInfo, node_uuid
 from gsync.state import format as folder_format
+from gsync.state.gluster import BrickAt, GlusterInfo, node_uuid
 
 FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}")

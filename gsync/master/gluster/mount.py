@@ -18,7 +18,8 @@ from collections.abc import Callable
 
 from gsync.base.errors import Faulty, Transient
 from gsync.base.glusterfs import CLIENT_PID, truthful
-from gsync.master.gluster.info import GlusterInfo, away
+from gsync.master.gluster.info import away
+from gsync.state.gluster import GlusterInfo
 
 _CACHES = ("md-cache", "io-cache", "readdir-ahead", "read-ahead", "nl-cache")
 _ATTRIBUTES = 0.05  # s: what a lookup brought along need not be asked for again by the stat that follows

@@ -23,7 +23,8 @@ from gsync.base.clock import SYSTEM_CLOCK, Clock
 from gsync.base.errors import UsageError
 from gsync.base.log import get_logger
 from gsync.base.model import Gfid, gfid_str
-from gsync.master.gluster.info import GlusterInfo, nothing_to_heal
+from gsync.master.gluster.info import nothing_to_heal
+from gsync.state.gluster import GlusterInfo
 
 _log = get_logger(__name__)
 

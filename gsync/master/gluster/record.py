@@ -19,7 +19,7 @@ from gsync.changelog import layout
 from gsync.changelog.htime import Htime
 from gsync.changelog.layout import Changelog, HistoryGap
 from gsync.changelog.reader import History
-from gsync.master.gluster.info import CHANGELOG, BrickAt, GlusterInfo
+from gsync.state.gluster import CHANGELOG, BrickAt, GlusterInfo
 
 _PIDS = "/run/gluster/vols"
 _LATE = 3                # rollovers after which a brick that lists nothing counts as down

@@ -22,10 +22,10 @@ from gsync.base.fate import MASTER_GLUSTER
 from gsync.base.fsid import open_beneath
 from gsync.base.log import get_logger
 from gsync.base.model import ROOT_GFID, STATE_DIR, Attrs, Gfid, Name, gfid_parse, gfid_str
-from gsync.master.gluster.info import GlusterInfo
 from gsync.master.gluster.mount import VolumeMount
 from gsync.master.gluster.ownbrick import OwnBrick
 from gsync.master.tree import Filter, Resolved, Tree, Verdict, Xattrs, is_internal_xattr
+from gsync.state.gluster import GlusterInfo
 
 _log = get_logger(__name__)
 

@@ -10,8 +10,8 @@ import pytest
 
 from gsync.base.model import NS
 from gsync.changelog import layout
-from gsync.master.gluster.info import BrickAt, GlusterInfo
 from gsync.master.gluster.record import BrickHistory, BrickRecord
+from gsync.state.gluster import BrickAt, GlusterInfo
 
 
 @pytest.mark.parametrize(("fragments", "counts"), [(2, 2), (1, 3)], ids=["dispersed", "whole copies"])

@@ -10,7 +10,8 @@ import pytest
 
 from gsync.base.errors import UsageError
 from gsync.master.gluster import info as gluster
-from gsync.master.gluster.info import GlusterInfo, parse_info
+from gsync.master.gluster.info import parse_info
+from gsync.state.gluster import GlusterInfo
 from gsync.state.home import Home
 
 ID = "221a4c6d-c5a5-4c24-991a-19163e218c6a"
