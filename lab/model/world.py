@@ -284,6 +284,11 @@ class World:
         self.worker_dies()
         self.node = node
 
+    def lose_history(self) -> None:
+        """The changelogs so far are gone; the worker finds out when it needs them."""
+        for path in Path(self.brick.changelogs).rglob("CHANGELOG.*"):
+            path.unlink()
+
     def forget_stime(self) -> None:
         """As `gsync delete --reset-sync-time`; the worker has ended."""
         self.worker_dies()
