@@ -10,13 +10,10 @@ from gsync.cli.options import StateOption
 
 
 def worker(
-    session: Annotated[str, typer.Argument(metavar="SESSION", help="Name of the session.")],
+    session: Annotated[str, typer.Argument(metavar="SESSION")],
     state: StateOption = None,
 ) -> int:
-    """Run the worker of a session in the foreground.
-
-    A recorder must be running. The monitor starts workers by itself.
-    """
+    """Replicate a session in the foreground, beside a recorder that runs, until stopped. (The monitor starts these.)"""
     from gsync.service import run_worker
     from gsync.state.home import Home
 
@@ -24,13 +21,10 @@ def worker(
 
 
 def agent(
-    words: Annotated[list[str], typer.Argument(
-        metavar="ROOT | --forced ROOT", help="Directory of the slave.")],
+    words: Annotated[list[str], typer.Argument(metavar="ROOT | --forced ROOT")],
 ) -> int:
-    """Serve one worker on stdin and stdout.
-
-    The worker starts it. --forced is for the line in authorized_keys that `gsync keys` prints.
-    """
+    """Serve one worker on stdin and stdout, for the slave tree ROOT. (The worker starts it; --forced is for the line
+    that `gsync keys` prints.)"""
     from gsync.slave import program
 
     return program.main(words)

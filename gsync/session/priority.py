@@ -23,7 +23,7 @@ def lower(nice: int, ionice: str) -> None:
         name, _, level = ionice.partition(":")
         number = _SYS_IOPRIO_SET.get(os.uname().machine)
         if number is None:
-            raise UsageError(f"ionice: not supported on {os.uname().machine}")
+            raise UsageError(f"ionice: not known how to set it on this kind of machine, {os.uname().machine}")
         value = _CLASSES[name] << 13 | int(level or ("4" if name == "best-effort" else "0"))
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.syscall(number, _PROCESS, 0, value) != 0:

@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 
 from gsync.transfer.delivery import placement
-from gsync.transfer.queue.database import QueueDatabase
-from gsync.transfer.queue.transfers import Transfers
+from gsync.transfer.queue.database import Transfers
 from lab.nights import HOSTILE, Nights, contents, night_of, remove
 
 SAMPLES = 8
@@ -45,17 +44,17 @@ def kill_at(step: int, count: Callable[[int], None]) -> None:
     for name in _STEPS:
         setattr(os, name, stepping(getattr(os, name)))
     placement._renameat2 = stepping(placement._renameat2)
-    atomic = QueueDatabase.atomic
+    atomic = Transfers.atomic
 
     @contextmanager
-    def counted(self: QueueDatabase) -> Iterator[Any]:
+    def counted(self: Transfers) -> Iterator[Any]:
         nested = self._db.in_transaction
         with atomic(self) as db:
             yield db
             if not nested and db.total_changes:
                 before()  # all is written, and not committed
 
-    QueueDatabase.atomic = counted  # type: ignore[method-assign]
+    Transfers.atomic = counted  # type: ignore[method-assign]
 
 
 def forked_round(nights: Nights, step: int) -> int:
