@@ -11,6 +11,7 @@ import os
 import random
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +26,14 @@ from gsync.slave.directory.tree import OPEN_DIR, SlaveTree
 from gsync.slave.limbo import LIMBO_NEW, LIMBO_OLD
 
 DIR, REG, LNK, FIFO = stat.S_IFDIR | 0o755, stat.S_IFREG | 0o644, stat.S_IFLNK | 0o777, stat.S_IFIFO | 0o600
+
+
+def open_new(tree: SlaveTree, gfid: Gfid) -> int:
+    """A new empty file limbo/new/<gfid>, as rsync makes it; what an earlier try left there is replaced."""
+    name = gfid.hex().encode()
+    with suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=tree.new_fd)
+    return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=tree.new_fd)
 
 
 class Killed(BaseException):
@@ -264,7 +273,7 @@ class Planner:
             waiting.add(name)
             return self._enumerate(row.gfid)
         if code == protocol.NEW:
-            self._receive(self.apply.tree.open_new(row.gfid), row)
+            self._receive(open_new(self.apply.tree, row.gfid), row)
             waiting.add(name)
         elif code == protocol.DIRECT:
             if not self._receive_direct(row):

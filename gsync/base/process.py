@@ -1,6 +1,6 @@
-"""Which process is which: a pid alone may be somebody else's by now, a pid and its start time may not.
+"""Processes: which one a pid and its start time mean, a lock file that keeps others out, the priority of this one.
 
-Also the lock file that keeps a brick to one recorder, a session to one `gsync run` and one worker.
+A pid alone may belong to another process by now; a pid and its start time do not.
 """
 
 from __future__ import annotations
@@ -10,7 +10,11 @@ import os
 import time
 from types import TracebackType
 
-from gsync.base.errors import LockedError
+from gsync.base.errors import LockedError, UsageError
+
+_SYS_IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "ppc64le": 273, "s390x": 282, "i686": 289}
+_IOPRIO_WHO_PROCESS = 1
+_IOPRIO_CLASSES = {"none": 0, "best-effort": 2, "idle": 3}
 
 
 def start_time(pid: int) -> int | None:
@@ -101,3 +105,23 @@ class Lock:
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         self.release()
+
+
+def lower_priority(nice: int, ionice: str) -> None:
+    """Of this thread and everything that it starts, so call it before the first one. UsageError if the system refuses.
+
+    nice: added to what it has; ionice: as the option, "" leaves it.
+    """
+    if nice:
+        os.nice(nice)
+    if ionice:
+        name, _, level = ionice.partition(":")
+        number = _SYS_IOPRIO_SET.get(os.uname().machine)
+        if number is None:
+            raise UsageError(f"ionice: not known how to set it on this kind of machine, {os.uname().machine}")
+        value = _IOPRIO_CLASSES[name] << 13 | int(level or ("4" if name == "best-effort" else "0"))
+        import ctypes
+
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.syscall(number, _IOPRIO_WHO_PROCESS, 0, value) != 0:
+            raise UsageError(f"ionice: {ionice}: {os.strerror(ctypes.get_errno())}")

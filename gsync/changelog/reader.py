@@ -58,11 +58,6 @@ class History:
         return  # gsync's own recorder finds what it has missed and records it
 
     @property
-    def first_ts(self) -> int | None:
-        """The end of the first slice that is listed."""
-        return next((record.ts for htime in self._htimes() if (record := htime.first())), None)
-
-    @property
     def last_ts(self) -> int | None:
         """The end of the last slice that is listed."""
         return next((record.ts for htime in reversed(self._htimes()) if (record := htime.last())), None)

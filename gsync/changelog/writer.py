@@ -31,7 +31,6 @@ class ChangelogWriter:
     def __init__(self, folder: bytes, now: int) -> None:
         self.folder = os.path.abspath(folder)
         self.pending = 0  # bytes of records that wait for roll()
-        self.recovered: Changelog | None = None
         self._live: BinaryIO | None = None
         durable.make_dirs(layout.htime_folder(self.folder))
         self._list = HtimeWriter(self.folder, now)
@@ -111,6 +110,6 @@ class ChangelogWriter:
         except FileNotFoundError:
             return
         if end:
-            self.recovered = self._place(self.next_ts(now))
+            self._place(self.next_ts(now))
         else:
             os.unlink(live)

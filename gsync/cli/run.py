@@ -12,9 +12,9 @@ from gsync.cli import completion
 from gsync.cli.options import SetOption, StateOption, duration, overrides
 
 if TYPE_CHECKING:
+    from gsync.base.logfile import LogFile
     from gsync.link.link import Slave
     from gsync.service.kept import Ending, ProcessSpec
-    from gsync.session.logfile import LogFile
     from gsync.session.options import Options
     from gsync.session.session import Session
     from gsync.session.status import WorkerStatus
@@ -256,7 +256,7 @@ def _logging(session: Session, *, quiet: bool) -> Iterator[LogFile]:
     import traceback
 
     from gsync.base import log
-    from gsync.session.logfile import LogFile
+    from gsync.base.logfile import LogFile
 
     log.setup("INFO")
     root = logging.getLogger("gsync")

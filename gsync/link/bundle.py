@@ -15,7 +15,7 @@ _PACKAGE = Path(__file__).parents[1]
 # The rule of what the agent is: all of slave/, all of base/ but what serves the master's host alone, and these.
 _ALONG = {"", "link", "link.protocol", "link.stream", "link.survey",
           "transfer.stores.store", "transfer.stores.dir", "transfer.stores.server"}  # for `agent --store ROOT NAME`
-_NOT_ALONG = {"base.ini", "base.log", "base.notify", "base.process", "base.times"}
+_NOT_ALONG = {"base.ini", "base.log", "base.logfile", "base.notify", "base.process", "base.times"}
 _EMPTY = ("transfer/__init__", "transfer/stores/__init__")
 _MAIN = '''\
 import os

@@ -121,10 +121,3 @@ def decode_xattrs(blob: bytes) -> Xattrs:
         found.append((blob[at:at + nlen], blob[at + nlen:at + nlen + vlen]))
         at += nlen + vlen
     return found
-
-
-class BoxAnswer(NamedTuple):
-    """What a receiver says of one box: the items that failed; all others count."""
-
-    box: int
-    failed: list[tuple[int, int, str]]

@@ -14,8 +14,9 @@ from gsync.base import log
 from gsync.base.durable import make_dirs
 from gsync.base.errors import GsyncError, UsageError
 from gsync.base.log import get_logger
+from gsync.base.process import lower_priority
 from gsync.service.spare import Spare, link_to
-from gsync.session import config, priority
+from gsync.session import config
 from gsync.session.control import Orders
 from gsync.session.session import Session, SessionHome
 from gsync.state.home import Home
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             # what changes from here on is seen
             session = _part(SessionHome(home).get(args.session, args.settings), home, args.brick)
         log.setup(session.options.log_level)
-        priority.lower(session.options.nice, session.options.ionice)
+        lower_priority(session.options.nice, session.options.ionice)
         make_dirs(session.own)
         spare = Spare(partial(link_to, session))
         spare.prepare()

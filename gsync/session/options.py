@@ -339,10 +339,6 @@ class Options:
         return cls(**checked)
 
 
-def field_name(name: str) -> str:
-    return name.replace("-", "_")
-
-
 def option_name(field: str) -> str:
     return field.replace("_", "-")
 

@@ -32,7 +32,6 @@ from gsync.slave.limbo import LIMBO_NEW, LIMBO_OLD
 
 OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_PLACE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _FDS_KEPT = 384
 _CHAIN_KEPT = 32  # of one long path: so that eight calls of `dir` never push out what the first one gave
 
@@ -349,15 +348,6 @@ class SlaveTree:
                     if lift:
                         os.chmod(place_of(held), mode)
         raise FileNotFoundError(errno.ENOENT, "no such file at the slave", gfid.hex())
-
-    def open_new(self, gfid: Gfid) -> int:
-        """A new empty file limbo/new/<gfid>; what an earlier try left there is replaced."""
-        name = gfid.hex().encode()
-        try:
-            return os.open(name, _CREATE, 0o600, dir_fd=self.new_fd)
-        except FileExistsError:
-            os.unlink(name, dir_fd=self.new_fd)
-            return os.open(name, _CREATE, 0o600, dir_fd=self.new_fd)
 
     def open_limbo_dir(self, gfid: Gfid) -> int:
         """A new descriptor of the unattached directory limbo/new/<gfid>."""

@@ -97,7 +97,6 @@ class Comparison:
     odd: list[bytes] = field(default_factory=list)           # neither file nor directory
     wrong: list[str] = field(default_factory=list)           # the list itself: absent, unreadable, bad lines
     digests: dict[bytes, str] = field(default_factory=dict)
-    bytes_read: int = 0
 
     @property
     def good(self) -> bool:

@@ -71,7 +71,6 @@ def test_binary_search_finds_what_a_look_at_each_does(
         history = History(folder)
         expected = [ts for ts, has in slices if has and ts * NS > start and (end is None or ts * NS <= end)]
         assert found(history, start, end) == expected
-        assert history.first_ts == (slices[0][0] if slices else None)
         assert history.last_ts == (slices[-1][0] if slices else None)
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from gsync.base.logfile import LogFile
 from gsync.cli.progress import RunView, Totals, progress_line
 from gsync.service.kept import Ending
-from gsync.session.logfile import LogFile
 from gsync.session.status import WorkerStatus
 
 ACTIVE = WorkerStatus(pid=10, started=1, state="Active", crawl="Hybrid", phase="syncing", files_done=1500,

@@ -28,6 +28,7 @@ from lab.slave_model import (
     check_index,
     check_limbo_empty,
     check_tree,
+    open_new,
 )
 from lab.trees import acl
 
@@ -78,7 +79,7 @@ def make(slave: Slave, *names: tuple[bytes, bytes, int]) -> None:
     for bname, gfid, mode in names:
         row = FillRow(ROOT, bname, gfid, mode, 5, 1, os.geteuid(), os.getegid(), 1, 1, 0, b"target", [])
         if stat.S_ISREG(mode):
-            os.close(slave.tree.open_new(gfid))
+            os.close(open_new(slave.tree, gfid))
         elif stat.S_ISDIR(mode):
             assert slave.apply.fill([row]).answers == ["made"]
         assert slave.apply.fill([row]).answers == ["ok"]
@@ -253,7 +254,7 @@ def test_a_new_directory_is_never_seen_without_its_attributes(root: Path) -> Non
 def test_landed_files_are_checked_and_finished(root: Path) -> None:
     with Slave(root) as slave:
         for gfid, data in ((F, b"12345"), (D, b"1234")):
-            fd = slave.tree.open_new(gfid)
+            fd = open_new(slave.tree, gfid)
             os.write(fd, data)
             os.close(fd)
         rows = [LandedRow(meta(F, stat.S_IFREG | 0o604), 5), LandedRow(meta(D, REG), 5), LandedRow(meta(L, REG), 5)]

@@ -16,7 +16,7 @@ from gsync.link import protocol
 from gsync.link.protocol import FillRow, RemoveRow
 from gsync.slave.directory.target import DirectoryTarget
 from gsync.slave.target import Asked, Opened
-from lab.slave_model import REG, Slave
+from lab.slave_model import REG, Slave, open_new
 
 F, G = b"f" * 16, b"g" * 16
 ASKED = Asked("volume", "volume", "session", 0, "", False, False, 0, frozenset(), ("", ()), "")
@@ -38,7 +38,7 @@ def row(bname: bytes, gfid: bytes) -> FillRow:
 
 
 def place(slave: Slave, bname: bytes, gfid: bytes) -> None:
-    os.close(slave.apply.tree.open_new(gfid))
+    os.close(open_new(slave.apply.tree, gfid))
     assert slave.apply.fill([row(bname, gfid)]).answers == [protocol.OK]
 
 

@@ -1,7 +1,7 @@
 """A session's log under `gsync run`: the lines of its supervisor and of its children in one file, rotated.
 
-Only the supervisor writes it; the children write to their stderr, which it reads. (A worker that a monitor keeps
-writes the log itself.)
+Only the supervisor writes it; the children write to their stderr, which it reads. A worker that a monitor keeps writes
+the log itself. Apart from base.log, because importing logging.handlers takes too long for every command.
 """
 
 from __future__ import annotations
