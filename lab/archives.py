@@ -15,9 +15,9 @@ from gsync.transfer.archive.archiver import Archiver, Verify
 from gsync.transfer.archive.batches import JobOptions
 from gsync.transfer.archive.disk import DiskTree
 from gsync.transfer.archive.rows import Archives
-from gsync.transfer.queue.database import Transfers
 from gsync.transfer.queue.registry import Stores
 from gsync.transfer.queue.retry import RetryPolicy
+from gsync.transfer.queue.transfers import Transfers
 from gsync.transfer.stores.store import Store
 from gsync.transfer.stores.vault import make_vault
 from lab import REPOSITORY

@@ -118,7 +118,7 @@ def lower_priority(nice: int, ionice: str) -> None:
         name, _, level = ionice.partition(":")
         number = _SYS_IOPRIO_SET.get(os.uname().machine)
         if number is None:
-            raise UsageError(f"ionice: not known how to set it on this kind of machine, {os.uname().machine}")
+            raise UsageError(f"ionice: not supported on {os.uname().machine}")
         value = _IOPRIO_CLASSES[name] << 13 | int(level or ("4" if name == "best-effort" else "0"))
         import ctypes
 

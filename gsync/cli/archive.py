@@ -217,7 +217,7 @@ def kill(id: Annotated[str, typer.Argument(metavar="ID", help="As list shows it;
 def archives_of(state: str | None, looking: bool = True) -> Iterator[Archives]:
     from gsync.state.home import Home
     from gsync.transfer.archive.rows import Archives
-    from gsync.transfer.queue.database import Transfers
+    from gsync.transfer.queue.transfers import Transfers
 
     home = Home(state)
     transfers = Transfers(home.path, looking)

@@ -22,16 +22,18 @@ _FORMS = "now, RFC 3339 (2026-11-23T12:00:00Z), \"2026-11-23 12:00\" in local ti
 
 def checkpoint(
     words: Annotated[list[str] | None, typer.Argument(
-        metavar="[SESSION] now|TIME|status|wait", autocompletion=completion.words(VERBS))] = None,
+        metavar="[SESSION] now|TIME|status|wait", help="What to do. SESSION is optional if there is only one.",
+        autocompletion=completion.words(VERBS))] = None,
     timeout: Annotated[float | None, typer.Option(
-        metavar="SECONDS", min=0, help="With wait: give up after so long, with exit code 1.")] = None,
+        metavar="SECONDS", min=0, help="With wait, give up after this time with exit code 1.")] = None,
     json: JsonOption = False,
     state: StateOption = None,
 ) -> int:
-    """Set a moment, see or wait until everything up to it is at the slave.
+    """Set a checkpoint, show it, or wait for it.
 
-    now or a TIME sets it (RFC 3339, "2026-11-23 12:00" in local time, or seconds since 1970); the worker need not be
-    restarted. status shows whether it is reached; wait ends with 0 when it is.
+    A checkpoint is reached once the slave holds everything up to its time. `now` or a TIME sets it: RFC 3339,
+    "2026-11-23 12:00" in local time, or seconds since 1970. `status` shows whether it is reached. `wait` exits with 0
+    once it is reached.
     """
     import time
 
@@ -41,7 +43,7 @@ def checkpoint(
 
     name, verb, moment = parse(words or [], time.time_ns())
     if timeout is not None and verb != "wait":
-        raise UsageError("checkpoint: --timeout goes with wait")
+        raise UsageError("checkpoint --timeout: it needs wait")
     home = Home(state)
     session = SessionHome(home).the(name)
     if moment is not None:
@@ -65,7 +67,7 @@ def parse(words: Sequence[str], now: int) -> tuple[str | None, str, int | None]:
             return name, "set", parse_moment(rest, now)
         except ValueError:
             continue
-    raise UsageError(f"checkpoint {' '.join(words)}".rstrip() + f": give status, wait, or a time to set: {_FORMS}")
+    raise UsageError(f"checkpoint {' '.join(words)}".rstrip() + f": give status, wait, or a time: {_FORMS}")
 
 
 def _set(session: Session, home: Home, moment: int) -> None:
@@ -91,7 +93,7 @@ def _standing(session: Session, home: Home) -> dict[str, Any]:
 
     moment = Checkpoint(session.checkpoint, session.checkpoint_reached).time()
     if moment is None:
-        raise UsageError(f"session {session.name}: no checkpoint is set; gsync checkpoint {session.name} now sets one")
+        raise UsageError(f"session {session.name}: no checkpoint is set; use gsync checkpoint {session.name} now")
     report = Reports(home).of(session)
     unreadable = CheckpointReport(rfc3339(moment), False, None)  # the meta volume hangs, or the like
     bricks = [{"node": brick.node, "path": brick.path, "subvolume": brick.subvolume, "state": brick.state,
@@ -120,7 +122,7 @@ def _wait(session: Session, home: Home, timeout: float | None, json: bool) -> in
             return 0 if standing["reached"] else 1
         if standing["state"] != "Started" and not warned:
             warned = True
-            print(f"gsync: session {session.name} is {standing['state']}: the checkpoint is not reached before it is "
+            print(f"gsync: session {session.name} is {standing['state']}; it reaches the checkpoint only when it is "
                   "started", file=sys.stderr)
         time.sleep(LOOK_EVERY)
 
@@ -135,7 +137,7 @@ def _print(standing: dict[str, Any], json: bool, *, was_set: bool = False) -> No
     name = standing["session"]
     if was_set:
         print(f"{name}: the checkpoint is {when(standing['time'])} UTC"
-              + ("" if standing["reached"] else f"; gsync checkpoint {name} wait ends when it is reached"))
+              + ("" if standing["reached"] else f"; to wait for it: gsync checkpoint {name} wait"))
         return
     print_table(["SESSION", "NODE", "STATUS", "CHECKPOINT", "REACHED", "REACHED AT", "LAST SYNCED"],
                 [[name, brick["node"], brick["state"] if standing["state"] == "Started" else standing["state"],

@@ -8,6 +8,7 @@ import typer
 
 from gsync.cli import completion
 from gsync.cli.options import JsonOption, StateOption
+from gsync.cli.words import no_more
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,17 +24,18 @@ VERBS = ("get", "set", "reset", "list", "help")
 def config(
     words: Annotated[list[str] | None, typer.Argument(
         metavar="[SESSION] [get|set|reset|list|help] [OPTION [VALUE]]",
+        help="What to do. SESSION is optional if there is only one.",
         autocompletion=completion.config_words(VERBS))] = None,
-    site: Annotated[bool, typer.Option("--site", help="The settings of this node, for all its sessions.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    site: Annotated[bool, typer.Option("--site", help="Use the settings of this node, for all its sessions.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     json: JsonOption = False,
     state: StateOption = None,
 ) -> None:
     """Show and change settings.
 
-    list shows all options with what holds for the session, get one of them; set writes a value, reset takes it out
-    again, so that the node's setting or the default holds; help explains an option. `gsync config OPTION` is get,
-    `gsync config OPTION VALUE` is set. A running worker takes up a change by itself.
+    `list` shows all settings that apply to the session, `get` shows one. `set` writes a value. `reset` removes it,
+    so that the node's setting or the default applies. `help` explains an option. `gsync config OPTION` is short for
+    get, `gsync config OPTION VALUE` for set. A running worker restarts with the new setting.
     """
     from gsync.base.errors import UsageError
     from gsync.state.home import Home
@@ -43,13 +45,13 @@ def config(
         _help(rest, json)
         return
     if site and name is not None:
-        raise UsageError(f"config --site is for all sessions of this node, not for {name}")
+        raise UsageError(f"config --site: applies to all sessions of this node; leave out {name}")
     place = _Place(Home(state), name, site)
     if verb == "list":
-        _no_more(verb, rest)
+        no_more("config list", rest)
         _list(place, json)
     elif verb == "get":
-        _no_more(verb, rest[1:])
+        no_more("config get", rest[1:])
         _get(place, rest[0], json)
     else:
         _change(place, verb, rest, yes=yes, json=json)
@@ -65,11 +67,11 @@ def parse(words: Sequence[str]) -> tuple[str | None, str, list[str]]:
         name = rest.pop(0)
     verb = rest.pop(0) if rest and rest[0] in VERBS else "list" if not rest else "get" if len(rest) == 1 else "set"
     if verb in ("get", "reset") and not rest:
-        raise UsageError(f"config {verb}: which option? `gsync config help` lists them")
+        raise UsageError(f"config {verb}: give an OPTION; `gsync config help` lists them")
     if verb == "set" and len(rest) < 2:
-        raise UsageError("config set: needs OPTION VALUE; `gsync config help` lists the options")
+        raise UsageError("config set: give OPTION and VALUE; `gsync config help` lists the options")
     if name is not None and verb in ("get", "set") and words[1] not in VERBS and not _is_option(words[1]):
-        raise UsageError(f"config {name} {words[1]}: neither an option nor one of {', '.join(VERBS)}")
+        raise UsageError(f"config {name} {words[1]}: expected an option or one of {', '.join(VERBS)}")
     return name, verb, rest
 
 
@@ -79,13 +81,6 @@ def _is_option(word: str) -> bool:
 
     name = ini.option_name(word)
     return name in table() or name in NOT_HERE or any(name == row.about.gluster for row in table().values())
-
-
-def _no_more(verb: str, rest: Sequence[str]) -> None:
-    from gsync.base.errors import UsageError
-
-    if rest:
-        raise UsageError(f"config {verb}: {rest[0]!r} is too much")
 
 
 class _Place:
@@ -116,14 +111,14 @@ class _Place:
 
         if self.session is not None:
             if Lock(self.session.run_lock, "").holder() is not None:
-                return "the running `gsync run` takes it up when it is started again"
+                return "`gsync run` uses it after a restart"
             if read_wanted(self.session) in (Wanted.STARTED, Wanted.PAUSED):
-                return "its worker is restarted with it"
+                return "the worker restarts with it"
             return "takes effect when the session is started"
         if row.about.restarts == ("monitor",):
-            return "a running monitor takes it up"
+            return "a running monitor uses it at once"
         if row.about.restarts == ("queue",):
-            return "gsync queue run and gsync publish run take it up when they are started again"
+            return "gsync queue run and gsync publish run use it after a restart"
         return f"a running monitor restarts its {', '.join(part + 's' for part in row.about.restarts)} with it"
 
 
@@ -171,7 +166,7 @@ def _change(place: _Place, verb: str, rest: list[str], *, yes: bool, json: bool)
         _confirm(row, text, yes)
         config.set_value(place.path, row.name, text)
     else:
-        _no_more(verb, rest[1:])
+        no_more("config reset", rest[1:])
         config.reset_value(place.path, row.name)
     described = _described(row, place.settings())
     consequence = place.consequence(row)
@@ -189,7 +184,7 @@ def _joined(row: Row, values: Sequence[str]) -> str:
     if row.about.kind is Kind.PATTERNS:
         return "\n".join(values)
     if len(values) > 1 and row.takes != "text":
-        raise UsageError(f"config set {row.name}: {values[1]!r} is too much")
+        raise UsageError(f"config set {row.name}: unexpected argument: {values[1]}")
     return " ".join(values)
 
 
@@ -203,14 +198,14 @@ def _confirm(row: Row, text: str, yes: bool) -> None:
     if not row.about.unsafe or value == row.default or yes:
         return
     if not asked(f"Set {row.name}? {row.about.unsafe}."):
-        raise UsageError(f"config set {row.name}: not set ({row.about.unsafe}); --yes sets it without asking")
+        raise UsageError(f"config set {row.name}: not set; {row.about.unsafe}; confirm, or use --yes")
 
 
 def _help(rest: Sequence[str], json: bool) -> None:
     from gsync.cli.output import print_json, print_table
     from gsync.session.options import find, table
 
-    _no_more("help", rest[1:])
+    no_more("config help", rest[1:])
     rows = [find(rest[0])] if rest else list(table().values())
     if json:
         print_json([_explained(row) for row in rows])

@@ -18,34 +18,36 @@ if TYPE_CHECKING:
 
 def create(
     master: Annotated[str, typer.Argument(
-        metavar="MASTER", help="A directory, or a volume's name.", autocompletion=completion.volumes)],
+        metavar="MASTER", help="Directory or volume to replicate.", autocompletion=completion.volumes)],
     slave: Annotated[str, typer.Argument(
-        metavar="SLAVE", help="/path, [user@]host:/path, [user@]host::VOLUME of GlusterFS, or ssh://[user@]host[:port]/path")],
+        metavar="SLAVE", help="Where the copy is kept. /path, [user@]host:/path, "
+                               "ssh://[user@]host[:port]/path, or [user@]host::VOLUME for a GlusterFS volume.")],
     name: Annotated[str | None, typer.Option(
-        "--name", metavar="NAME", help="What to call the session; by default made of MASTER and SLAVE.")] = None,
+        "--name", metavar="NAME", help="Name of the session. Default: made from MASTER and SLAVE.")] = None,
     settings: Annotated[list[str] | None, typer.Option(
         "-o", "--set", metavar="OPTION=VALUE", autocompletion=completion.settings,
-        help="A setting of the session, see gsync config help. Can be repeated.")] = None,
+        help="Setting of the session, see `gsync config help`. Repeatable.")] = None,
     adopt: Annotated[bool, typer.Option(
-        "--adopt", help="Take over a copy that other means made, comparing instead of sending again.")] = False,
+        "--adopt", help="Take over an existing copy. gsync compares it and sends only what differs.")] = False,
     from_gsyncd: Annotated[bool, typer.Option(
-        "--from-gsyncd", help="Go on where GlusterFS's own geo-replication of this volume to this slave volume stopped."
+        "--from-gsyncd", help="Continue GlusterFS's own geo-replication. MASTER and SLAVE must be its two volumes."
     )] = False,
     accept_host_key: Annotated[str | None, typer.Option(
-        metavar="SHA256:…", help="Accept the slave's host key if this is its fingerprint.")] = None,
+        metavar="SHA256:…", help="Accept the slave's host key if it has this fingerprint.")] = None,
     push_agent: Annotated[bool, typer.Option(
-        "--push-agent", help="Install the agent in the slave's account, for a key that may start nothing else."
+        "--push-agent", help="Install the agent in the slave's account. A key restricted to gsync needs it."
     )] = False,
     yes: Annotated[bool, typer.Option(
-        "--yes", help="Do not ask before options of a GlusterFS volume are set.")] = False,
+        "--yes", help="Set options of a GlusterFS volume without confirmation.")] = False,
     force: Annotated[bool, typer.Option(
-        "--force", help="Create it though the slave cannot be reached now, or has too little room.")] = False,
+        "--force", help="Create even if the slave is unreachable or short of space.")] = False,
     json: JsonOption = False,
     state: StateOption = None,
 ) -> int:
-    """Create a session, after looking at the slave. Nothing is replicated until `gsync start`.
+    """Check both ends and create a session.
 
-    Everything that speaks against it is said at once, and then nothing is made. Nothing is changed at the slave.
+    All problems are reported at once, and then nothing is created. The slave is not changed. Replication begins with
+    `gsync start`.
     """
     from dataclasses import replace
 
@@ -67,8 +69,8 @@ def create(
     slave_text = places.slave_text(target)
     there = next((s for s in sessions.list() if s.volume == volume.name and s.slave == slave_text), None)
     if there is not None:
-        raise UsageError(f"session {there.name} has this master and slave already; gsync start {there.name} goes on "
-                         f"with it, gsync config {there.name} shows and changes its settings")
+        raise UsageError(f"session {there.name} already has this master and slave; start it with gsync start "
+                         f"{there.name}, change its settings with gsync config {there.name}")
     session = sessions.find_or_new(volume.name, slave_text, name, texts)
     if accept_host_key is not None:
         accept_key(target, session.options, accept_host_key)
@@ -91,7 +93,7 @@ def create(
     else:
         _say(findings)
         if not refusing:
-            print(f"session {session.name} is created: {path_shown(volume.path)} to {path_shown(session.slave)}\n"
+            print(f"session {session.name} created: {path_shown(volume.path)} to {path_shown(session.slave)}\n"
                   f"next: gsync start {session.name}")
     return _refused(refusing, json=json) if refusing else 0
 
@@ -107,13 +109,13 @@ def _set_options(volume: Volume, home: Home, *, yes: bool) -> Volume:
     assert volume.gluster is not None
     info = gluster.read_info(volume.gluster.name, volume.gluster.host)
     if not info.started:
-        raise UsageError(f"volume {volume.name} is not started: gluster volume start {info.name}")
+        raise UsageError(f"volume {volume.name} is not started; run gluster volume start {info.name}")
     lacks = info.lacks()
     if lacks:
         words = ", ".join(f"{name} {value}" for name, value in lacks.items())
         if not yes and not asked(f"Set on volume {info.name}: {words}?"):
-            raise UsageError(f"volume {volume.name}: its changes are not recorded without {words}; --yes sets that "
-                             "without asking")
+            raise UsageError(f"volume {volume.name}: its changes are not recorded without {words}; confirm, or use "
+                             "--yes to set these options")
         gluster.set_options(info, lacks)
         info = gluster.read_info(info.name, info.host)
     return home.keep(replace(volume, gluster=info))
@@ -128,10 +130,10 @@ def _push(slave: Slave, session: Session) -> None:
     from gsync.service.sshoptions import ssh_options
 
     if slave.host is None:
-        raise UsageError(f"--push-agent: the slave {slave} is on this host, where gsync is")
+        raise UsageError(f"--push-agent: slave {slave} is on this host, which needs no agent")
     slave = replace(slave, port=session.options.ssh_port or slave.port)
     path = account.push_agent(slave, ssh_options(session.options))
-    print(f"info: slave {slave}: the agent is {path} there", file=sys.stderr)
+    print(f"info: slave {slave}: the agent is installed as {path}", file=sys.stderr)
 
 
 def _settings(texts: list[str]) -> dict[str, str]:
@@ -143,10 +145,11 @@ def _settings(texts: list[str]) -> dict[str, str]:
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
-            raise UsageError(f"-o {text}: not of the form OPTION=VALUE")
+            raise UsageError(f"-o {text}: expected OPTION=VALUE")
         row = find(name.strip())
         if row.about.scope is Scope.NODE:
-            raise UsageError(f"-o {row.name}: it is set for the whole node: gsync config --site set {row.name} {value}")
+            raise UsageError(f"-o {row.name}: applies to the whole node; use gsync config --site set {row.name} "
+                             f"{value}")
         before = values.get(row.name)
         # patterns add up
         values[row.name] = f"{before}\n{value}" if before is not None and row.about.kind == "patterns" else value
@@ -168,26 +171,27 @@ def _refused(errors: list[Finding], *, json: bool) -> int:
 
     may_be_forced = all(error.forcible for error in errors)
     if not json:
-        print_error("not created: see the errors above"
-                    + ("; --force creates it all the same" if may_be_forced else ""))
+        print_error("session not created, see the errors above"
+                    + ("; --force creates it anyway" if may_be_forced else ""))
     return min(error.code for error in errors)
 
 
 def delete(
     session: Annotated[str | None, typer.Argument(
-        metavar="SESSION", help="May be left out if there is only one.", autocompletion=completion.sessions)] = None,
-    all_sessions: Annotated[bool, typer.Option("--all", help="All sessions.")] = False,
+        metavar="SESSION", help="Name of the session. Optional if there is only one.",
+        autocompletion=completion.sessions)] = None,
+    all_sessions: Annotated[bool, typer.Option("--all", help="Delete all sessions.")] = False,
     reset_sync_time: Annotated[bool, typer.Option(
-        "--reset-sync-time", help="Have the slave forget up to when it is in step: a session that is created again "
-        "compares everything.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+        "--reset-sync-time", help="Make the slave forget its sync time. A session created again then compares "
+        "everything.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     json: JsonOption = False,
     state: StateOption = None,
 ) -> None:
-    """Delete a stopped session, with its settings, key and log. Nothing is deleted at the slave.
+    """Delete a stopped session with its settings, key and log.
 
-    A session of the same master and slave that is created later goes on from where this one was, failures and held
-    deletes included.
+    Nothing is deleted at the slave. A session that is created later for the same master and slave resumes where this
+    one stopped, failures and held deletes included.
     """
     from gsync.base.errors import UsageError
     from gsync.cli.output import asked, print_json
@@ -197,20 +201,20 @@ def delete(
     home = Home(state)
     sessions = SessionHome(home)
     if session is not None and all_sessions:
-        raise UsageError(f"delete: {session} or --all, not both")
+        raise UsageError(f"delete: give either {session} or --all")
     chosen = sessions.list() if all_sessions else [sessions.the(session)]
     names = ", ".join(each.name for each in chosen)
     for each in chosen:
         _check_idle(each, home)
     if chosen and not yes and not asked(f"Delete {names}?"):
-        raise UsageError(f"delete {names}: not done; --yes does it without asking")
+        raise UsageError(f"delete {names}: not deleted; confirm, or use --yes")
     results = []
     for each in chosen:
         has_key = _remove(each, home, forget=reset_sync_time)
         results.append({"session": each.name, "deleted": True})
         if not json:
-            print(f"{each.name}: deleted" + ("; the line of its key in authorized_keys at the slave can be removed too"
-                                             if has_key else ""))
+            print(f"{each.name}: deleted" + ("; you can now remove the line of its key from authorized_keys at the "
+                                             "slave" if has_key else ""))
     if json:
         print_json(results)
 
@@ -238,17 +242,18 @@ def _check_idle(session: Session, home: Home) -> None:
         raise UsageError(f"session {session.name}: {missing(session)}")
     pid = Lock(session.run_lock, "").holder()
     if pid is not None:
-        raise LockedError(f"session {session.name}: `gsync run` works for it, pid {pid}; end that first")
+        raise LockedError(f"session {session.name}: `gsync run` is running it, pid {pid}; stop that first")
     wanted = read_wanted(session)
     if wanted in (Wanted.STARTED, Wanted.PAUSED):
-        raise LockedError(f"session {session.name} is {wanted}: gsync stop {session.name} first")
+        raise LockedError(f"session {session.name} is {wanted}; stop it first with gsync stop {session.name}")
     for part in _parts(session, home):
         pid = Lock(part.worker_lock, "").holder()
         if pid is not None:
-            raise LockedError(f"session {session.name}: its worker, pid {pid}, is still ending; try again in a moment")
+            raise LockedError(f"session {session.name}: its worker, pid {pid}, is still stopping; try again in a "
+                              "moment")
     node = Reports(home).seen_working(session)
     if node is not None:
-        raise LockedError(f"session {session.name}: its worker on node {node} is still ending; try again in a moment")
+        raise LockedError(f"session {session.name}: its worker on node {node} is still stopping; try again in a moment")
 
 
 def _remove(session: Session, home: Home, *, forget: bool) -> bool:

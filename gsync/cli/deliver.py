@@ -239,7 +239,7 @@ def _plan(config: str, backups: bool, json: bool, state: str | None, only: str =
 def _deliveries(state: str | None) -> Iterator[Deliveries]:
     from gsync.state.home import Home
     from gsync.transfer.delivery.rows import Deliveries
-    from gsync.transfer.queue.database import Transfers
+    from gsync.transfer.queue.transfers import Transfers
 
     transfers = Transfers(Home(state).path, looking=True)
     try:

@@ -8,7 +8,7 @@ import typer
 
 from gsync.cli import completion
 from gsync.cli.options import JsonOption, StateOption
-from gsync.cli.words import session_and_verb
+from gsync.cli.words import no_more, session_and_verb
 
 if TYPE_CHECKING:
     from gsync.engine.ledger import Ledger
@@ -34,15 +34,17 @@ def opened(home: Home, name: str | None) -> tuple[Session, list[Ledger]]:
 
 def failures(
     words: Annotated[list[str] | None, typer.Argument(
-        metavar="[SESSION] [list|retry|drop GFID]", autocompletion=completion.words(VERBS))] = None,
-    reason: Annotated[str | None, typer.Option("--reason", help="Why a failure is dropped; goes to the log.")] = None,
+        metavar="[SESSION] [list|retry|drop GFID]", help="What to do. SESSION is optional if there is only one.",
+        autocompletion=completion.words(VERBS))] = None,
+    reason: Annotated[str | None, typer.Option(
+        "--reason", metavar="TEXT", help="Why the failure is dropped. The log keeps it.")] = None,
     json: JsonOption = False,
     state: StateOption = None,
 ) -> None:
-    """What could not be synced, and why.
+    """Show, retry or drop what could not be replicated.
 
-    list shows it, retry has it tried again with the next batch (gsync does so by itself too, with growing pauses), drop
-    forgets what is noted of one inode.
+    `list` shows the failures and their reasons. `retry` retries them with the next batch; gsync also retries by itself,
+    with growing pauses. `drop` forgets the failures of one inode.
     """
     import os
 
@@ -60,6 +62,7 @@ def failures(
                 "tries": failure.tries, "first": rfc3339(failure.first), "last": rfc3339(failure.last)}
 
     name, verb, rest = session_and_verb(words, VERBS)
+    no_more(f"failures {verb}", rest[1:] if verb == "drop" else rest)
     session, ledgers = opened(Home(state), name)
     try:
         if verb == "list":
@@ -77,13 +80,13 @@ def failures(
             count = sum(ledger.hurry() for ledger in ledgers)
         else:
             if len(rest) != 1 or not reason:
-                raise UsageError("failures drop: give the gfid that `failures list` shows, and --reason TEXT")
+                raise UsageError("failures drop: give a GFID as `gsync failures list` shows it, and --reason TEXT")
             try:
                 count = sum(ledger.drop(gfid_parse(rest[0])) for ledger in ledgers)
             except ValueError:
-                raise UsageError(f"failures drop: {rest[0]!r} is no gfid; `gsync failures list` shows them") from None
+                raise UsageError(f"failures drop: not a GFID: {rest[0]}; `gsync failures list` shows them") from None
             if not count:
-                raise UsageError(f"failures drop: nothing is noted of {rest[0]}")
+                raise UsageError(f"failures drop: no failures of {rest[0]}; `gsync failures list` shows them")
             log.setup(path=session.log)
             log.get_logger("gsync.failures").info("dropped", gfid=rest[0], reason=reason)
     finally:
@@ -92,4 +95,4 @@ def failures(
     if json:
         print_json({"session": session.name, "action": verb, "failures": count})
     else:
-        print(f"{session.name}: {count} failures " + ("are tried again" if verb == "retry" else "dropped"))
+        print(f"{session.name}: {count} failures " + ("will be retried" if verb == "retry" else "dropped"))

@@ -8,22 +8,23 @@ import typer
 
 from gsync.cli import completion
 from gsync.cli.options import JsonOption, StateOption
-from gsync.cli.words import session_and_verb
+from gsync.cli.words import no_more, session_and_verb
 
 VERBS = ("show", "approve", "discard")
 
 
 def hold(
     words: Annotated[list[str] | None, typer.Argument(
-        metavar="[SESSION] [show|approve|discard]", autocompletion=completion.words(VERBS))] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+        metavar="[SESSION] [show|approve|discard]", help="What to do. SESSION is optional if there is only one.",
+        autocompletion=completion.words(VERBS))] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     json: JsonOption = False,
     state: StateOption = None,
 ) -> None:
-    """Deletes that wait, because one batch would have removed more than max-delete entries.
+    """Show, approve or discard held deletes.
 
-    show lists them; approved ones go with the next batch; discarded ones are forgotten, and what they are about stays
-    at the slave.
+    gsync holds deletes when one batch would have removed more than max-delete entries. `show` lists them. `approve`
+    deletes these files with the next batch. `discard` forgets the deletes: the files stay at the slave.
     """
     import os
 
@@ -33,7 +34,8 @@ def hold(
     from gsync.cli.output import asked, path_shown, print_json, print_table
     from gsync.state.home import Home
 
-    name, verb, _ = session_and_verb(words, VERBS)
+    name, verb, rest = session_and_verb(words, VERBS)
+    no_more(f"hold {verb}", rest)
     session, ledgers = opened(Home(state), name)
     try:
         held = [row for ledger in ledgers for row in ledger.held()]
@@ -47,7 +49,7 @@ def hold(
                             [[rfc3339(since) or "", path_shown(os.fsdecode(path))] for path, since in held])
             return
         if held and not yes and not asked(f"{verb.capitalize()} the deletion of {len(held)} names?"):
-            raise UsageError(f"hold {verb}: not done; --yes does it without asking")
+            raise UsageError(f"hold {verb}: nothing changed; confirm, or use --yes")
         count = sum(ledger.approve() if verb == "approve" else ledger.discard() for ledger in ledgers)
     finally:
         for ledger in ledgers:

@@ -15,19 +15,21 @@ if TYPE_CHECKING:
 
 def keys(
     session: Annotated[str | None, typer.Argument(
-        metavar="SESSION", help="May be left out if there is only one.", autocompletion=completion.sessions)] = None,
+        metavar="SESSION", help="Name of the session. Optional if there is only one.",
+        autocompletion=completion.sessions)] = None,
     install: Annotated[bool, typer.Option(
-        "--install", help="Put agent and line into the slave's account, over your own ssh access.")] = False,
+        "--install", help="Install the agent and the key over your own ssh access.")] = False,
     rotate: Annotated[bool, typer.Option(
-        "--rotate", help="Replace the key by a new one; goes with --install.")] = False,
+        "--rotate", help="Replace the key. Needs --install.")] = False,
     json: JsonOption = False,
     state: StateOption = None,
 ) -> None:
-    """Make the session's own ssh key, and print the line for ~/.ssh/authorized_keys of the slave's account.
+    """Create or install an ssh key that can only replicate.
 
-    With this line the key can replicate into the slave's directory and nothing else: no shell, no forwarding, no other
-    file. From then on the session uses its key alone. To go back to your own ssh access, delete the files that are
-    named here, and the line at the slave.
+    Without --install this prints the line for ~/.ssh/authorized_keys of the slave's account. With that line, the key
+    can replicate into the slave's directory and do nothing else: no shell, no forwarding, no other file. From then on
+    the session uses only its key. To return to your own ssh access, delete `key` and `key.pub` in the session's
+    directory, and the line at the slave.
     """
     import os
     from dataclasses import replace
@@ -41,12 +43,12 @@ def keys(
     from gsync.state.home import Home
 
     if rotate and not install:
-        raise UsageError("keys: --rotate goes with --install, else the session would be locked out")
+        raise UsageError("keys --rotate: it needs --install, or the session would lose access to the slave")
     chosen = SessionHome(Home(state)).the(session)
     slave = parse_slave(chosen.slave)
     slave = replace(slave, port=chosen.options.ssh_port or slave.port)
     if slave.host is None:
-        raise UsageError(f"session {chosen.name}: its slave {slave} is on this host, that needs no key")
+        raise UsageError(f"session {chosen.name}: slave {slave} is on this host, which needs no key")
     key = chosen.key
     if rotate or not os.path.exists(key):
         key += ".new"
@@ -64,7 +66,7 @@ def keys(
     if json:
         print_json({"session": chosen.name, "key": chosen.key, "line": line, "installed_in": where})
     elif where is not None:
-        print(f"{slave.target}: the key is in {where}, the session uses it from now on ({chosen.key})")
+        print(f"{slave.target}: the key is installed in {where}; from now on the session uses it ({chosen.key})")
     else:
         print(line)
         _explain(chosen, slave.target)
@@ -92,6 +94,6 @@ def _make(session: Session, key: str) -> None:
 def _explain(session: Session, target: str) -> None:
     import sys
 
-    print(f"The line above belongs into ~/.ssh/authorized_keys of {target}; the agent has to be there too, as "
-          f"~/.local/share/gsync/agent.pyz: gsync keys {session.name} --install does both. The session uses this key "
-          f"from now on: {session.key}", file=sys.stderr)
+    print(f"Add the line above to ~/.ssh/authorized_keys of {target}, and install the agent there as "
+          f"~/.local/share/gsync/agent.pyz; gsync keys {session.name} --install does both. From now on the session "
+          f"uses this key: {session.key}", file=sys.stderr)

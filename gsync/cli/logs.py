@@ -16,16 +16,16 @@ _BLOCK = 1 << 16
 
 def logs(
     session: Annotated[str | None, typer.Argument(
-        metavar="SESSION", help="Whose; not needed if there is only one.",
+        metavar="SESSION", help="Name of the session. Optional if there is only one.",
         autocompletion=completion.sessions)] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is added, until stopped.")] = False,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, metavar="N", help="How many lines.")] = 20,
-    monitor: Annotated[bool, typer.Option("--monitor", help="The monitor's log.")] = False,
-    recorder: Annotated[bool, typer.Option("--recorder", help="The log of the recorder of the session's volume.")]
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing new lines until stopped.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, metavar="N", help="Number of lines.")] = 20,
+    monitor: Annotated[bool, typer.Option("--monitor", help="Show the log of the monitor.")] = False,
+    recorder: Annotated[bool, typer.Option("--recorder", help="Show the log of the recorder of the session's volume.")]
     = False,
     state: StateOption = None,
 ) -> None:
-    """Show the log of a session's worker (or of the monitor, or a recorder)."""
+    """Show the log of a worker, a recorder or the monitor."""
     import sys
     from contextlib import suppress
 
@@ -36,7 +36,7 @@ def logs(
 
     home = Home(state)
     if monitor and (recorder or session is not None):
-        raise UsageError("logs: --monitor is the log of the whole node; give no session with it")
+        raise UsageError("logs --monitor: this log is of the whole node; give neither a session nor --recorder")
     if monitor:
         path, what = monitor_log(home), "the monitor"
     else:

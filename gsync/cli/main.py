@@ -80,7 +80,7 @@ def _options(version: bool = typer.Option(False, "--version", callback=_print_ve
 def make_app(names: Iterable[str] = _COMMANDS) -> typer.Typer:
     """The program with these commands; with all of them it takes 0.1 s to make, more than what most commands do."""
     app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True,
-                      help="Keeps a second site in step with a first one, by following changelogs.")
+                      help="Keep a second site in sync by following changelogs.")
     app.callback()(_options)
     for name in names:
         where, settings = _COMMANDS[name]

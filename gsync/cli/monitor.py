@@ -6,9 +6,10 @@ from gsync.cli.options import StateOption
 
 
 def monitor(state: StateOption = None) -> None:
-    """Keep the sessions that are started running, until stopped; they go on when this ends.
+    """Keep the started sessions of this node running.
 
-    One for each node: as a service of systemd (conf/gsync-monitor.service), or in the background by `gsync start`.
+    There is one monitor per node: a systemd service (conf/gsync-monitor.service), or a background process that `gsync
+    start` starts. Workers and recorders keep running when the monitor exits.
     """
     from gsync.base.notify import Notifier
     from gsync.service.monitor import Monitor

@@ -9,11 +9,12 @@ import typer
 from gsync.cli import completion
 
 StateOption = Annotated[str | None, typer.Option(
-    "--state", metavar="DIR", help="The state folder; default: $GSYNC_HOME, /var/lib/gsync, or the user's own.")]
+    "--state", metavar="DIR",
+    help="State directory. Default: $GSYNC_HOME, /var/lib/gsync for root, ~/.local/state/gsync for others.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 SetOption = Annotated[list[str] | None, typer.Option(
     "-o", "--set", metavar="OPTION=VALUE", autocompletion=completion.settings,
-    help="Any other option of `gsync config help`. Can be repeated.")]
+    help="Any other setting, see `gsync config help`. Repeatable.")]
 
 
 def duration(text: str | None, name: str) -> float | None:
@@ -36,7 +37,7 @@ def overrides(texts: list[str] | None) -> dict[str, Any]:
     for text in texts or []:
         name, equals, value = text.partition("=")
         if not equals:
-            raise UsageError(f"--set {text}: not of the form OPTION=VALUE")
+            raise UsageError(f"--set {text}: expected OPTION=VALUE")
         row = find(name)
         before = values.get(row.field)
         values[row.field] = f"{before}\n{value}" if before is not None and row.about.kind is Kind.PATTERNS else value

@@ -10,10 +10,13 @@ from gsync.cli.options import StateOption
 
 
 def worker(
-    session: Annotated[str, typer.Argument(metavar="SESSION")],
+    session: Annotated[str, typer.Argument(metavar="SESSION", help="Name of the session.")],
     state: StateOption = None,
 ) -> int:
-    """Replicate a session in the foreground, beside a recorder that runs, until stopped. (The monitor starts these.)"""
+    """Run the worker of a session in the foreground.
+
+    A recorder must be running. The monitor starts workers by itself.
+    """
     from gsync.service import run_worker
     from gsync.state.home import Home
 
@@ -21,10 +24,13 @@ def worker(
 
 
 def agent(
-    words: Annotated[list[str], typer.Argument(metavar="ROOT | --forced ROOT")],
+    words: Annotated[list[str], typer.Argument(
+        metavar="ROOT | --forced ROOT", help="Directory of the slave.")],
 ) -> int:
-    """Serve one worker on stdin and stdout, for the slave tree ROOT. (The worker starts it; --forced is for the line
-    that `gsync keys` prints.)"""
+    """Serve one worker on stdin and stdout.
+
+    The worker starts it. --forced is for the line in authorized_keys that `gsync keys` prints.
+    """
     from gsync.slave import program
 
     return program.main(words)

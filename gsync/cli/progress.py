@@ -43,7 +43,7 @@ def progress_line(status: WorkerStatus, files: int, size: int) -> str:
     count = f"{files:,} files"
     if status.state != "Active":
         return f"{status.state}: {status.reason}" if status.reason else "connecting"
-    parts = ["in step" if status.in_step else status.phase]
+    parts = ["in sync" if status.in_step else status.phase]
     if status.in_step:
         parts += [count, shown_size(size)]
         if status.lag_seconds is not None:
@@ -114,7 +114,7 @@ class RunView:
         self._keep(line)
 
     def ended(self, child: str, ending: Ending, pause: float | None) -> None:
-        log.warning(f"{child} ended", reason=ending.line, again_in=pause)
+        log.warning(f"{child} exited", reason=ending.line, restart_in=pause)
         self.event("restart", child=child, reason=ending.line, pause_seconds=pause)
 
     def tick(self, statuses: Sequence[WorkerStatus]) -> None:
@@ -130,14 +130,14 @@ class RunView:
             self.event("state", state=status.state, reason=status.reason, crawl=status.crawl)
         if status.lacks and status.lacks != self._lacks:
             self._lacks = status.lacks
-            text = f"the slave cannot hold {', '.join(status.lacks)}: what is lost is counted in gsync status"
+            text = f"the slave cannot store {', '.join(status.lacks)}; gsync status counts what is lost"
             log.warning(text)
             self.event("lacks", kinds=status.lacks)
             if self._live is not None:
                 self._live.say(text)
         if status.in_step and not self._been_in_step:
             self._been_in_step = True
-            log.info("in step", files=files, bytes=size, took=time.monotonic() - self._started)
+            log.info("in sync", files=files, bytes=size, took=time.monotonic() - self._started)
             self.event("in step", files=files, bytes=size, seconds=self._seconds())
         progress = (status.phase, files, size, status.files_total, status.in_step, status.failures, status.held)
         if progress != self._progress and time.monotonic() - self._progress_at >= PROGRESS_EVERY:
@@ -162,7 +162,7 @@ class RunView:
             behind = (time.time_ns() - status.stime) / NS
             text += f"; the slave holds everything up to {shown_duration(max(behind, 0.0))} ago"
         if status.failures or status.held:
-            text += f"; {status.failures:,} failures, {status.held:,} held: see gsync failures, gsync hold"
+            text += f"; {status.failures:,} failures, {status.held:,} held: see gsync failures and gsync hold"
         return text
 
     def _seconds(self) -> float:

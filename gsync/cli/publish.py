@@ -100,8 +100,8 @@ def _publisher(state: str | None, options: Options | None = None, looking: bool 
     from gsync.state.home import Home
     from gsync.transfer.catalog.catalog import open_catalog
     from gsync.transfer.catalog.publish import Publisher, Thresholds
-    from gsync.transfer.queue.database import Transfers
     from gsync.transfer.queue.registry import Stores
+    from gsync.transfer.queue.transfers import Transfers
 
     options = options or node_options(state)
     transfers = Transfers(Home(state).path, looking)

@@ -14,11 +14,11 @@ from gsync.cli.options import JsonOption, SetOption, StateOption, overrides
 if TYPE_CHECKING:
     from gsync.session.options import Options
     from gsync.state.home import Home
-    from gsync.transfer.queue.database import Transfers
     from gsync.transfer.queue.failures import SessionFailures
     from gsync.transfer.queue.registry import StorePath, Stores
     from gsync.transfer.queue.requests import NewOperation, NewTransfer, Request, Transfer, TransferState
     from gsync.transfer.queue.retry import RetryPolicy
+    from gsync.transfer.queue.transfers import Transfers
 
 app = typer.Typer(no_args_is_help=True, help="Transfers that are to be done, are being done, or were done.")
 
@@ -56,6 +56,7 @@ def submit(
     from gsync.base.times import shown_size
     from gsync.cli.output import path_shown, print_json
     from gsync.transfer.catalog.catalog import parse_catalog
+    from gsync.transfer.queue.intake import Intake
     from gsync.transfer.queue.requests import NewRequest
 
     catalog = None if register is None else parse_catalog(register)
@@ -73,7 +74,8 @@ def submit(
                 print(f"would copy {files} files, {shown_size(size)}, from {path_shown(str(src))} to "
                       f"{path_shown(str(dst))}")
             return 0
-        ident = queue.transfers.submit(NewRequest("queue", owner or _me(), operations, label or f"{src} → {dst}",
+        ident = Intake(queue.transfers).submit(NewRequest("queue", owner or _me(), operations,
+                                                          label or f"{src} → {dst}",
                                                   priority))
         if not wait:
             if json:
@@ -234,8 +236,8 @@ class _Queue:
 
     def __init__(self, state: str | None, looking: bool = True) -> None:
         from gsync.state.home import Home
-        from gsync.transfer.queue.database import Transfers
         from gsync.transfer.queue.registry import Stores
+        from gsync.transfer.queue.transfers import Transfers
 
         self.home: Home = Home(state)
         self.transfers: Transfers = Transfers(self.home.path, looking)
@@ -402,9 +404,11 @@ def _orders(queue: _Queue, what: str, ids: list[str] | None, owner: str | None, 
     """kill or retry (or "would kill", "would retry": how many it would be) of the requests and transfers named."""
     from gsync.base.errors import UsageError
     from gsync.transfer.queue.failures import PREFIX
+    from gsync.transfer.queue.orders import Orders
 
-    order = {"kill": queue.transfers.kill, "retry": queue.transfers.retry,
-             "would kill": queue.transfers.count_killable, "would retry": queue.transfers.count_retryable}[what]
+    orders = Orders(queue.transfers)
+    order = {"kill": orders.kill, "retry": orders.retry, "would kill": orders.count_killable,
+             "would retry": orders.count_retryable}[what]
     if not ids:
         if owner is None and link is None:
             raise UsageError(f"queue {what.split()[-1]}: of what? Give ids, --owner or --link")

@@ -9,14 +9,14 @@ import typer
 from gsync.cli import completion
 from gsync.cli.options import JsonOption, StateOption
 
-app = typer.Typer(no_args_is_help=True, help="The processes that record the changes of volumes.")
+app = typer.Typer(no_args_is_help=True, help="Record the changes of volumes.")
 
 
 @app.command("status")
 def status(name: Annotated[str | None, typer.Argument(
-    metavar="NAME", help="Only this volume's.", autocompletion=completion.volumes)] = None,
+    metavar="NAME", help="Show only the recorder of this volume.", autocompletion=completion.volumes)] = None,
            json: JsonOption = False, state: StateOption = None) -> None:
-    """Show what the recorders do."""
+    """Show the state of the recorders."""
     from dataclasses import asdict
 
     from gsync.cli.output import print_json, print_table
@@ -40,13 +40,16 @@ def status(name: Annotated[str | None, typer.Argument(
 
 @app.command("run")
 def run(name: Annotated[str, typer.Argument(
-    metavar="NAME", help="The volume.", autocompletion=completion.volumes)],
+    metavar="NAME", help="Name of the volume.", autocompletion=completion.volumes)],
         detector: Annotated[str | None, typer.Option(
-            metavar="auto|fanotify|inotify", help="How changes are noticed.")] = None,
-        log_level: Annotated[str | None, typer.Option(metavar="LEVEL", help="DEBUG, INFO, WARNING or ERROR.")] = None,
+            metavar="auto|fanotify|inotify", help="How to detect changes.")] = None,
+        log_level: Annotated[str | None, typer.Option(
+            metavar="LEVEL", help="Lowest level to log. DEBUG, INFO, WARNING or ERROR.")] = None,
         state: StateOption = None) -> int:
-    """Record a volume's changes until stopped, on its own or before a session starts. What is not said here is as
-    `gsync config --site` has it."""
+    """Record a volume in the foreground until stopped.
+
+    This keeps the history complete while no session is started. Other settings come from `gsync config --site`.
+    """
     from gsync.recorder.__main__ import main
     from gsync.service.child import recorder_args
     from gsync.session import config

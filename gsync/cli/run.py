@@ -23,42 +23,46 @@ if TYPE_CHECKING:
 
 def run(
     master: Annotated[str, typer.Argument(
-        metavar="MASTER", help="A directory, or a volume's name.", autocompletion=completion.volumes)],
+        metavar="MASTER", help="Directory or volume to replicate.", autocompletion=completion.volumes)],
     slave: Annotated[str, typer.Argument(
-        metavar="SLAVE", help="/path, [user@]host:/path, [user@]host::VOLUME of GlusterFS, or ssh://[user@]host[:port]/path")],
+        metavar="SLAVE", help="Where the copy is kept. /path, [user@]host:/path, "
+                               "ssh://[user@]host[:port]/path, or [user@]host::VOLUME for a GlusterFS volume.")],
     once: Annotated[bool, typer.Option(
-        "--once", help="End when everything that exists now is at the slave and durable.")] = False,
+        "--once", help="Exit once all existing files are durably at the slave.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print events, one JSON object per line.")] = False,
     state: StateOption = None,
     exclude: Annotated[list[str] | None, typer.Option(
-        metavar="PATTERN", help="Leave out what matches, as in .gitignore. Can be repeated.")] = None,
+        metavar="PATTERN", help="Leave out files that match, as in .gitignore. Repeatable.")] = None,
     exclude_from: Annotated[str | None, typer.Option(
-        metavar="FILE", help="Patterns from a file, before those of --exclude.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+        metavar="FILE", help="Read patterns from FILE. They come before those of --exclude.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and change nothing.")] = False,
     adopt: Annotated[bool, typer.Option(
-        "--adopt", help="Take over a copy that other means made, comparing instead of sending again.")] = False,
-    sync_method: Annotated[str | None, typer.Option(metavar="auto|rsync|tarssh", help="How data travels.")] = None,
-    sync_jobs: Annotated[int | None, typer.Option(metavar="N", help="Streams of data side by side.")] = None,
+        "--adopt", help="Take over an existing copy. gsync compares it and sends only what differs.")] = False,
+    sync_method: Annotated[str | None, typer.Option(metavar="auto|rsync|tarssh", help="How file data is sent.")] = None,
+    sync_jobs: Annotated[int | None, typer.Option(metavar="N", help="Number of parallel data streams.")] = None,
     bwlimit: Annotated[str | None, typer.Option(
-        metavar="RATE", help="Bytes per second that data may use, e.g. 500K or 10M; or by the time of the week.")
+        metavar="RATE", help="Limit in bytes per second, such as 10M. It may depend on the time of the week.")
     ] = None,
     delete_retention: Annotated[str | None, typer.Option(
-        metavar="TIME", help="Keep deleted files in the slave's .gsync/trash so long: 7d, 12h, 2w.")] = None,
+        metavar="TIME",
+        help="Keep deleted files in the slave's .gsync/trash this long. For example 7d, 12h or 2w.")] = None,
     max_delete: Annotated[int | None, typer.Option(
-        metavar="N", help="Hold deletes when one batch would remove more than N entries.")] = None,
+        metavar="N", help="Hold deletes if a batch would remove more than N entries.")] = None,
     ssh_config: Annotated[str | None, typer.Option(
-        metavar="FILE", help="The file that ssh reads instead of ~/.ssh/config.")] = None,
-    ssh_port: Annotated[int | None, typer.Option(metavar="PORT", help="The port of the slave's ssh server.")] = None,
+        metavar="FILE", help="Configuration file of ssh, instead of ~/.ssh/config.")] = None,
+    ssh_port: Annotated[int | None, typer.Option(metavar="PORT", help="Port of the slave's ssh server.")] = None,
     accept_host_key: Annotated[str | None, typer.Option(
-        metavar="SHA256:…", help="Accept the slave's host key if this is its fingerprint.")] = None,
+        metavar="SHA256:…", help="Accept the slave's host key if it has this fingerprint.")] = None,
     detector: Annotated[str | None, typer.Option(
-        metavar="auto|fanotify|inotify", help="How changes of the master are noticed.")] = None,
+        metavar="auto|fanotify|inotify", help="How to detect changes of the master.")] = None,
     log_level: Annotated[str | None, typer.Option(
-        metavar="LEVEL", help="What goes to the session's log: DEBUG, INFO, WARNING or ERROR.")] = None,
+        metavar="LEVEL", help="Lowest level to log. DEBUG, INFO, WARNING or ERROR.")] = None,
     settings: SetOption = None,
 ) -> int:
-    """Record and replicate in the foreground. Stopped and started again, it goes on from where it was. The options hold
-    for this run, above the settings of `gsync config`."""
+    """Record and replicate in the foreground.
+
+    Run the same command again to resume. Options apply to this run and override the settings of `gsync config`.
+    """
     import os
     from dataclasses import replace
 
@@ -95,8 +99,8 @@ def run(
             if dry_run:
                 return _dry_run(session, volume, home, json=json)
             if read_wanted(session) in (Wanted.STARTED, Wanted.PAUSED):
-                raise LockedError(f"session {session.name} is started, a monitor runs it; "
-                                  f"gsync stop {session.name} ends that")
+                raise LockedError(f"session {session.name} is started and run by the monitor; stop it first "
+                                  f"with gsync stop {session.name}")
             return _supervise(session, given, volume, home, once=once, json=json)
 
 
@@ -109,7 +113,7 @@ def accept_key(slave: Slave, options: Options, fingerprint: str) -> None:
     from gsync.service.sshoptions import ssh_options
 
     if slave.host is None:
-        raise UsageError(f"--accept-host-key: the slave {slave} is on this host")
+        raise UsageError(f"--accept-host-key: slave {slave} is on this host, which needs no host key")
     hostkeys.accept_host_key(replace(slave, port=options.ssh_port or slave.port),
                           ssh_options(options), fingerprint)
 
@@ -203,7 +207,7 @@ def _parts(session: Session, volume: Volume) -> list[Session]:
         return [session]
     info = read_info(volume.gluster.name, volume.gluster.host)
     if info.lacks():
-        raise UsageError(f"volume {volume.name}: its changes are not recorded: " + "; ".join(
+        raise UsageError(f"volume {volume.name}: its changes are not recorded; run " + "; ".join(
             f"gluster volume set {info.name} {name} {value}" for name, value in info.lacks().items()))
     chosen: dict[int, Session] = {}
     for part in session.parts(volume):
@@ -213,8 +217,8 @@ def _parts(session: Session, volume: Volume) -> list[Session]:
             chosen[part.part.subvolume] = part
     for brick in info.bricks:
         if brick.subvolume not in chosen:
-            raise UsageError(f"volume {volume.name}: a run works through the bricks of this node, and none of them "
-                             f"holds what brick {brick} does: gsync create and start work on all nodes")
+            raise UsageError(f"volume {volume.name}: no brick on this node has the data of brick {brick}; use gsync "
+                             "create and gsync start, which work on all nodes")
     return list(chosen.values())
 
 
@@ -294,5 +298,5 @@ def _dry_run(session: Session, volume: Volume, home: Home, *, json: bool) -> int
             print(f"{line.action:10} {shown_size(line.size) if line.size else '':>10}  {before}{path_shown(path)}")
     if not json:
         counts = ", ".join(f"{action} {count:,}" for action, count in sorted(found.items()))
-        print(f"in all: {counts or 'nothing to do'}" + (f"; {shown_size(size)} of data" if size else ""))
+        print(f"total: {counts or 'nothing to do'}" + (f"; {shown_size(size)} of data" if size else ""))
     return 0

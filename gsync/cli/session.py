@@ -20,38 +20,47 @@ WAIT_STOP = 30.0    # s: longer than what a worker that hangs is given before it
 LOOK = 0.1          # s between two looks
 
 Names = Annotated[list[str] | None, typer.Argument(
-    metavar="SESSION", help="Which ones; not needed if there is only one session.",
+    metavar="SESSION", help="Names of sessions. Optional if there is only one.",
     autocompletion=completion.sessions)]
-All = Annotated[bool, typer.Option("--all", help="Every session for which it makes sense.")]
-NoWait = Annotated[bool, typer.Option("--no-wait", help="Do not wait to see what comes of it.")]
+All = Annotated[bool, typer.Option("--all", help="All sessions that the command applies to.")]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Do not wait for the result.")]
 
 
 def start(names: Names = None, all_: All = False, no_wait: NoWait = False, json: JsonOption = False,
           state: StateOption = None) -> int:
-    """Start sessions: they run, over reboots too, until they are stopped."""
+    """Start sessions.
+
+    They run until they are stopped, across reboots too.
+    """
     return _Command("start", names, all_, no_wait, json, state).run()
 
 
 def stop(names: Names = None, all_: All = False, no_wait: NoWait = False, json: JsonOption = False,
          state: StateOption = None) -> int:
-    """Stop sessions. Changes are still recorded, so that they go on from where they were."""
+    """Stop sessions.
+
+    Changes are still recorded, so a session resumes where it stopped.
+    """
     return _Command("stop", names, all_, no_wait, json, state).run()
 
 
 def pause(names: Names = None, all_: All = False, no_wait: NoWait = False, json: JsonOption = False,
           state: StateOption = None) -> int:
-    """Let sessions rest for a while: nothing is sent, but the connections stay."""
+    """Pause sessions.
+
+    Nothing is sent, but the connections stay open.
+    """
     return _Command("pause", names, all_, no_wait, json, state).run()
 
 
 def resume(names: Names = None, all_: All = False, no_wait: NoWait = False, json: JsonOption = False,
            state: StateOption = None) -> int:
-    """Let paused sessions go on."""
+    """Resume paused sessions."""
     return _Command("resume", names, all_, no_wait, json, state).run()
 
 
 class _Command:
-    """One of the four, on one or several sessions: what can be done is done, and what cannot be is told."""
+    """One of the four, on one or several sessions. One that fails does not keep the others from being done."""
 
     def __init__(self, verb: str, names: list[str] | None, all_: bool, no_wait: bool, json: bool,
                  state: str | None) -> None:
@@ -75,7 +84,7 @@ class _Command:
         from gsync.cli.output import print_error, print_json
 
         if self.all and self.names:
-            raise UsageError(f"{self.verb}: either --all or the names of sessions")
+            raise UsageError(f"{self.verb}: give either --all or names of sessions")
         results: list[dict[str, Any]] = []
         code = 0
 
@@ -127,7 +136,7 @@ class _Command:
         if runs is not None:
             if self.all:
                 return False
-            raise LockedError(f"session {name}: `gsync run` runs it, pid {runs}; end that first")
+            raise LockedError(f"session {name}: `gsync run` is running it, pid {runs}; stop that first")
         try:
             now = read_wanted(session)
         except UsageError:
@@ -139,12 +148,12 @@ class _Command:
         if now not in sense:
             if self.all:
                 return False
-            hint = {("start", Wanted.PAUSED): f"it is paused; gsync resume {name} lets it go on",
+            hint = {("start", Wanted.PAUSED): f"it is paused; use gsync resume {name}",
                     ("resume", Wanted.STARTED): "it is not paused",
-                    ("resume", Wanted.CREATED): f"it is not paused, it was never started; gsync start {name}",
-                    ("resume", Wanted.STOPPED): f"it is not paused, it is stopped; gsync start {name}"}
+                    ("resume", Wanted.CREATED): f"it was never started; use gsync start {name}",
+                    ("resume", Wanted.STOPPED): f"it is stopped; use gsync start {name}"}
             raise UsageError(f"session {name}: cannot {self.verb}: "
-                             + hint.get((self.verb, now), f"it is not started; gsync start {name}"))
+                             + hint.get((self.verb, now), f"it is not started; use gsync start {name}"))
         if self.verb == "stop" and now is Wanted.CREATED:
             self._say(f"{name}: was never started")
             return False
@@ -159,8 +168,8 @@ class _Command:
 
         if monitor_lock(self.home).holder() is None:
             pid = start_in_background(self.home)
-            print(f"gsync: no monitor was running on this node: started one in the background, pid {pid}; to have one "
-                  "after each boot, install conf/gsync-monitor.service", file=sys.stderr, flush=True)
+            print(f"gsync: no monitor was running on this node: started one in the background, pid {pid}; to start it "
+                  "at boot, install conf/gsync-monitor.service", file=sys.stderr, flush=True)
 
     # what comes of it
 
@@ -197,7 +206,7 @@ class _Command:
         if brick.state == "Faulty":
             reason = brick.reason
             kind = SlaveError if reason.startswith("slave ") else Faulty
-            raise kind(f"session {said}, but its worker is Faulty, and tries again now and then: {reason}")
+            raise kind(f"session {said}, but its worker is Faulty and will retry: {reason}")
         pid = f", pid {brick.pid}" if brick.pid else ""
         if brick.state in wanted:
             self._say(f"{said}; its worker is {brick.state}{pid}")
@@ -222,15 +231,15 @@ class _Command:
         _wait(come, WAIT_STOP)
         pid, node = lock.holder(), self.reports.seen_working(session)
         if pid is not None:
-            self._say(f"{session.name}: stopped, but its worker, pid {pid}, has not ended yet")
+            self._say(f"{session.name}: stopped, but its worker, pid {pid}, has not exited yet")
         elif node is not None:
-            self._say(f"{session.name}: stopped, but the worker on node {node} has not said that it has ended: if that "
-                      "node is dead or cut off, it ends when it sees the meta volume again")
+            self._say(f"{session.name}: stopped, but the worker on node {node} has not confirmed it; if that node is "
+                      "down or unreachable, its worker exits once it sees the meta volume again")
         else:
             self._say(f"{session.name}: stopped")
 
 
-_PAST = {"start": "started", "stop": "stopped", "pause": "paused", "resume": "goes on"}
+_PAST = {"start": "started", "stop": "stopped", "pause": "paused", "resume": "resumed"}
 
 
 def _wait(come: Callable[[], bool], seconds: float) -> None:

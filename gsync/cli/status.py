@@ -19,19 +19,19 @@ EVERY = 1.0  # seconds between two looks of --watch
 
 def status(
     session: Annotated[str | None, typer.Argument(
-        metavar="SESSION", help="Only this session.", autocompletion=completion.sessions)] = None,
+        metavar="SESSION", help="Show only this session.", autocompletion=completion.sessions)] = None,
     detail: Annotated[bool, typer.Option(
-        "--detail", help="Backlog, failures, rate, checkpoint and recorder too.")] = False,
+        "--detail", help="Show backlog, failures, rate, checkpoint and recorder too.")] = False,
     json: JsonOption = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Show it again every second, until stopped.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh every second until stopped.")] = False,
     check: Annotated[bool, typer.Option(
-        "--check", help="One line for Nagios and its kind; ends with 0 (OK), 1 (WARNING), 2 (CRITICAL) or 3 (UNKNOWN)."
-    )] = False,
+        "--check", help="Print one line as a Nagios plugin does. The exit code is 0 (OK), 1 (WARNING), 2 (CRITICAL) or "
+                        "3 (UNKNOWN).")] = False,
     max_lag: Annotated[float | None, typer.Option(
-        metavar="SECONDS", min=0, help="With --check: a session that lags by more is CRITICAL.")] = None,
+        metavar="SECONDS", min=0, help="With --check, a longer lag is CRITICAL.")] = None,
     state: StateOption = None,
 ) -> int:
-    """Show what the sessions do. It is read from files: no process is asked."""
+    """Show the state of sessions and their workers."""
     from gsync.base.errors import UsageError
     from gsync.cli.output import print_json
     from gsync.session.report import Reports
@@ -39,10 +39,10 @@ def status(
 
     if check:
         if watch or json or detail:
-            raise UsageError("status --check goes with --max-lag only")
+            raise UsageError("status --check: it can only be combined with --max-lag")
         return _check(session, max_lag, state)
     if max_lag is not None:
-        raise UsageError("status --max-lag goes with --check")
+        raise UsageError("status --max-lag: it needs --check")
     home = Home(state)
 
     def look() -> list[SessionReport]:
@@ -62,7 +62,7 @@ def status(
         if found:
             _print(found, detail)
         else:
-            print(f"no sessions in {home.path}; gsync create MASTER SLAVE makes one")
+            print(f"no sessions in {home.path}; create one with gsync create MASTER SLAVE")
     return 0
 
 
@@ -128,11 +128,11 @@ def _reasons(reports: list[SessionReport]) -> list[str]:
             lines += [f"{where}: {reason}" for reason in reasons]
             if brick.left_out:
                 kinds = ", ".join(f"{kind} of {count:,}" for kind, count in brick.left_out.items())
-                lines.append(f"{where}: the slave cannot hold and leaves out: {kinds}")
+                lines.append(f"{where}: left out, since the slave cannot store them: {kinds}")
             if brick.failures:
-                lines.append(f"{where}: what failed, and why: gsync failures {report.name} list")
+                lines.append(f"{where}: to list the failures: gsync failures {report.name} list")
             if brick.held:
-                lines.append(f"{where}: deletes wait for an approval: gsync hold {report.name} show")
+                lines.append(f"{where}: deletes wait for approval: gsync hold {report.name} show")
     return lines
 
 

@@ -143,8 +143,8 @@ def remove(name: NameArgument, yes: Annotated[bool, typer.Option("--yes", help="
 def _stores(state: str | None, looking: bool = True) -> Iterator[Stores]:
     """The registry. looking: it is not made."""
     from gsync.state.home import Home
-    from gsync.transfer.queue.database import Transfers
     from gsync.transfer.queue.registry import Stores
+    from gsync.transfer.queue.transfers import Transfers
 
     transfers = Transfers(Home(state).path, looking)
     stores = Stores(transfers)

@@ -12,25 +12,26 @@ from gsync.cli.options import JsonOption, StateOption
 if TYPE_CHECKING:
     from gsync.state.home import Home, Volume
 
-app = typer.Typer(no_args_is_help=True, help="The named trees whose changes are recorded.")
+app = typer.Typer(no_args_is_help=True, help="Manage volumes, the named trees whose changes are recorded.")
 
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The volume.", autocompletion=completion.volumes)]
+NameArgument = Annotated[str, typer.Argument(
+    metavar="NAME", help="Name of the volume.", autocompletion=completion.volumes)]
 
 
 @app.command("add")
 def add(
     name: Annotated[str | None, typer.Argument(
-        metavar="[NAME]", help="What to call the volume; with --gluster it may be left out.")] = None,
-    path: Annotated[str | None, typer.Argument(metavar="[PATH]", help="The directory.")] = None,
+        metavar="[NAME]", help="Name of the new volume. Optional with --gluster.")] = None,
+    path: Annotated[str | None, typer.Argument(metavar="[PATH]", help="Directory to register.")] = None,
     gluster: Annotated[str | None, typer.Option(
-        "--gluster", metavar="VOLUME", help="A GlusterFS volume, instead of PATH; on each node that has bricks of it."
+        "--gluster", metavar="VOLUME", help="Register a GlusterFS volume. Run this on each node that has bricks of it."
     )] = None,
     host: Annotated[str, typer.Option(
-        "--host", metavar="HOST", help="Whose glusterd to ask, and to mount from.")] = "localhost",
+        "--host", metavar="HOST", help="Host whose glusterd gsync asks and mounts from.")] = "localhost",
     json: JsonOption = False,
     state: StateOption = None,
 ) -> None:
-    """Make a directory, or a volume of GlusterFS, a volume, so that sessions can use it by name."""
+    """Register a directory or GlusterFS volume for recording."""
     from gsync.base.errors import UsageError
     from gsync.cli.output import path_shown, print_json
     from gsync.master.gluster.info import read_info
@@ -75,7 +76,7 @@ def list_(json: JsonOption = False, state: StateOption = None) -> None:
 
 @app.command("info")
 def info(name: NameArgument, json: JsonOption = False, state: StateOption = None) -> None:
-    """Show one volume: its path and identity, its recorder, the sessions that use it."""
+    """Show a volume, its recorder and its sessions."""
     from gsync.cli.output import path_shown, print_json
     from gsync.state.home import Home
 
@@ -96,9 +97,12 @@ def info(name: NameArgument, json: JsonOption = False, state: StateOption = None
 
 
 @app.command("remove")
-def remove(name: NameArgument, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+def remove(name: NameArgument, yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
            json: JsonOption = False, state: StateOption = None) -> None:
-    """Forget a volume that no session uses, with its changelogs and index. The tree itself stays as it is."""
+    """Remove a volume that no session uses.
+
+    This deletes its changelogs and index. The tree itself is not changed.
+    """
     from gsync.base.errors import UsageError
     from gsync.cli.output import asked, print_json
     from gsync.state.home import Home
@@ -106,11 +110,11 @@ def remove(name: NameArgument, yes: Annotated[bool, typer.Option("--yes", help="
     home = Home(state)
     volume = _described(home.get(name), home)
     if volume["sessions"]:
-        raise UsageError(f"volume {name}: used by {', '.join(volume['sessions'])}: their slaves would not know the "
-                         "volume again if it were added anew; gsync delete them first")
-    if not yes and not asked(f"Forget volume {name} with its recorded changes? The slaves that it has had would not "
-                             "know it again."):
-        raise UsageError(f"volume {name}: not removed; --yes removes it without asking")
+        raise UsageError(f"volume {name}: used by sessions: {', '.join(volume['sessions'])}; delete them first with "
+                         "gsync delete, since their slaves would refuse a volume that is added again")
+    if not yes and not asked(f"Remove volume {name} with its recorded changes? Its former slaves will refuse a "
+                             "volume that is added again."):
+        raise UsageError(f"volume {name}: not removed; confirm, or use --yes")
     home.remove(name)
     if json:
         print_json(volume)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def session_and_verb(words: Sequence[str] | None, verbs: Sequence[str]) -> tuple[str | None, str, list[str]]:
-    """Session (None: the only one), verb and what follows it; UsageError if there is no such verb."""
+    """Session (None: the only one), verb and what follows it. UsageError for an unknown verb."""
     from gsync.base.errors import UsageError
 
     given = list(words or [])
@@ -15,4 +15,12 @@ def session_and_verb(words: Sequence[str] | None, verbs: Sequence[str]) -> tuple
             return (given[0] if at else None), given[at], given[at + 1:]
     if len(given) < 2:
         return (given[0] if given else None), verbs[0], []
-    raise UsageError(f"{given[1]}: not one of {', '.join(verbs)}")
+    raise UsageError(f"unexpected argument: {given[1]}; expected one of {', '.join(verbs)}")
+
+
+def no_more(command: str, rest: Sequence[str]) -> None:
+    """UsageError if a command has got more words than it takes."""
+    from gsync.base.errors import UsageError
+
+    if rest:
+        raise UsageError(f"{command}: unexpected argument: {rest[0]}")

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 
 from gsync.base.clock import Clock
 from gsync.base.errors import Transient
-from gsync.engine.batch import Batch, Progress
+from gsync.engine.batch import Batch
 from gsync.engine.connection import Connection
 from gsync.engine.parts import Limits, MasterSide, Work
+from gsync.engine.progress import Progress
 from gsync.engine.worklist import DataNeed, EnumDir
 from gsync.link.client import SlaveClient
 from gsync.master.tree import Tree

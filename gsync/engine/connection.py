@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from gsync.engine.batch import PAGE
 from gsync.engine.loss import Loss
+from gsync.engine.worklist import PAGE
 from gsync.link.client import SlaveClient
 from gsync.link.link import Link
 from gsync.link.protocol import Hello

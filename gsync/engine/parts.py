@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gsync.changelog.reader import History
-from gsync.engine.batch import DATA_RETRIES
 from gsync.engine.connection import Connection
 from gsync.engine.doubt import Doubt
 from gsync.engine.feed import RecorderView
+from gsync.engine.flight import DATA_RETRIES
 from gsync.engine.ledger import Ledger
 from gsync.engine.snapshot import Snapshot
 from gsync.engine.states import Order

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from gsync.engine.batch import Progress
 from gsync.engine.loss import Loss
+from gsync.engine.progress import Progress
 from gsync.engine.states import WorkerState
 
 

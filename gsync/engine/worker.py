@@ -15,7 +15,6 @@ from gsync.base.errors import Faulty, GsyncError, SlaveError, Stopped, Transient
 from gsync.base.log import get_logger
 from gsync.base.model import NS
 from gsync.changelog.layout import HistoryGap
-from gsync.engine.batch import Progress
 from gsync.engine.batching import Batching
 from gsync.engine.commit import Committer
 from gsync.engine.connection import Connection
@@ -26,6 +25,7 @@ from gsync.engine.lease import Lease, LeaseLost
 from gsync.engine.loss import Loss
 from gsync.engine.parts import Instructions, Limits, Listeners, MasterSide, SlaveSide, Work
 from gsync.engine.position import Mark, Recorded, Standing, Walk, Why, choose
+from gsync.engine.progress import Progress
 from gsync.engine.snapshot import Crawl, Pace, Snapshot
 from gsync.engine.states import Life, Machine, Order
 from gsync.engine.walk import Walker

@@ -15,6 +15,8 @@ from typing import NamedTuple
 from gsync.base.database import FACTS, Database
 from gsync.base.model import Gfid, Name
 
+PAGE = 2000  # rows that are worked on at once
+
 
 class NameState(IntEnum):
     """Where a dirty name stands."""

@@ -19,15 +19,15 @@ from gsync.base.log import get_logger
 from gsync.base.model import NS, Gfid
 from gsync.base.process import Lock, start_time
 from gsync.changelog.reader import History
-from gsync.engine.batch import PAGE, VOLUME_LISTED
 from gsync.engine.connection import Connection
 from gsync.engine.doubt import Doubt
+from gsync.engine.enumeration import VOLUME_LISTED
 from gsync.engine.feed import Waker
 from gsync.engine.parts import Instructions, Limits, Listeners, MasterSide, SlaveSide, Work
 from gsync.engine.snapshot import Crawl, Snapshot
 from gsync.engine.states import Order
 from gsync.engine.worker import Worker
-from gsync.engine.worklist import ChangelogDB
+from gsync.engine.worklist import PAGE, ChangelogDB
 from gsync.link.client import SlaveClient
 from gsync.link.link import Link
 from gsync.master.gluster import stime as gstime

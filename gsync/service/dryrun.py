@@ -178,7 +178,7 @@ def dry_run(session: Session, volume: Volume, home: Home, recorder_argv: list[st
         if client.look(volume.uuid, session.options.adopt, first):
             epoch = lease_of(session, home).take()
             if epoch is None:
-                raise LockedError(f"session {session.name} is worked for on another node")
+                raise LockedError(f"session {session.name} is active on another node")
             hello = client.hello(volume.uuid, volume.name, session.name, epoch)
             yield from plan(tree, client, hello.stime)
         else:

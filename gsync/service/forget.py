@@ -1,4 +1,4 @@
-"""Has a slave forget up to when it is in step: the next worker then compares everything."""
+"""Makes a slave forget its sync time: the next worker then compares everything."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def forget_stime(session: Session, home: Home) -> None:
         lease = lease_of(session, home)
         epoch = lease.take()
         if epoch is None:
-            raise LockedError(f"session {session.name} is worked for on another node")
+            raise LockedError(f"session {session.name} is active on another node")
         try:
             client.hello(volume.uuid, volume.name, session.name, epoch)
             client.forget_stime()

@@ -47,8 +47,8 @@ class GlusterWatch:
         try:
             info = read_info(volume.gluster.name, volume.gluster.host)
             if info.volume_id == volume.uuid and info.to_json() != volume.gluster.to_json():
-                _log.info("the GlusterFS volume has changed", volume=volume.name, bricks=len(info.bricks))
+                _log.info("GlusterFS volume has changed", volume=volume.name, bricks=len(info.bricks))
                 self._home.keep(replace(volume, gluster=info))
         except (GsyncError, OSError) as exc:
-            _log.warning("the GlusterFS volume cannot be asked about", volume=volume.name, error=exc)
+            _log.warning("cannot get information about the GlusterFS volume", volume=volume.name, error=exc)
             self._seen.pop(volume.name, None)  # again

@@ -123,7 +123,7 @@ class Monitor:
             self._notifier.ready()
             while wakeups.asked is None:
                 if not lock.stands():
-                    raise Faulty(f"{lock.path}: is gone, the state folder was removed or replaced")
+                    raise Faulty(f"{lock.path} is gone: the state directory was removed or replaced")
                 self._notifier.alive()
                 log.set_level(self.sessions.site.log_level)
                 wakeups.wait(self._look, self._all())

@@ -86,62 +86,63 @@ def _usage(text: str) -> Finding:
 def _here(session: Session, volume: Volume, home: Home) -> list[Finding]:
     findings = []
     if volume.gluster is None and not os.access(volume.path, os.R_OK | os.X_OK):
-        findings.append(_usage(f"master {_shown(volume.path)} cannot be read by uid {os.geteuid()}"))
+        findings.append(_usage(f"master {_shown(volume.path)}: uid {os.geteuid()} may not read it"))
     options = session.options
     if volume.gluster is not None:
         findings += _gluster(volume.gluster, options)
     if options.use_meta_volume and not MetaVolume(options.meta_volume_mnt, os.path.join(home.path, "x")).mounted:
-        findings.append(_usage(f"use-meta-volume is set, but nothing is mounted at {_shown(options.meta_volume_mnt)}: "
-                               "mount it, or gsync config --site set use-meta-volume false"))
+        findings.append(_usage(f"use-meta-volume is set, but nothing is mounted at {_shown(options.meta_volume_mnt)}; "
+                               "mount the meta volume, or run gsync config --site set use-meta-volume false"))
     if parse_slave(session.slave).is_volume:
         if options.sync_method == "rsync":
-            findings.append(_usage("sync-method rsync does not go to a GlusterFS volume: use auto or tarssh"))
+            findings.append(_usage("sync-method rsync is not possible to a GlusterFS volume; use auto or tarssh"))
     elif options.sync_method != "tarssh" and shutil.which(options.rsync_command) is None:
-        findings.append(_no_rsync(options.sync_method, "here"))
+        findings.append(_no_rsync(options.sync_method, "on this host"))
     return findings
 
 
 def _gluster(info: GlusterInfo, options: Options) -> list[Finding]:
     findings = []
     if os.geteuid():
-        findings.append(_usage("a GlusterFS volume is replicated as root: its bricks and gfids are not for others"))
+        findings.append(_usage("a GlusterFS volume can only be replicated by root, who may read its bricks"))
     for program in ("glusterfs", "unshare", "setpriv"):
         if shutil.which(program) is None:
-            findings.append(_usage(f"{program} is not installed here: a worker mounts the volume with it"))
+            findings.append(_usage(f"{program} is not installed on this host; a worker needs it to mount the volume"))
     if len({brick.node for brick in info.bricks}) > 1 and not options.use_meta_volume:
-        findings.append(_usage(f"the bricks of {info.name} are on several nodes, which know of each other by a meta "
-                               "volume: mount one on all of them, and gsync config --site set use-meta-volume true"))
+        findings.append(_usage(f"the bricks of {info.name} are on several nodes, which need a meta volume; mount one "
+                               "on all of them, and run gsync config --site set use-meta-volume true"))
     return findings
 
 
 def _taken_over(volume: Volume, slave_volume: str) -> list[Finding]:
     """What GlusterFS's own geo-replication has noted of this slave, and what that means for the first crawl."""
     if volume.gluster is None or not slave_volume:
-        return [_usage("--from-gsyncd goes from a GlusterFS volume to the GlusterFS volume that it was replicated to; "
-                       "for anything else there is --adopt")]
+        return [_usage("--from-gsyncd needs a GlusterFS volume as master and as slave; use --adopt to take over "
+                       "anything else")]
     findings = []
     for at in volume.bricks_here():
         brick = volume.brick(at.number)
         found = gstime.standing(brick.root, volume.uuid, slave_volume)
         if found is None:
-            findings.append(Finding(Level.WARNING, f"brick {at}: GlusterFS has noted nothing of this slave"))
+            findings.append(Finding(Level.WARNING, f"brick {at}: GlusterFS has no record of this slave"))
             continue
         history = BrickHistory(os.fsencode(brick.changelogs), BrickRecord(volume.gluster, at, brick.changelogs))
-        goes_on = "goes on from there" if history.reaches_back_to(found.stime) else \
-            "has changelogs of a part of the time since, so the volume is walked"
-        entries = f" (of names up to {rfc3339(found.entry_stime)})" if found.entry_stime else ""
+        resumes = "replication resumes from there" if history.reaches_back_to(found.stime) else \
+            "changelogs of the time since are incomplete, so gsync crawls the volume"
+        entries = f" (names up to {rfc3339(found.entry_stime)})" if found.entry_stime else ""
         findings.append(Finding(Level.INFO, f"brick {at}: the slave holds everything up to {rfc3339(found.stime)}"
-                                f"{entries}; it {goes_on}"))
+                                f"{entries}; {resumes}"))
     if all(finding.level is Level.WARNING for finding in findings):
-        findings.append(_usage(f"--from-gsyncd: nothing is noted of this slave on the bricks of {volume.gluster.name} "
-                               "here: was it ever replicated there by GlusterFS? --adopt compares everything"))
+        findings.append(_usage(f"--from-gsyncd: the bricks of {volume.gluster.name} on this node have no "
+                               "record of this slave; check that GlusterFS replicated to it, or use --adopt to compare "
+                               "everything"))
     return findings
 
 
 def _no_rsync(method: str, where: str) -> Finding:
     if method == "rsync":
-        return _usage(f"sync-method is rsync, but rsync is not installed {where}: install it, or use auto")
-    return Finding(Level.INFO, f"rsync is not installed {where}: large files that change in part are sent whole")
+        return _usage(f"sync-method is rsync, but rsync is not installed {where}; install it, or use auto")
+    return Finding(Level.INFO, f"rsync is not installed {where}; large files that change in part are sent whole")
 
 
 def _there(session: Session, volume: Volume) -> tuple[list[Finding], str]:
@@ -174,7 +175,7 @@ def _asked(link: Link, session: Session, volume: Volume) -> tuple[list[Finding],
     findings = [Finding(Level.ERROR, f"{slave}: {problem}") for problem in survey.problems]
     findings += _versions(slave, survey)
     if survey.busy and survey.busy != session.name:
-        findings.append(Finding(Level.ERROR, f"{slave}: session {survey.busy} works there now: stop that one, or "
+        findings.append(Finding(Level.ERROR, f"{slave}: session {survey.busy} is active there; stop that session, or "
                                 "choose another directory", forcible=True))
     findings += _room(slave, survey, volume)
     findings += _losses(slave, survey)
@@ -183,31 +184,31 @@ def _asked(link: Link, session: Session, volume: Volume) -> tuple[list[Finding],
             and not link.has_rsync() and shutil.which(session.options.rsync_command):
         findings.append(_no_rsync(session.options.sync_method, "at the slave"))
     if survey.state == "missing":
-        findings.append(Finding(Level.INFO, f"{slave}: the directory is made at the first start"))
+        findings.append(Finding(Level.INFO, f"{slave}: the first start creates the directory"))
     elif survey.state == "ours":
-        findings.append(Finding(Level.INFO, f"{slave}: it holds a copy of this volume already; replication goes on "
+        findings.append(Finding(Level.INFO, f"{slave}: it already holds a copy of this volume; replication resumes "
                                 "from there"))
     elif survey.state == "foreign":
-        findings.append(Finding(Level.INFO, f"{slave}: what it holds is compared with the master and taken over; what "
-                                "the master has not is deleted"))
+        findings.append(Finding(Level.INFO, f"{slave}: gsync compares its files with the master and takes them over; "
+                                "it deletes what the master does not have"))
     return findings, survey.volume_id
 
 
 def _versions(slave: str, survey: Survey) -> list[Finding]:
     """Only an agent that is installed there, for a restricted key, can be another one than ours."""
     if survey.protocol != rpc.PROTOCOL:
-        return [Finding(Level.ERROR, f"{slave}: the agent there is gsync {survey.version} with protocol "
-                        f"{survey.protocol}, this is {__version__} with {rpc.PROTOCOL}: use the same gsync at both "
+        return [Finding(Level.ERROR, f"{slave}: its agent is gsync {survey.version} with protocol "
+                        f"{survey.protocol}, this is {__version__} with {rpc.PROTOCOL}; use the same version at both "
                         "ends")]
     if survey.version != __version__:
-        return [Finding(Level.WARNING, f"{slave}: the agent there is gsync {survey.version}, this is {__version__}")]
+        return [Finding(Level.WARNING, f"{slave}: its agent is gsync {survey.version}, this is {__version__}")]
     return []
 
 
 def _room(slave: str, survey: Survey, volume: Volume) -> list[Finding]:
     if survey.state == "ours":  # what is there need not be sent
         if survey.free < _LITTLE:
-            return [Finding(Level.WARNING, f"{slave}: only {shown_size(survey.free)} are free")]
+            return [Finding(Level.WARNING, f"{slave}: only {shown_size(survey.free)} free")]
         return []
     entries, size, whole = _measured(volume)
     about = f"the master's tree has {'' if whole else 'at least '}{entries:,} entries with {shown_size(size)}"
@@ -216,12 +217,12 @@ def _room(slave: str, survey: Survey, volume: Volume) -> list[Finding]:
         need = _LITTLE  # how much of it is there already will be seen
     findings = []
     if need > survey.free:
-        findings.append(Finding(Level.ERROR, f"{slave}: not enough room: {shown_size(survey.free)} are free, {about}",
+        findings.append(Finding(Level.ERROR, f"{slave}: not enough space: {shown_size(survey.free)} free, {about}",
                                 forcible=True))
     elif need > survey.free * 0.9:
-        findings.append(Finding(Level.WARNING, f"{slave}: room is short: {shown_size(survey.free)} are free, {about}"))
+        findings.append(Finding(Level.WARNING, f"{slave}: space is short: {shown_size(survey.free)} free, {about}"))
     if survey.inodes is not None and entries > survey.inodes and survey.state != "foreign":
-        findings.append(Finding(Level.ERROR, f"{slave}: not enough inodes: {survey.inodes:,} are free, {about}",
+        findings.append(Finding(Level.ERROR, f"{slave}: not enough inodes: {survey.inodes:,} free, {about}",
                                 forcible=True))
     return findings
 
@@ -251,20 +252,20 @@ def _measured(volume: Volume) -> tuple[int, int, bool]:
 
 
 def _losses(slave: str, survey: Survey) -> list[Finding]:
-    what = f"{slave}: {survey.file_system or 'its file system'}, as uid {survey.uid}, cannot hold"
+    what = f"{slave}: {survey.file_system or 'its file system'}, as uid {survey.uid}, cannot store"
     attributes = [kind for kind in survey.lacks if kind in _ATTRIBUTES]
     names = [kind for kind in survey.lacks if kind not in (*_ATTRIBUTES, NUMBERS)]
     findings = []
     if attributes:
-        findings.append(Finding(Level.WARNING, f"{what} {_and(attributes)}: they are left out, and counted in "
-                                "`gsync status`"))
+        findings.append(Finding(Level.WARNING, f"{what} {_and(attributes)}; gsync leaves them out, and `gsync status` "
+                                "counts them"))
     if names:
-        findings.append(Finding(Level.WARNING, f"{what} {_and(names)}: such entries will be failures, which `gsync "
+        findings.append(Finding(Level.WARNING, f"{what} {_and(names)}; such entries become failures, which `gsync "
                                 "failures` lists"))
     if NUMBERS in survey.lacks:
-        findings.append(Finding(Level.WARNING, f"{slave}: {survey.file_system or 'its file system'} keeps no inode "
-                                "numbers: files are known by their names there, so one that others put in the place of "
-                                "another is taken for it; after a cut, what the batch had touched is compared"))
+        findings.append(Finding(Level.WARNING, f"{slave}: {survey.file_system or 'its file system'} has no "
+                                "stable inode numbers; gsync identifies files by name there, so it does not notice a "
+                                "file that others replaced, and compares the last batch's files after an interruption"))
     return findings
 
 
@@ -273,8 +274,8 @@ def _clock(slave: str, ahead: int, unsure: int) -> list[Finding]:
     apart = (abs(ahead) - unsure) / NS
     if apart <= CLOCKS_APART:
         return []
-    return [Finding(Level.WARNING, f"{slave}: its clock is {'ahead' if ahead > 0 else 'behind'} by {apart:.0f} s: "
-                    "dates in its logs and in .gsync/trash will not fit; let NTP set both")]
+    return [Finding(Level.WARNING, f"{slave}: its clock is {apart:.0f} s {'ahead' if ahead > 0 else 'behind'}; dates "
+                    "in its logs and in .gsync/trash will differ; synchronize both clocks, for example with NTP")]
 
 
 def _and(words: list[str]) -> str:

@@ -33,17 +33,18 @@ def _part(session: Session, home: Home, brick: int | None) -> Session:
         if part.part is not None and part.part.brick == brick:
             return part
     raise UsageError(f"session {session.name}: this node has no brick {brick} of its volume" if brick is not None else
-                     f"session {session.name}: its volume has several bricks here, say which with --brick")
+                     f"session {session.name}: its volume has several bricks on this node; choose one with --brick")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="gsync worker")
     parser.add_argument("session")
     parser.add_argument("--home", required=True)
-    parser.add_argument("--brick", type=int, help="of a GlusterFS volume: the brick to work for")
-    parser.add_argument("--once-until", type=int, help="end once all that existed at this time (ns) is at the slave")
-    parser.add_argument("--settings", type=json.loads, help="JSON object: options over those of the files")
-    parser.add_argument("--managed", action="store_true", help="log to the session's log, do what is wanted of it")
+    parser.add_argument("--brick", type=int, help="brick to replicate, for a GlusterFS volume")
+    parser.add_argument("--once-until", type=int, help="exit once all changes up to this time (ns) are at the slave")
+    parser.add_argument("--settings", type=json.loads,
+                        help="settings that override those of the files, as a JSON object")
+    parser.add_argument("--managed", action="store_true", help="use the session's log and obey its wanted state")
     args = parser.parse_args(argv)
     try:
         home = Home(args.home)
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         if args.managed:
             _log.error("internal error", traceback=traceback.format_exc())
-        print(f"gsync: internal error: {exc!r}; the lines above belong into a bug report", file=sys.stderr)
+        print(f"gsync: internal error: {exc!r}; please report it with the lines above", file=sys.stderr)
         return GsyncError.exit_code
 
 

@@ -1,4 +1,4 @@
-"""The way to a session's slave: how it is reached, and a link that is ready before it is needed."""
+"""The spare link to a session's slave: one that is ready before it is needed."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Spare:
         """See to it that there is one soon; returns at once."""
         with self._lock:
             if self._error is not None:
-                _log.warning("the slave cannot be reached for now", error=self._error)
+                _log.warning("slave is unreachable, will retry", error=self._error)
                 self._error = None
             if self._link is not None and not self._link.alive():
                 self._link.close()

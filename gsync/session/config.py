@@ -39,7 +39,7 @@ def site_paths(home: str) -> list[str]:
 
 
 def read_layer(path: str) -> dict[str, Any]:
-    """The values that a file sets, by field name, checked. UsageError naming file and option."""
+    """The values that a file sets, by field name, checked. UsageError names the file and the option."""
     texts: dict[str, str] = {}
     for name, text in ini.read(path).items():
         try:
@@ -49,7 +49,7 @@ def read_layer(path: str) -> dict[str, Any]:
         if row.about.scope is Scope.NODE and _is_of_a_session(path):
             raise UsageError(f"{path}: {row.name}: {_of_the_node(row)}")
         if row.field in texts:
-            raise UsageError(f"{path}: {row.name}: set twice, under two names")
+            raise UsageError(f"{path}: {row.name}: set twice, under two names; remove one")
         texts[row.field] = text
     options = Options.of(texts, path)
     return {field: getattr(options, field) for field in texts}
@@ -93,7 +93,7 @@ def _forget_other_name(path: str, row: Row) -> None:
 
 
 def _of_the_node(row: Row) -> str:
-    return f"it is set for the whole node: gsync config --site set {row.name} VALUE"
+    return f"applies to the whole node; use gsync config --site set {row.name} VALUE"
 
 
 def _is_of_a_session(path: str) -> bool:
@@ -102,14 +102,14 @@ def _is_of_a_session(path: str) -> bool:
 
 def sample() -> str:
     """conf/gsync.conf: every option with its help and default, commented out."""
-    lines = ["# Settings of gsync. As /etc/gsync/gsync.conf they hold for every session of this host, as gsync.conf in",
-             "# the state folder likewise, and in a session's folder for that session; the latter wins. `gsync config`",
-             "# reads and writes these files, and checks what is set. An option that begins with # has its default.",
+    lines = ["# Settings of gsync. /etc/gsync/gsync.conf and gsync.conf in the state directory apply to every session",
+             "# of this host, gsync.conf in a session's directory to that session. The last one wins. `gsync config`",
+             "# reads, checks and writes these files. An option that is commented out has its default.",
              "", f"[{ini.SECTION}]"]
     for row in table().values():
         about = row.about
         lines += ["", *(f"# {line}" for line in ini.wrapped(about.help))]
-        lines += [f"# ({'of the node only; ' if about.scope is Scope.NODE else ''}{row.takes})"]
+        lines += [f"# ({'node only; ' if about.scope is Scope.NODE else ''}{row.takes})"]
         lines += [f"#{line}" for line in ini.written(row.name, row.text(row.default))]
     return "\n".join(lines) + "\n"
 

@@ -34,7 +34,7 @@ def read_wanted(session: Session) -> Wanted:
     except FileNotFoundError:
         return Wanted.CREATED
     except (ValueError, KeyError, TypeError) as exc:
-        raise UsageError(f"{session.wanted}: damaged: {exc!r}; start or stop the session to write it anew") from exc
+        raise UsageError(f"{session.wanted}: damaged: {exc!r}; start or stop the session to rewrite it") from exc
 
 
 def _check_there(session: Session) -> None:

@@ -51,7 +51,7 @@ def verdict(reports: Sequence[SessionReport], max_lag: float | None, now: dateti
             _of_brick(report, brick, max_lag, now, say)
     worst = max((health for health, _ in said), default=Health.OK)
     texts = list(dict.fromkeys(text for health, text in sorted(said, key=lambda s: -s[0])))
-    text = "; ".join(texts) or f"{len(reports)} session{'s' if len(reports) > 1 else ''} in order"
+    text = "; ".join(texts) or f"no problems in {len(reports)} session{'s' if len(reports) > 1 else ''}"
     return HealthVerdict(worst, f"{worst.name} - {_one_line(text)} | {_perfdata(reports, max_lag, now)}")
 
 
@@ -76,19 +76,19 @@ def _of_brick(report: SessionReport, brick: BrickReport, max_lag: float | None, 
         if brick.recorder.state == "Faulty":
             say(Health.CRITICAL, f"recorder{where} is Faulty: {brick.recorder.reason}")
         elif brick.recorder.state == "Stopped" and brick.state != "Stopped":
-            say(Health.WARNING, f"no recorder runs{where}")
+            say(Health.WARNING, f"no recorder is running{where}")
     if report.state in ("Started", "Paused"):
         behind = lag(brick, now)
         if max_lag is not None and brick.state != "Passive" and (behind is None or behind > max_lag):
-            say(Health.CRITICAL, f"lags{where} by {_seconds(behind)}, more than {_seconds(max_lag)}")
+            say(Health.CRITICAL, f"lag{where} is {_seconds(behind)}, more than {_seconds(max_lag)}")
         runway = brick.recorder.runway_seconds
         if runway is not None and runway < SHORT_RUNWAY:
-            say(Health.WARNING, f"runway{where} is short: {_seconds(runway)} until changelogs that are still needed "
-                "are older than changelog-retention")
+            say(Health.WARNING, f"runway{where} is short: changelogs that are still needed exceed changelog-retention "
+                f"in {_seconds(runway)}")
     if brick.failures:
         say(Health.WARNING, f"{brick.failures} failures{where}")
     if brick.held:
-        say(Health.WARNING, f"{brick.held} deletes are held{where}")
+        say(Health.WARNING, f"{brick.held} deletes held{where}")
 
 
 def lag(brick: BrickReport, now: datetime) -> float | None:
@@ -101,7 +101,7 @@ def lag(brick: BrickReport, now: datetime) -> float | None:
 
 
 def _seconds(value: float | None) -> str:
-    return "an unknown time" if value is None else f"{value:.0f} s" if value >= 10 else f"{value:.1f} s"
+    return "unknown" if value is None else f"{value:.0f} s" if value >= 10 else f"{value:.1f} s"
 
 
 def _one_line(text: str) -> str:

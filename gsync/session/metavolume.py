@@ -75,8 +75,8 @@ class MetaVolume:
     def check(self) -> None:
         """Faulty unless it is mounted, answers, and is the one that this node knows; the first one is remembered."""
         if not self.mounted:
-            raise Faulty(f"meta volume {self.mnt} is not mounted: mount it; until then nothing is replicated here, "
-                         "since another node may be at it")
+            raise Faulty(f"meta volume {self.mnt} is not mounted; mount it (until then this node replicates nothing, "
+                         "since another node may be active)")
         try:
             found = self._identity()
             known = self._known()
@@ -88,8 +88,8 @@ class MetaVolume:
             data = json.dumps({"mnt": self.mnt, "id": found}).encode() + b"\n"
             replace_file(self._memory, data)
         elif found != known:
-            raise Faulty(f"meta volume {self.mnt}: it is not the file system that was mounted there before; mount that "
-                         f"one, or remove {self._memory} if this is the meta volume from now on")
+            raise Faulty(f"meta volume {self.mnt}: another file system was mounted there before; mount that one, or "
+                         f"remove {self._memory} if this one is the meta volume from now on")
 
     def _known(self) -> str | None:
         try:
@@ -156,5 +156,5 @@ class Mirror:
                 failed = False
             except OSError as exc:
                 if not failed:
-                    _log.warning("cannot tell the other nodes", error=exc)
+                    _log.warning("cannot write the status for the other nodes", error=exc)
                 failed = True

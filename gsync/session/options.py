@@ -113,19 +113,21 @@ def _check_words(value: str) -> str:
     return value
 
 
-_PER_BOX = "gsync gives it itself"
+_PER_BOX = "gsync sets it itself"
 _RSYNC_REFUSED = {
-    "-n": "nothing would be sent", "--dry-run": "nothing would be sent",
-    "-e": "the way to the slave is the session's connection; see ssh-command", "--rsh": "the way to the slave is the "
-    "session's connection; see ssh-command", "--files-from": _PER_BOX, "--bwlimit": "see bandwidth-limit",
-    "--list-only": "nothing would be sent", "--daemon": "gsync starts no daemon",
-    "--remove-source-files": "gsync never changes the master", "--backup": "it would leave files behind at the slave",
-    "-b": "it would leave files behind at the slave", "-u": "files would be left as they are at the slave",
-    "--update": "files would be left as they are at the slave", "--existing": "new files would stay empty",
-    "--ignore-existing": "files would be left as they are at the slave",
-    "--size-only": "files would be left as they are at the slave", "--max-size": "files would be left out",
-    "--min-size": "files would be left out", "--exclude": "see exclude", "--filter": "see exclude",
-    "-f": "see exclude", "--exclude-from": "see exclude", "--no-inplace": _PER_BOX, "--append": "files could differ",
+    "-n": "it would send nothing", "--dry-run": "it would send nothing",
+    "-e": "the data uses the session's connection; see ssh-command",
+    "--rsh": "the data uses the session's connection; see ssh-command", "--files-from": _PER_BOX,
+    "--bwlimit": "see bandwidth-limit",
+    "--list-only": "it would send nothing", "--daemon": "gsync starts no daemon",
+    "--remove-source-files": "gsync never changes the master", "--backup": "it would leave extra files at the slave",
+    "-b": "it would leave extra files at the slave", "-u": "it would leave outdated files at the slave",
+    "--update": "it would leave outdated files at the slave", "--existing": "it would leave new files empty",
+    "--ignore-existing": "it would leave outdated files at the slave",
+    "--size-only": "it would leave outdated files at the slave", "--max-size": "it would leave files out",
+    "--min-size": "it would leave files out", "--exclude": "see exclude", "--filter": "see exclude",
+    "-f": "see exclude", "--exclude-from": "see exclude", "--no-inplace": _PER_BOX,
+    "--append": "it could leave files that differ",
 }
 
 
@@ -133,7 +135,7 @@ def _check_rsync_options(value: str) -> str:
     for word in shlex.split(_check_words(value)):
         name = word.partition("=")[0]
         if not word.startswith("-"):
-            raise ValueError(f"{word!r} is not an option of rsync; options with a value are written --option=value")
+            raise ValueError(f"{word!r} is not an option of rsync; write options that take a value as --option=value")
         if name in _RSYNC_REFUSED or name.startswith(("--del", "--no-")):
             raise ValueError(f"{word}: not allowed: {_RSYNC_REFUSED.get(name, 'gsync decides that')}")
     return value
@@ -157,11 +159,11 @@ def ssh_words(value: str) -> tuple[str, ...]:
         word = words.pop(0)
         flag, rest = word[:2], word[2:]
         if flag not in ("-o", *_SSH_FLAGS):
-            raise ValueError(f"{word!r}: written as for ssh, of its options -o, {', '.join(_SSH_FLAGS)}; "
-                             "the others belong into ssh's own configuration (ssh-config)")
+            raise ValueError(f"{word!r}: allowed are ssh's options -o, {', '.join(_SSH_FLAGS)}; "
+                             "put others into a configuration file of ssh (ssh-config)")
         if not rest:
             if not words:
-                raise ValueError(f"{word!r}: what follows it is missing")
+                raise ValueError(f"{word!r}: its value is missing")
             rest = words.pop(0)
         setting = rest if flag == "-o" else f"{_SSH_FLAGS[flag]}={rest}"
         name = re.split(r"[=\s]", setting, maxsplit=1)[0].lower()
@@ -181,7 +183,7 @@ def _check_program(value: str) -> str:
     import shutil
 
     if not value or (os.sep in value and not os.path.isabs(value)) or shutil.which(value) is None:
-        raise ValueError("no such program that can be executed")
+        raise ValueError("no such executable program")
     return value
 
 
@@ -206,126 +208,131 @@ class Options:
 
     # how data travels
     sync_method: Annotated[Literal["auto", "rsync", "tarssh"], About(
-        "How file data travels: rsync sends differences, tarssh whole files, auto chooses for each file.")] = "auto"
-    sync_jobs: Annotated[int, About("Streams that carry file data side by side.", least=1, most=16)] = 2
+        "How file data is sent. rsync sends differences, tarssh sends whole files, auto chooses for each file.")] \
+        = "auto"
+    sync_jobs: Annotated[int, About("Number of parallel streams for file data.", least=1, most=16)] = 2
     bandwidth_limit: Annotated[str, About(
-        "Bytes per second that file data may use, e.g. 500K or 10M; 0: no limit. Or by the time of the week, entries "
-        "separated by ;, of which the last one that fits holds: '0; Mon-Fri 08:00-18:00 10M; Sat,Sun 50M' (local "
-        "time).", kind=Kind.RATES)] = "0"
-    compression: Annotated[bool, About("Compress what goes over ssh.")] = False
+        "Limit for file data in bytes per second, such as 10M. 0 means no limit. It may depend on the local time: in "
+        "'0; Mon-Fri 08:00-18:00 10M; Sat,Sun 50M' the last entry that matches applies.", kind=Kind.RATES)] = "0"
+    compression: Annotated[bool, About("Compress the ssh connection.")] = False
     rsync_options: Annotated[str, About(
-        "Further options for rsync where it moves the data, e.g. --compress-choice=zstd --checksum-choice=xxh3.",
+        "Additional options for rsync. For example --compress-choice=zstd --checksum-choice=xxh3.",
         check=_check_rsync_options)] = ""
-    rsync_command: Annotated[str, About("The rsync of this host.", check=_check_program)] = "rsync"
-    log_rsync_performance: Annotated[bool, About("Log what rsync says of each of its transfers.")] = False
+    rsync_command: Annotated[str, About("The rsync program on this host.", check=_check_program)] = "rsync"
+    log_rsync_performance: Annotated[bool, About("Log the statistics of each rsync transfer.")] = False
 
     # what is replicated
     exclude: Annotated[tuple[str, ...], About(
-        "Patterns as in .gitignore, one per line, relative to the root of the master; what they match stays out. Those "
-        "of a session stand in place of the node's.",
+        "Patterns of files to leave out, as in .gitignore. One per line, relative to the root of the master. The "
+        "patterns of a session replace those of the node.",
         kind=Kind.PATTERNS, check=_check_patterns)] = ()
-    sync_xattrs: Annotated[bool, About("Replicate extended attributes. If not, those of the slave are left alone.")] \
+    sync_xattrs: Annotated[bool, About("Replicate extended attributes. If false, gsync leaves the slave's alone.")] \
         = True
-    sync_acls: Annotated[bool, About("Replicate POSIX ACLs. If not, those of the slave are left alone.")] = True
+    sync_acls: Annotated[bool, About("Replicate POSIX ACLs. If false, gsync leaves the slave's alone.")] = True
     ignore_deletes: Annotated[bool, About(
-        "Never remove the last name of a file or directory at the slave; renames and replacements are replicated. What "
-        "stayed goes once the option is reset and a crawl of the whole tree finds it.",
-        unsafe="what is deleted on the master then stays at the slave, which is no exact copy any more")] = False
+        "Keep files at the slave that were deleted on the master. Renames and replacements are still replicated. After "
+        "the option is reset, the next crawl of the whole tree deletes them.",
+        unsafe="files deleted on the master then stay at the slave, which is no longer an exact copy")] = False
     delete_retention: Annotated[int, About(
-        "How long deleted files stay in the slave's .gsync/trash, e.g. 7d; 0: they do not.", kind=Kind.DURATION,
+        "How long deleted files stay in the slave's .gsync/trash. 0 deletes them at once.", kind=Kind.DURATION,
         least=0)] = 0
     max_delete: Annotated[int, About(
-        "Hold deletes when one batch would remove more entries than this, until `gsync hold approve`; 0: never.",
+        "Hold deletes if a batch would remove more entries. They wait for `gsync hold approve`. 0 holds none.",
         least=0)] = 0
     adopt: Annotated[bool, About(
-        "Take over what the slave holds already, by comparing, when it is no gsync slave yet.")] = False
+        "Take over an existing copy at the slave. gsync compares it with the master and sends only what differs. This "
+        "applies only to a directory that is not a gsync slave yet.")] = False
     max_sync_retries: Annotated[int, About(
-        "How often a file that could not be sent is tried again at once, before it goes to the failures, which are "
-        "tried again later.", gluster="max-rsync-retries", least=0, most=100)] = 2
+        "Immediate retries of a file that could not be sent. After these it counts as a failure, which gsync retries "
+        "later.", gluster="max-rsync-retries", least=0, most=100)] = 2
 
     # when
     changelog_batch_size: Annotated[int, About(
-        "Bytes of changelogs that make one batch.", kind=Kind.SIZE, least=1)] = 727040
+        "Size of the changelogs in one batch, in bytes.", kind=Kind.SIZE, least=1)] = 727040
     change_interval: Annotated[float, About(
-        "Shortest time between two batches that follow the master live: changes to a file within it are sent once. "
-        "0: at once.", kind=Kind.DURATION, least=0, most=3600)] = 0
+        "Minimum time between two batches while following live. A file that changes several times within it is sent "
+        "once. 0 sends changes at once.", kind=Kind.DURATION, least=0, most=3600)] = 0
 
-    # the way to the slave
+    # the connection to the slave
     slave_timeout: Annotated[int, About(
-        "Silence after which the connection to the slave counts as lost, on both ends.", kind=Kind.DURATION,
-        gluster="secondary-timeout", least=5, most=86400)] = 120
+        "Silence after which the slave counts as unreachable. It applies to both ends of the connection.",
+        kind=Kind.DURATION, gluster="secondary-timeout", least=5, most=86400)] = 120
     connection_timeout: Annotated[int, About(
-        "How long making the connection to the slave's host may take.", kind=Kind.DURATION, least=1, most=3600)] = 60
+        "Timeout for connecting to the slave's host.", kind=Kind.DURATION, least=1, most=3600)] = 60
     ssh_port: Annotated[int, About(
-        "Port of the slave's ssh server; 0: as the slave's address or ssh's own settings say.",
+        "Port of the slave's ssh server. 0 uses the port of the slave's address or of the ssh configuration.",
         least=0, most=65535)] = 0
-    ssh_command: Annotated[str, About("The ssh of this host.", check=_check_program)] = "ssh"
+    ssh_command: Annotated[str, About("The ssh program on this host.", check=_check_program)] = "ssh"
     ssh_options: Annotated[str, About(
-        "Further options for ssh: -oNAME=VALUE, -i FILE, -c CIPHERS, -m MACS, -J HOST, -b ADDRESS.",
+        "Additional options for ssh. Allowed are -oNAME=VALUE, -i FILE, -c CIPHERS, -m MACS, -J HOST and -b ADDRESS.",
         check=_check_ssh_options)] = ""
-    ssh_config: Annotated[str, About("File that ssh reads instead of ~/.ssh/config.")] = ""
+    ssh_config: Annotated[str, About("Configuration file of ssh, instead of ~/.ssh/config.")] = ""
 
     # the processes
     log_level: Annotated[_LEVELS, About(
-        "What goes to the session's log, and from the node's file to the recorders' and the monitor's.",
+        "Lowest level of messages in the session's log. In the node's settings it also applies to the logs of the "
+        "recorders and the monitor.",
         restarts=("worker", "recorder", "monitor"), kind=Kind.CAPITALS)] = "INFO"
-    nice: Annotated[int, About("How much the worker leaves the processor to others.", least=0, most=19)] = 0
+    nice: Annotated[int, About("CPU niceness of the worker, as for nice(1).", least=0, most=19)] = 0
     ionice: Annotated[str, About(
-        "The worker's priority at the disk: idle, best-effort or best-effort:0 (first) to best-effort:7 (last).",
+        "I/O priority of the worker, as for ionice(1). idle, best-effort, or best-effort:0 (highest) to best-effort:7 "
+        "(lowest).",
         check=_check_ionice)] = ""
     worker_timeout: Annotated[int, About(
-        "Silence of a worker or recorder after which the monitor ends it and starts another one.",
+        "Silence after which the monitor restarts a process. It kills a worker or recorder that is silent for longer.",
         kind=Kind.DURATION, least=10, most=86400)] = 300
 
     # of the node
     replica_failover_interval: Annotated[float, About(
-        "How often a passive worker looks whether the active one is gone.", kind=Kind.DURATION,
-        least=0.1, most=3600)] = 1
+        "How often a passive worker checks the active one. It takes over if the active one is gone.",
+        kind=Kind.DURATION, least=0.1, most=3600)] = 1
     use_meta_volume: Annotated[bool, About(
-        "Keep the sessions on a folder that several nodes share, so that one takes over when another fails.",
+        "Keep the sessions in a directory shared by several nodes. If one node fails, another takes over.",
         scope=_NODE, restarts=("monitor",))] = False
     meta_volume_mnt: Annotated[str, About(
-        "Where the shared folder is mounted.", scope=_NODE, restarts=("monitor",))] = "/run/gluster/shared_storage"
+        "Mount point of the shared directory.", scope=_NODE, restarts=("monitor",))] = "/run/gluster/shared_storage"
     change_detector: Annotated[Literal["auto", "fanotify", "inotify"], About(
-        "How recorders notice changes; auto takes the first that works.", scope=_NODE, restarts=("recorder",))] = "auto"
+        "How recorders detect changes. auto uses the first that works.", scope=_NODE, restarts=("recorder",))] = "auto"
     rollover_time: Annotated[float, About(
-        "Longest time until a recorder writes a changelog; on a quiet tree it does not wait for it.", scope=_NODE,
+        "Maximum time until a recorder writes a changelog. On a quiet tree it writes earlier.", scope=_NODE,
         restarts=("recorder",), kind=Kind.DURATION, least=0.1, most=3600)] = 1
     changelog_retention: Annotated[int, About(
-        "How long changelogs are kept. What a session still needs is kept longer.", scope=_NODE,
+        "How long to keep changelogs. Those that a session still needs are kept longer.", scope=_NODE,
         restarts=("recorder",), kind=Kind.DURATION, least=60)] = 7 * 86400
     changelog_retention_size: Annotated[int, About(
-        "Bytes of changelogs that are kept of a volume. What a session still needs is kept.", scope=_NODE,
-        restarts=("recorder",), kind=Kind.SIZE, least=0)] = 1 << 30
+        "Size of the changelogs to keep per volume, in bytes. Those that a session still needs are kept beyond it.",
+        scope=_NODE, restarts=("recorder",), kind=Kind.SIZE, least=0)] = 1 << 30
     changelog_archive_size: Annotated[int, About(
-        "Bytes of old changelogs that a volume's archive keeps, in a tar file a month; 0: none.", scope=_NODE,
-        restarts=("recorder",), kind=Kind.SIZE, least=0)] = 256 << 20
+        "Size of the archive of old changelogs per volume, in bytes. It has one tar file a month. 0 keeps none.",
+        scope=_NODE, restarts=("recorder",), kind=Kind.SIZE, least=0)] = 256 << 20
 
     # bounded transfers
     queue_jobs: Annotated[int, About(
-        "Jobs of a gsync queue run at a time; a job is transfers of one owner between two stores.", scope=_NODE,
+        "Number of parallel jobs of `gsync queue run`. A job is a group of transfers of one owner between two stores.",
+        scope=_NODE,
         restarts=_QUEUE, least=1, most=64)] = 4
     queue_max_retries: Annotated[int, About(
-        "How often the queue tries a transfer again that has failed, and a publication, before it is FAILED. A store "
-        "that is down costs no try.", scope=_NODE, restarts=_QUEUE, least=0, most=10000)] = 3
+        "Retries of a transfer or publication before it is FAILED. Waiting for a store that is down does not "
+        "count.", scope=_NODE, restarts=_QUEUE, least=0, most=10000)] = 3
     queue_retry_pause: Annotated[float, About(
-        "Pause before the first of these tries; each one is twice as long as the one before, up to an hour.",
+        "Pause before the first retry in the queue. Each further pause is twice as long, up to an hour.",
         scope=_NODE, restarts=_QUEUE, kind=Kind.DURATION, least=0, most=3600)] = 5
     queue_job_timeout: Annotated[float, About(
-        "A job of the queue without any progress for so long is given up, and its transfers are tried again.",
+        "Time without progress after which a job is given up. The queue retries its transfers.",
         scope=_NODE, restarts=_QUEUE, kind=Kind.DURATION, least=1, most=30 * 86400)] = 600
     queue_history: Annotated[float, About(
-        "Requests that are done are forgotten after this time; what failed stays.", scope=_NODE, restarts=_QUEUE,
+        "How long the queue remembers completed requests. Failed ones stay.", scope=_NODE, restarts=_QUEUE,
         kind=Kind.DURATION, least=0)] = 30 * 86400
     publish_min_files: Annotated[int, About(
-        "Of a request that is under way is published from so many files on that have arrived.", scope=_NODE,
+        "Publish a running request once this many files arrived. A request that has ended is published as a whole.",
+        scope=_NODE,
         restarts=_QUEUE, least=1)] = 100
     publish_max_age: Annotated[float, About(
-        "Or when one of them has waited for so long. All of it is published when the request has ended.", scope=_NODE,
+        "Publish a running request once a file waited this long. See publish-min-files.", scope=_NODE,
         restarts=_QUEUE, kind=Kind.DURATION, least=0)] = 18_800
     publish_interval: Annotated[float, About(
-        "Pause between two looks of gsync publish run.", scope=_NODE, restarts=_QUEUE, kind=Kind.DURATION, least=0.1,
-        most=86400)] = 10
+        "How often `gsync publish run` looks for new files.", scope=_NODE, restarts=_QUEUE, kind=Kind.DURATION,
+        least=0.1, most=86400)] = 10
 
     @classmethod
     def of(cls, values: Mapping[str, Any], where: str) -> Options:
@@ -343,38 +350,38 @@ def option_name(field: str) -> str:
     return field.replace("_", "-")
 
 
-# What GlusterFS has and gsync has not, and why.
+# Options of GlusterFS that gsync does not have, and why.
 NOT_HERE = {
     name: why for names, why in (
-        (("checkpoint",), "set with `gsync checkpoint`"),
+        (("checkpoint",), "use `gsync checkpoint`"),
         (("gluster-command-dir", "slave-gluster-command-dir", "secondary-gluster-command-dir", "gluster-command",
-          "gluster-cli-options"), "gluster is looked for in the PATH"),
+          "gluster-cli-options"), "gsync finds gluster in the PATH"),
         (("gluster-params", "slave-gluster-params", "secondary-gluster-params"),
-         "gsync's mounts of a volume are made as it needs them"),
+         "gsync chooses the options of its own mounts"),
         (("access-mount", "slave-access-mount", "secondary-access-mount"),
-         "a worker's mount of a volume is seen by nobody else, and ends with it"),
-        (("timeout",), "its name is slave-timeout"),
+         "a worker's mount of a volume is private, and ends with the worker"),
+        (("timeout",), "use slave-timeout"),
         (("isolated-slaves", "isolated-secondarys", "isolated-secondaries", "allow-network"),
-         "not even GlusterFS looks at it"),
-        (("remote-gsyncd",), "gsync brings its agent to the slave by itself"),
-        (("special-sync-mode",), "a copy that is there already is taken over with adopt"),
-        (("gfid-conflict-resolution",), "the master is always right: names at the slave are made what it says"),
-        (("changelog-archive-format",), "old changelogs are kept in a tar file a month; see changelog-archive-size"),
+         "GlusterFS ignores it too"),
+        (("remote-gsyncd",), "gsync copies its agent to the slave by itself"),
+        (("special-sync-mode",), "use adopt to take over an existing copy"),
+        (("gfid-conflict-resolution",), "the master always wins a conflict"),
+        (("changelog-archive-format",), "gsync always uses one tar file a month; see changelog-archive-size"),
         (("changelog-log-level", "gluster-log-level", "cli-log-level", "slave-gluster-log-level",
-          "secondary-gluster-log-level"), "there is one log for each session; see log-level"),
+          "secondary-gluster-log-level"), "each session has one log; see log-level"),
         (("slave-log-level", "secondary-log-level", "slave-log-file", "secondary-log-file"),
-         "the agent keeps no log at the slave; what goes wrong there is in the session's log here"),
+         "the agent has no log of its own; its errors are in the session's log"),
         (("log-file", "changelog-log-file", "gluster-log-file", "slave-gluster-log-file",
-          "secondary-gluster-log-file"), "a session's log lies in its folder; see `gsync logs`"),
-        (("tar-command",), "tarssh needs no tar"),
+          "secondary-gluster-log-file"), "each session's log is in its own directory; see `gsync logs`"),
+        (("tar-command",), "tarssh does not use tar"),
         (("ssh-options-tar", "rsync-ssh-options"),
-         "everything goes over one ssh connection; ssh-options is for all of it"),
+         "a session has one ssh connection; use ssh-options"),
         (("rsync-opt-existing", "rsync-opt-ignore-missing-args", "use-rsync-xattrs"),
-         "rsync moves data only, into files that are there; names and attributes go another way"),
+         "rsync sends only file data; gsync sends names and attributes itself"),
         (("pid-file", "state-file", "state-socket-unencoded", "working-dir", "session-owner", "stime-xattr-prefix",
           "georep-session-working-dir", "glusterd-uuid", "primary-bricks", "secondary-bricks", "master-bricks",
           "slave-bricks"), "internal to GlusterFS"),
-        (("use-tarssh",), "set sync-method to tarssh"),
+        (("use-tarssh",), "use sync-method tarssh"),
     ) for name in names}
 
 
@@ -431,7 +438,7 @@ def _takes(annotation: Any, about: About) -> str:
     bounds = "" if not least and most is None else f", {text(least or 0)} to {text(most)}" if most is not None else \
         f", at least {text(least or 0)}"
     if about.kind is not Kind.TEXT:
-        words = {Kind.SIZE: "a number of bytes such as 500K, 10M or 1G", Kind.PATTERNS: "patterns",
+        words = {Kind.SIZE: "a size such as 500K, 10M or 1G", Kind.PATTERNS: "patterns",
                  Kind.RATES: "[DAYS] [HH:MM-HH:MM] RATE; …",
                  Kind.DURATION: "a duration such as 30s, 5m, 12h or 7d"}[about.kind]
         return words + (bounds if about.kind is Kind.DURATION else "")
@@ -454,9 +461,9 @@ def unknown(name: str) -> str:
     import difflib
 
     if name in NOT_HERE:
-        return f"an option of GlusterFS that gsync does not have: {NOT_HERE[name]}"
+        return f"gsync does not have this option of GlusterFS: {NOT_HERE[name]}"
     near = difflib.get_close_matches(name, [*table()], n=1, cutoff=0.7)
-    return "there is no such option" + (f"; {near[0]}?" if near else "; `gsync config help` lists them")
+    return "no such option" + (f"; did you mean {near[0]}?" if near else "; `gsync config help` lists them")
 
 
 # The library that checks values is imported when there is one to check: most runs have none, and it takes longer to

@@ -34,7 +34,7 @@ def find_master(home: Home, master: str) -> tuple[Volume, bool]:
         os.close(os.open(real, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     except FileNotFoundError:
         raise UsageError(f"master {_shown(master)}: no such directory" + ("" if "/" in master else
-                         " or volume; gsync volume add --gluster makes one of a GlusterFS volume")) \
+                         " or volume; register a GlusterFS volume with gsync volume add --gluster")) \
             from None
     except OSError as exc:
         raise UsageError(f"master {_shown(master)}: {exc.strerror}") from None
@@ -44,7 +44,8 @@ def find_master(home: Home, master: str) -> tuple[Volume, bool]:
 def _checked(volume: Volume) -> Volume:
     if volume.gluster is not None:
         if not volume.bricks_here():
-            raise UsageError(f"master {volume.name}: this node has no brick of it; make sessions on one that has")
+            raise UsageError(f"master {volume.name}: this node has no brick of it; create the session on a node "
+                             "that has one")
         return volume
     try:
         os.close(volume.open_root())

@@ -97,7 +97,7 @@ def monitor_pid(home: Home) -> int | None:
 
 def missing(session: Session) -> str:
     """What to say when the meta volume does not hold the session that is said to lie there."""
-    return f"{session.shared} is not there: mount the meta volume"
+    return f"{session.shared} does not exist; mount the meta volume"
 
 
 class Reports:

@@ -233,7 +233,7 @@ class SessionHome:
             return found
         name = check_name("session", name or default_session_name(volume, slave))
         if self._load(name) is not None:
-            raise UsageError(f"session {name}: exists already, for another master or slave")
+            raise UsageError(f"session {name} already exists, for another master or slave; choose another --name")
         options = config.load_options(config.site_paths(self.home.path), settings)
         folder = os.path.join(self._folder, name)
         shared = os.path.join(options.meta_volume_mnt, GEO_REP, "sessions", name) if options.use_meta_volume else folder
@@ -304,7 +304,7 @@ class SessionHome:
         check_name("session", name)
         session = self._load(name, overrides)
         if session is None:
-            raise UsageError(f"session {name}: there is none; `gsync status` lists them")
+            raise UsageError(f"no such session: {name}; `gsync status` lists them")
         return session
 
     def find(self, name: str) -> Session | None:
@@ -317,8 +317,8 @@ class SessionHome:
             return self.get(name)
         sessions = self.list()
         if len(sessions) != 1:
-            raise UsageError("there is no session; gsync create MASTER SLAVE makes one" if not sessions else
-                             "which session? " + ", ".join(session.name for session in sessions))
+            raise UsageError("there are no sessions; create one with gsync create MASTER SLAVE" if not sessions else
+                             "name a session: " + ", ".join(session.name for session in sessions))
         return sessions[0]
 
     def names(self) -> list[str]:
@@ -388,7 +388,7 @@ def _read(path: str) -> dict[str, Any] | None:
         with open(path, encoding="ascii") as file:
             values = json.load(file)
         if values["format"] != FORMAT:
-            raise UsageError(f"{path}: of format {values['format']}, which this gsync does not know")
+            raise UsageError(f"{path}: format {values['format']} is unknown to this version of gsync; upgrade gsync")
         return {"volume": str(values["volume"]), "slave": str(values["slave"]), "created": int(values["created"]),
                 "shared": values["shared"]}
     except (FileNotFoundError, NotADirectoryError):

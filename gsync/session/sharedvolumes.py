@@ -46,8 +46,8 @@ def share_volume(meta: MetaVolume, volume: Volume) -> None:
     """Let the other nodes know who the volume is. UsageError if they know another one by that name."""
     known = _as_known(meta, volume)
     if known.uuid != volume.uuid:
-        raise UsageError(f"volume {volume.name}: other nodes have added the same tree by themselves; remove the volume "
-                         "here and add it again, then both have the same")
+        raise UsageError(f"volume {volume.name}: other nodes added the same tree independently; remove the volume here "
+                         "and add it again to give it the same identity")
     path = _path(meta, volume)
     if os.path.exists(path):
         return
@@ -65,7 +65,7 @@ def share_volume(meta: MetaVolume, volume: Volume) -> None:
     except OSError as exc:
         raise UsageError(f"{path}: {exc.strerror}") from exc
     if _as_known(meta, volume).uuid != volume.uuid:
-        raise UsageError(f"volume {volume.name}: another node is just adding it too; try again")
+        raise UsageError(f"volume {volume.name}: another node is adding it at the same time; try again")
 
 
 def site_meta_volume(home: Home) -> MetaVolume | None:
@@ -89,7 +89,7 @@ def _as_known(meta: MetaVolume, volume: Volume) -> Volume:
         with open(path, encoding="ascii") as file:
             values = json.load(file)
         if values["format"] != _FORMAT:
-            raise UsageError(f"{path}: of format {values['format']}, which this gsync does not know")
+            raise UsageError(f"{path}: format {values['format']} is unknown to this version of gsync; upgrade gsync")
         known = replace(volume, uuid=str(UUID(values["uuid"])), tag=bytes.fromhex(values["tag"]),
                         root=bytes.fromhex(values["root"]), file_system=dict(values["file_system"]))
     except FileNotFoundError:
@@ -99,7 +99,7 @@ def _as_known(meta: MetaVolume, volume: Volume) -> Volume:
     except OSError as exc:
         raise UsageError(f"{path}: {exc.strerror}") from exc
     if not same_tree(known, volume):
-        raise UsageError(f"volume {volume.name}: {volume.path} is another tree than the one that the other nodes know "
-                         "by this name (another directory, or another file system); choose another name, or remove "
-                         f"{path} if no node has that one any more")
+        raise UsageError(f"volume {volume.name}: {volume.path} is not the tree that other nodes have under this name "
+                         "(another directory, or another file system); choose another name, or remove "
+                         f"{path} if no node has that tree any more")
     return replace(volume, uuid=known.uuid, tag=known.tag)

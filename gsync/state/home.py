@@ -224,7 +224,7 @@ class Home:
         """The volume that the directory `path` would be. Nothing is written."""
         check_name("volume", name)
         if self._load(name) is not None:
-            raise UsageError(f"volume {name}: exists already")
+            raise UsageError(f"volume {name}: already exists")
         real = os.path.realpath(path)
         for other in self.list():
             if other.path == real:
@@ -246,7 +246,7 @@ class Home:
         """The volume that this volume of GlusterFS would be. Nothing is written."""
         check_name("volume", name)
         if self._load(name) is not None:
-            raise UsageError(f"volume {name}: exists already")
+            raise UsageError(f"volume {name}: already exists")
         for other in self.list():
             if other.uuid == info.volume_id:
                 raise UsageError(f"volume {name}: GlusterFS volume {info.name} is volume {other.name} already")
@@ -271,7 +271,7 @@ class Home:
         """UsageError if there is no such volume, or its file is damaged."""
         volume = self._load(check_name("volume", name))
         if volume is None:
-            raise UsageError(f"volume {name}: there is none; `gsync volume list` shows them")
+            raise UsageError(f"no such volume: {name}; `gsync volume list` shows them")
         return volume
 
     def list(self) -> list[Volume]:

@@ -16,17 +16,21 @@ import pwd
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 
+from gsync.base.clock import SYSTEM_CLOCK, Clock
 from gsync.base.errors import UsageError
 from gsync.base.log import get_logger
 from gsync.base.model import NS, shown
 from gsync.state.home import default_path
 from gsync.transfer.catalog.catalog import open_catalog, parse_catalog
-from gsync.transfer.queue.database import Transfers
+from gsync.transfer.queue.database import PATIENCE
+from gsync.transfer.queue.intake import Intake
+from gsync.transfer.queue.leases import Leases
+from gsync.transfer.queue.orders import Orders
 from gsync.transfer.queue.registry import StorePath, Stores
 from gsync.transfer.queue.requests import (
     ENDED,
@@ -39,6 +43,7 @@ from gsync.transfer.queue.requests import (
     new_id,
 )
 from gsync.transfer.queue.retry import RetryPolicy
+from gsync.transfer.queue.transfers import Transfers
 from gsync.transfer.queue.worker import worker_id
 from gsync.transfer.send import FAILOVER_FOLDER, Attempt, NoPlace, Plan, Sending, measure, request_of, sending
 from gsync.transfer.stores.store import Category, StoreError
@@ -88,10 +93,14 @@ class Client:
     made if it is missing, for a client that only plans and asks.
     """
 
-    def __init__(self, home: str | None = None, policy: RetryPolicy | None = None, *, looking: bool = False) -> None:
+    def __init__(self, home: str | None = None, policy: RetryPolicy | None = None, *, looking: bool = False,
+                 clock: Clock = SYSTEM_CLOCK, sleep: Callable[[float], None] = time.sleep, lease: float = LEASE,
+                 patience: float = PATIENCE) -> None:
         self.home = os.path.abspath(home or default_path(os.environ))
-        self.transfers = Transfers(self.home, looking)
+        self.transfers = Transfers(self.home, looking, clock=clock, patience=patience)
+        self._clock, self._sleep, self._lease = clock, sleep, lease
         self.stores = Stores(self.transfers)
+        self._intake, self._orders = Intake(self.transfers), Orders(self.transfers)
         self._policy = policy or RetryPolicy()
         self._worker = worker_id()
 
@@ -126,7 +135,7 @@ class Client:
         if len(set(stores)) < len(stores):
             raise UsageError(f"send {shown(given)}: each store may be named once")
         return Plan(request, owner or user(), source[1:], wanted[0].path, tuple(wanted), tuple(spare), content,
-                    parse_catalog(register) if register is not None else None, time.time_ns())
+                    parse_catalog(register) if register is not None else None, self._clock.now())
 
     def send(self, file: str | bytes, to: Sequence[str], failover: Sequence[str] = (), register: str | None = None,
              name: str | None = None, owner: str | None = None, label: str = "", priority: int = 0) -> Sent:
@@ -143,11 +152,11 @@ class Client:
         """Send by a plan."""
         request = request_of(plan, label, priority)
         try:
-            self.transfers.begin(request, self._worker, LEASE)
+            self._intake.begin(request, self._worker, self._lease)
         except sqlite3.OperationalError as exc:
             _log.warning("the database cannot be written, a send is noted in the spool", request=request.id, error=exc)
             return self._send_by_spool(plan, label, priority)
-        with _renewing(self.home, self._worker):
+        with _renewing(self.home, self._worker, self._lease, self._clock):
             return self._send_by_database(plan)
 
     def _send_by_database(self, plan: Plan) -> Sent:
@@ -167,8 +176,9 @@ class Client:
         transfers, plan = self.transfers, work.plan
         for operation in transfers.operations(plan.request):
             (transfer,) = transfers.page(request=plan.request, operation=operation.id)
+            until = self._clock.now() + int(self._lease * NS)
             if operation.position and not transfers.advance([transfer.id], TransferState.NEW, TransferState.ACQUIRED,
-                                                            worker=self._worker, lease=_until()):
+                                                            worker=self._worker, lease=until):
                 break  # killed, or the queue has it already
             if operation.kind == "replicate" and work.plan.is_temporary:
                 transfers.advance([transfer.id], TransferState.ACQUIRED, TransferState.NEW, worker=None, lease=0)
@@ -193,7 +203,7 @@ class Client:
 
     def _settle(self, transfer: Transfer, error: StoreError, plan: Plan) -> None:
         """As the queue would; but a file that is nowhere is not sent later, when nobody expects it any more."""
-        decision = self._policy.judge(error.category, transfer.tries + 1, time.time_ns())
+        decision = self._policy.judge(error.category, transfer.tries + 1, self._clock.now())
         state = TransferState.RETRY
         if decision.again is None or (transfer.kind == "place" and not plan.begun):
             state = TransferState.FAILED
@@ -213,7 +223,7 @@ class Client:
     def _send_by_spool(self, plan: Plan, label: str, priority: int) -> Sent:
         """Without the database: what is known stands in the spool, and the queue goes over all of it again later."""
         def note(plan: Plan) -> None:
-            self.transfers.spool.keep(request_of(plan, label, priority))
+            self._intake.spool.keep(request_of(plan, label, priority))
 
         note(plan)
         work = Sending(plan, self.stores, lambda text: open_catalog(text, self.home), note)
@@ -228,9 +238,9 @@ class Client:
                 break
             failed += work.failed
         if work.plan.at is None and not work.plan.begun:
-            self.transfers.spool.forget(plan.request)
+            self._intake.spool.forget(plan.request)
             return self._sent(work.plan, [], failed)
-        self.transfers.submit_kept(request_of(work.plan, label, priority))
+        self._intake.submit_kept(request_of(work.plan, label, priority))
         return self._sent(work.plan, _words(work.plan, [op.kind for op in request_of(plan).operations]), failed)
 
     def _sent(self, plan: Plan, pending: Sequence[str], failed: Sequence[Attempt]) -> Sent:
@@ -253,7 +263,7 @@ class Client:
         here, there = self.stores.place(source), self.stores.place(destination)
         catalog = parse_catalog(register) if register is not None else None
         transfer = NewTransfer(here.store, here.path, there.store, there.path, catalog=catalog)
-        return self.transfers.submit(NewRequest("queue", owner or user(), [NewOperation("copy", [transfer])],
+        return self._intake.submit(NewRequest("queue", owner or user(), [NewOperation("copy", [transfer])],
                                                  label, priority))
 
     def status(self, request: str) -> Status:
@@ -273,18 +283,18 @@ class Client:
     def wait(self, request: str, timeout: float | None = None, interval: float = 0.2) -> Status:
         """Until the request has ended (DONE, FAILED or KILLED), or for `timeout` seconds; how far it is then. Somebody
         has to do the work: `gsync queue run`."""
-        until = None if timeout is None else time.monotonic() + timeout
-        while not (status := self.status(request)).ended and (until is None or time.monotonic() < until):
-            time.sleep(interval)
+        until = None if timeout is None else self._clock.monotonic() + timeout
+        while not (status := self.status(request)).ended and (until is None or self._clock.monotonic() < until):
+            self._sleep(interval)
         return status
 
     def kill(self, request: str) -> int:
         """Give up what has not ended; how many transfers."""
-        return self.transfers.kill(request=self.status(request).request.id)
+        return self._orders.kill(request=self.status(request).request.id)
 
     def retry(self, request: str) -> int:
         """Try again what failed, was killed, or waits for its next try; how many transfers."""
-        return self.transfers.retry(request=self.status(request).request.id)
+        return self._orders.retry(request=self.status(request).request.id)
 
 
 def user() -> str:
@@ -297,10 +307,6 @@ def user() -> str:
 
 def _below(folder: StorePath, *names: bytes) -> StorePath:
     return StorePath(folder.store, b"/".join(filter(None, (folder.path, *names))))
-
-
-def _until() -> int:
-    return time.time_ns() + int(LEASE * NS)
 
 
 def _words(plan: Plan, operations: Sequence[str]) -> list[str]:
@@ -316,16 +322,17 @@ def _words(plan: Plan, operations: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def _renewing(home: str, worker: str) -> Iterator[None]:
+def _renewing(home: str, worker: str, lease: float, clock: Clock) -> Iterator[None]:
     """The worker's leases run on while this does."""
     stop = threading.Event()
 
     def renew() -> None:
-        transfers = Transfers(home)
+        transfers = Transfers(home, clock=clock)
+        leases = Leases(transfers, worker)
         try:
-            while not stop.wait(LEASE / 3):
+            while not stop.wait(lease / 3):
                 with suppress(sqlite3.OperationalError):
-                    transfers.renew(worker, LEASE)
+                    leases.renew(lease)
         finally:
             transfers.close()
 

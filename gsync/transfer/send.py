@@ -28,11 +28,11 @@ from gsync.base.errors import UsageError
 from gsync.base.log import get_logger
 from gsync.base.model import shown
 from gsync.transfer.catalog.catalog import Action, Catalog, CatalogError, Registration, open_catalog
-from gsync.transfer.queue.database import Transfers
 from gsync.transfer.queue.handlers import Context
 from gsync.transfer.queue.mover import content_of, copy, verify
 from gsync.transfer.queue.registry import LOCAL, StorePath, Stores
 from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, Transfer
+from gsync.transfer.queue.transfers import Transfers
 from gsync.transfer.stores.store import Category, Content, Store, StoreError
 
 _log = get_logger(__name__)

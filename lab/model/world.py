@@ -107,6 +107,7 @@ class World:
         self.step: Callable[[str], None] = lambda name: None      # every durable step, of all processes
         self.between: Callable[[str], None] = lambda method: None  # before every call of the agent
         self.limits = Limits()
+        self.tree_class: type[ModelTree] = ModelTree
         self.adopt = False
         self.patterns: list[str] = []
         self.node = 0           # whose changelog.db it is: several take over from each other
@@ -246,7 +247,7 @@ class World:
         return Connection(client, hello, syncer, client)  # type: ignore[arg-type]
 
     def _open_tree(self) -> PosixTree:
-        self.tree = ModelTree(self)
+        self.tree = self.tree_class(self)
         return self.tree
 
     def cycle(self) -> bool:
@@ -283,6 +284,11 @@ class World:
         """Another node's worker goes on, with a changelog.db of its own and the same recorder."""
         self.worker_dies()
         self.node = node
+
+    def lose_history(self) -> None:
+        """The changelogs so far are gone; the worker finds out when it needs them."""
+        for path in Path(self.brick.changelogs).rglob("CHANGELOG.*"):
+            path.unlink()
 
     def forget_stime(self) -> None:
         """As `gsync delete --reset-sync-time`; the worker has ended."""
@@ -328,7 +334,8 @@ class World:
         past = self.history[since[-1] if since else 0:]
         assert self.connection is not None
         names, contents = self.connection.client.held()  # type: ignore[attr-defined]
-        for name in set(names) | {n for _, there, _ in past for n in there}:
+        counted = {failure.name for failure in self.ledger.all()}
+        for name in (set(names) | {n for _, there, _ in past for n in there}) - counted:
             allowed = {there.get(name) for _, there, _ in past}
             if name[0] != ROOT_GFID and not all(self._exists(name[0], there) for _, there, _ in past):
                 allowed.add(None)  # its directory came or went meanwhile

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from gsync.transfer.delivery import placement
-from gsync.transfer.queue.database import Transfers
+from gsync.transfer.queue.database import QueueDatabase
+from gsync.transfer.queue.transfers import Transfers
 from lab.nights import HOSTILE, Nights, contents, night_of, remove
 
 SAMPLES = 8
@@ -44,17 +45,17 @@ def kill_at(step: int, count: Callable[[int], None]) -> None:
     for name in _STEPS:
         setattr(os, name, stepping(getattr(os, name)))
     placement._renameat2 = stepping(placement._renameat2)
-    atomic = Transfers.atomic
+    atomic = QueueDatabase.atomic
 
     @contextmanager
-    def counted(self: Transfers) -> Iterator[Any]:
+    def counted(self: QueueDatabase) -> Iterator[Any]:
         nested = self._db.in_transaction
         with atomic(self) as db:
             yield db
             if not nested and db.total_changes:
                 before()  # all is written, and not committed
 
-    Transfers.atomic = counted  # type: ignore[method-assign]
+    QueueDatabase.atomic = counted  # type: ignore[method-assign]
 
 
 def forked_round(nights: Nights, step: int) -> int:

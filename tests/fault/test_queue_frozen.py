@@ -12,8 +12,8 @@ import pytest
 
 from gsync.transfer.archive.batches import Batches, JobOptions
 from gsync.transfer.archive.rows import Archive, Archives
-from gsync.transfer.queue.database import Transfers
 from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, TransferState
+from gsync.transfer.queue.transfers import Transfers
 from gsync.transfer.queue.worker import QueueWorker
 from lab.cli import Cli
 from lab.nights import Nights

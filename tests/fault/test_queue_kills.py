@@ -16,10 +16,12 @@ from typing import Any
 
 import pytest
 
-from gsync.transfer.queue.database import Transfers
+from gsync.transfer.queue.intake import Intake
+from gsync.transfer.queue.leases import Leases
 from gsync.transfer.queue.listing import find_lines
 from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, TransferState
 from gsync.transfer.queue.retry import RetryPolicy
+from gsync.transfer.queue.transfers import Transfers
 from gsync.transfer.queue.worker import QueueSettings, QueueWorker
 from lab import REPOSITORY as ROOT
 from lab.images import FsImage
@@ -59,7 +61,7 @@ def test_workers_killed_at_random_bring_every_file_once_and_whole(tmp_path: Path
             with open(os.path.join(os.fsencode(source), path), "wb") as file:
                 file.write(rng.randbytes(rng.choice([0, 100, 5000, 3_000_000])))
             moves.append(NewTransfer(str(source), path, str(destination), path))
-        ids.append(db.submit(NewRequest("queue", f"owner{owner}", [NewOperation("copy", moves)])))
+        ids.append(Intake(db).submit(NewRequest("queue", f"owner{owner}", [NewOperation("copy", moves)])))
     workers = [run_worker(home) for _ in range(3)]
     kills = 0
     try:
@@ -80,7 +82,8 @@ def test_workers_killed_at_random_bring_every_file_once_and_whole(tmp_path: Path
             worker.wait()
     assert contents(destination) == contents(source)  # and nothing else: no half file either
     assert [db.request(ident).state for ident in ids] == [TransferState.DONE] * 6  # type: ignore[union-attr]
-    assert db.workers() == set() or all(not db.held(worker) for worker in db.workers())
+    assert Leases(db, "").workers() == set() or all(not Leases(db, worker).held() for worker
+                                                    in Leases(db, "").workers())
 
 
 @pytest.mark.root
@@ -95,7 +98,7 @@ def test_a_full_destination_fails_what_does_not_fit_and_keeps_nothing_half(tmp_p
         db = Transfers(home)
         target = disk.path / "target"
         target.mkdir()
-        ident = db.submit(NewRequest("queue", "me", [NewOperation("copy", [
+        ident = Intake(db).submit(NewRequest("queue", "me", [NewOperation("copy", [
             NewTransfer(str(source), name, str(target), name) for name in (b"small1", b"huge", b"small2")])]))
         settings = QueueSettings(policy=RetryPolicy(max_retries=2, first_pause=0.0, longest_pause=0.0))
         for _ in range(4):
@@ -116,7 +119,7 @@ def test_results_wait_while_the_database_cannot_be_written(tmp_path: Path, monke
         (tmp_path / "a" / f"f{n}").write_text(str(n))
     home = str(tmp_path / "home")
     db = Transfers(home)
-    ident = db.submit(NewRequest("queue", "me", [NewOperation("copy", [
+    ident = Intake(db).submit(NewRequest("queue", "me", [NewOperation("copy", [
         NewTransfer(str(tmp_path / "a"), b"f%d" % n, str(tmp_path / "b"), b"f%d" % n) for n in range(10)])]))
     real = Transfers.advance
     refused: Counter[TransferState] = Counter()

@@ -15,6 +15,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from gsync.base import fsid
+from gsync.engine.parts import Limits
+from gsync.engine.states import Order
 from gsync.recorder import detectors
 from lab.model.world import Killed, World
 
@@ -48,6 +50,11 @@ action = st.one_of(
     st.tuples(st.just("recorder up")),
     st.tuples(st.just("recorder dies at"), st.integers(0, 8)),
     st.tuples(st.just("worker dies")),
+    st.tuples(st.just("worker stops")),
+    st.tuples(st.just("cycle stops"), st.integers(0, 20)),             # ... at the nth call of the agent
+    st.tuples(st.just("other node")),
+    st.tuples(st.just("history lost")),
+    st.tuples(st.just("reset"), files),                                # ... a file at the slave was written to before
 )
 
 
@@ -112,13 +119,41 @@ def act(w: World, one: tuple[object, ...]) -> None:
         w.cut()
     elif what == "worker dies":
         w.worker_dies()
+    elif what == "worker stops":
+        w.worker_stops()
+    elif what == "cycle stops":
+        left = [int(str(args[0]))]
+
+        def between(method: str) -> None:
+            if left[0] == 0:
+                w.order = Order.STOP
+            left[0] -= 1
+
+        w.between = between
+        w.cycle()
+        w.order = Order.RUN
+    elif what == "other node":
+        w.takes_over(1 - w.node)
+    elif what == "history lost":
+        w.lose_history()
+    elif what == "reset":
+        damage(w, str(args[0]))
+        w.forget_stime()
+
+
+def damage(w: World, path: str) -> None:
+    """Write to a file at the slave, as nobody should."""
+    file = w.slave / path.partition("/")[2]
+    if path.startswith("m/") and file.is_file() and not file.is_symlink():
+        with open(file, "r+b") as opened:
+            opened.write(b"damaged")
 
 
 @settings(max_examples=HISTORIES, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True,
           phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink))
-@given(st.lists(action, min_size=3, max_size=25))
-def test_every_history_converges(history: list[tuple[object, ...]]) -> None:
-    converges(history)
+@given(st.lists(action, min_size=3, max_size=25), st.booleans())
+def test_every_history_converges(history: list[tuple[object, ...]], interim: bool) -> None:
+    converges(history, interim)
 
 
 @settings(max_examples=HISTORIES // 4, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
@@ -130,10 +165,12 @@ def test_every_history_converges_where_the_slaves_inodes_are_known_by_name_alone
         converges(history)
 
 
-def converges(history: list[tuple[object, ...]]) -> None:
+def converges(history: list[tuple[object, ...]], interim: bool = False) -> None:
+    """interim: what a walk has done is committed each time that it can be."""
     folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=folder) as base:
         w = World(Path(base) / "w", detectors.inotify)
+        w.limits = Limits(interim_commit=0.0) if interim else Limits()
         try:
             for one in history:
                 try:

@@ -32,7 +32,7 @@ def read_info(name: str, host: str = "localhost") -> GlusterInfo:
     root = _gluster(host, "volume", "info", name)
     volume = root.find("volInfo/volumes/volume")
     if volume is None:
-        raise UsageError(f"GlusterFS volume {name}: there is none; gluster volume list shows them")
+        raise UsageError(f"no such GlusterFS volume: {name}; gluster volume list shows them")
     info = parse_info(volume, host)
     return replace(info, revision=revision(info), restored=restored(name))
 

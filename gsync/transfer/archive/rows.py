@@ -12,7 +12,6 @@ import hashlib
 import os
 import pwd
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -22,9 +21,11 @@ from gsync.base.errors import UsageError
 from gsync.base.model import shown
 from gsync.base.process import Lock
 from gsync.transfer.archive.manifest import Manifest
-from gsync.transfer.queue.database import Transfers
+from gsync.transfer.queue.intake import Intake
+from gsync.transfer.queue.orders import Orders
 from gsync.transfer.queue.registry import LOCAL
 from gsync.transfer.queue.requests import HELD, NewOperation, NewRequest, NewTransfer, Transfer, TransferState
+from gsync.transfer.queue.transfers import Transfers
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS archives (
@@ -164,7 +165,7 @@ class Archives:
     def add(self, kind: str, root: bytes, store: str, place: bytes, operation: str) -> Archive:
         """Note a new one, its operation begun."""
         id = _id_of(root) if kind == "archive" else _id_of(root, store.encode(), place)
-        now = time.time_ns()
+        now = self.transfers.clock.now()
         with self.transfers.atomic() as db:
             db.execute("INSERT INTO archives (id, kind, root, store, place, operation, done, created, changed) "
                        "VALUES (?, ?, ?, ?, ?, ?, 0, ?, ?)", (id, kind, root, store, place, operation, now, now))
@@ -178,7 +179,7 @@ class Archives:
         names = ", ".join(f"{name} = ?" for name in values)
         with self.transfers.atomic() as db:
             db.execute(f"UPDATE archives SET {names}, changed = ? WHERE id = ?",
-                       (*values.values(), time.time_ns(), archive.id))
+                       (*values.values(), self.transfers.clock.now(), archive.id))
             now = self._one(archive.id)
         if now is None:
             raise UsageError(f"{shown(archive.root)}: the archive was removed meanwhile")
@@ -225,7 +226,7 @@ class Archives:
     def _submitted(self, archive: Archive, operation: str, arguments: Mapping[str, object]) -> tuple[str, int]:
         label = f"{operation} {shown(archive.root)}"
         whole = NewTransfer(LOCAL, archive.root[1:], archive.store, archive.place, archive.size)
-        request = self.transfers.submit(NewRequest(archive.kind, _user(), [NewOperation(
+        request = Intake(self.transfers).submit(NewRequest(archive.kind, _user(), [NewOperation(
             archive.kind, [whole], {"operation": operation, "archive": archive.id, **arguments})], label))
         transfer, = self.transfers.page(request=request)
         self.transfers.advance([transfer.id], TransferState.NEW, TransferState.SUBMITTED, worker=_worker(),
@@ -247,7 +248,7 @@ class Archives:
     def kill(self, archive: Archive) -> None:
         """Have the process that works on it stop; it looks for this."""
         archive = self._one(archive.id) or archive
-        self.transfers.kill(request=archive.request)
+        Orders(self.transfers).kill(request=archive.request)
         if self.holder(archive) is None:
             self.settle(archive)
 

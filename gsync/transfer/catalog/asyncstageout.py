@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 from urllib.parse import quote
 
+from gsync.base.clock import SYSTEM_CLOCK, Clock
 from gsync.base.database import Database
 from gsync.base.durable import fsync_dir, make_dirs, replace_file
 from gsync.base.errors import UsageError
 from gsync.base.process import Lock
-from gsync.transfer.queue.database import Transfers
 from gsync.transfer.queue.requests import ENDED, Transfer, TransferState
+from gsync.transfer.queue.transfers import Transfers
 
 LARGEST = 1000                      # transfers in a file
 _STATE = ".gsync-reporter.db"       # in the outbox: what was reported there
@@ -47,8 +47,9 @@ def reporter_json(user: str, ended: list[Transfer], now: int) -> dict[str, Any]:
 class Outbox:
     """The folder `path`, made if it is missing. One reporter at a time: LockedError."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, clock: Clock = SYSTEM_CLOCK) -> None:
         self._path = os.path.abspath(path)
+        self._clock = clock
 
     def report(self, transfers: Transfers) -> int:
         """Write what has ended and was not reported here yet; how many files."""
@@ -85,7 +86,7 @@ class Outbox:
                 self._note(db, owner, ended[start:start + LARGEST])
 
     def _note(self, db: Database, owner: str, ended: list[Transfer]) -> None:
-        now = time.time_ns()
+        now = self._clock.now()
         data = json.dumps(reporter_json(owner, ended, now)).encode("ascii")
         with db.atomic():
             ident = db.execute("INSERT INTO files (user, data, state) VALUES (?,?,'NEW')", (owner, data)).lastrowid

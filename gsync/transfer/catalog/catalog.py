@@ -97,14 +97,14 @@ class Catalog(Protocol):
 class SqliteCatalog:
     """The table `replicas` of an SQLite file. A withdrawn entry leaves its row, so that it stays withdrawn."""
 
-    def __init__(self, path: str, text: str | None = None) -> None:
+    def __init__(self, path: str, text: str | None = None, timeout: float = TIMEOUT) -> None:
         self.text = text or f"sqlite:{path}"
-        self._path = path
+        self._path, self._timeout = path, timeout
 
     def apply(self, entries: Sequence[Registration], again: bool = False) -> None:
         try:
             make_dirs(os.path.dirname(os.fsencode(self._path)))
-            with closing(_open(self._path)) as db, db.atomic():
+            with closing(_open(self._path, self._timeout)) as db, db.atomic():
                 db.executemany("INSERT OR IGNORE INTO replicas VALUES (?,?,?,?,?,?,?,?,?,?,NULL)", (
                     (e.id, e.name, e.store, e.url, e.path, e.size, e.checksum, e.owner, e.request, e.time)
                     for e in entries))
@@ -119,14 +119,14 @@ class SqliteCatalog:
 
     def where(self, name: bytes) -> list[tuple[str, bytes]]:
         """Which stores hold a file, and at which path: oldest first."""
-        with closing(_open(self._path)) as db:
+        with closing(_open(self._path, self._timeout)) as db:
             return db.execute("SELECT store, path FROM replicas WHERE name=? AND withdrawn IS NULL ORDER BY registered",
                               (name,)).fetchall()
 
 
-def _open(path: str) -> Database:
+def _open(path: str, timeout: float) -> Database:
     """The file, with its table; errors as of sqlite3, UsageError for one of a newer gsync."""
-    return Database.open(path, _SCHEMA, _SCHEMA_VERSION, synchronous="FULL", timeout=TIMEOUT)
+    return Database.open(path, _SCHEMA, _SCHEMA_VERSION, synchronous="FULL", timeout=timeout)
 
 
 class JsonLinesCatalog:

@@ -10,7 +10,6 @@ Not here: what a catalog is (catalog), when transfers are done (worker), what an
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -20,10 +19,10 @@ from gsync.base.errors import GsyncError, UsageError
 from gsync.base.log import get_logger
 from gsync.base.model import NS
 from gsync.transfer.catalog.catalog import Catalog, CatalogError, Registration
-from gsync.transfer.queue.database import Transfers
 from gsync.transfer.queue.registry import Stores
 from gsync.transfer.queue.requests import ENDED
 from gsync.transfer.queue.retry import RetryPolicy
+from gsync.transfer.queue.transfers import Transfers
 from gsync.transfer.stores.store import Category
 
 _log = get_logger(__name__)
@@ -65,12 +64,14 @@ class Publisher:
     """Publishes what is due, out of the database `transfers`."""
 
     def __init__(self, transfers: Transfers, stores: Stores, open_catalog: Callable[[str], Catalog],
-                 thresholds: Thresholds | None = None, policy: RetryPolicy | None = None) -> None:
+                 thresholds: Thresholds | None = None, policy: RetryPolicy | None = None, lease: float = LEASE
+                 ) -> None:
         self._transfers = transfers
         self._stores = stores
         self._open_catalog = open_catalog
         self._thresholds = thresholds or Thresholds()
         self._policy = policy or RetryPolicy()
+        self._lease = lease
         transfers.make_tables(_TABLE)
 
     def run(self, stop: threading.Event, every: float = 10.0) -> None:
@@ -96,13 +97,14 @@ class Publisher:
         """What a killed publisher had is to be looked at again; what will never arrive is not to be published."""
         with self._transfers.atomic() as db:
             db.execute("UPDATE transfers SET publication='RETRY' WHERE publication='ACQUIRED' AND "
-                       "coalesce((SELECT lease FROM publications WHERE transfer=transfers.id), 0)<?", (time.time_ns(),))
+                       "coalesce((SELECT lease FROM publications WHERE transfer=transfers.id), 0)<?",
+                       (self._transfers.clock.now(),))
             db.execute("UPDATE transfers SET publication='NOT_REQUIRED' WHERE publication='NEW' AND state IN "
                        "('FAILED', 'KILLED')")
 
     def _take(self, without: set[str], force: bool) -> tuple[str, list[Any]]:
         """The next block: its catalog, and (transfer, known before) of each."""
-        now, limit = time.time_ns(), self._thresholds.block
+        now, limit = self._transfers.clock.now(), self._thresholds.block
         with self._transfers.atomic() as db:
             due = {catalog: requests for catalog, requests in self._due(now, force).items() if catalog not in without}
             if not due:
@@ -119,7 +121,7 @@ class Publisher:
                     break
             db.executemany("UPDATE transfers SET publication='ACQUIRED' WHERE id=?", ((row[0],) for row in rows))
             db.executemany("INSERT INTO publications (transfer, lease) VALUES (?,?) ON CONFLICT (transfer) DO UPDATE "
-                           "SET lease=excluded.lease", ((row[0], now + int(LEASE * NS)) for row in rows))
+                           "SET lease=excluded.lease", ((row[0], now + int(self._lease * NS)) for row in rows))
             return catalog, rows
 
     def _due(self, now: int, force: bool) -> dict[str, dict[str, int]]:
@@ -135,7 +137,8 @@ class Publisher:
 
     def look(self, force: bool = False) -> dict[str, int]:
         """How many entries `once` would give to which catalog."""
-        return {catalog: sum(requests.values()) for catalog, requests in self._due(time.time_ns(), force).items()}
+        return {catalog: sum(requests.values()) for catalog,
+                requests in self._due(self._transfers.clock.now(), force).items()}
 
     def _publish(self, text: str, rows: Sequence[Any], down: set[str]) -> dict[Publication, int]:
         again = any(row[8] is not None for row in rows)
@@ -148,7 +151,7 @@ class Publisher:
         if any(error.category is Category.STORE_DOWN for error in errors.values()):
             down.add(text)  # the rest of it need not be tried now
         count: dict[Publication, int] = {}
-        now = time.time_ns()
+        now = self._transfers.clock.now()
         with self._transfers.atomic() as db:
             for key, row in entries.items():
                 error = errors.get(key)

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import time
 from typing import Any
 
 from gsync.base.errors import GsyncError
 from gsync.base.times import rfc3339
 from gsync.state.home import Home
 from gsync.transfer.archive.rows import Archives
-from gsync.transfer.queue.database import Transfers, states_sql
 from gsync.transfer.queue.failures import all_failures
 from gsync.transfer.queue.requests import TransferState, shown_place
+from gsync.transfer.queue.transfers import Transfers, states_sql
 
 _OPEN = states_sql([state for state in TransferState if state not in (TransferState.DONE, TransferState.KILLED)])
 _MOST = 20   # transfers that failed or are tried again
@@ -44,7 +43,7 @@ def overview(db: Transfers) -> dict[str, Any]:
                     "transfers WHERE state IN ('FAILED', 'RETRY') AND request NOT IN "
                     "(SELECT id FROM requests WHERE kind='deliver') ORDER BY id DESC LIMIT ?", [_MOST])]}
     found["banned"] = [{"store": store, "until": rfc3339(until), "reason": reason} for store, until, reason in db.read(
-        "SELECT store, until, reason FROM bans WHERE until IS NULL OR until>? ORDER BY store", [time.time_ns()])]
+        "SELECT store, until, reason FROM bans WHERE until IS NULL OR until>? ORDER BY store", [db.clock.now()])]
     found["archives"] = _archives(db)
     try:
         found["replication"] = [{"id": each.id, "label": each.label, "failures": len(each.rows)}

@@ -26,8 +26,8 @@ from gsync.transfer.delivery.dataset import DataSet, DeliverySettings
 from gsync.transfer.delivery.deliver import DataSetDelivery
 from gsync.transfer.delivery.rows import Deliveries, Stage
 from gsync.transfer.delivery.stopsignal import StopSignal
-from gsync.transfer.queue.database import Transfers
 from gsync.transfer.queue.registry import Stores
+from gsync.transfer.queue.transfers import Transfers
 
 _log = get_logger(__name__)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime
@@ -18,8 +17,9 @@ from typing import Any
 from gsync.base.errors import UsageError
 from gsync.transfer.delivery.dataset import DataSet
 from gsync.transfer.delivery.units import Unit
-from gsync.transfer.queue.database import Transfers
+from gsync.transfer.queue.orders import Orders
 from gsync.transfer.queue.requests import ENDED, TAKEN, NewOperation, NewRequest, NewTransfer, TransferState
+from gsync.transfer.queue.transfers import Transfers
 from gsync.transfer.stores.store import Category
 
 KIND, DELIVER, BACKUP = "deliver", "deliver", "backup"
@@ -179,7 +179,7 @@ class Deliveries:
 
     def add(self, dataset: DataSet, unit: Unit, state: UnitState = UnitState.WAITING) -> Delivery:
         """A unit that was not known, with its request."""
-        now = time.time_ns()
+        now = self.transfers.clock.now()
         day = unit.day or datetime.now(UTC).date()
         steps = [NewOperation(DELIVER, [NewTransfer(dataset.source, unit.path, dataset.destination, unit.path)])]
         if dataset.vault:
@@ -256,7 +256,7 @@ class Deliveries:
         with self.transfers.atomic() as db:
             db.execute(f"UPDATE deliver_units SET not_before=0 WHERE {where}", values)
             return db.execute(f"INSERT OR REPLACE INTO deliver_orders SELECT id, ?, ? FROM deliver_units WHERE {where}",
-                              (what, time.time_ns(), *values)).rowcount
+                              (what, self.transfers.clock.now(), *values)).rowcount
 
     def carried_out(self, row: Delivery, what: Stage) -> None:
         """An order is done, if it was given before `row` was read: what was ordered since is still to be done."""
@@ -293,7 +293,7 @@ class Deliveries:
                 columns = {"state": UnitState.KILLED, "reason": "killed by gsync queue kill"}
             if "problems" in columns:
                 columns["problems"] = json.dumps(columns["problems"])
-            columns["changed"] = time.time_ns()
+            columns["changed"] = self.transfers.clock.now()
             db.execute(f"UPDATE deliver_units SET {', '.join(f'{key}=?' for key in columns)} WHERE id=?",
                        (*columns.values(), row.id))
             self._touch(row)
@@ -334,7 +334,7 @@ class Deliveries:
                 self.transfers.advance([row.step], TransferState.KILL, TransferState.KILLED, worker=None)
                 return False
             if found is not None and found.state is TransferState.FAILED and goal is not TransferState.FAILED:
-                self.transfers.retry(request=row.request)
+                Orders(self.transfers).retry(request=row.request)
         return True
 
     def stage(self, row: Delivery, stage: Stage, ok: bool, anew: bool = False) -> None:
@@ -342,7 +342,7 @@ class Deliveries:
         with self.transfers.atomic() as db:
             db.execute("INSERT INTO deliver_stages VALUES (?,?,?,?) ON CONFLICT (unit, stage) DO UPDATE SET "
                        "ok=excluded.ok, at=excluded.at WHERE ok<>excluded.ok OR ?",
-                       (row.id, stage, ok, time.time_ns(), anew))
+                       (row.id, stage, ok, self.transfers.clock.now(), anew))
             self._touch(row)
 
     def backup_shown(self, row: Delivery, state: TransferState, reason: str = "") -> None:
@@ -367,7 +367,8 @@ class Deliveries:
                 continue
             if found.state in (TransferState.KILL, TransferState.KILLED) and row.state is not UnitState.KILLED:
                 killed.append(row)
-            elif found.state not in ENDED and (row.state is not UnitState.WAITING or row.not_before > time.time_ns()) \
+            elif found.state not in ENDED and (row.state is not UnitState.WAITING
+                                               or row.not_before > self.transfers.clock.now()) \
                     and found.not_before == 0:
                 again.append(row)
         return killed, again

@@ -14,9 +14,9 @@ from typing import Any
 
 from gsync.base.model import shown
 from gsync.transfer.queue import mover
-from gsync.transfer.queue.database import Transfers
 from gsync.transfer.queue.registry import Stores
 from gsync.transfer.queue.requests import Transfer
+from gsync.transfer.queue.transfers import Transfers
 from gsync.transfer.stores.store import Category, Content, Store, StoreError
 
 

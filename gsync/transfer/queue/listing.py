@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from gsync.transfer.queue.database import Transfers, selection, states_sql
 from gsync.transfer.queue.requests import TransferState, shown_place
+from gsync.transfer.queue.transfers import Transfers, selection, states_sql
 
 Span = tuple[int, int]
 EVER: Span = (0, (1 << 63) - 1)

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import sqlite3
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 from gsync.base.errors import UsageError
 from gsync.base.model import NS, shown
 from gsync.state.home import check_name
-from gsync.transfer.queue.database import Transfers
+from gsync.transfer.queue.transfers import Transfers
 from gsync.transfer.stores.dir import DirStore
 from gsync.transfer.stores.store import Category, Store, StoreError, parts_of
 
@@ -148,7 +147,8 @@ class Stores:
     def all(self) -> list[RegisteredStore]:
         rows = self._transfers.read(
             "SELECT name, url, options, read_only, b.store IS NOT NULL, until, coalesce(reason, '') FROM stores s "
-            "LEFT JOIN bans b ON b.store=s.name AND (until IS NULL OR until>?) ORDER BY name", (time.time_ns(),))
+            "LEFT JOIN bans b ON b.store=s.name AND (until IS NULL OR until>?) ORDER BY name",
+            (self._transfers.clock.now(),))
         return [RegisteredStore(row[0], row[1], json.loads(row[2]), bool(row[3]), bool(row[4]), row[5], row[6]) for row
                 in rows]
 
@@ -214,10 +214,10 @@ class Stores:
 
     def ban(self, store: str, reason: str, seconds: float | None = None, by_queue: bool = False) -> None:
         """Leave a store alone: for so long, or until it is allowed. The queue changes no ban by hand that holds."""
-        until = None if seconds is None else time.time_ns() + int(seconds * NS)
+        until = None if seconds is None else self._transfers.clock.now() + int(seconds * NS)
         with self._transfers.atomic() as db:
             holds = db.execute("SELECT 1 FROM bans WHERE store=? AND NOT by_queue AND (until IS NULL OR until>?)",
-                               (store, time.time_ns())).fetchone()
+                               (store, self._transfers.clock.now())).fetchone()
             if not (by_queue and holds):
                 db.execute("INSERT OR REPLACE INTO bans VALUES (?,?,?,?)", (store, until, reason, by_queue))
         self.forget(store)
@@ -232,7 +232,7 @@ class Stores:
 
     def banned(self, store: str) -> bool:
         return bool(self._transfers.read("SELECT 1 FROM bans WHERE store=? AND (until IS NULL OR until>?)",
-                                         (store, time.time_ns())))
+                                         (store, self._transfers.clock.now())))
 
     def is_back(self, store: str) -> None:
         """It was seen to answer: a ban by the queue ends, one by hand does not."""

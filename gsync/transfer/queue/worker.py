@@ -16,20 +16,23 @@ import secrets
 import socket
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
+from gsync.base.clock import SYSTEM_CLOCK, Clock
 from gsync.base.errors import GsyncError
 from gsync.base.log import get_logger
 from gsync.base.model import NS, shown
 from gsync.base.process import is_alive, start_time
-from gsync.transfer.queue.database import Transfers
 from gsync.transfer.queue.handlers import OWN, Context, Handler, is_finished
+from gsync.transfer.queue.intake import Intake
+from gsync.transfer.queue.leases import Leases
+from gsync.transfer.queue.orders import Orders
 from gsync.transfer.queue.registry import Stores
 from gsync.transfer.queue.requests import TAKEN, Transfer, TransferState, replicas_text
 from gsync.transfer.queue.retry import RetryPolicy
+from gsync.transfer.queue.transfers import Transfers
 from gsync.transfer.stores.store import Category, Content, StoreError
 
 _log = get_logger(__name__)
@@ -66,8 +69,8 @@ class _Result:
 class _Tools:
     """What one job thread works with, used by one job after the other."""
 
-    def __init__(self, home: str) -> None:
-        self.transfers = Transfers(home)
+    def __init__(self, home: str, clock: Clock) -> None:
+        self.transfers = Transfers(home, clock=clock)
         self.stores = Stores(self.transfers)
 
     def close(self) -> None:
@@ -81,13 +84,14 @@ class _Job:
     """Transfers of one owner, link and kind, done one after the other in a thread of its own."""
 
     def __init__(self, transfers: Sequence[Transfer], arguments: dict[int, dict[str, object]], handler: Handler,
-                 tools: _Tools, report: Callable[[_Job, list[_Result]], None], stop: threading.Event) -> None:
+                 tools: _Tools, report: Callable[[_Job, list[_Result]], None], stop: threading.Event,
+                 clock: Clock) -> None:
         self.transfers = transfers
-        self._handler = handler
+        self._handler, self._clock = handler, clock
         self.killed: set[int] = set()
         self.abandoned = False
         self.moved = 0
-        self.seen = time.monotonic()  # when there was progress last
+        self.seen = clock.monotonic()  # when there was progress last
         self.tools = tools
         self._arguments, self._report, self._stop = arguments, report, stop
         # A daemon: one that hangs in a dead file system must not keep the process from ending.
@@ -112,7 +116,7 @@ class _Job:
                 together.enter_context(self.tools.stores.get(self.transfers[0].store).batch())
             for t in self.transfers:
                 def progress(size: int, ident: int = t.id) -> None:
-                    self.seen = time.monotonic()
+                    self.seen = self._clock.monotonic()
                     self.moved += size
                     if ident in self.killed or self.abandoned or self._stop.is_set():
                         raise _GivenUp
@@ -144,12 +148,15 @@ class QueueWorker:
                  handlers: Mapping[str, Handler] = OWN, reread: Callable[[], QueueSettings] | None = None,
                  stop: threading.Event | None = None,
                  request: str | None = None, once: bool = False,
+                 clock: Clock = SYSTEM_CLOCK,
                  told: Callable[[Transfer, TransferState, str], None] = lambda transfer, state, reason: None) -> None:
         self.id = worker_id()
         self._home, self._settings, self._reread = home, settings or QueueSettings(), reread
         self._handlers, self._stop = handlers, stop or threading.Event()
         self._request, self._once, self._told = request, once, told
-        self._db = Transfers(home)
+        self._clock = clock
+        self._db = Transfers(home, clock=clock)
+        self._intake, self._orders, self._leases = Intake(self._db), Orders(self._db), Leases(self._db, self.id)
         self._stores = Stores(self._db)
         self._tools: list[_Tools] = []
         self._jobs: list[_Job] = []
@@ -182,7 +189,7 @@ class QueueWorker:
     def _turn(self) -> bool:
         """One look at everything; whether there is more to do at once."""
         self._renew()
-        self._db.sweep()
+        self._intake.sweep()
         self._db.wake()
         self._recover()
         self._monitor()
@@ -208,20 +215,20 @@ class QueueWorker:
             self._db.close()
 
     def _drain(self, patience: float) -> None:
-        end = time.monotonic() + min(patience, 5.0)
-        while self._jobs and time.monotonic() < end:
+        end = self._clock.monotonic() + min(patience, 5.0)
+        while self._jobs and self._clock.monotonic() < end:
             self._report(_TICK)
 
     # leases
 
     def _renew(self) -> None:
-        now = time.monotonic()
+        now = self._clock.monotonic()
         if now - self._renewed > self._settings.lease / 4:
             self._take_settings()
-            self._db.renew(self.id, self._settings.lease)
+            self._leases.renew(self._settings.lease)
             self._renewed = now
         if now - self._pruned > _SELDOM or not self._pruned:
-            self._db.prune(self._settings.history)
+            self._orders.prune(self._settings.history)
             self._pruned = now
 
     def _take_settings(self) -> None:
@@ -237,19 +244,19 @@ class QueueWorker:
 
     def _recover(self) -> None:
         """What dead workers had is looked at: done, or NEW again."""
-        for worker in self._db.workers() - {self.id} - self._dead:
+        for worker in self._leases.workers() - {self.id} - self._dead:
             if is_dead(worker):
                 self._dead.add(worker)
-                self._db.give_up(worker)
+                self._leases.expire(worker)
         if self._doubt:
             mine = {t.id for job in self._jobs for t in job.transfers}
             mine |= {t.id for job, _ in self._unwritten for t in job.transfers}
-            for t in self._db.held(self.id):
+            for t in self._leases.held():
                 if t.id not in mine:
                     self._examine(t)
             self._doubt = False
-        for t in self._db.run_out():
-            if self._request in (None, t.request) and self._db.adopt(t, self.id, self._settings.lease):
+        for t in self._leases.expired():
+            if self._request in (None, t.request) and self._leases.adopt(t, self._settings.lease):
                 self._examine(t)
 
     def _examine(self, t: Transfer) -> None:
@@ -275,8 +282,8 @@ class QueueWorker:
         begun = False
         while len(self._jobs) < self._settings.jobs:
             with self._db.atomic():  # what is acquired has a job, or is not acquired
-                taken = self._db.acquire(self.id, self._settings.files, self._settings.lease, self._settings.size,
-                                         self._request, list(self._handlers))
+                taken = self._leases.acquire(self._settings.files, self._settings.lease, self._settings.size,
+                                             self._request, list(self._handlers))
                 ids = [t.id for t in taken]
                 self._db.advance(ids, TransferState.ACQUIRED, TransferState.SUBMITTED, by=self.id)
                 jobs = [self._job(transfers) for transfers in _jobs_of(taken)]
@@ -290,17 +297,17 @@ class QueueWorker:
 
     def _job(self, transfers: Sequence[Transfer]) -> _Job:
         arguments = {ident: self._db.operation(ident).arguments for ident in {t.operation for t in transfers}}
-        tools = self._tools.pop() if self._tools else _Tools(self._home)
+        tools = self._tools.pop() if self._tools else _Tools(self._home, self._clock)
         return _Job(transfers, arguments, self._handlers[transfers[0].kind], tools,
-                    lambda job, results: self._results.put((job, results)), self._stop)
+                    lambda job, results: self._results.put((job, results)), self._stop, self._clock)
 
     # monitor
 
     def _monitor(self) -> None:
-        killed = self._db.killed(self.id) if self._jobs else set()
+        killed = self._leases.killed() if self._jobs else set()
         for job in list(self._jobs):
             job.killed |= killed
-            if time.monotonic() - job.seen > self._settings.job_timeout:
+            if self._clock.monotonic() - job.seen > self._settings.job_timeout:
                 silence = f"no progress for {self._settings.job_timeout:.0f} s"
                 self._abandon(job, [_Result(t, StoreError(silence, Category.TRANSIENT)) for t in job.transfers])
 
@@ -348,7 +355,7 @@ class QueueWorker:
                 elif result.error is not None:
                     self._judge(result.transfer, result.error, down)
             if not any(other.transfers[0].owner == owner for other in self._jobs):
-                self._db.release(self.id, owner)
+                self._leases.release(owner)
 
     def _finish(self, t: Transfer, was: TransferState, content: Content | None) -> None:
         columns = {} if content is None else {"size": content.size, "checksum": content.sha256}
@@ -369,7 +376,7 @@ class QueueWorker:
         category = getattr(error, "category", Category.PERMANENT)
         if category is Category.STORE_DOWN and not down:  # it is up again, or it was another one
             category = Category.TRANSIENT
-        decision = self._settings.policy.judge(category, t.tries + 1, time.time_ns())
+        decision = self._settings.policy.judge(category, t.tries + 1, self._clock.now())
         if decision.ban:
             for store in down:
                 self._stores.ban(store, str(error), decision.ban / NS, by_queue=True)

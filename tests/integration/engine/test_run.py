@@ -65,7 +65,7 @@ class TestOnce:
         lines = done.stderr.splitlines()
         assert 2 <= len(lines) <= 8
         assert all(re.match(r"\d{4}-\d\d-\d\dT[\d:.]+Z INFO gsync\.run ", line) for line in lines)
-        assert sum(" in step " in line for line in lines) == 1
+        assert sum(" in sync " in line for line in lines) == 1
         assert " hybrid crawl " in place.log()  # the workers' own lines are there
 
     def test_json_events(self, place: Place) -> None:
@@ -310,7 +310,7 @@ class TestTerminal:
     def test_run_shows_one_live_line_and_ends_with_a_summary(self, place: Place) -> None:
         fill(place.master)
         terminal = Terminal(place.argv("run", place.master, place.slave), place.env)
-        terminal.read_until("in step · ")
+        terminal.read_until("in sync · ")
         (place.master / "new").write_text("new")
         terminal.read_until("lag ")
         assert terminal.ctrl_c() == 0

@@ -136,7 +136,7 @@ def test_state_that_cannot_be_written_is_one_line(world: World) -> None:
 
 
 def test_an_unknown_volume_or_detector_is_a_usage_error(world: World) -> None:
-    with pytest.raises(UsageError, match="volume w: there is none"):
+    with pytest.raises(UsageError, match="no such volume: w"):
         run_recorder("w", world.home)
     with pytest.raises(UsageError, match="there are auto, fanotify and inotify"):
         run_recorder("v", world.home, detector="dnotify")

@@ -111,7 +111,7 @@ def test_commands_on_all_sessions_and_on_several(place: Place) -> None:
     assert place.gsync("pause", "--all").stdout == place.gsync("resume", "--all").stdout == ""
     assert place.gsync("stop", "s").stdout == "s: was never started\n"
     done = place.gsync("start", "s", "nobody", "t", code=2)
-    assert done.stderr.startswith("gsync: session nobody: there is none")
+    assert done.stderr.startswith("gsync: no such session: nobody")
     assert [line[:2] for line in done.stdout.splitlines()] == ["s:", "t:"]
     assert len(place.pids("worker")) == 2 and len(place.pids("recorder")) == 1
     assert place.gsync("stop", "--all").stdout == "s: stopped\nt: stopped\n"

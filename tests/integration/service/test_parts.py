@@ -28,4 +28,4 @@ def test_a_forced_agent_refuses_what_is_not_gsyncs(tmp_path: Path) -> None:
 def test_a_worker_of_no_session_is_one_line(tmp_path: Path) -> None:
     done = gsync("worker", "nobody", "--state", str(tmp_path))
     assert done.returncode == 2
-    assert done.stderr == "gsync: session nobody: there is none; `gsync status` lists them\n"
+    assert done.stderr == "gsync: no such session: nobody; `gsync status` lists them\n"

@@ -24,6 +24,7 @@ from gsync.transfer.archive.batches import Killed
 from gsync.transfer.archive.disk import DiskTree, TreeError
 from gsync.transfer.archive.manifest import ManifestEntry
 from gsync.transfer.kinds import HANDLERS
+from gsync.transfer.queue.orders import Orders
 from gsync.transfer.queue.requests import TransferState
 from gsync.transfer.queue.worker import QueueWorker
 from gsync.transfer.stores.store import Category, Store, StoreError
@@ -501,7 +502,7 @@ def test_queue_retry_goes_on_with_a_job_that_failed(tape: Place) -> None:
             here.do.put(here.root)
     with Here(tape) as here:
         request = here.archives.the(here.root).request
-        assert here.transfers.retry(request=request) == 1
+        assert Orders(here.transfers).retry(request=request) == 1
         QueueWorker(str(tape.home), handlers=HANDLERS, once=True).run()
         found = here.transfers.request(request)
         assert found is not None

@@ -16,9 +16,9 @@ from gsync.transfer.archive.archiver import Incomplete, Verify
 from gsync.transfer.archive.backup import Backup, Window
 from gsync.transfer.archive.batches import JobOptions
 from gsync.transfer.archive.rows import Archive, Archives
-from gsync.transfer.queue.database import Transfers
 from gsync.transfer.queue.registry import StorePath, Stores
 from gsync.transfer.queue.retry import RetryPolicy
+from gsync.transfer.queue.transfers import Transfers
 from gsync.transfer.stores.store import Category, Store, StoreError
 from gsync.transfer.stores.vault import make_vault
 from lab.archives import Place, changes

@@ -27,6 +27,7 @@ from gsync.transfer.delivery.checksums import line_of
 from gsync.transfer.delivery.rounds import order
 from gsync.transfer.delivery.rows import Stage
 from gsync.transfer.delivery.source import Listing, ReadyFolder
+from gsync.transfer.queue.orders import Orders
 from gsync.transfer.stores.dir import DirStore
 from gsync.transfer.stores.vault import VaultStore
 from lab.nights import HOSTILE, Nights, contents, night_of, remove
@@ -376,8 +377,8 @@ def test_a_dry_run_changes_nothing(nights: Nights) -> None:
 
 def test_what_the_queue_shows_and_says(nights: Nights) -> None:
     """One request for each unit; kill and retry by the queue are followed."""
-    from gsync.transfer.queue.database import Transfers
     from gsync.transfer.queue.requests import TransferState
+    from gsync.transfer.queue.transfers import Transfers
 
     bad, good = nights.make(night_of(2), 1, listed=False), nights.make(night_of(2), 2)
     nights.round(now=datetime.now(UTC) - timedelta(days=2))
@@ -388,7 +389,7 @@ def test_what_the_queue_shows_and_says(nights: Nights) -> None:
         assert (failed.kind, failed.owner, failed.state) == ("deliver", "raw", TransferState.FAILED)
         assert [each.state for each in transfers.operations(done.id)] == [TransferState.DONE, TransferState.NEW]
         nights.write_list(bad)
-        assert transfers.retry(request=failed.id) > 0
+        assert Orders(transfers).retry(request=failed.id) > 0
         nights.round()
         assert nights.states() == {"delivered": 2}
         assert [each.state for each in transfers.operations(done.id)] == [TransferState.DONE, TransferState.DONE]
@@ -397,13 +398,13 @@ def test_what_the_queue_shows_and_says(nights: Nights) -> None:
         nights.round()
         assert nights.units()[os.fsdecode(lost)]["state"] == "waiting"
         (request,) = [each for each in transfers.requests() if each.label == f"raw {os.fsdecode(lost)}"]
-        assert transfers.kill(request=request.id) > 0
+        assert Orders(transfers).kill(request=request.id) > 0
         nights.round()
         assert nights.units()[os.fsdecode(lost)]["state"] == "killed"
         nights.make(night_of(2), 3)
         nights.round()
         assert nights.units()[os.fsdecode(lost)]["state"] == "killed"
-        transfers.retry(request=request.id)
+        Orders(transfers).retry(request=request.id)
         nights.round()
         assert nights.is_as_source(lost)
     finally:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from gsync.transfer.queue.database import Transfers
+from gsync.transfer.queue.transfers import Transfers
 from lab.nights import HOSTILE, Nights, contents, night_of
 from lab.sshd import HOST, Sshd
 

@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 
 from gsync.transfer.archive.rows import Archives
-from gsync.transfer.queue.database import Transfers
+from gsync.transfer.queue.intake import Intake
 from gsync.transfer.queue.registry import Stores
 from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, TransferState
+from gsync.transfer.queue.transfers import Transfers
 from lab.nights import Nights, night_of, remove
 
 EVIL = b"<script>document.title='evil'</script>&\"'"
@@ -101,11 +102,11 @@ def test_only_nights_that_changed_are_written(nights: Nights) -> None:
 def busy(nights: Nights) -> Nights:
     """Beside deliveries: a copy that failed, a replication that waits, an archive whose put failed, a banned store."""
     with closing(Transfers(str(nights.home))) as transfers:
-        copy = transfers.submit(NewRequest("queue", "ann", [
+        copy = Intake(transfers).submit(NewRequest("queue", "ann", [
             NewOperation("copy", [NewTransfer("disk", EVIL.replace(b"/", b"_"), "tape", b"x")])]))
         (row,) = transfers.page(request=copy)
         transfers.advance([row.id], TransferState.NEW, TransferState.FAILED, reason="quota of <ann>")
-        transfers.submit(NewRequest("send", "bob", [
+        Intake(transfers).submit(NewRequest("send", "bob", [
             NewOperation("replicate", [NewTransfer("spare", b"y", "wanted", b"y")])]))
         Archives(transfers, str(nights.home)).add("archive", b"/data/run 1", "tape", b"place", "put")
         Stores(transfers).ban("tape", "a new drive comes", 3600)

@@ -19,9 +19,11 @@ from pathlib import Path
 import inotify_simple
 import pytest
 
-from gsync.transfer.queue.database import Transfers
+from gsync.transfer.queue.intake import Intake
+from gsync.transfer.queue.orders import Orders
 from gsync.transfer.queue.registry import Stores
 from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, Transfer, TransferState
+from gsync.transfer.queue.transfers import Transfers
 
 PATIENCE = 900.0
 WORKERS, JOBS = 3, 4
@@ -114,7 +116,7 @@ def make(tmp_path: Path, load: Load) -> tuple[str, list[Path]]:
             (tmp_path / source / name).write_text(f"content of {name}")
             wanted.append(NewTransfer(source, name.encode(), destination, name.encode()))
         for start in range(0, len(wanted), 100):
-            db.submit(NewRequest("queue", f"u{owner}", [NewOperation("copy", wanted[start:start + 100])]))
+            Intake(db).submit(NewRequest("queue", f"u{owner}", [NewOperation("copy", wanted[start:start + 100])]))
     stores.close()
     db.close()
     return home, [tmp_path / name for name in names[load.sources:]]
@@ -154,7 +156,7 @@ def check(tmp_path: Path, load: Load) -> None:
                     workers.remove(worker)
                     deaths += 1
             if doomed and states.get(TransferState.DONE, 0) > total // 10:
-                db.kill(ids=doomed, reason="by the test")
+                Orders(db).kill(ids=doomed, reason="by the test")
                 killed_at_once = {row[0] for row in db.read("SELECT id FROM transfers WHERE state='KILLED'")}
                 doomed = []
             time.sleep(0.1)

@@ -37,8 +37,8 @@ class TestEndings:
             (["run", "/m", "/s", "--exclude-from", "/nowhere"], "--exclude-from /nowhere: No such file"),
             (["run", "/m", "/s", "--log-level", "loud"], "log-level: 'LOUD'"),
             (["run", "/m", "/s", "--detector", "crystal-ball"], "change-detector: 'crystal-ball'"),
-            (["run", "/m", "/s", "--set", "nice"], "--set nice: not of the form OPTION=VALUE"),
-            (["run", "/m", "/s", "--set", "tar-command=x"], "tar-command: an option of GlusterFS"),
+            (["run", "/m", "/s", "--set", "nice"], "--set nice: expected OPTION=VALUE"),
+            (["run", "/m", "/s", "--set", "tar-command=x"], "tar-command: gsync does not have this option of"),
             (["run", "/m", "/s", "--delete-retention", "x"], "delete-retention: 'x': not a duration"),
             (["run", "/m", "/s", "--delete-retention", "7"], "delete-retention: '7': give the unit of 7: s, m"),
             (["run", "/no/such/master", "/s"], "master /no/such/master: no such directory"),
@@ -49,13 +49,13 @@ class TestEndings:
             (["run", "/usr/lib", "/usr"], "lies inside the slave"),
             (["run", "/usr", "/", "--accept-host-key", "SHA256:x"], "lies inside the slave"),
             (["run", "/usr", "/nowhere", "--accept-host-key", "SHA256:x"], "is on this host"),
-            (["status", "nobody"], "session nobody: there is none"),
+            (["status", "nobody"], "no such session: nobody"),
             (["status", "../x"], "session '../x': a name is made of"),
-            (["volume", "info", "nothing"], "volume nothing: there is none"),
+            (["volume", "info", "nothing"], "no such volume: nothing"),
             (["volume", "add", "a/b", "/usr"], "volume 'a/b': a name is made of"),
             (["volume", "add", "x", "/no/such"], "No such file or directory"),
-            (["recorder", "run", "nothing"], "volume nothing: there is none"),
-            (["recorder", "status", "nothing"], "volume nothing: there is none"),
+            (["recorder", "run", "nothing"], "no such volume: nothing"),
+            (["recorder", "status", "nothing"], "no such volume: nothing"),
         ],
     )
     def test_bad_usage_is_one_line_and_2(self, cli: Cli, args: list[str], complaint: str) -> None:
@@ -197,7 +197,7 @@ class TestVolume:
         assert json.loads(cli("volume", "info", "photos", "--json")) == listed
         assert str(tree) in cli("volume", "info", "photos")
         assert "photos" in cli("volume", "list")
-        assert "exists already" in cli.fails("volume", "add", "photos", "/usr", code=2)
+        assert "already exists" in cli.fails("volume", "add", "photos", "/usr", code=2)
         assert "not removed" in cli.fails("volume", "remove", "photos", code=2)
         cli("volume", "remove", "photos", "--yes")
         assert cli.home.list() == []

@@ -12,7 +12,7 @@ from gsync.session.session import SessionHome
 from gsync.state.home import Home
 from gsync.transfer import Client
 from gsync.transfer.archive.rows import Archives
-from gsync.transfer.queue.database import Transfers
+from gsync.transfer.queue.transfers import Transfers
 from lab.cli import Cli
 
 

@@ -51,7 +51,7 @@ class TestCreate:
     def test_makes_volume_and_session_and_says_what_is_next(self, cli: Cli, tree: Path, copy: Path) -> None:
         out = cli("create", str(tree), str(copy), "-o", "sync-jobs=3", "-o", "exclude=*.o", "-o", "exclude=/build/")
         session = the_session(cli)
-        assert out == f"session {session.name} is created: {tree} to {copy}\nnext: gsync start {session.name}\n"
+        assert out == f"session {session.name} created: {tree} to {copy}\nnext: gsync start {session.name}\n"
         assert cli.home.get(session.volume).path == str(tree)
         assert (session.options.sync_jobs, session.options.exclude) == (3, ("*.o", "/build/"))
         assert read_wanted(session) is Wanted.CREATED
@@ -68,7 +68,7 @@ class TestCreate:
         [
             (["nowhere", "{copy}"], "master nowhere: no such directory or volume"),
             (["{tree}", "relative:path"], "the path must begin with /"),
-            (["{tree}", "{copy}", "-o", "sync-jobs"], "-o sync-jobs: not of the form OPTION=VALUE"),
+            (["{tree}", "{copy}", "-o", "sync-jobs"], "-o sync-jobs: expected OPTION=VALUE"),
             (["{tree}", "{copy}", "-o", "sync-jobs=99"], "sync-jobs: '99'"),
             (["{tree}", "{copy}", "-o", "sync-job=9"], "sync-jobs?"),
             (["{tree}", "{copy}", "-o", "use-meta-volume=true"], "gsync config --site set use-meta-volume true"),
@@ -87,7 +87,7 @@ class TestCreate:
 
     def test_a_name_that_is_taken(self, cli: Cli, tree: Path, copy: Path) -> None:
         cli("create", str(tree), str(copy), "--name", "x")
-        assert "exists already" in cli.fails("create", str(tree), f"{copy}2", "--name", "x", code=2)
+        assert "already exists" in cli.fails("create", str(tree), f"{copy}2", "--name", "x", code=2)
 
     def test_everything_that_is_wrong_is_said_and_nothing_is_left(
             self, cli: Cli, tree: Path, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +98,7 @@ class TestCreate:
         monkeypatch.setattr(preflight, "_measured", lambda volume: (1 << 60, 1 << 60, True))
         said = findings(cli, "photos", copy, code=2)
         for text in (f"nothing is mounted at {tmp_path}/meta", "it is not empty and no gsync slave",
-                     "not enough room", "not enough inodes"):
+                     "not enough space", "not enough inodes"):
             assert sum(text in line for line in said if line.startswith("error: ")) == 1, (text, said)
         assert SessionHome(cli.home).list() == []
         assert sorted(os.listdir(copy)) == ["foreign"]
@@ -114,20 +114,21 @@ class TestCreate:
                                            ) -> None:
         monkeypatch.setattr(preflight, "_measured", lambda volume: (1, 1 << 60, False))
         cli("create", str(tree), str(copy), code=4)
-        assert "the master's tree has at least 1 entries with 1048576.0 TiB" in cli.err
-        assert cli.err.endswith("gsync: not created: see the errors above; --force creates it all the same\n")
+        assert "the master's tree has at least 1 entries with 1048576 TiB" in cli.err
+        assert cli.err.endswith("gsync: session not created, see the errors above; --force creates it anyway\n")
         cli("create", str(tree), str(copy), "--force")
         assert cli.err.startswith("warning: ")
 
     def test_a_foreign_slave_cannot_be_forced(self, cli: Cli, tree: Path, copy: Path) -> None:
         (copy / "foreign").touch()
         cli("create", str(tree), str(copy), "--force", code=4)
-        assert cli.err.endswith("not created: see the errors above\n")
-        assert any("the master has not is deleted" in line for line in findings(cli, tree, copy, "--adopt", code=0))
+        assert cli.err.endswith("session not created, see the errors above\n")
+        assert any("deletes what the master does not have" in line
+                   for line in findings(cli, tree, copy, "--adopt", code=0))
 
     def test_a_slave_that_is_missing_is_made_later(self, cli: Cli, tree: Path, copy: Path) -> None:
         assert findings(cli, tree, copy / "new", code=0) == [
-            f"info: slave {copy}/new: the directory is made at the first start"]
+            f"info: slave {copy}/new: the first start creates the directory"]
         assert not (copy / "new").exists()
         (line,) = findings(cli, tree, copy / "a" / "b", code=4)
         assert f"there is no directory {copy}/a/b" in line
@@ -154,16 +155,16 @@ class TestCreate:
             said = findings(cli, "photos", copy, code=4)
         finally:
             client.close()
-        assert any("session another works there now" in line for line in said)
-        assert any("goes on from there" in line for line in findings(cli, "photos", copy, code=0))
+        assert any("session another is active there" in line for line in said)
+        assert any("resumes from there" in line for line in findings(cli, "photos", copy, code=0))
 
     def test_only_a_volume_is_taken_over_from_gsyncd(self, cli: Cli, tree: Path, copy: Path) -> None:
         said = findings(cli, tree, copy, "--from-gsyncd", code=2)
-        assert said[0].startswith("error: --from-gsyncd goes from a GlusterFS volume to the GlusterFS volume that it")
+        assert said[0].startswith("error: --from-gsyncd needs a GlusterFS volume as master and as slave")
 
     def test_clocks_that_are_apart(self, cli: Cli, tree: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         real = SlaveClient.survey
-        for seconds, text in [(60, "its clock is ahead by 60 s"), (-7, "its clock is behind by 7 s")]:
+        for seconds, text in [(60, "its clock is 60 s ahead"), (-7, "its clock is 7 s behind")]:
             monkeypatch.setattr(SlaveClient, "survey", lambda *args, by=seconds: survey.survey(
                 bytes(copy), "v", False)._replace(now=time.time_ns() + by * NS))  # asked at once, so nothing is unsure
             cli("create", str(tree), str(copy), "--name", f"n{seconds}")
@@ -178,11 +179,11 @@ class TestCreate:
         real = SlaveClient.survey
         monkeypatch.setattr(SlaveClient, "survey", lambda *args: real(*args)._replace(protocol=1, version="0.0.1"))
         (line,) = findings(cli, tree, copy, code=4)
-        assert "the agent there is gsync 0.0.1 with protocol 1" in line
+        assert "its agent is gsync 0.0.1 with protocol 1" in line
 
     def test_rsync_is_missing(self, cli: Cli, tree: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(shutil, "which", lambda name: None)
-        assert any(line.startswith("info: rsync is not installed here") for line in findings(
+        assert any(line.startswith("info: rsync is not installed on this host") for line in findings(
             cli, tree, copy, "--name", "a", code=0))
         cli("delete", "a", "--yes")
         said = findings(cli, tree, copy, "-o", "sync-method=rsync", code=2)
@@ -204,11 +205,11 @@ class TestCreate:
         monkeypatch.setattr(survey, "Handles", lambda fd: SimpleNamespace(lasting=False))
         (attributes, names, numbers) = findings(cli, tree, copy, code=0)
         assert "vfat, as uid " in attributes
-        assert "cannot hold acls, owner" in attributes
-        assert "counted in `gsync status`" in attributes
+        assert "cannot store acls, owner" in attributes
+        assert "`gsync status` counts them" in attributes
         assert "hard links, names that differ only in case, names that end in a dot and symlinks" in names
         assert "`gsync failures` lists" in names
-        assert "vfat keeps no inode numbers: files are known by their names there" in numbers
+        assert "vfat has no stable inode numbers; gsync identifies files by name there" in numbers
 
     @pytest.mark.root
     def test_a_read_only_file_system(self, cli: Cli, tree: Path, tmp_path: Path) -> None:
@@ -235,24 +236,24 @@ class TestDelete:
         return the_session(cli)
 
     def test_asks_first(self, cli: Cli, session: Session) -> None:
-        assert "not done; --yes does it without asking" in cli.fails("delete", code=2)
+        assert "not deleted; confirm, or use --yes" in cli.fails("delete", code=2)
         assert cli("delete", "--yes") == f"{session.name}: deleted\n"
         assert SessionHome(cli.home).list() == []
         assert cli.home.list() != []
 
     def test_all(self, cli: Cli, session: Session, tree: Path, copy: Path) -> None:
         cli("create", str(tree), f"{copy}2")
-        assert "which session?" in cli.fails("delete", "--yes", code=2)
+        assert "name a session: " in cli.fails("delete", "--yes", code=2)
         assert len(json.loads(cli("delete", "--all", "--yes", "--json"))) == 2
         assert json.loads(cli("delete", "--all", "--yes", "--json")) == []
 
     @pytest.mark.parametrize("wanted", [Wanted.STARTED, Wanted.PAUSED])
     def test_what_is_started_is_refused(self, cli: Cli, session: Session, wanted: Wanted) -> None:
         write_wanted(session, wanted)
-        assert f"is {wanted}: gsync stop {session.name} first" in cli.fails("delete", "--yes", code=3)
+        assert f"is {wanted}; stop it first with gsync stop {session.name}" in cli.fails("delete", "--yes", code=3)
 
     def test_what_runs_is_refused_with_its_pid(self, cli: Cli, session: Session) -> None:
-        for lock, text in [(session.run_lock, "`gsync run` works for it"), (session.worker_lock, "is still ending")]:
+        for lock, text in [(session.run_lock, "`gsync run` is running it"), (session.worker_lock, "is still stopping")]:
             with Lock(lock, "test"):
                 line = cli.fails("delete", "--yes", code=3)
             assert text in line

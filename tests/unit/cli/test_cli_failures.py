@@ -16,4 +16,4 @@ def test_what_is_no_gfid_is_one_clear_line(tmp_path: Path, capsys: pytest.Captur
     state = ("--state", cli.home.path)
     cli("create", str(tmp_path / "m"), str(tmp_path / "s"), "--name", "one", *state)
     line = cli.fails("failures", "drop", gfid, "--reason", "gone", *state, code=2)
-    assert line == f"failures drop: {gfid!r} is no gfid; `gsync failures list` shows them"
+    assert line == f"failures drop: not a GFID: {gfid}; `gsync failures list` shows them"

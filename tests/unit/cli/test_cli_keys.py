@@ -32,9 +32,9 @@ def test_a_key_is_made_once_and_its_line_printed(cli: Cli) -> None:
 
 
 def test_what_makes_no_sense_is_said(cli: Cli) -> None:
-    assert cli.fails("keys", code=2).startswith("there is no session;")
+    assert cli.fails("keys", code=2).startswith("there are no sessions;")
     session(cli, "far:/srv/copy")
-    assert "locked out" in cli.fails("keys", "--rotate", code=2)
+    assert "would lose access to the slave" in cli.fails("keys", "--rotate", code=2)
 
 
 def test_a_slave_on_this_host_needs_no_key(cli: Cli) -> None:

@@ -28,8 +28,8 @@ ACTIVE = WorkerStatus(pid=10, started=1, state="Active", crawl="Hybrid", phase="
         (ACTIVE, "syncing · 1,500 of 4,000 files · 3.0 MiB of 8.0 MiB · 250 files/s · 512 KiB/s · 10.0 s left"),
         (replace(ACTIVE, files_total=None, bytes_total=None, eta_seconds=None, phase="crawling"),
          "crawling · 1,500 files · 3.0 MiB · 250 files/s · 512 KiB/s"),
-        (replace(ACTIVE, in_step=True, lag_seconds=0.31), "in step · 1,500 files · 3.0 MiB · lag 0.3 s"),
-        (replace(ACTIVE, in_step=True, failures=3, held=2), "in step · 1,500 files · 3.0 MiB · 3 failures · 2 held"),
+        (replace(ACTIVE, in_step=True, lag_seconds=0.31), "in sync · 1,500 files · 3.0 MiB · lag 0.3 s"),
+        (replace(ACTIVE, in_step=True, failures=3, held=2), "in sync · 1,500 files · 3.0 MiB · 3 failures · 2 held"),
     ],
 )
 def test_the_live_line(status: WorkerStatus, line: str) -> None:
@@ -93,16 +93,16 @@ def test_a_log_line_per_change_and_no_more(
     for status in (in_step, replace(in_step, in_step=False), in_step):
         watched.view.tick([status])
     (line,) = watched.lines()
-    assert line.startswith("in step files=4000 bytes=3145728 took=")
+    assert line.startswith("in sync files=4000 bytes=3145728 took=")
     watched.view.ended("worker", Ending(-9, "worker was killed by SIGKILL"), 0.5)
     watched.view.tick([WorkerStatus(state="Faulty", reason="worker was killed by SIGKILL")])
     assert watched.lines() == [
-        "worker ended reason='worker was killed by SIGKILL' again_in=0.500",
+        "worker exited reason='worker was killed by SIGKILL' restart_in=0.500",
         "worker state=Faulty reason='worker was killed by SIGKILL'"]
     text = watched.view.finish([replace(in_step, failures=2)], 1)
     assert watched.lines()[0].startswith("done files=4000 bytes=3145728 failures=2 held=0 stime=None took=")
     assert "4,000 files, 3.0 MiB in " in text
-    assert "2 failures, 0 held: see gsync failures, gsync hold" in text
+    assert "2 failures, 0 held: see gsync failures and gsync hold" in text
     assert watched.events() == []
 
 

@@ -49,7 +49,7 @@ def test_shown_retried_and_dropped_one_by_one(cli: Cli, failing: str) -> None:
     assert "would kill 1" in cli("queue", "kill", f"{failing}/{gfid_str(GFID)}", "--dry-run")
     assert "1 transfers killed" in cli("queue", "kill", f"{failing}/{gfid_str(GFID)}", "--yes")
     assert len(json.loads(cli("queue", "show", failing, "--json", code=1))["rows"]) == 1
-    assert "there is none" in cli.fails("queue", "show", "session:nosuch", code=2)
+    assert "no such session: nosuch" in cli.fails("queue", "show", "session:nosuch", code=2)
 
 
 def test_submitted_for_a_catalog_and_published(cli: Cli, tree: Path) -> None:

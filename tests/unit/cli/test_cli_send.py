@@ -10,8 +10,9 @@ import pytest
 
 from gsync.transfer import Client
 from gsync.transfer.catalog.catalog import SqliteCatalog
-from gsync.transfer.queue.database import Transfers
+from gsync.transfer.queue.intake import Intake
 from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, TransferState
+from gsync.transfer.queue.transfers import Transfers
 from lab.cli import Cli
 
 
@@ -110,7 +111,7 @@ def test_a_catalog_that_takes_nothing_ends_with_1(cli: Cli, file: Path, tmp_path
 def test_when_something_is_due_is_a_setting_of_the_node(cli: Cli, file: Path, tmp_path: Path) -> None:
     transfers = Transfers(cli.home.path)
     catalog = f"jsonl:{tmp_path}/catalog"
-    transfers.submit(NewRequest("queue", "ann", [NewOperation("copy", [
+    Intake(transfers).submit(NewRequest("queue", "ann", [NewOperation("copy", [
         NewTransfer("a", name, "b", name, 1, catalog=catalog) for name in (b"arrived", b"to come")])]))
     first, _ = transfers.page()
     transfers.advance([first.id], TransferState.NEW, TransferState.DONE)

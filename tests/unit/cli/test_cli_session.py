@@ -34,14 +34,14 @@ def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session
 
 
 @pytest.mark.parametrize(("now", "command", "says"), [
-    (Wanted.PAUSED, "start", "session s: cannot start: it is paused; gsync resume s lets it go on"),
+    (Wanted.PAUSED, "start", "session s: cannot start: it is paused; use gsync resume s"),
     (Wanted.STARTED, "resume", "session s: cannot resume: it is not paused"),
-    (Wanted.STOPPED, "resume", "session s: cannot resume: it is not paused, it is stopped; gsync start s"),
-    (Wanted.CREATED, "resume s", "session s: cannot resume: it is not paused, it was never started; gsync start s"),
-    (Wanted.CREATED, "pause", "session s: cannot pause: it is not started; gsync start s"),
-    (Wanted.STOPPED, "pause", "session s: cannot pause: it is not started; gsync start s"),
-    (Wanted.CREATED, "start nobody", "session nobody: there is none; `gsync status` lists them"),
-    (Wanted.STARTED, "stop s --all", "stop: either --all or the names of sessions"),
+    (Wanted.STOPPED, "resume", "session s: cannot resume: it is stopped; use gsync start s"),
+    (Wanted.CREATED, "resume s", "session s: cannot resume: it was never started; use gsync start s"),
+    (Wanted.CREATED, "pause", "session s: cannot pause: it is not started; use gsync start s"),
+    (Wanted.STOPPED, "pause", "session s: cannot pause: it is not started; use gsync start s"),
+    (Wanted.CREATED, "start nobody", "no such session: nobody; `gsync status` lists them"),
+    (Wanted.STARTED, "stop s --all", "stop: give either --all or names of sessions"),
 ])
 def test_what_makes_no_sense_is_told_in_one_line_and_changes_nothing(
         session: Session, capsys: pytest.CaptureFixture[str], now: Wanted, command: str, says: str) -> None:
@@ -79,7 +79,7 @@ def test_several_sessions_are_ordered_and_what_is_wrong_with_one_is_told(
         session: Session, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(["start", "nobody", "s", "--no-wait", "--json"]) == 2
     out, err = capsys.readouterr()
-    assert err == "gsync: session nobody: there is none; `gsync status` lists them\n"
+    assert err == "gsync: no such session: nobody; `gsync status` lists them\n"
     assert [(r["name"], r["state"]) for r in json.loads(out)] == [("nobody", None), ("s", "Started")]
     assert read_wanted(session) is Wanted.STARTED
 
@@ -89,7 +89,7 @@ def test_a_session_that_gsync_run_runs_takes_no_orders(
         session: Session, capsys: pytest.CaptureFixture[str], verb: str) -> None:
     with Lock(session.run_lock, "it"):
         assert call([verb]) == 3
-        assert f"`gsync run` runs it, pid {os.getpid()}; end that first" in capsys.readouterr().err
+        assert f"`gsync run` is running it, pid {os.getpid()}; stop that first" in capsys.readouterr().err
         assert call([verb, "--all"]) == 0
     assert read_wanted(session) is Wanted.CREATED
 
@@ -98,7 +98,7 @@ def test_gsync_run_leaves_a_started_session_alone(session: Session, capsys: pyte
     volume = Home(os.environ["GSYNC_HOME"]).get("v")
     write_wanted(session, Wanted.STARTED)
     assert call(["run", volume.path, "/slave"]) == 3
-    assert "session s is started, a monitor runs it; gsync stop s ends that" in capsys.readouterr().err
+    assert "session s is started and run by the monitor; stop it first with gsync stop s" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------------------- logs

@@ -108,8 +108,8 @@ class TestStatus:
         assert session.name in plain
         assert len(plain.splitlines()) == len(detail.splitlines()) == 5
         name = session.name
-        assert plain.splitlines()[3:] == [f"{name}: what failed, and why: gsync failures {name} list",
-                                          f"{name}: deletes wait for an approval: gsync hold {name} show"]
+        assert plain.splitlines()[3:] == [f"{name}: to list the failures: gsync failures {name} list",
+                                          f"{name}: deletes wait for approval: gsync hold {name} show"]
         for word in ("photos", "h:/copy", "Active", "Changelog", "2023-11-14 22:13:20"):
             assert word in plain
         for heading in ("LAG", "ENTRY", "DATA", "META", "FAILURES", "HELD", "RECORDER"):
@@ -124,7 +124,7 @@ class TestStatus:
         cli.home.remove("photos")
         report = self.report(cli)
         assert (report["path"], report["recorder"]["state"]) == (None, "Stopped")
-        assert report["reason"].startswith("volume photos: there is none")
+        assert report["reason"].startswith("no such volume: photos")
         assert session.name in cli("status")
 
     def test_a_session_that_is_damaged_does_not_hide_the_others(self, cli: Cli, session: Session) -> None:
@@ -247,19 +247,21 @@ class TestCheck:
 
     def test_in_order(self, cli: Cli, at_work: Session) -> None:
         well().write(at_work.worker_status)
-        assert re.fullmatch(r"OK - 1 session in order \| lag=0\.2s;;300;0 failures=0;;;0 held=0;;;0 pending=6;;;0 "
+        assert re.fullmatch(r"OK - no problems in 1 session \| lag=0\.2s;;300;0 failures=0;;;0 held=0;;;0 "
+                            r"pending=6;;;0 "
                             r"runway=60\d{4}s;;;0\n", cli("status", "--check", "--max-lag", "300"))
 
     @pytest.mark.parametrize(
         ("more", "code", "text"),
         [
             ({"failures": 3}, 1, "WARNING - {name}: 3 failures |"),
-            ({"held": 2}, 1, "WARNING - {name}: 2 deletes are held |"),
-            ({"lag_seconds": 301.0}, 2, "CRITICAL - {name}: lags by 301 s, more than 300 s |"),
+            ({"held": 2}, 1, "WARNING - {name}: 2 deletes held |"),
+            ({"lag_seconds": 301.0}, 2, "CRITICAL - {name}: lag is 301 s, more than 300 s |"),
             ({"state": "Faulty", "reason": "no | room\nleft"}, 2, "worker is Faulty: no / room left |"),
             ({"state": "Initializing"}, 1, "worker is Initializing"),
-            ({"stime": None, "lag_seconds": None}, 2, "lags by an unknown time"),
-            ({"stime": 1_700_000_000 * NS}, 1, "runway is short: 0.0 s"),
+            ({"stime": None, "lag_seconds": None}, 2, "lag is unknown"),
+            ({"stime": 1_700_000_000 * NS}, 1,
+             "runway is short: changelogs that are still needed exceed changelog-retention in 0.0 s"),
             ({"failures": 3, "state": "Faulty"}, 2, "CRITICAL - {name}: worker is Faulty; {name}: 3 failures |"),
         ],
     )
@@ -273,12 +275,12 @@ class TestCheck:
         well(stime=time.time_ns() - 500 * NS, started=1).write(session.worker_status)
         line = cli("status", "--check", "--max-lag", "300", code=2)
         assert "worker is not running: no monitor is running on this node" in line
-        assert re.search(r"lags by 50\d s", line)
+        assert re.search(r"lag is 50\d s", line)
 
     def test_no_recorder(self, cli: Cli, session: Session) -> None:
         well().write(session.worker_status)
         with Lock(session.run_lock, "test"):
-            assert "no recorder runs" in cli("status", "--check", code=1)
+            assert "no recorder is running" in cli("status", "--check", code=1)
 
     @pytest.mark.parametrize("wanted", [Wanted.CREATED, Wanted.PAUSED, Wanted.STOPPED])
     def test_a_session_that_is_meant_to_rest_is_a_warning(self, cli: Cli, session: Session, wanted: Wanted) -> None:
@@ -297,8 +299,8 @@ class TestCheck:
 
     def test_what_cannot_be_checked_is_unknown(self, cli: Cli) -> None:
         assert cli("status", "--check", code=3) == "UNKNOWN - there are no sessions\n"
-        assert cli("status", "nobody", "--check", code=3).startswith("UNKNOWN - session nobody: there is none")
+        assert cli("status", "nobody", "--check", code=3).startswith("UNKNOWN - no such session: nobody")
 
     def test_options_that_do_not_go_together(self, cli: Cli) -> None:
-        assert "goes with --check" in cli.fails("status", "--max-lag", "3", code=2)
-        assert "goes with --max-lag only" in cli.fails("status", "--check", "--json", code=2)
+        assert "it needs --check" in cli.fails("status", "--max-lag", "3", code=2)
+        assert "can only be combined with --max-lag" in cli.fails("status", "--check", "--json", code=2)

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from gsync.transfer.queue.database import Transfers
+from gsync.transfer.queue.intake import Intake
 from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer
+from gsync.transfer.queue.transfers import Transfers
 from lab.cli import Cli
 
 
@@ -251,7 +252,7 @@ def test_a_request_is_listed_with_the_transfers_of_all_its_operations(cli: Cli, 
 def test_a_hundred_thousand_transfers_are_listed_and_filtered(cli: Cli, tmp_path: Path) -> None:
     db = Transfers(cli.home.path)
     for owner in ("ann", "bob"):
-        db.submit(NewRequest("queue", owner, [NewOperation("copy", [
+        Intake(db).submit(NewRequest("queue", owner, [NewOperation("copy", [
             NewTransfer("a", b"x%d" % n, "b", b"y%d" % n, 5) for n in range(50_000)])]))
     db.close()
     assert len(shown(cli, "queue", "list", "--transfers", "--limit", "0")) == 100_000

@@ -51,7 +51,7 @@ def test_a_session_that_is_made_again_goes_on(home: Home, name: str | None) -> N
     before = used(home)
     sessions.remove(before)
     assert sessions.names() == []
-    with pytest.raises(UsageError, match="there is none"):
+    with pytest.raises(UsageError, match="no such session: "):
         sessions.get(before.name)
 
     again = sessions.find_or_new("photos", "h:/copy", name)

@@ -54,7 +54,7 @@ def test_words(words: list[str], parsed: Any) -> None:
 
 @pytest.mark.parametrize("words", [[], ["s"], ["s", "soon"], ["s", "wait", "long"], ["a", "b", "now"]])
 def test_other_words_are_refused_with_the_forms(words: list[str]) -> None:
-    with pytest.raises(UsageError, match="give status, wait, or a time to set: now, RFC 3339"):
+    with pytest.raises(UsageError, match="give status, wait, or a time: now, RFC 3339"):
         parse(words, 7)
 
 
@@ -132,7 +132,7 @@ class TestCommand:
     def test_wait_says_that_a_session_that_rests_gets_nowhere(self, cli: Cli, session: Session) -> None:
         cli("checkpoint", "now")
         cli("checkpoint", "wait", "--timeout", "0.3", code=1)
-        assert cli.err == (f"gsync: session {session.name} is Created: the checkpoint is not reached before it is "
+        assert cli.err == (f"gsync: session {session.name} is Created; it reaches the checkpoint only when it is "
                            "started\n")
 
     def test_wait_ends_when_it_is_reached(self, cli: Cli, session: Session) -> None:
@@ -143,7 +143,7 @@ class TestCommand:
         timer.join()
 
     def test_options_that_do_not_go_together(self, cli: Cli) -> None:
-        assert "--timeout goes with wait" in cli.fails("checkpoint", "now", "--timeout", "3", code=2)
+        assert "--timeout: it needs wait" in cli.fails("checkpoint", "now", "--timeout", "3", code=2)
 
 
 def test_a_file_that_cannot_be_read_just_now_is_no_end_of_the_command(cli: Cli, session: Session) -> None:

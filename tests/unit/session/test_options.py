@@ -69,7 +69,7 @@ class TestTable:
         [
             ("sync_jobs", 99, "sync-jobs: 99: should be less than or equal to 16"),
             ("sync_jobs", "many", "sync-jobs: 'many'"),
-            ("sync_metod", "rsync", "sync-metod: there is no such option; sync-method?"),
+            ("sync_metod", "rsync", "sync-metod: no such option; did you mean sync-method?"),
             ("sync_method", "cp", "sync-method: 'cp'"),
             ("exclude", ["ok", "!"], "exclude"),
             ("exclude", ["a\nb"], "exclude"),
@@ -82,15 +82,15 @@ class TestTable:
             ("slave_timeout", "soon", "slave-timeout: 'soon': not a duration"),
             ("log_level", "LOUD", "log-level: 'LOUD'"),
             ("ionice", "fast", "ionice: 'fast': should be idle"),
-            ("rsync_command", "/nowhere/rsync", "rsync-command: '/nowhere/rsync': no such program"),
-            ("rsync_options", "--dry-run", "nothing would be sent"),
+            ("rsync_command", "/nowhere/rsync", "rsync-command: '/nowhere/rsync': no such executable program"),
+            ("rsync_options", "--dry-run", "it would send nothing"),
             ("rsync_options", "--delete-after", "--delete-after: not allowed"),
             ("rsync_options", "--bwlimit=3", "see bandwidth-limit"),
             ("rsync_options", "a b", "'a' is not an option"),
             ("rsync_options", "--x='", "quot"),
             ("ssh_options", "-oControlMaster=no", "gsync sets controlmaster itself"),
-            ("ssh_options", "-o", "what follows it is missing"),
-            ("ssh_options", "-L 1:2:3", "belong into ssh's own configuration"),
+            ("ssh_options", "-o", "its value is missing"),
+            ("ssh_options", "-L 1:2:3", "put others into a configuration file of ssh"),
         ])
     def test_a_wrong_value_is_refused(self, name: str, value: object, complaint: str) -> None:
         with pytest.raises(UsageError) as caught:
@@ -101,7 +101,7 @@ class TestTable:
     def test_options_that_only_glusterfs_has_are_refused_with_the_reason(self) -> None:
         for name in NOT_HERE:
             assert name not in table()
-            with pytest.raises(UsageError, match="an option of GlusterFS that gsync does not have: "):
+            with pytest.raises(UsageError, match="gsync does not have this option of GlusterFS: "):
                 find(name)
         with pytest.raises(UsageError, match="gsync checkpoint"):
             find("checkpoint")
@@ -176,8 +176,8 @@ class TestFile:
             ("[gsync]\nsync-jobs\n", "line 2: not of the form OPTION = VALUE"),
             ("[gsync]\n[vars]\n", r"section \[vars\]"),
             ("[gsync]\nsync-jobs = 99\n", "sync-jobs: '99'"),
-            ("[gsync]\nsync-jop = 9\n", "sync-jop: there is no such option; sync-jobs?"),
-            ("[gsync]\ngluster-params = x\n", "gluster-params: an option of GlusterFS"),
+            ("[gsync]\nsync-jop = 9\n", "sync-jop: no such option; did you mean sync-jobs?"),
+            ("[gsync]\ngluster-params = x\n", "gluster-params: gsync does not have this option"),
         ])
     def test_a_wrong_file_is_named_with_the_option(self, tmp_path: Path, content: str, complaint: str) -> None:
         path = tmp_path / "gsync.conf"
@@ -230,10 +230,10 @@ class TestLayers:
     def test_an_option_of_the_node_is_refused_in_a_session(self, tmp_path: Path) -> None:
         (tmp_path / "session.json").write_text("{}")
         path = tmp_path / "gsync.conf"
-        with pytest.raises(UsageError, match="rollover-time: it is set for the whole node: gsync config --site set"):
+        with pytest.raises(UsageError, match="rollover-time: applies to the whole node; use gsync config --site set"):
             config.set_value(str(path), "rollover-time", "5s")
         path.write_text("[gsync]\nrollover-time = 5s\n")
-        with pytest.raises(UsageError, match="rollover-time: it is set for the whole node"):
+        with pytest.raises(UsageError, match="rollover-time: applies to the whole node"):
             config.load_options([str(path)])
 
 

@@ -23,7 +23,7 @@ def test_a_saved_session_is_read_back_equal(tmp_path: Path) -> None:
 
 
 def test_a_session_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="session nobody: there is none"):
+    with pytest.raises(UsageError, match="no such session: nobody"):
         SessionHome(Home(str(tmp_path))).get("nobody")
     assert SessionHome(Home(str(tmp_path))).list() == []
 

@@ -65,7 +65,7 @@ def test_what_cannot_be_a_volume_is_refused_in_one_line(home: Home, tree: Path) 
     (tree / "file").touch()
     for name, path, text in [("w", str(tree / "none"), "No such file or directory"),
                              ("w", str(tree / "file"), "Not a directory"),
-                             ("v", str(tree), "exists already"),
+                             ("v", str(tree), "already exists"),
                              ("w", str(tree), "is volume v already")]:
         with pytest.raises(UsageError, match=text) as error:
             home.add(name, path)
@@ -74,7 +74,7 @@ def test_what_cannot_be_a_volume_is_refused_in_one_line(home: Home, tree: Path) 
 
 
 def test_an_unknown_volume_and_a_damaged_file_are_named(home: Home, tree: Path) -> None:
-    with pytest.raises(UsageError, match="volume v: there is none"):
+    with pytest.raises(UsageError, match="no such volume: v"):
         home.get("v")
     volume = home.add("v", str(tree))
     file = Path(volume.folder, "volume.json")

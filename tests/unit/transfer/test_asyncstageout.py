@@ -10,28 +10,32 @@ from typing import Any
 
 import pytest
 
+from gsync.base.clock import SYSTEM_CLOCK, Clock
 from gsync.base.errors import LockedError
 from gsync.base.process import Lock
 from gsync.transfer.catalog import asyncstageout
 from gsync.transfer.catalog.asyncstageout import Outbox
-from gsync.transfer.queue.database import Transfers
+from gsync.transfer.queue.intake import Intake
+from gsync.transfer.queue.orders import Orders
 from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, TransferState
+from gsync.transfer.queue.transfers import Transfers
 
 
 class World:
     def __init__(self, path: Path) -> None:
         self.transfers = Transfers(str(path / "home"))
         self.outbox = path / "outbox"
+        self.clock = SYSTEM_CLOCK
 
     def end(self, owner: str, name: bytes, state: TransferState = TransferState.DONE, reason: str = "") -> int:
-        request = self.transfers.submit(NewRequest("queue", owner, [
+        request = Intake(self.transfers).submit(NewRequest("queue", owner, [
             NewOperation("copy", [NewTransfer("/a", name, "/b", b"store/" + name)])]))
         (row,) = self.transfers.page(request=request)
         self.transfers.advance([row.id], TransferState.NEW, state, reason=reason)
         return row.id
 
     def report(self) -> int:
-        return Outbox(str(self.outbox)).report(self.transfers)
+        return Outbox(str(self.outbox), self.clock).report(self.transfers)
 
     def read(self, owner: str) -> list[dict[str, Any]]:
         return [json.loads(path.read_text()) for path in sorted((self.outbox / owner).glob("Reporter-*.json"))]
@@ -65,9 +69,9 @@ def test_each_result_is_in_one_file(world: World) -> None:
     assert [r["LFNs"] for r in world.read("ann")] == [["store/one"], ["store/two"]]
 
 
-def test_aso_16_two_reports_in_a_second_are_two_files(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_aso_16_two_reports_in_a_second_are_two_files(world: World) -> None:
     """ASO names a file by the second, so the second report replaces the first (item 16)."""
-    monkeypatch.setattr("time.time_ns", lambda: 1_700_000_000_000_000_000)
+    world.clock = Clock(now=lambda: 1_700_000_000_000_000_000)
     for name in (b"one", b"two"):
         world.end("ann", name)
         world.report()
@@ -114,7 +118,7 @@ def test_aso_16_killed_anywhere_a_reader_sees_each_result_once(world: World, mon
 def test_what_failed_and_then_worked_is_two_results(world: World) -> None:
     ident = world.end("ann", b"one", TransferState.FAILED, "no space")
     world.report()
-    world.transfers.retry(ids=[ident])
+    Orders(world.transfers).retry(ids=[ident])
     world.transfers.advance([ident], TransferState.NEW, TransferState.DONE)
     world.report()
     assert [r["transferStatus"] for r in world.read("ann")] == [["failed"], ["done"]]
@@ -129,7 +133,7 @@ def test_a_send_is_one_result_when_it_is_known(world: World, place: TransferStat
                                                status: list[str]) -> None:
     """At a failover store it is not yet where it is wanted; what registers and tidies is nobody's file."""
     kinds = ["place", *(["replicate"] if replicate else []), "register", "tidy"]
-    request = world.transfers.submit(NewRequest("send", "ann", [
+    request = Intake(world.transfers).submit(NewRequest("send", "ann", [
         NewOperation(kind, [NewTransfer("/a", b"x", "/b", b"x")]) for kind in kinds]))
     first, *rest = world.transfers.page(request=request)
     world.transfers.advance([first.id], TransferState.NEW, place, reason="" if place is TransferState.DONE else "why")

@@ -70,10 +70,9 @@ def test_sqlite_that_is_no_database_is_refused_for_ever(tmp_path: Path) -> None:
     assert caught.value.category is Category.PERMANENT
 
 
-def test_sqlite_that_is_locked_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    catalog = SqliteCatalog(str(tmp_path / "catalog.db"))
+def test_sqlite_that_is_locked_is_tried_again(tmp_path: Path) -> None:
+    catalog = SqliteCatalog(str(tmp_path / "catalog.db"), timeout=0.01)
     catalog.apply([entry(1)])
-    monkeypatch.setattr("gsync.transfer.catalog.catalog.TIMEOUT", 0.01)
     other = sqlite3.connect(tmp_path / "catalog.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(CatalogError, match="locked") as caught:

@@ -22,9 +22,12 @@ from pathlib import Path
 
 import pytest
 
-from gsync.transfer.queue.database import Transfers
+from gsync.transfer.queue.intake import Intake
+from gsync.transfer.queue.leases import Leases
+from gsync.transfer.queue.orders import Orders
 from gsync.transfer.queue.requests import NewOperation, NewRequest, TransferState
 from gsync.transfer.queue.retry import RetryPolicy
+from gsync.transfer.queue.transfers import Transfers
 from gsync.transfer.stores.store import Category, StoreError, category_of
 from gsync.transfer.stores.vault import VaultStore, make_vault
 from lab import REPOSITORY as ROOT
@@ -43,9 +46,9 @@ def test_eos_5_what_waits_is_kept_in_order_and_can_be_killed(place: Place) -> No
     ids = [place.submit("x", replace=True) for _ in range(4)]
     assert len(set(ids)) == 4
     again = Transfers(place.home)  # another process, after a restart of all
-    assert again.kill(request=ids[2]) == 1
-    assert [t.request for t in again.acquire("w", 9, 60)] == [ids[0], ids[1], ids[3]]
-    assert again.submit(NewRequest("queue", "'quo\"te\n\udcff", [NewOperation("copy", [place.transfer("x")])]))
+    assert Orders(again).kill(request=ids[2]) == 1
+    assert [t.request for t in Leases(again, "w").acquire(9, 60)] == [ids[0], ids[1], ids[3]]
+    assert Intake(again).submit(NewRequest("queue", "'quo\"te\n\udcff", [NewOperation("copy", [place.transfer("x")])]))
 
 
 def test_eos_6_one_bad_file_repeats_no_good_one_and_waits_before_its_next_try(place: Place,
@@ -57,7 +60,7 @@ def test_eos_6_one_bad_file_repeats_no_good_one_and_waits_before_its_next_try(pl
     id_ = place.submit(*names)
     place.run(policy=RetryPolicy(first_pause=100.0))
     assert Counter(state for _, state, _ in place.of(id_)) == {"DONE": 19, "RETRY": 1}
-    place.db.retry(request=id_)
+    Orders(place.db).retry(request=id_)
     place.run()
     assert {state for _, state, _ in place.of(id_)} == {"DONE"}
     assert len(calls) == 21
@@ -83,15 +86,17 @@ def test_dirac_13_a_request_is_durable_when_submit_returns(place: Place) -> None
     """Requests stayed in memory until a commit at the end; a crash left replicas that nobody knew of."""
     place.write("x")
     program = ("import os, signal, sys\n"
-               "from gsync.transfer.queue.database import *; from gsync.transfer.queue.requests import *\n"
+               "from gsync.transfer.queue.transfers import *; from gsync.transfer.queue.intake import *\n"
+               "from gsync.transfer.queue.requests import *\n"
                "db = Transfers(sys.argv[1])\n"
-               "db.submit(NewRequest('queue', 'me', [NewOperation('copy', [NewTransfer('a', b'x', 'b', b'x')])]))\n"
+               "request = NewRequest('queue', 'me', [NewOperation('copy', [NewTransfer('a', b'x', 'b', b'x')])])\n"
+               "Intake(db).submit(request)\n"
                "os.kill(os.getpid(), signal.SIGKILL)\n")
     done = subprocess.run([sys.executable, "-c", program, place.home], cwd=ROOT, check=False)
     assert done.returncode == -signal.SIGKILL
     place.run()
     assert place.db.counts() == {TransferState.DONE: 1}
-    assert place.db._db.execute("PRAGMA synchronous").fetchone()[0] == 2  # FULL: after a power cut too
+    assert place.db.read("PRAGMA synchronous") == [(2,)]  # FULL: after a power cut too
 
 
 def test_dirac_13_nothing_sleeps_while_one_transfer_waits_for_its_next_try(place: Place,
@@ -114,7 +119,7 @@ def test_dirac_14_of_many_that_pick_at_once_each_transfer_goes_to_one(place: Pla
 
     def pick(name: str) -> None:
         db = Transfers(place.home)
-        while got := db.acquire(name, 3, 60):
+        while got := Leases(db, name).acquire(3, 60):
             taken.extend(t.id for t in got)
         db.close()
 
@@ -254,7 +259,7 @@ def test_gsyncd_20_after_the_last_try_a_file_is_a_row_that_stays_not_a_loss(plac
         place.run(policy=NOW)
     t = place.only(id_)
     assert (t.state, t.tries, t.reason) == (TransferState.FAILED, 4, "store b: I/O error")
-    assert place.db.prune(-1e9) == 0  # and no pruning forgets it
+    assert Orders(place.db).prune(-1e9) == 0  # and no pruning forgets it
     assert place.db.request(id_) is not None
     assert json.dumps(t.reason)
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from gsync.transfer.catalog import publish as publish_module
 from gsync.transfer.catalog.catalog import Catalog, CatalogError, JsonLinesCatalog, Registration
 from gsync.transfer.catalog.publish import Publication, Publisher, Thresholds
-from gsync.transfer.queue.database import Transfers
+from gsync.transfer.queue.intake import Intake
 from gsync.transfer.queue.registry import Stores
 from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, TransferState
 from gsync.transfer.queue.retry import RetryPolicy
+from gsync.transfer.queue.transfers import Transfers
 from gsync.transfer.stores.store import Category
 
 
@@ -54,14 +54,14 @@ class World:
         assert isinstance(found, Recorder)
         return found
 
-    def publisher(self, min_files: int = 3, max_age: float = 1000, block: int = 1000, max_retries: int = 2
-                  ) -> Publisher:
+    def publisher(self, min_files: int = 3, max_age: float = 1000, block: int = 1000, max_retries: int = 2,
+                  lease: float = 600) -> Publisher:
         return Publisher(self.transfers, self.stores, self.catalog, Thresholds(min_files, max_age, block),
-                         RetryPolicy(max_retries=max_retries, first_pause=0, ban=0, rng=lambda: 0.0))
+                         RetryPolicy(max_retries=max_retries, first_pause=0, ban=0, rng=lambda: 0.0), lease)
 
     def request(self, done: int, rest: int = 0, catalog: str = "default", failed: int = 0) -> str:
         count = done + rest + failed
-        request = self.transfers.submit(NewRequest("queue", "ann", [NewOperation("copy", [
+        request = Intake(self.transfers).submit(NewRequest("queue", "ann", [NewOperation("copy", [
             NewTransfer("/src", b"f%d" % n, "/dst", b"f%d" % n, 5, "ab" * 32, catalog) for n in range(count)])]))
         rows = self.transfers.page(request=request)
         self.end(rows[:done], TransferState.DONE)
@@ -185,9 +185,8 @@ def test_killed_between_the_catalog_and_the_record_of_it(world: World, after: bo
         raise Killed
 
     monkeypatch.setattr(JsonLinesCatalog, "apply", dies)
-    monkeypatch.setattr(publish_module, "LEASE", 0.0)
     with pytest.raises(Killed):
-        world.publisher().once()
+        world.publisher(lease=0.0).once()
     monkeypatch.setattr(JsonLinesCatalog, "apply", original)
     assert world.states() == {"ACQUIRED": 3}
     assert world.publisher().once() == {Publication.DONE: 3}

@@ -16,11 +16,14 @@ import pytest
 
 from gsync.base.errors import UsageError
 from gsync.transfer.queue import handlers
-from gsync.transfer.queue.database import Transfers
 from gsync.transfer.queue.handlers import OWN, Context, Handler
+from gsync.transfer.queue.intake import Intake
+from gsync.transfer.queue.leases import Leases
+from gsync.transfer.queue.orders import Orders
 from gsync.transfer.queue.registry import Stores
 from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer, Transfer, TransferState
 from gsync.transfer.queue.retry import RetryPolicy
+from gsync.transfer.queue.transfers import Transfers
 from gsync.transfer.queue.worker import QueueSettings, QueueWorker, is_dead, worker_id
 from gsync.transfer.stores.dir import DirStore
 from gsync.transfer.stores.store import Category, Content, StoreError
@@ -50,7 +53,7 @@ class Place:
             (self.a / name).write_text(f"content of {name}")
 
     def submit(self, *names: str, owner: str = "me", **arguments: Any) -> str:
-        return self.db.submit(NewRequest("queue", owner, [
+        return Intake(self.db).submit(NewRequest("queue", owner, [
             NewOperation("copy", [self.transfer(name) for name in names], arguments)]))
 
     def run(self, request: str | None = None, handlers: Mapping[str, Handler] = OWN, **settings: Any) -> None:
@@ -146,7 +149,7 @@ def test_a_pause_comes_before_the_next_try(place: Place, monkeypatch: pytest.Mon
     t = place.only(id_)
     assert (t.state, t.tries) == (TransferState.RETRY, 1)
     assert 700 < (t.not_before - time.time_ns()) / 1e9 < 1300
-    place.db.retry(request=id_)
+    Orders(place.db).retry(request=id_)
     place.run()
     assert place.of(id_) == [("x", "DONE", 0)]
 
@@ -193,7 +196,7 @@ def test_corrupt_data_is_fetched_from_another_replica(place: Place) -> None:
     good = hashlib.sha256(b"good").hexdigest()
     (place.a / "bad").write_text("baad")
     (place.a / "good").write_text("good")
-    id_ = place.db.submit(NewRequest("queue", "me", [NewOperation("copy", [
+    id_ = Intake(place.db).submit(NewRequest("queue", "me", [NewOperation("copy", [
         NewTransfer("a", b"bad", "b", b"x", 4, good, replicas=(("a", b"good"),))])]))
     place.run()
     place.run()
@@ -206,7 +209,7 @@ def test_a_replica_is_removed_only_while_the_other_is_whole(place: Place) -> Non
     place.write("kept", "only")
     (place.b / "kept").write_text("content of kept")
     (place.b / "only").write_text("something else")
-    id_ = place.db.submit(NewRequest("queue", "me", [NewOperation("remove", [
+    id_ = Intake(place.db).submit(NewRequest("queue", "me", [NewOperation("remove", [
         place.transfer("kept"), place.transfer("only"), place.transfer("gone")])]))
     place.run()
     assert place.of(id_) == [("kept", "DONE", 0), ("only", "FAILED", 1), ("gone", "DONE", 0)]
@@ -215,7 +218,7 @@ def test_a_replica_is_removed_only_while_the_other_is_whole(place: Place) -> Non
 
 
 def test_a_kind_that_nobody_knows_here_is_left_to_others(place: Place) -> None:
-    id_ = place.db.submit(NewRequest("deliver", "me", [NewOperation("deliver", [place.transfer("x")])]))
+    id_ = Intake(place.db).submit(NewRequest("deliver", "me", [NewOperation("deliver", [place.transfer("x")])]))
     place.run()
     assert place.of(id_) == [("x", "NEW", 0)]
 
@@ -226,7 +229,7 @@ def test_a_handler_with_a_bug_ends_its_job_not_the_worker(place: Place) -> None:
         raise ZeroDivisionError("oops")
 
     place.write("x")
-    bad = place.db.submit(NewRequest("queue", "me", [NewOperation("meta", [place.transfer("x")])]))
+    bad = Intake(place.db).submit(NewRequest("queue", "me", [NewOperation("meta", [place.transfer("x")])]))
     good = place.submit("x")
     for _ in range(9):
         place.run(handlers={**OWN, "meta": bug})
@@ -256,7 +259,7 @@ def test_killed_on_the_way(place: Place) -> None:
     thread = threading.Thread(target=worker.run)
     thread.start()
     assert begun.wait(30)
-    assert place.db.kill(request=id_) == 2
+    assert Orders(place.db).kill(request=id_) == 2
     thread.join()
     assert [state for _, state, _ in place.of(id_)] == ["KILLED", "KILLED"]
     assert os.listdir(place.b) == []
@@ -271,7 +274,7 @@ def test_aso_17_what_was_killed_too_late_is_done(place: Place) -> None:
 
     def copy(context: Context, t: Transfer) -> Content | None:
         content = handlers.copy(context, t)
-        assert place_db.kill(request=id_) == 1
+        assert Orders(place_db).kill(request=id_) == 1
         return content
 
     place_db = Transfers(place.home)
@@ -287,7 +290,7 @@ def test_what_a_dead_worker_had_is_examined_and_not_done_again(place: Place, mon
     place.write("arrived", "not")
     id_ = place.submit("arrived", "not", "begun")
     dead = f"{os.uname().nodename}/999999999/1/abc"
-    taken = place.db.acquire(dead, 3, 3600)
+    taken = Leases(place.db, dead).acquire(3, 3600)
     place.db.advance([t.id for t in taken[:2]], TransferState.ACQUIRED, TransferState.SUBMITTED, by=dead)
     (place.b / "arrived").write_text("content of arrived")
     place.write("begun")
@@ -301,7 +304,7 @@ def test_what_a_dead_worker_had_is_examined_and_not_done_again(place: Place, mon
 def test_a_lease_that_has_run_out_is_taken_over_and_its_holder_is_not_heard(place: Place) -> None:
     place.write("x")
     id_ = place.submit("x")
-    [t] = place.db.acquire("elsewhere/1/1/frozen", 1, -1)
+    [t] = Leases(place.db, "elsewhere/1/1/frozen").acquire(1, -1)
     place.db.advance([t.id], TransferState.ACQUIRED, TransferState.SUBMITTED, by="elsewhere/1/1/frozen")
     place.run()
     place.run()
@@ -342,7 +345,7 @@ def test_a_job_without_progress_is_given_up(place: Place) -> None:
     assert (place.only(slow).state, place.only(slow).tries) == (TransferState.RETRY, 1)
     assert "no progress for" in place.only(slow).reason
     hung.set()
-    place.db.retry(request=slow)
+    Orders(place.db).retry(request=slow)
     place.run()
     assert place.only(slow).state is TransferState.DONE
 

@@ -11,16 +11,18 @@ from typing import Any
 
 import pytest
 
-import gsync.transfer.client as client_module
 from gsync.base.errors import UsageError
 from gsync.transfer import Client, Sent
 from gsync.transfer.catalog.catalog import SqliteCatalog
 from gsync.transfer.kinds import HANDLERS
-from gsync.transfer.queue.database import Transfers
 from gsync.transfer.queue.handlers import Context
+from gsync.transfer.queue.intake import Intake
+from gsync.transfer.queue.leases import Leases
+from gsync.transfer.queue.orders import Orders
 from gsync.transfer.queue.registry import Stores
 from gsync.transfer.queue.requests import TransferState
 from gsync.transfer.queue.retry import RetryPolicy
+from gsync.transfer.queue.transfers import Transfers
 from gsync.transfer.queue.worker import QueueSettings, QueueWorker
 from gsync.transfer.send import FAILOVER_FOLDER, OPERATIONS, carry_out
 from gsync.transfer.stores.dir import DirStore
@@ -36,6 +38,7 @@ class World:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.home = str(path / "home")
+        self.lease, self.patience = 60.0, 30.0
         self.file = path / "out" / "result.dat"
         self.file.parent.mkdir()
         self.file.write_bytes(b"precious" * 1000)
@@ -55,7 +58,7 @@ class World:
                 client.stores.allow(name)
 
     def send(self, *to: str, failover: tuple[str, ...] = ("spare",), **more: Any) -> Sent:
-        with Client(self.home, POLICY) as client:
+        with Client(self.home, POLICY, lease=self.lease, patience=self.patience) as client:
             return client.send(str(self.file), to or ("east", "west"), failover, **more)
 
     def files(self, name: str) -> list[str]:
@@ -82,9 +85,9 @@ class World:
         transfers = Transfers(self.home)
         stores = Stores(transfers)
         try:
-            transfers.sweep()
+            Intake(transfers).sweep()
             for _ in range(20):
-                rows = transfers.acquire("test", 1, 60)
+                rows = Leases(transfers, "test").acquire(1, 60)
                 if not rows:
                     return
                 transfers.advance([rows[0].id], TransferState.ACQUIRED, TransferState.SUBMITTED)
@@ -240,9 +243,9 @@ def test_the_only_replica_is_not_removed(world: World, content: bytes | None) ->
 
     transfers = Transfers(world.home)
     stores = Stores(transfers)
-    transfers.retry(request=sent.request)
+    Orders(transfers).retry(request=sent.request)
     for kind in ("replicate", "tidy"):
-        (row,) = transfers.acquire("test", 1, 60, request=sent.request)
+        (row,) = Leases(transfers, "test").acquire(1, 60, request=sent.request)
         assert row.kind == kind
         if kind == "tidy":
             wanted = world.path / "east" / "result.dat"
@@ -384,7 +387,7 @@ def test_dirac_13_a_database_that_fails_on_the_way_is_no_failed_send(world: Worl
 
     world.off("east", "west")
     monkeypatch.setattr(Transfers, "set_arguments", set_arguments)
-    monkeypatch.setattr(client_module, "LEASE", 0)
+    world.lease = 0
     sent = world.send()
     monkeypatch.undo()
     assert world.whole() == (["spare"] if fails > 1 else [])  # what cannot be noted is not begun
@@ -430,7 +433,7 @@ def steps_of(world: World, monkeypatch: pytest.MonkeyPatch, die_at: int) -> int:
 
         monkeypatch.setattr(owner, name, step)
 
-    for owner, name in ((DirStore, "put"), (DirStore, "delete"), (Transfers, "begin"), (Transfers, "advance"),
+    for owner, name in ((DirStore, "put"), (DirStore, "delete"), (Intake, "begin"), (Transfers, "advance"),
                         (Transfers, "set_arguments"), (SqliteCatalog, "apply")):
         wrapped(owner, name)
     try:
@@ -451,7 +454,7 @@ def steps_of(world: World, monkeypatch: pytest.MonkeyPatch, die_at: int) -> int:
 def test_dirac_13_killed_at_every_step(world: World, monkeypatch: pytest.MonkeyPatch, die_at: int) -> None:
     """Never no copy, never a copy that no request knows of; and the queue brings it to its end."""
     world.off("east", "west")
-    monkeypatch.setattr(client_module, "LEASE", 0)
+    world.lease = 0
     steps = steps_of(world, monkeypatch, die_at)
     if steps < die_at:
         assert steps == LAST  # else some were not tried
@@ -494,8 +497,8 @@ def known(world: World) -> set[str]:
 # without the database
 
 @pytest.fixture
-def locked(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[sqlite3.Connection]:
-    monkeypatch.setattr("gsync.transfer.queue.database._PATIENCE", 0.01)
+def locked(world: World) -> Iterator[sqlite3.Connection]:
+    world.patience = 0.01
     db = sqlite3.connect(os.path.join(world.home, "transfers.db"), isolation_level=None)
     db.execute("BEGIN IMMEDIATE")
     yield db
@@ -522,7 +525,7 @@ def test_database_down_and_killed_after_the_upload(world: World, locked: sqlite3
                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     """The process is gone: what it had noted in the spool is taken in, and only then."""
     world.off("east", "west")
-    monkeypatch.setattr(Transfers, "submit_kept", lambda *args: (_ for _ in ()).throw(Killed()))
+    monkeypatch.setattr(Intake, "submit_kept", lambda *args: (_ for _ in ()).throw(Killed()))
     with pytest.raises(Killed):
         world.send()
     (name,) = os.listdir(os.path.join(world.home, "spool"))
@@ -563,7 +566,7 @@ def test_killed_by_hand_stays_killed_and_its_replica_is_kept(world: World) -> No
     assert world.state(sent) is TransferState.KILLED
     assert world.whole() == ["spare"]
     transfers = Transfers(world.home)
-    assert transfers.prune(-1) == 0  # it is all that is known of that replica
+    assert Orders(transfers).prune(-1) == 0  # it is all that is known of that replica
     transfers.close()
 
 
