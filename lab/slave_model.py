@@ -19,11 +19,12 @@ from gsync.base.model import NS, ROOT_GFID, STATE_DIR, Gfid, Name
 from gsync.base.namespace import Entry
 from gsync.link import protocol
 from gsync.link.protocol import FillRow, MetaRow, RemoveRow
-from gsync.slave.directory.apply import Apply
 from gsync.slave.directory.identity import Taken, probe, take
+from gsync.slave.directory.operations import DirectoryOperations
 from gsync.slave.directory.recover import recover
 from gsync.slave.directory.tree import OPEN_DIR, SlaveTree
 from gsync.slave.limbo import LIMBO_NEW, LIMBO_OLD
+from gsync.slave.target import Operations
 
 DIR, REG, LNK, FIFO = stat.S_IFDIR | 0o755, stat.S_IFREG | 0o644, stat.S_IFLNK | 0o777, stat.S_IFIFO | 0o600
 
@@ -140,8 +141,8 @@ class World:
 
 
 class Slave:
-    """A slave tree served by Apply in this process. on_step hears of every step, with the number of those before it,
-    and may raise Killed."""
+    """A slave directory, served in this process. on_step hears of every step, with the number of those before it, and
+    may raise Killed."""
 
     def __init__(self, root: Path | bytes, on_step: Callable[[int, str], None] = lambda n, name: None,
                  adopt: bool = False, delete_retention: int = 0) -> None:
@@ -156,7 +157,7 @@ class Slave:
             raise
         self.tree.caps = probe(self.tree.state_fd, self.tree.handles.lasting)
         try:
-            self.apply = Apply(self.tree, adopt, delete_retention, self._step)
+            self.apply = DirectoryOperations(self.tree, adopt, delete_retention, self._step)
             recover(self.tree, self.apply.limbo, self._step)
         except BaseException:
             self.close()
@@ -182,7 +183,7 @@ class Planner:
     """Brings a slave to the world's present state, beginning from `dirty` names, as one batch."""
 
     world: World
-    apply: Apply
+    apply: Operations
     rng: random.Random
     sent: list[Gfid] = field(default_factory=list)
     adopted: set[Gfid] = field(default_factory=set)
@@ -199,12 +200,12 @@ class Planner:
         self._data()
         self._meta(meta)
         self.apply.commit(stime, stime, 0, clear=True)
-        self.apply.tree.sweep()
+        self._sweep()
 
     def quiet(self, stime: int) -> None:
         """The empty batch of a quiet tree, later: what waits in limbo goes [26]."""
         self.apply.commit(stime, stime, 0, clear=True)
-        self.apply.tree.sweep()
+        self._sweep()
 
     def _leftovers(self) -> set[Name]:
         found = set(self.apply.leftover_names(None, 10**6))
@@ -273,7 +274,7 @@ class Planner:
             waiting.add(name)
             return self._enumerate(row.gfid)
         if code == protocol.NEW:
-            self._receive(open_new(self.apply.tree, row.gfid), row)
+            self._receive_new(row)
             waiting.add(name)
         elif code == protocol.DIRECT:
             if not self._receive_direct(row):
@@ -286,15 +287,22 @@ class Planner:
             waiting.add(name)
         return set()
 
-    def _receive(self, fd: int, row: FillRow) -> None:
-        self.sent.append(row.gfid)
-        os.write(fd, self.world.nodes[row.gfid].data)
-        self.apply.tree.set_attrs(fd, row.meta)
-        os.close(fd)
+    # how bytes come to the slave
+
+    @property
+    def _tree(self) -> SlaveTree:
+        assert isinstance(self.apply, DirectoryOperations)
+        return self.apply.tree
+
+    def _sweep(self) -> None:
+        self._tree.sweep()
+
+    def _receive_new(self, row: FillRow) -> None:
+        self._receive(open_new(self._tree, row.gfid), row)
 
     def _receive_direct(self, row: FillRow) -> bool:
         """False if the directory has been attached meanwhile."""
-        tree = self.apply.tree
+        tree = self._tree
         try:
             dirfd = tree.open_limbo_dir(row.pargfid)
         except FileNotFoundError:
@@ -307,18 +315,30 @@ class Planner:
             tree.index.put([Entry(row.pargfid, row.bname, row.gfid, stat.S_IFREG, handle)])
         return True
 
+    def _receive(self, fd: int, row: FillRow) -> None:
+        self.sent.append(row.gfid)
+        os.write(fd, self.world.nodes[row.gfid].data)
+        self._tree.set_attrs(fd, row.meta)
+        os.close(fd)
+
+    def _read(self, gfid: Gfid) -> bytes:
+        with open(self._tree.open_file(gfid, os.O_RDONLY), "rb") as file:
+            return file.read()
+
+    def _write(self, gfid: Gfid, data: bytes) -> None:
+        fd = self._tree.open_file(gfid)
+        os.pwrite(fd, data, 0)
+        os.ftruncate(fd, len(data))
+        os.close(fd)
+
     def _data(self) -> None:
         """Bytes of files that differ, in place, of what the slave has. No others do than a worker looks at."""
         for gfid, node in self.world.nodes.items():
             if stat.S_ISREG(node.mode) and self.world.names_of(gfid) and self.apply.known([gfid])[0]:
-                fd = self.apply.tree.open_file(gfid, os.O_RDWR)
-                old = os.read(fd, 1 << 20)
+                old = self._read(gfid)
                 if old != node.data:
                     assert gfid in self.adopted | self.world.written, f"{gfid.hex()} has another file's bytes: {old!r}"
-                    os.pwrite(fd, node.data, 0)
-                if len(old) > len(node.data):
-                    os.ftruncate(fd, len(node.data))
-                os.close(fd)
+                    self._write(gfid, node.data)
 
     def _meta(self, gfids: set[Gfid]) -> None:
         nodes = [self.world.nodes[g] for g in gfids if g != ROOT_GFID and self.world.names_of(g)]

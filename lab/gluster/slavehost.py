@@ -6,18 +6,19 @@ Everything on it ends with it (see cluster.py).
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
+import os
 import shutil
-import stat
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from gsync.base.model import ROOT_GFID, Gfid
+from gsync.base.model import Gfid
 from gsync.link.client import SlaveClient
 from gsync.link.link import Channel, Slave
 from gsync.link.local import _PROGRAM, LocalLink
-from gsync.link.protocol import FillRow, Hello, RemoveRow
+from gsync.link.protocol import FillAnswer, FillRow, Hello, RemoveAnswer, RemoveRow
 from gsync.sync.engine import Flow
 from gsync.sync.postbox import FileRequest, Result
 from gsync.sync.tarssh import StreamEngine
@@ -25,6 +26,7 @@ from lab.engines import Files
 from lab.gluster.cluster import Node
 from lab.hosts import Host, Hosts, wait_until
 from lab.images import FsImage
+from lab.slave_side import LATE, NamesSide
 
 SHAPES: dict[str, tuple[int, tuple[str, ...]]] = {
     "one": (1, ()), "dist": (2, ()), "rep": (2, ("replica", "2")), "disp": (3, ("disperse", "3", "redundancy", "1")),
@@ -124,7 +126,7 @@ class HostLink(LocalLink):
         return [word.encode() for word in self._node.argv("setpriv", "--pdeathsig", "KILL", *hidden)]
 
 
-class Side:
+class Side(NamesSide):
     """A worker's side of one volume: names are filled and files sent as a worker would, without one."""
 
     epochs = itertools.count(1)
@@ -160,17 +162,11 @@ class Side:
 
     # what a worker does
 
-    @staticmethod
-    def row(name: bytes, gfid: Gfid, pargfid: Gfid = ROOT_GFID, mode: int = stat.S_IFREG | 0o644, *, since: int = 1,
-            nlink: int = 1, uid: int = 0, gid: int = 0, mtime: int = 10**18, rdev: int = 0, target: bytes | None = None,
-            xattrs: list[tuple[bytes, bytes]] | None = None) -> FillRow:
-        return FillRow(pargfid, name, gfid, mode, since, nlink, uid, gid, mtime, 10**18, rdev, target, xattrs)
+    def _fill(self, rows: Sequence[FillRow]) -> FillAnswer:
+        return self.client.fill(rows)
 
-    def fill(self, *rows: FillRow) -> Sequence[str]:
-        answer = self.client.fill(rows)
-        assert not answer.errors, answer.errors
-        self.vacated, self.displaced = answer.vacated, answer.displaced
-        return answer.answers
+    def _remove(self, rows: Sequence[RemoveRow], keep_last: bool) -> RemoveAnswer:
+        return self.client.remove(rows, keep_last)
 
     def move(self, *requests: FileRequest) -> list[Result]:
         results: list[Result] = []
@@ -178,32 +174,24 @@ class Side:
         self.engine.flush(results.extend)
         return sorted(results, key=lambda result: requests.index(result.request))
 
-    def folder(self, name: bytes, pargfid: Gfid = ROOT_GFID, *, mode: int = 0o755) -> Gfid:
-        """A directory at the slave, as the master's new one."""
-        gfid = self.new_gfid()
-        row = self.row(name, gfid, pargfid, stat.S_IFDIR | mode)
-        assert self.fill(row) == ["made"]
-        assert self.fill(row) == ["ok"]
-        return gfid
+    def new_file(self, data: bytes) -> Gfid:
+        return self.source.add(b"f%d" % next(self._fresh), data)
 
-    def file(self, name: bytes, data: bytes, pargfid: Gfid = ROOT_GFID, nlink: int = 1) -> Gfid:
-        """A file at the slave, as the master's new one."""
-        gfid = self.source.add(b"f%d" % next(self._fresh), data)
-        row = self.row(name, gfid, pargfid, nlink=nlink)
-        assert self.fill(row) == ["new"]
-        assert [r.errno for r in self.move(FileRequest(gfid, "N", pargfid, name, len(data)))] == [0]
-        assert self.fill(row) == ["ok"]
-        return gfid
+    def send(self, row: FillRow) -> None:
+        fd, st = self.source.open(row.gfid)
+        os.close(fd)
+        assert [r.errno for r in self.move(FileRequest(row.gfid, "N", row.pargfid, row.bname, st.st_size))] == [0]
 
-    def new_gfid(self) -> Gfid:
-        return b"test" + self.epoch.to_bytes(4, "big") + next(self._fresh).to_bytes(8, "big")
+    def knows(self, gfid: Gfid) -> bool:
+        return self.client.known([gfid]) == [True]
 
-    def remove(self, *names: tuple[Gfid, bytes], since: int = 1) -> list[Gfid]:
-        answer = self.client.remove([RemoveRow(p, b, since) for p, b in names])
-        assert not answer.errors, answer.errors
-        return answer.displaced
+    def holds(self, gfid: Gfid, data: bytes) -> bool:
+        return self.client.digest([gfid]) == [(len(data), hashlib.blake2b(data).hexdigest())]
 
-    def commit(self, stime: int = 1 << 60) -> None:
+    def wait_gone(self, *gfids: Gfid) -> None:
+        wait_until("the agent has deleted them", lambda: not any(self.client.known(gfids)))
+
+    def commit(self, stime: int = LATE) -> None:
         self.client.commit(stime, stime, self.epoch, clear=True)
 
     def listed(self, gfid: Gfid) -> dict[bytes, Gfid | None]:

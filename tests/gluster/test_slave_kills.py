@@ -29,7 +29,7 @@ SHARES = 6  # of the steps, for each test
 _DIES = """
 import os, signal, sys
 sys.path.insert(0, sys.argv.pop(2))
-from gsync.slave import agent
+from gsync.slave import agent, program
 left = int(sys.argv.pop(1))
 def step(name):
     global left
@@ -38,7 +38,7 @@ def step(name):
         print(name, file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 agent.Agent.__init__.__defaults__ = (step, *agent.Agent.__init__.__defaults__[1:])
-sys.exit(agent.main())
+sys.exit(program.main())
 """
 
 

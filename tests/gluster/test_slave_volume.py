@@ -23,6 +23,7 @@ from lab.gluster.cluster import SHAPES, Node, cluster
 from lab.gluster.slavehost import VOLUME_ID, HostLink, Side, SlaveHost, slave_host
 from lab.hosts import wait_until
 from lab.trees import acl
+from tests.slave_contract import NamesContract
 
 pytestmark = [pytest.mark.gluster, pytest.mark.root]
 
@@ -68,6 +69,12 @@ def top(side: Side) -> tuple[bytes, bytes]:
     return name, side.folder(name)
 
 
+class TestNames(NamesContract):
+    @pytest.fixture
+    def top(self, top: tuple[bytes, bytes]) -> Gfid:
+        return top[1]
+
+
 def test_a_new_file_has_the_masters_gfid_and_content(side: Side, top: tuple[bytes, bytes]) -> None:
     gfid = side.file(b"a", b"content", top[1])
     assert side.path(top[0], b"a").read_bytes() == b"content"
@@ -91,15 +98,6 @@ def test_a_new_directory_is_seen_with_all_that_is_in_it(side: Side, top: tuple[b
     assert os.getxattr(side.path(top[0], b"d"), "user.x") == b"1"
 
 
-def test_new_directories_in_each_other_come_in_one_page(side: Side, top: tuple[bytes, bytes]) -> None:
-    a, b, c = (side.new_gfid() for _ in range(3))
-    rows = [side.row(name, gfid, above, stat.S_IFDIR | 0o755) for name, gfid, above in (
-        (b"a", a, top[1]), (b"b", b, a), (b"c", c, b))]
-    assert side.fill(*rows) == ["made"] * 3
-    assert side.fill(*rows) == ["ok"] * 3
-    assert side.path(top[0], b"a", b"b", b"c").is_dir()
-
-
 def test_a_name_in_a_new_directory_that_another_file_has_come_to(side: Side, top: tuple[bytes, bytes]) -> None:
     """The agent does not look who is at the names of a directory that it has just made."""
     folder = side.new_gfid()
@@ -115,19 +113,6 @@ def test_a_name_in_a_new_directory_that_another_file_has_come_to(side: Side, top
     assert side.fill(side.row(b"f", fifo, folder, stat.S_IFIFO | 0o600)) == ["ok"]
     assert side.fill(row) == ["ok"]
     assert side.listed(folder) == {b"f": fifo}
-
-
-def test_directories_that_were_looked_into_move(side: Side, top: tuple[bytes, bytes]) -> None:
-    a = side.folder(b"a", top[1])
-    b = side.folder(b"b", a)
-    c = side.folder(b"c", b)
-    assert side.listed(c) == {}
-    assert side.fill(side.row(b"b2", b, top[1], stat.S_IFDIR | 0o755)) == ["ok"]
-    assert side.listed(c) == {}
-    assert side.fill(side.row(b"a2", a, c, stat.S_IFDIR | 0o755)) == ["ok"]
-    assert side.listed(a) == {}
-    assert side.remove((top[1], b"b2")) == [b]
-    assert side.listed(top[1]) == {}
 
 
 def test_attributes_times_xattrs_and_acls(side: Side, top: tuple[bytes, bytes]) -> None:
@@ -181,113 +166,6 @@ def test_names_of_every_kind(side: Side, top: tuple[bytes, bytes]) -> None:
     assert sorted(os.listdir(side.path(top[0]))) == sorted(NAMES)
 
 
-def test_hard_links_come_and_go(side: Side, top: tuple[bytes, bytes]) -> None:
-    gfid = side.file(b"a", b"x", top[1])
-    other = side.folder(b"d", top[1])
-    assert side.fill(side.row(b"b", gfid, top[1], nlink=3), side.row(b"c", gfid, other, nlink=3)) == ["ok", "ok"]
-    assert side.path(top[0], b"d", b"c").stat().st_nlink == 3
-    assert side.remove((top[1], b"a"), (top[1], b"b")) == []
-    assert side.path(top[0], b"d", b"c").read_bytes() == b"x"
-    assert side.remove((other, b"c")) == [gfid]
-    assert side.client.known([gfid]) == [True]
-    side.commit()
-    assert side.client.known([gfid]) == [False]
-
-
-def test_a_renamed_file_is_linked_then_unlinked(side: Side, top: tuple[bytes, bytes]) -> None:
-    gfid = side.file(b"a", b"x", top[1])
-    assert side.fill(side.row(b"b", gfid, top[1])) == ["ok"]
-    assert side.remove((top[1], b"a")) == []
-    assert side.listed(top[1]) == {b"b": gfid}
-
-
-def test_a_renamed_directory_moves_with_its_content(side: Side, top: tuple[bytes, bytes]) -> None:
-    folder, elsewhere = side.folder(b"d", top[1]), side.folder(b"e", top[1])
-    side.file(b"f", b"x", folder)
-    assert side.fill(side.row(b"moved", folder, elsewhere, stat.S_IFDIR | 0o755)) == ["ok"]
-    assert side.vacated == [(top[1], b"d")]
-    assert side.path(top[0], b"e", b"moved", b"f").read_bytes() == b"x"
-    assert not side.path(top[0], b"d").exists()
-
-
-def test_filling_again_changes_nothing(side: Side, top: tuple[bytes, bytes]) -> None:
-    gfid, folder = side.file(b"a", b"x", top[1]), side.folder(b"d", top[1])
-    for _ in range(2):
-        assert side.fill(side.row(b"a", gfid, top[1]), side.row(b"d", folder, top[1], stat.S_IFDIR | 0o755)) == [
-            "ok", "ok"]
-        assert (side.vacated, side.displaced) == ([], [])
-        assert side.remove((top[1], b"never"), (side.new_gfid(), b"never")) == []
-
-
-def test_a_name_that_another_inode_has_is_replaced(side: Side, top: tuple[bytes, bytes]) -> None:
-    old = side.file(b"a", b"old", top[1])
-    new = side.source.add(b"new-%d" % next(_numbers), b"new")
-    row = side.row(b"a", new, top[1])
-    assert side.fill(row) == ["new"]
-    assert side.path(top[0], b"a").read_bytes() == b"old"
-    side.move(FileRequest(new, "N", top[1], b"a", 3))
-    assert side.path(top[0], b"a").read_bytes() == b"old"
-    assert side.fill(row) == ["ok"]
-    assert side.displaced == [old]
-    assert side.path(top[0], b"a").read_bytes() == b"new"
-
-
-def test_a_rename_onto_a_file_replaces_it_though_it_has_other_names(side: Side, top: tuple[bytes, bytes]) -> None:
-    first, second = side.file(b"a", b"1", top[1]), side.file(b"b", b"2", top[1])
-    assert side.fill(side.row(b"b2", second, top[1], nlink=2)) == ["ok"]
-    assert side.fill(side.row(b"b", first, top[1])) == ["ok"]
-    assert side.displaced == []
-    assert side.listed(top[1]) == {b"a": first, b"b": first, b"b2": second}
-
-
-def test_a_full_directory_gives_way_to_a_file_and_a_file_to_a_directory(side: Side, top: tuple[bytes, bytes]) -> None:
-    folder, file = side.folder(b"d", top[1]), side.file(b"f", b"x", top[1])
-    side.file(b"in it", b"y", folder)
-    assert side.fill(side.row(b"d", file, top[1])) == ["ok"]
-    assert side.displaced == [folder]
-    other = side.folder(b"e", top[1])
-    assert side.fill(side.row(b"f", other, top[1], stat.S_IFDIR | 0o755)) == ["ok"]
-    assert side.listed(top[1]) == {b"d": file, b"f": other}
-    side.commit()
-    wait_until("the old directory is deleted", lambda: side.client.known([folder]) == [False])
-
-
-def test_a_directory_replaces_a_full_one(side: Side, top: tuple[bytes, bytes]) -> None:
-    old, new = side.folder(b"d", top[1]), side.folder(b"e", top[1])
-    side.file(b"x", b"x", old)
-    assert side.fill(side.row(b"d", new, top[1], stat.S_IFDIR | 0o755)) == ["ok"]
-    assert side.listed(top[1]) == {b"d": new}
-    assert side.displaced == [old]
-    assert side.fill(side.row(b"back", old, top[1], stat.S_IFDIR | 0o755)) == ["ok"]  # out of limbo, with its content
-    assert set(side.listed(old)) == {b"x"}
-
-
-def test_two_directories_exchange_their_names(side: Side, top: tuple[bytes, bytes]) -> None:
-    a, b = side.folder(b"a", top[1]), side.folder(b"b", top[1])
-    rows = [side.row(b"a", b, top[1], stat.S_IFDIR | 0o755), side.row(b"b", a, top[1], stat.S_IFDIR | 0o755)]
-    side.fill(*rows)
-    assert side.fill(*rows) == ["ok", "ok"]
-    assert side.listed(top[1]) == {b"a": b, b"b": a}
-
-
-def test_a_symlink_is_replaced_by_a_directory_of_its_name(side: Side, top: tuple[bytes, bytes]) -> None:
-    link = side.new_gfid()
-    assert side.fill(side.row(b"s", link, top[1], stat.S_IFLNK | 0o777, target=b"x")) == ["ok"]
-    folder = side.folder(b"s", top[1])
-    assert side.listed(top[1]) == {b"s": folder}
-    assert side.fill(side.row(b"s2", link, top[1], stat.S_IFLNK | 0o777, target=b"x")) == ["ok"]
-    assert os.readlink(side.path(top[0], b"s2")) == "x"
-
-
-def test_parents_that_are_missing_and_circles_are_told(side: Side, top: tuple[bytes, bytes]) -> None:
-    assert side.fill(side.row(b"x", side.new_gfid(), side.new_gfid())) == ["parent"]
-    a = side.folder(b"a", top[1])
-    b = side.folder(b"b", a)
-    assert side.fill(side.row(b"in b", a, b, stat.S_IFDIR | 0o755)) == ["cycle"]
-    side.remove((top[1], b"a"))
-    assert side.fill(side.row(b"x", side.new_gfid(), b)) == ["parent"]
-
-
 def test_one_gfid_never_becomes_two_inodes(side: Side, top: tuple[bytes, bytes]) -> None:
     """GlusterFS itself makes a second one where the name belongs on another brick."""
     gfid = side.file(b"a", b"x", top[1])
@@ -299,15 +177,6 @@ def test_one_gfid_never_becomes_two_inodes(side: Side, top: tuple[bytes, bytes])
     assert side.fill(side.row(b"d", folder, top[1], stat.S_IFDIR | 0o755)) == ["ok"]
     assert side.listed(folder) == {}
     assert side.path(top[0], b"a").stat().st_nlink == 1
-
-
-def test_what_a_later_stime_may_want_stays_in_limbo(side: Side, top: tuple[bytes, bytes]) -> None:
-    gfid = side.file(b"a", b"x", top[1])
-    assert side.remove((top[1], b"a"), since=1 << 61) == [gfid]
-    side.commit(1 << 60)
-    assert side.client.known([gfid]) == [True]
-    assert side.fill(side.row(b"b", gfid, top[1])) == ["ok"]
-    assert side.path(top[0], b"b").read_bytes() == b"x"
 
 
 def test_long_files_with_holes_arrive_and_change_in_place(side: Side, top: tuple[bytes, bytes]) -> None:

@@ -286,7 +286,7 @@ def test_12_hybrid_moved_dir(w: World) -> None:
 
 
 @pytest.mark.parametrize("where", ["receiver data new", "agent names to touch noted", "agent synced", "agent renamed",
-                                   "agent names changed", "agent index follows"])
+                                   "agent names changed", "agent names follow"])
 def test_13_14_killed_while_a_file_is_unfinished_or_named(w: World, where: str) -> None:
     w.mk("m/b", "b")
     synced(w)

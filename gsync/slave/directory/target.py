@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 from gsync.link.protocol import stream_of
 from gsync.link.survey import Survey
-from gsync.slave.directory.apply import Apply
 from gsync.slave.directory.identity import Taken, keep_apart, look, probe, take
+from gsync.slave.directory.operations import DirectoryOperations
 from gsync.slave.directory.recover import recover
 from gsync.slave.directory.survey import survey
 from gsync.slave.directory.tree import SlaveTree
@@ -29,7 +29,7 @@ class DirectoryTarget:
         self._step = step
         self._taken: Taken | None = None
         self._tree: SlaveTree | None = None
-        self.operations: Apply | None = None
+        self.operations: DirectoryOperations | None = None
 
     @property
     def taken(self) -> bool:
@@ -62,7 +62,7 @@ class DirectoryTarget:
             tree.caps = tree.caps._replace(xattr=False, trusted=False)
         if "acls" in asked.leave:
             tree.caps = tree.caps._replace(acl=False)
-        operations = Apply(tree, asked.adopt, asked.delete_retention, self._step)
+        operations = DirectoryOperations(tree, asked.adopt, asked.delete_retention, self._step)
         unclean = unclean or operations.in_doubt
         recover(tree, operations.limbo, operations.step)
         with index.transaction():

@@ -30,10 +30,9 @@ from gsync.link.protocol import RESERVED, Caps, Fenced, stream_of
 from gsync.link.survey import Survey
 from gsync.slave import fence
 from gsync.slave.directory.identity import ACL_OF_A_PROBE
-from gsync.slave.gluster import apply as names
-from gsync.slave.gluster import state, syncpoints, volfile
-from gsync.slave.gluster.apply import VolumeApply
+from gsync.slave.gluster import limbo, state, syncpoints, volfile
 from gsync.slave.gluster.backend import open_volume
+from gsync.slave.gluster.operations import VolumeOperations
 from gsync.slave.gluster.volume import ACLS, GlusterVolume, Space
 from gsync.slave.limbo import LIMBO_NEW, LIMBO_OLD
 from gsync.slave.outcome import Step, succeeds
@@ -50,11 +49,11 @@ _LOW = 64 << 20    # bytes below which a volume counts as full
 
 # The folders of .gsync, each after the one that it is in.
 _FOLDERS: list[tuple[Gfid, bytes, Gfid]] = [
-    (ROOT_GFID, STATE_DIR, names.STATE), (names.STATE, b"limbo", names.LIMBO),
-    (names.LIMBO, b"new", LIMBO_NEW), (names.LIMBO, b"old", LIMBO_OLD),
-    (names.LIMBO, b"del", names.LIMBO_DEL), (names.STATE, b"trash", names.TRASH),
-    (names.STATE, b"passes", PASSES), (names.STATE, b"state", state.FOLDER),
-    (names.STATE, b"sync", syncpoints.FOLDER)]
+    (ROOT_GFID, STATE_DIR, limbo.STATE), (limbo.STATE, b"limbo", limbo.LIMBO),
+    (limbo.LIMBO, b"new", LIMBO_NEW), (limbo.LIMBO, b"old", LIMBO_OLD),
+    (limbo.LIMBO, b"del", limbo.LIMBO_DEL), (limbo.STATE, b"trash", limbo.TRASH),
+    (limbo.STATE, b"passes", PASSES), (limbo.STATE, b"state", state.FOLDER),
+    (limbo.STATE, b"sync", syncpoints.FOLDER)]
 
 
 def run_folder(volume_id: str) -> int:
@@ -87,6 +86,17 @@ def kept_site(name: str) -> volfile.VolumeSite:
         return volfile.find(name)
     return volfile.VolumeSite(name, uuid, [volfile.Translator(*each) for each in graph],
                         [volfile.BrickAddress(*each) for each in bricks], seen and (seen[0], seen[1]))
+
+
+def make_folders(volume: GlusterVolume) -> None:
+    """Make .gsync and its folders where they are missing."""
+    for pargfid, bname, gfid in _FOLDERS:
+        if volume.node(gfid) is None:
+            with suppress(FileExistsError):  # of another host that starts just now
+                volume.make(pargfid, bname, gfid, stat.S_IFDIR | 0o700)
+            for acl in ACLS:  # inherited; all that is made in it would be
+                with suppress(OSError):
+                    volume.remove_xattr(gfid, acl)
 
 
 class VolumePass:
@@ -152,7 +162,7 @@ class VolumeTarget:
         self._state: state.VolumeState | None = None
         self._lock_fds: list[int] = []
         self._pass: VolumePass | None = None
-        self.operations: VolumeApply | None = None
+        self.operations: VolumeOperations | None = None
 
     @property
     def taken(self) -> bool:
@@ -195,7 +205,7 @@ class VolumeTarget:
     def _identity(self) -> dict[str, Any] | None:
         there = self._volume.at(ROOT_GFID, STATE_DIR)
         if there is None or self._volume.node(_IDENTITY) is None:
-            if there is not None and there.gfid != names.STATE:
+            if there is not None and there.gfid != limbo.STATE:
                 raise SlaveError(f"{os.fsdecode(STATE_DIR)} in it is not of gsync's making: remove it")
             return None
         file = self._volume.open(_IDENTITY)
@@ -244,13 +254,7 @@ class VolumeTarget:
         known, empty = self._inspect(asked.volume, asked.adopt)
         if full := _full(self._name, volume.space()):
             raise SlaveError(full)
-        for pargfid, bname, gfid in _FOLDERS:
-            if volume.node(gfid) is None:
-                with suppress(FileExistsError):  # of another host that starts just now
-                    volume.make(pargfid, bname, gfid, stat.S_IFDIR | 0o700)
-                for acl in ACLS:  # inherited; all that is made in it would be
-                    with suppress(OSError):
-                        volume.remove_xattr(gfid, acl)
+        make_folders(volume)
         ticket = asked.ticket or secrets.token_hex(8)
         self._pass = self._take(volume, asked.session, asked.epoch, ticket)
         assert self._site is not None
@@ -260,7 +264,7 @@ class VolumeTarget:
         kept = self._state = state.VolumeState(volume, os.fsdecode(pass_name(asked.epoch, ticket)), stream_of(ticket))
         kept.check_epoch(asked.epoch)
         unclean = kept.fact("clean") == 0
-        operations = VolumeApply(volume, kept, asked.adopt, asked.delete_retention, self._step, self._pass.look,
+        operations = VolumeOperations(volume, kept, asked.adopt, asked.delete_retention, self._step, self._pass.look,
                                  asked.leave)
         kept.facts.update({kept.key("epoch"): asked.epoch, "clean": 0, "session": asked.session})
         kept.begin()
@@ -316,7 +320,7 @@ class VolumeTarget:
     def _write_identity(self, volume: str, volume_name: str) -> None:
         reached = self._volume
         if reached.node(_IDENTITY) is None:
-            reached.make(names.STATE, b"identity", _IDENTITY, stat.S_IFREG | 0o600)
+            reached.make(limbo.STATE, b"identity", _IDENTITY, stat.S_IFREG | 0o600)
         identity = {"format": _FORMAT, "volume": volume, "volume_name": volume_name, "created": int(time.time())}
         file = reached.open(_IDENTITY, write=True)
         try:
@@ -370,8 +374,8 @@ def _probe(volume: GlusterVolume) -> Caps:
     """What the bricks can hold: found out by trying."""
     gfid = _PROBE
     with suppress(FileNotFoundError):
-        volume.unlink(names.STATE, b"probe")
-    volume.make(names.STATE, b"probe", gfid, stat.S_IFREG | 0o600)
+        volume.unlink(limbo.STATE, b"probe")
+    volume.make(limbo.STATE, b"probe", gfid, stat.S_IFREG | 0o600)
     try:
         def keeps_ns() -> bool:
             volume.set_attrs(gfid, None, None, (NS + 987654321, NS + 123456789))
@@ -383,4 +387,4 @@ def _probe(volume: GlusterVolume) -> Caps:
                     acl=succeeds(lambda: volume.set_xattr(gfid, b"system.posix_acl_access", ACL_OF_A_PROBE)),
                     utime_ns=succeeds(keeps_ns))
     finally:
-        volume.unlink(names.STATE, b"probe")
+        volume.unlink(limbo.STATE, b"probe")

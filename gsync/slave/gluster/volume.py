@@ -23,8 +23,6 @@ from gsync.link.protocol import Xattrs
 NEWFILE = "glusterfs.gfid.newfile"
 GFID2PATH = "glusterfs.gfid2path"
 
-# A brick or the way to it is lost: it may come back, and nothing is known of what was under way.
-
 # What GlusterFS keeps on inodes for itself: the names that are never the master's.
 _INTERNAL = (b"trusted.gfid", b"trusted.glusterfs.", b"trusted.afr.", b"trusted.ec.", b"trusted.dht.",
              b"trusted.pgfid.", b"trusted.bit-rot.", b"trusted.tier.", b"trusted.io-stats", b"trusted.SGI_",
