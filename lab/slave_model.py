@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gsync.base.model import NS, ROOT_GFID, STATE_DIR, Gfid, Name
-from gsync.base.namespace import Entry
+from gsync.base.namespace import IndexEntry
 from gsync.link import protocol
 from gsync.link.protocol import FillRow, MetaRow, RemoveRow
 from gsync.slave.directory.identity import Taken, probe, take
@@ -312,7 +312,7 @@ class Planner:
         handle = tree.handles.of_fd(fd)
         self._receive(fd, row)
         with tree.index.transaction():
-            tree.index.put([Entry(row.pargfid, row.bname, row.gfid, stat.S_IFREG, handle)])
+            tree.index.put([IndexEntry(row.pargfid, row.bname, row.gfid, stat.S_IFREG, handle)])
         return True
 
     def _receive(self, fd: int, row: FillRow) -> None:
@@ -400,7 +400,7 @@ def check_index(tree: SlaveTree, foreign: bool = False) -> list[str]:
     wrong = []
     index = tree.index
     tree.turn()
-    rows = [Entry._make(r) for r in index.db.execute(
+    rows = [IndexEntry._make(r) for r in index.db.execute(
         "SELECT pargfid, bname, gfid, kind, handle, ctime, size FROM entries")]
     by_name = {e.name: e for e in rows}
     seen: set[Name] = set()

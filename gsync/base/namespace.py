@@ -28,7 +28,7 @@ _PARENTS_KEPT = 200_000  # directory gfids whose parent is remembered: some 40 M
 UNKNOWN_CTIME = 0
 
 
-class Entry(NamedTuple):
+class IndexEntry(NamedTuple):
     """One name. kind is S_IFMT of the mode; ctime in ns, UNKNOWN_CTIME where the index does not vouch for it."""
 
     pargfid: Gfid
@@ -79,21 +79,21 @@ class Namespace:
 
     # reading
 
-    def get(self, pargfid: Gfid, bname: bytes) -> Entry | None:
+    def get(self, pargfid: Gfid, bname: bytes) -> IndexEntry | None:
         row = self.db.execute(_ROWS + "WHERE pargfid=? AND bname=?", (pargfid, bname)).fetchone()
-        return Entry._make(row) if row else None
+        return IndexEntry._make(row) if row else None
 
-    def entries_of(self, gfid: Gfid) -> list[Entry]:
+    def entries_of(self, gfid: Gfid) -> list[IndexEntry]:
         """Every name of the inode (one, unless it has hard links)."""
-        return [Entry._make(r) for r in self.db.execute(_ROWS + "WHERE gfid=?", (gfid,))]
+        return [IndexEntry._make(r) for r in self.db.execute(_ROWS + "WHERE gfid=?", (gfid,))]
 
-    def entry_of(self, gfid: Gfid) -> Entry | None:
+    def entry_of(self, gfid: Gfid) -> IndexEntry | None:
         row = self.db.execute(_ROWS + "WHERE gfid=? LIMIT 1", (gfid,)).fetchone()
-        return Entry._make(row) if row else None
+        return IndexEntry._make(row) if row else None
 
-    def children(self, pargfid: Gfid, after: bytes = b"", limit: int = 1000) -> list[Entry]:
+    def children(self, pargfid: Gfid, after: bytes = b"", limit: int = 1000) -> list[IndexEntry]:
         """A page of the directory's names, those greater than `after`, in byte order."""
-        return [Entry._make(r) for r in self.db.execute(
+        return [IndexEntry._make(r) for r in self.db.execute(
             _ROWS + "WHERE pargfid=? AND bname>? ORDER BY bname LIMIT ?", (pargfid, after, limit))]
 
     def dirs(self, after: Gfid = b"", limit: int = 1000) -> list[Gfid]:
@@ -146,7 +146,7 @@ class Namespace:
 
     # writing (inside the caller's transaction)
 
-    def put(self, entries: Iterable[Entry]) -> None:
+    def put(self, entries: Iterable[IndexEntry]) -> None:
         """Insert names, replacing what the index held at them."""
         rows = list(entries)
         self.db.executemany("INSERT OR REPLACE INTO entries VALUES (?,?,?,?,?,?,?)", rows)
@@ -161,13 +161,13 @@ class Namespace:
             self._parents.pop(row[0], None)
             self.db.execute("DELETE FROM entries WHERE pargfid=? AND bname=?", (pargfid, bname))
 
-    def remove_below(self, gfid: Gfid) -> list[Entry]:
+    def remove_below(self, gfid: Gfid) -> list[IndexEntry]:
         """Drop everything below a directory, not its own name; returns the names of directories dropped."""
-        dropped: list[Entry] = []
+        dropped: list[IndexEntry] = []
         todo = [gfid]
         while todo:
             pargfid = todo.pop()
-            dirs = [Entry._make(r) for r in self.db.execute(
+            dirs = [IndexEntry._make(r) for r in self.db.execute(
                 _ROWS + "WHERE pargfid=? AND kind=?", (pargfid, stat.S_IFDIR))]
             self.db.execute("DELETE FROM entries WHERE pargfid=?", (pargfid,))
             dropped += dirs

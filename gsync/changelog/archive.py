@@ -1,8 +1,8 @@
-"""Keeps copies of changelogs that are done with, in one tar file a month, within a bound of bytes.
+"""Keeps copies of old changelogs, one tar file a month, within a limit of bytes.
 
-archive_<YYYYMM>.tar (the month of the ts, in UTC) is appended to; when it has grown over a quarter of the bound
-it is set aside as archive_<YYYYMM>.<n>.tar, and the oldest are deleted while all are over the bound. What a
-crash left half written at the end of a tar file is cut off before the next append.
+New copies are appended to archive_<YYYYMM>.tar (the month of the ts, in UTC). Once that is larger than a quarter of the
+limit, it is renamed to archive_<YYYYMM>.<n>.tar. The oldest files are deleted while all together exceed the limit. The
+next append cuts off a member that a crash left half written.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _OPEN = 1 << 62  # sorts as the number of the file that is being appended to
 _END = bytes(2 * tarfile.BLOCKSIZE)  # zeros that end a tar file
 
 
-class Archive:
-    """The archive in one folder, which is made when needed; one object per folder. keep_bytes=0: keeps nothing."""
+class ChangelogArchive:
+    """The archive in one folder, created when needed; one object per folder. keep_bytes=0 keeps nothing."""
 
     def __init__(self, folder: bytes, keep_bytes: int) -> None:
         self.folder = folder
@@ -34,7 +34,7 @@ class Archive:
         self._ends: dict[bytes, int] = {}  # of the tar files written to: where the next member goes
 
     def add(self, changelogs: Iterable[Changelog]) -> None:
-        """Copy changelogs, durably. One that is gone, or alone larger than a quarter of the bound, is left out."""
+        """Copy changelogs, durably. Skips one that is gone or larger than a quarter of the limit."""
         if not self._keep_bytes:
             return
         durable.make_dirs(self.folder)

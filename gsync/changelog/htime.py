@@ -2,7 +2,7 @@
 
 A record is the absolute path of a changelog and a NUL; a slice without changes has `changelog.<ts>` and no file.
 Only the last parts of the path are used: the folder may have been moved since. What GlusterFS keeps in xattrs
-beside it (last ts and count) is written where the file system takes it, and never needed.
+beside it (last ts and count) is written where the file system allows it; gsync does not need it.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ _HTIME = re.compile(rb"HTIME\.(\d+)")
 
 
 class HistoryGap(GsyncError):
-    """The recorded history does not hold all that was asked for: it was purged, or is damaged. ts: of the changelog
-    that is, if it is a certain one."""
+    """The recorded history lacks some of what was asked for: it was purged or is damaged. ts: of the damaged changelog,
+    if one is known."""
 
     def __init__(self, message: str, ts: int = 0) -> None:
         super().__init__(message)

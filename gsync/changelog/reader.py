@@ -1,7 +1,7 @@
 """The history of a brick: which changelogs hold the changes since a time.
 
-Reads what GlusterFS's bricks and gsync's recorder leave, wherever the folder lies now, also while it is written.
-To be woken when there is more, watch the folder htime/ (IN_MODIFY, IN_CREATE): its files grow with each slice.
+Reads what GlusterFS's bricks and gsync's recorder write, wherever the folder is now, also while they write it. To wake
+when there is more, watch the folder htime/ (IN_MODIFY, IN_CREATE): its files grow with each slice.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gsync.changelog.layout import Changelog, HistoryGap
 
 
 class History:
-    """All times are in ns, but for first_ts and last_ts."""
+    """All times are in ns, except last_ts."""
 
     def __init__(self, folder: bytes) -> None:
         self.folder = folder
@@ -24,7 +24,7 @@ class History:
     def since(self, start: int, end: int | None = None) -> Iterator[Changelog]:
         """The changelogs of the slices that ended after `start`, and not after `end`, oldest first.
 
-        HistoryGap when one of them is not there any more, or the list is damaged.
+        HistoryGap if one of them no longer exists, or the list is damaged.
         """
         for htime in self._htimes():
             for record in htime.records_after(start // NS):

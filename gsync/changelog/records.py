@@ -1,9 +1,9 @@
 """The records of a changelog, read and written: GlusterFS's ascii encoding, versions 1.1 and 1.2. Pure.
 
-A record that cannot be read (unknown type or fop, damage) is skipped and reported: reading goes on at the next
-whole known record that begins right after a NUL. A name cannot be taken for one, since records begin with 37
-bytes and a NUL but names with "<gfid>/"; inside a skipped record, a captured path of that very form could. What
-is unreadable to the end of the file is reported as torn when it begins like a record; all before it is kept.
+The reader skips and reports a record that it cannot read (unknown type or fop, damage) and resumes at the next whole
+known record that begins right after a NUL. It cannot mistake a name for one, since records begin with 37 bytes and a
+NUL but names with "<gfid>/"; inside a skipped record, a captured path of that very form could be. An unreadable rest of
+the file is reported as torn if it begins like a record; everything before it is kept.
 """
 
 from __future__ import annotations

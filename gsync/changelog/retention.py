@@ -1,4 +1,4 @@
-"""Moves old changelogs to the archive, beyond limits of age and size, and never what somebody still needs."""
+"""Moves changelogs beyond a limit of age or size to the archive, but never one that a session still needs."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 from gsync.base.model import NS
 from gsync.changelog import layout
-from gsync.changelog.archive import Archive
+from gsync.changelog.archive import ChangelogArchive
 from gsync.changelog.htime import Htime
 from gsync.changelog.layout import Changelog
 
 
 class Purged(NamedTuple):
-    """What a purge did: the changelogs it deleted, and those over the limits that it left as they are needed."""
+    """The result of a purge: deleted changelogs, and those beyond the limits that it kept because they are needed."""
 
     deleted: int
     deleted_bytes: int
@@ -24,13 +24,13 @@ class Purged(NamedTuple):
 
 
 def purge(folder: bytes, now: int, keep_seconds: int, keep_bytes: int, needed_from: int | None,
-          archive: Archive | None = None) -> Purged:
-    """Delete the oldest changelogs, those older than keep_seconds and what is over keep_bytes; the archive gets them.
+          archive: ChangelogArchive | None = None) -> Purged:
+    """Archive and delete the oldest changelogs: those older than keep_seconds, and as many as exceed keep_bytes.
 
-    needed_from is the oldest stime (ns) that anybody may go on from: later changelogs stay whatever the limits
-    say. None: nobody needs any. `now` is in whole seconds. The start of history is moved on before anything is
-    deleted, so a purge cut short leaves files that are not used any more, for the next one. Only the process
-    that writes the changelogs may purge them. Costs a stat of each.
+    needed_from is the oldest stime (ns) that a session may resume from: later changelogs stay whatever the limits say.
+    None: no session needs any. `now` is in whole seconds. The purge moves the start of history before it deletes, so an
+    interrupted one leaves unused files, which the next one deletes. Only the process that writes the changelogs may
+    purge them. Costs a stat of each.
     """
     total = sum(size for _, size in _sizes(folder))
     last, needed = None, 0
@@ -69,7 +69,7 @@ def _sizes(folder: bytes) -> Iterator[tuple[Changelog, int]]:
 
 
 def _remove_empty(path: bytes, levels: int) -> None:
-    """Remove a folder if it is empty, and then so those above it."""
+    """Remove a folder if it is empty, then likewise those above it."""
     with suppress(OSError):
         for _ in range(levels):
             os.rmdir(path)
@@ -77,7 +77,7 @@ def _remove_empty(path: bytes, levels: int) -> None:
 
 
 def _drop_lists(folder: bytes, ts: int) -> None:
-    """Remove HTIME files that tell of nothing later than ts, but for the newest, which is being written."""
+    """Remove HTIME files that list nothing later than ts, except the newest, which is being written."""
     for _, path in layout.htime_paths(folder)[:-1]:
         last = Htime(path).last()
         if last is not None and last.ts > ts:

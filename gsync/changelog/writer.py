@@ -1,8 +1,8 @@
 """Writes the changelogs of one brick, in GlusterFS's layout.
 
 Promise: when roll() has returned, its slice is on stable storage, in its place and in the list (HTIME). A crash
-before that loses at most the slice, or leaves it to be found at the next open. One writer per folder: the caller
-holds the recorder's lock. Errors of the file system come as OSError; the same call may be tried again.
+before that loses the slice at most, or the next open finds it. One writer per folder: the caller holds the recorder's
+lock. File system errors are raised as OSError; the caller may retry the same call.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _BUFFER = 1 << 20
 class ChangelogWriter:
     """The live changelog and the list of the finished ones.
 
-    `now` is the clock in whole seconds. What a crash left is put right at once: a slice that is not in the list
-    is added to it; a live file loses what is torn and is rolled (`recovered`). A slice without records writes
-    nothing, not in HTIME either: GlusterFS lists those, but its readers do not need them.
+    `now` is the clock in whole seconds. The constructor repairs what a crash left: it adds a slice that is missing from
+    the list, cuts a torn record off the live file and rolls it. A slice without records writes nothing, not even in
+    HTIME: GlusterFS lists those, but its readers do not need them.
     """
 
     def __init__(self, folder: bytes, now: int) -> None:

@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 
 from gsync.base.clock import Clock
 from gsync.base.model import Gfid, Name
-from gsync.base.namespace import Entry
+from gsync.base.namespace import IndexEntry
 from gsync.engine.progress import Failures
 from gsync.engine.worklist import PAGE, ChangelogDB, DataNeed, EnumDir
 from gsync.master.tree import DirReader, Reader, Resolved, Verdict
@@ -27,7 +27,7 @@ READERS = 8               # directories open at once
 SLOW_READ = 0.05          # seconds of waiting for one page, from which on directories are read in parallel
 SWEEP_SET = 200_000       # names of one directory that are kept in mind; above, every slave name is looked at
 
-Item = Resolved | Entry   # an entry as looked at, or as the index knows it
+Item = Resolved | IndexEntry   # an entry as looked at, or as the index knows it
 
 
 class _Slave(Protocol):
@@ -176,11 +176,12 @@ class Enumeration:
             listed.to_ask += [item for item in entries if isinstance(item, Resolved)]  # no other kind is read then
             return
         for item in entries:
-            building = self._building.get(item.pargfid if isinstance(item, Entry) else item.name[0])
-            plain = isinstance(item, Entry) or (item.attrs is not None and item.attrs.is_file and item.attrs.nlink == 1)
+            building = self._building.get(item.pargfid if isinstance(item, IndexEntry) else item.name[0])
+            plain = isinstance(item, IndexEntry) or (
+                item.attrs is not None and item.attrs.is_file and item.attrs.nlink == 1)
             new = self._empty or item.gfid in self._created
             if not plain or not new or building is None or item.gfid in flying:
-                listed.to_ask += self._tree.resolve([item.name]) if isinstance(item, Entry) else [item]
+                listed.to_ask += self._tree.resolve([item.name]) if isinstance(item, IndexEntry) else [item]
             else:
                 building.pending += 1
                 listed.unasked.append(item)

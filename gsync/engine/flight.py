@@ -16,7 +16,7 @@ from gsync.base.errors import Transient
 from gsync.base.fate import SENDING
 from gsync.base.log import get_logger
 from gsync.base.model import Gfid, Name, shown
-from gsync.base.namespace import Entry
+from gsync.base.namespace import IndexEntry
 from gsync.engine.progress import Failures, Progress
 from gsync.master.tree import Resolved
 from gsync.sync.postbox import FileRequest, Result
@@ -68,7 +68,7 @@ class Flight:
         self.flying: dict[Gfid, FileRequest] = {}
         self.out = 0
 
-    def send(self, new: Iterable[Resolved], direct: Iterable[Resolved | Entry]) -> None:
+    def send(self, new: Iterable[Resolved], direct: Iterable[Resolved | IndexEntry]) -> None:
         """Send new files: to limbo/new, each once whatever its names are, or straight to their names in unattached
         directories. A full box makes this wait."""
         requests = [self._request(item, "N") for item in new if item.gfid not in self.flying]
@@ -82,10 +82,10 @@ class Flight:
         self.out += len(gfids)
         self._go([FileRequest(gfid, "P", b"", b"", 0) for gfid in gfids])
 
-    def _request(self, item: Resolved | Entry, place: str) -> FileRequest:
+    def _request(self, item: Resolved | IndexEntry, place: str) -> FileRequest:
         gfid, name = item.gfid, item.name
         self._tree.hints[gfid] = (item.handle, name)
-        size = item.size if isinstance(item, Entry) else item.attrs.size if item.attrs else 0
+        size = item.size if isinstance(item, IndexEntry) else item.attrs.size if item.attrs else 0
         request = self.flying[gfid] = FileRequest(gfid, place, name[0], name[1], size)
         self.out += 1
         return request

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from gsync.base.fate import MASTER
 from gsync.base.fsid import Inodes, is_mount_handle, open_beneath
 from gsync.base.model import ROOT_GFID, STATE_DIR, Attrs, Gfid, Name, check_bname
-from gsync.base.namespace import UNKNOWN_CTIME, Entry, Namespace
+from gsync.base.namespace import UNKNOWN_CTIME, IndexEntry, Namespace
 from gsync.master.tree import Filter, Resolved, Tree, Verdict
 
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -35,7 +35,7 @@ class IndexReader:
         self._after = b""
         self.failed = 0
 
-    def page(self, limit: int) -> list[Resolved | Entry]:
+    def page(self, limit: int) -> list[Resolved | IndexEntry]:
         """The next names, at most `limit`; fewer at the end."""
         entries = self._index.children(self.gfid, self._after, limit)
         if entries:
@@ -122,7 +122,7 @@ class PosixTree(Tree):
                 return self.look(dirfd, dirpath, name)
             return Resolved(name, Verdict.ERROR, now, errno=exc.errno or errno.EIO)
 
-    def is_plain(self, entry: Entry, dirpath: bytes) -> bool:
+    def is_plain(self, entry: IndexEntry, dirpath: bytes) -> bool:
         """Whether this entry of the index is a regular file that belongs to the tree."""
         return (entry.kind == stat.S_IFREG and not is_mount_handle(entry.handle)
                 and not (self._filter and self._filter.excludes(dirpath + entry.bname, False)))

@@ -23,7 +23,7 @@ import xattr
 
 from gsync.base.fate import MASTER
 from gsync.base.model import Attrs, Gfid, Name
-from gsync.base.namespace import Entry
+from gsync.base.namespace import IndexEntry
 
 Xattrs = list[tuple[bytes, bytes]]
 
@@ -78,7 +78,7 @@ class Reader(Protocol):
     gfid: Gfid
     failed: int  # the errno that it ended with before all was read, else 0
 
-    def page(self, limit: int) -> Sequence[Resolved | Entry]:
+    def page(self, limit: int) -> Sequence[Resolved | IndexEntry]:
         """The next ones, at most `limit`; fewer at the end."""
 
     def close(self) -> None: ...

@@ -12,7 +12,7 @@ import stat
 
 from gsync.base.fsid import Seen
 from gsync.base.model import ROOT_GFID, Gfid, Name, kind_of
-from gsync.base.namespace import UNKNOWN_CTIME, Entry, Namespace
+from gsync.base.namespace import UNKNOWN_CTIME, IndexEntry, Namespace
 from gsync.recorder.detector import Detector, RenameHint
 from gsync.recorder.tree import RecordedTree
 
@@ -26,9 +26,9 @@ def stamp(st: os.stat_result, clean_before: int) -> int:
     return st.st_ctime_ns if st.st_ctime_ns < clean_before else UNKNOWN_CTIME
 
 
-def entry_at(pargfid: Gfid, bname: bytes, seen: Seen, clean_before: int) -> Entry:
+def entry_at(pargfid: Gfid, bname: bytes, seen: Seen, clean_before: int) -> IndexEntry:
     st = seen.st
-    return Entry(pargfid, bname, seen.gfid, kind_of(st.st_mode), seen.handle, stamp(st, clean_before), st.st_size)
+    return IndexEntry(pargfid, bname, seen.gfid, kind_of(st.st_mode), seen.handle, stamp(st, clean_before), st.st_size)
 
 
 class LiveIndex:
@@ -41,7 +41,7 @@ class LiveIndex:
         self.tracking = False
         self.clean_before = 0
         self._tree = tree
-        self._displaced: dict[Gfid, Entry] = {}
+        self._displaced: dict[Gfid, IndexEntry] = {}
         self._was_at: dict[Name, Gfid] = {}    # whom an event that is still to come may mean,
         self._before: dict[Name, Gfid] = {}    # and whom it may have meant before the last look;
         self._former: dict[Name, Gfid] = {}    # for long, who may be open under a name and has others
@@ -64,7 +64,7 @@ class LiveIndex:
             return True
         return self.rows.entry_of(gfid) is not None if self.complete else None
 
-    def tracked(self, gfid: Gfid) -> Entry | None:
+    def tracked(self, gfid: Gfid) -> IndexEntry | None:
         """The place that the index has, or just had, for an inode, if all that happened to it was seen."""
         if not self.tracking:
             return None
@@ -90,18 +90,18 @@ class LiveIndex:
 
     # what changes
 
-    def put(self, entry: Entry) -> None:
+    def put(self, entry: IndexEntry) -> None:
         self.rows.put([entry])
         if entry.ctime == UNKNOWN_CTIME:
             self.note_racy(entry.gfid)
 
-    def drop(self, entry: Entry) -> None:
+    def drop(self, entry: IndexEntry) -> None:
         """The entry's name is not its inode's any more; what lies below a directory stays for now."""
         self.rows.remove(*entry.name)
         self._was_at[entry.name] = entry.gfid
         self.displace(entry)
 
-    def displace(self, entry: Entry) -> None:
+    def displace(self, entry: IndexEntry) -> None:
         self._displaced[entry.gfid] = entry
 
     def move(self, hint: RenameHint) -> bool:
@@ -128,7 +128,7 @@ class LiveIndex:
                     detector.unwatch(below.gfid)
                 detector.unwatch(gfid)
 
-    def _remember(self, entry: Entry) -> None:
+    def _remember(self, entry: IndexEntry) -> None:
         """Events of a program that has a file open tell the name that it opened, be it gone or another's."""
         if self.rows.entry_of(entry.gfid) is not None:
             self._former[entry.name] = entry.gfid

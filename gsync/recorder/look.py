@@ -14,7 +14,7 @@ from contextlib import suppress
 from gsync.base.fsid import Seen, is_mount_handle
 from gsync.base.log import get_logger
 from gsync.base.model import ROOT_GFID, Gfid, Name
-from gsync.base.namespace import Entry
+from gsync.base.namespace import IndexEntry
 from gsync.recorder.detector import ChangeHint, NameHint, RenameHint
 from gsync.recorder.hints import APPEARED, DATA, IS_DIR, META, Hints
 from gsync.recorder.live import GRANULARITY, LiveIndex, entry_at
@@ -38,7 +38,7 @@ class Look:
                  scan_below: Callable[[Gfid, bytes], None]) -> None:
         self._tree, self._live, self._hints, self._slice = tree, live, hints, slice_
         self._scan_below = scan_below
-        self._empty: dict[Name, Entry] = {}                # index entries at whose name nothing was found
+        self._empty: dict[Name, IndexEntry] = {}                # index entries at whose name nothing was found
         self._said: set[Name] = set()                      # old names that a RENAME record told
         self.stuck: dict[Name, int] = {}
 

@@ -24,7 +24,7 @@ from gsync.base.model import NS, shown
 from gsync.base.notify import Notifier
 from gsync.base.process import Lock
 from gsync.changelog import retention
-from gsync.changelog.archive import Archive
+from gsync.changelog.archive import ChangelogArchive
 from gsync.recorder import detectors
 from gsync.recorder.bounds import BOUNDS, Bounds, Keep
 from gsync.recorder.detector import DetectorFactory, Unavailable
@@ -175,8 +175,9 @@ class Recorder:
 
     def _purge(self) -> None:
         keep = self._bounds.keep
+        archive = ChangelogArchive(os.fsencode(self._brick.archive), keep.archive)
         purged = retention.purge(os.fsencode(self._brick.changelogs), self._clock.now() // NS, keep.seconds, keep.size,
-                                 self._volume.needed_from(), Archive(os.fsencode(self._brick.archive), keep.archive))
+                                 self._volume.needed_from(), archive)
         if purged.deleted:
             _log.info("old changelogs are deleted", changelogs=purged.deleted, bytes=purged.deleted_bytes)
         if purged.needed:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from gsync.base.fsid import Seen, is_mount_handle
 from gsync.base.log import get_logger
 from gsync.base.model import ROOT_GFID, Gfid, shown
-from gsync.base.namespace import UNKNOWN_CTIME, Entry
+from gsync.base.namespace import UNKNOWN_CTIME, IndexEntry
 from gsync.recorder.detector import Detector
 from gsync.recorder.live import GRANULARITY, LiveIndex, entry_at, stamp
 from gsync.recorder.slice import Slice
@@ -59,7 +59,7 @@ class _Scan:
         self._tree, self._detector, self._sizes = reading.tree, reading.detector, reading.sizes
         self._tick, self._clock = reading.tick, reading.clock
         self._live, self._index, self._db = reading.live, reading.live.rows, reading.live.rows.db
-        self._put: list[Entry] = []
+        self._put: list[IndexEntry] = []
         self._push: list[tuple[Gfid, bytes]] = []
         self._clean_before = 0
 
@@ -106,7 +106,7 @@ class _Scan:
         finally:
             os.close(fd)
 
-    def _known(self, gfid: Gfid) -> dict[bytes, Entry] | None:
+    def _known(self, gfid: Gfid) -> dict[bytes, IndexEntry] | None:
         """What the index has in the directory; None if that is too much to hold."""
         known = {e.bname: e for e in self._index.children(gfid, limit=self._sizes.in_memory + 1)}
         return known if len(known) <= self._sizes.in_memory else None
@@ -148,7 +148,7 @@ class _Scan:
             self._write()
         self._tick(names)
 
-    def _keep(self, entry: Entry) -> None:
+    def _keep(self, entry: IndexEntry) -> None:
         """Note an entry; a directory at once: the detector drops what it hears of directories that are not known."""
         if stat.S_ISDIR(entry.kind):
             self._index.put([entry])
@@ -168,7 +168,7 @@ class _Scan:
             self._db.executemany("INSERT INTO todo (gfid, handle) VALUES (?,?)", self._push)
             self._push.clear()
 
-    def _unsettled(self, entry: Entry) -> None:
+    def _unsettled(self, entry: IndexEntry) -> None:
         """An entry without a ctime was written."""
         self._live.note_racy(entry.gfid)
 
@@ -190,11 +190,11 @@ class _Scan:
     def _listed(self, gfid: Gfid) -> None:
         """All its names were found."""
 
-    def _found(self, pargfid: Gfid, bname: bytes, seen: Seen, known: Entry | None) -> None:
+    def _found(self, pargfid: Gfid, bname: bytes, seen: Seen, known: IndexEntry | None) -> None:
         """An inode is at a name; known: what the index has there."""
         raise NotImplementedError
 
-    def _missing(self, entry: Entry) -> None:
+    def _missing(self, entry: IndexEntry) -> None:
         """Nothing is at a name that the index has."""
         raise NotImplementedError
 
@@ -215,7 +215,7 @@ class FirstScan(_Scan):
         self._db.execute("COMMIT")
         self._db.execute("PRAGMA wal_autocheckpoint=1000")
 
-    def _known(self, gfid: Gfid) -> dict[bytes, Entry] | None:
+    def _known(self, gfid: Gfid) -> dict[bytes, IndexEntry] | None:
         return {}
 
     def _after_page(self, names: int) -> None:
@@ -229,11 +229,11 @@ class FirstScan(_Scan):
         else:
             super()._after_page(names)
 
-    def _found(self, pargfid: Gfid, bname: bytes, seen: Seen, known: Entry | None) -> None:
+    def _found(self, pargfid: Gfid, bname: bytes, seen: Seen, known: IndexEntry | None) -> None:
         entry = entry_at(pargfid, bname, seen, self._clean_before)
         self._put.append(entry._replace(ctime=UNKNOWN_CTIME) if self._descend(seen) else entry)
 
-    def _unsettled(self, entry: Entry) -> None:
+    def _unsettled(self, entry: IndexEntry) -> None:
         if not stat.S_ISDIR(entry.kind):
             self._live.note_racy(entry.gfid)
 
@@ -302,7 +302,7 @@ class GapScan(_Scan):
             todo += (row[0] for row in self._db.execute("SELECT gfid FROM entries WHERE pargfid=? AND kind=?",
                                                         (at, stat.S_IFDIR)))
 
-    def _found(self, pargfid: Gfid, bname: bytes, seen: Seen, known: Entry | None) -> None:
+    def _found(self, pargfid: Gfid, bname: bytes, seen: Seen, known: IndexEntry | None) -> None:
         gfid, name = seen.gfid, (pargfid, bname)
         if known is not None and known.gfid == gfid:
             self._compare(seen, known.ctime)
@@ -332,7 +332,7 @@ class GapScan(_Scan):
         if ctime != seen.st.st_ctime_ns:
             self._slice.changed(seen)
 
-    def _old_place(self, seen: Seen, name: tuple[Gfid, bytes]) -> tuple[Entry, bool] | None:
+    def _old_place(self, seen: Seen, name: tuple[Gfid, bytes]) -> tuple[IndexEntry, bool] | None:
         """A name that the index has for an inode found at a new one, and whether it moved from there (else: a link).
 
         The old name leaves the index if it moved.
@@ -342,7 +342,7 @@ class GapScan(_Scan):
                                    (seen.gfid,)).fetchone()
             if row:
                 self._db.execute("DELETE FROM lost WHERE rowid=?", (row[0],))
-                return Entry(row[1], row[2], row[3], row[4], b"", row[5]), True
+                return IndexEntry(row[1], row[2], row[3], row[4], b"", row[5]), True
         still = None
         for entry in self._index.entries_of(seen.gfid):
             if entry.name == name:
@@ -353,7 +353,7 @@ class GapScan(_Scan):
             still = entry
         return (still, False) if still else None
 
-    def _still_at(self, entry: Entry) -> bool:
+    def _still_at(self, entry: IndexEntry) -> bool:
         try:
             fd = self._tree.open_dir(entry.pargfid)
         except (Gone, Elsewhere, PermissionError):
@@ -364,7 +364,7 @@ class GapScan(_Scan):
             os.close(fd)
         return seen is not None and seen.gfid == entry.gfid
 
-    def _missing(self, entry: Entry) -> None:
+    def _missing(self, entry: IndexEntry) -> None:
         """Perhaps it is met under another name later: what remains at the end is gone."""
         now = self._index.get(*entry.name)
         if now is None or now.gfid != entry.gfid:
@@ -397,7 +397,7 @@ class FreshScan(_Scan):
     def run(self, gfid: Gfid, handle: bytes) -> None:
         self._run([(gfid, handle)])
 
-    def _found(self, pargfid: Gfid, bname: bytes, seen: Seen, known: Entry | None) -> None:
+    def _found(self, pargfid: Gfid, bname: bytes, seen: Seen, known: IndexEntry | None) -> None:
         if known is not None and known.gfid != seen.gfid and stat.S_ISDIR(known.kind):
             self._live.displace(known)
         name = (pargfid, bname)
@@ -415,7 +415,7 @@ class FreshScan(_Scan):
             self._slice.appeared(name, seen, linked=True)
         self._keep(entry_at(pargfid, bname, seen, self._clean_before))
 
-    def _missing(self, entry: Entry) -> None:
+    def _missing(self, entry: IndexEntry) -> None:
         self._slice.gone(entry.gfid, entry.name, stat.S_ISDIR(entry.kind))
         self._index.remove(entry.pargfid, entry.bname)
         if stat.S_ISDIR(entry.kind):

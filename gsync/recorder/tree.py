@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from gsync.base.fate import MASTER
 from gsync.base.fsid import Inodes, Seen, is_mount_handle, open_beneath
 from gsync.base.model import ROOT_GFID, STATE_DIR, Gfid
-from gsync.base.namespace import Entry, Namespace
+from gsync.base.namespace import IndexEntry, Namespace
 
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 OUTSIDE = Seen(b"", b"", os.stat_result([0] * 10))  # an answer of look(): there, but not of the tree
@@ -86,7 +86,7 @@ class RecordedTree:
         seen = self.inodes.look(dirfd, pargfid, bname)
         return OUTSIDE if seen is not None and seen.gfid in self._ignored else seen
 
-    def stat(self, entry: Entry) -> os.stat_result | None:
+    def stat(self, entry: IndexEntry) -> os.stat_result | None:
         """What the inode of an index entry is now; None if it is not there (any more)."""
         try:
             if self.inodes.handles.by_handle and not is_mount_handle(entry.handle):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gsync.base.errors import GsyncError
 from gsync.base.model import ROOT_GFID
-from gsync.base.namespace import Entry
+from gsync.base.namespace import IndexEntry
 from gsync.link.client import SlaveClient
 from gsync.link.protocol import CommitAnswer, MetaRow
 from gsync.slave.agent import Agent
@@ -134,7 +134,7 @@ class InlineSyncer:
                                             st.st_atime_ns, xattrs))
                 if request.place == "D":
                     with tree.index.transaction():
-                        refused = tree.index.put_direct([Entry(request.dirgfid, name, request.gfid, stat.S_IFREG,
+                        refused = tree.index.put_direct([IndexEntry(request.dirgfid, name, request.gfid, stat.S_IFREG,
                                                                tree.handles.of_fd(out), 0, len(data))])
                     if refused:
                         os.close(out)

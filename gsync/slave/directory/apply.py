@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from gsync.base.fsid import syncfs
 from gsync.base.model import Gfid, Name, shown
-from gsync.base.namespace import Entry
+from gsync.base.namespace import IndexEntry
 from gsync.link.protocol import ADOPTED, OK, FillCode, FillRow, MetaRow, RemoveRow
 from gsync.slave.desired import Names
 from gsync.slave.directory.index import Touched
@@ -31,7 +31,7 @@ _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
 class Claimed(NamedTuple):
     """Who is at a name: as the index says (None: nobody of gsync's), and as the disk does, where that was asked."""
 
-    entry: Entry | None
+    entry: IndexEntry | None
     inode: Inode | None = None
 
     @property
@@ -43,7 +43,7 @@ class Claimed(NamedTuple):
         return self.inode is not None and self.inode.is_dir
 
 
-class DirectoryNames(Names[list[Entry], Claimed]):
+class DirectoryNames(Names[list[IndexEntry], Claimed]):
     """A source is the rows of an inode's names, the best first; none of them if it lies in limbo/new without one.
 
     adopt: take over foreign inodes.
@@ -59,7 +59,7 @@ class DirectoryNames(Names[list[Entry], Claimed]):
         self._adopt = adopt
         self._step = step
         self._touched: list[Touched] = []
-        self._known: dict[Gfid, list[Entry]] = {}  # what the index said at the page's beginning and nothing has changed
+        self._known: dict[Gfid, list[IndexEntry]] = {}  # as the index was when the page began, unchanged since
         self._empty: dict[Gfid, bool] = {}         # unattached directories: whether they have no names
         self._new: set[str] | None = None          # the names in limbo/new
 
@@ -115,7 +115,7 @@ class DirectoryNames(Names[list[Entry], Claimed]):
     # (a) and (b)
 
     def look(self, row: FillRow, place: Attachment
-             ) -> tuple[FillCode | None, list[Entry] | None, Claimed | None]:
+             ) -> tuple[FillCode | None, list[IndexEntry] | None, Claimed | None]:
         """What is right already costs one look at the name and a share of a SELECT, what is new not even the look."""
         pargfid, bname, gfid = row.pargfid, row.bname, row.gfid
         mine = self._known.get(gfid)
@@ -143,7 +143,7 @@ class DirectoryNames(Names[list[Entry], Claimed]):
             return ADOPTED, None, None
         return None, None, claimed
 
-    def _is_there(self, entry: Entry) -> bool:
+    def _is_there(self, entry: IndexEntry) -> bool:
         try:
             return self._tree.handles.at(self._tree.dir(entry.pargfid), entry.bname) == entry.handle
         except FileNotFoundError:
@@ -162,7 +162,7 @@ class DirectoryNames(Names[list[Entry], Claimed]):
             self._new = set(os.listdir(self._tree.new_fd))
         return self._new
 
-    def _other_spelling(self, row: FillRow) -> Entry | None:
+    def _other_spelling(self, row: FillRow) -> IndexEntry | None:
         """The row's inode at the row's name by another spelling, on a file system that does not tell case. EEXIST if
         another inode of gsync's is there by another spelling, or any by quite another name."""
         alike = self._spellings(row.pargfid, row.bname)
@@ -191,7 +191,7 @@ class DirectoryNames(Names[list[Entry], Claimed]):
         alike = self._spellings(pargfid, bname)
         return alike is not None and (not alike or any(self._index.get(pargfid, name) for name in alike))
 
-    def _take_over(self, row: FillRow, occupant: Entry | None) -> bool:
+    def _take_over(self, row: FillRow, occupant: IndexEntry | None) -> bool:
         """Let a foreign inode at the name be this gfid from now on, if it can be."""
         dirfd = self._tree.dir(row.pargfid)
         found = self._tree.look(dirfd, row.bname)
@@ -211,15 +211,15 @@ class DirectoryNames(Names[list[Entry], Claimed]):
             if self._index.adopted(found.handle) not in (None, row.gfid):
                 return False  # linked here, but two files on the master
             self._index.adopt(found.handle, row.gfid)
-        self._index.put([Entry(row.pargfid, row.bname, row.gfid, found.kind, found.handle)])
+        self._index.put([IndexEntry(row.pargfid, row.bname, row.gfid, found.kind, found.handle)])
         if found.is_dir:
             self._index.add_incomplete(row.gfid)
         return True
 
-    def is_new(self, source: list[Entry], gfid: Gfid) -> bool:
+    def is_new(self, source: list[IndexEntry], gfid: Gfid) -> bool:
         return all(entry.pargfid == LIMBO_NEW for entry in source)
 
-    def will_fill(self, row: FillRow, place: Attachment, source: list[Entry], occupant: Claimed | None) -> None:
+    def will_fill(self, row: FillRow, place: Attachment, source: list[IndexEntry], occupant: Claimed | None) -> None:
         handles = {entry.handle for entry in source}
         if not handles:
             handles.add(self._tree.handles.at(self._tree.new_fd, name_in_limbo(row.gfid)))
@@ -247,13 +247,14 @@ class DirectoryNames(Names[list[Entry], Claimed]):
             self._tree.discard(self._tree.new_fd, name)
             os.mkdir(name, 0o700, dir_fd=self._tree.new_fd)
         self._tree.forget(gfid)
-        self._index.put([Entry(LIMBO_NEW, name, gfid, stat.S_IFDIR, self._tree.handles.at(self._tree.new_fd, name))])
+        handle = self._tree.handles.at(self._tree.new_fd, name)
+        self._index.put([IndexEntry(LIMBO_NEW, name, gfid, stat.S_IFDIR, handle)])
         self._index.add_incomplete(gfid)
         self._known.pop(gfid, None)
         self.places[gfid] = Attachment.UNATTACHED
         self._empty[gfid] = True
 
-    def make_special(self, row: FillRow, pargfid: Gfid, bname: bytes) -> list[Entry]:
+    def make_special(self, row: FillRow, pargfid: Gfid, bname: bytes) -> list[IndexEntry]:
         kind = stat.S_IFMT(row.mode)
         dirfd = self._tree.dir(pargfid)
         try:
@@ -261,7 +262,7 @@ class DirectoryNames(Names[list[Entry], Claimed]):
         except FileExistsError:  # of a page or a transfer that broke off
             self._tree.discard(dirfd, bname)
             _make(dirfd, bname, kind, row)
-        entry = Entry(pargfid, bname, row.gfid, kind, self._tree.handles.at(dirfd, bname))
+        entry = IndexEntry(pargfid, bname, row.gfid, kind, self._tree.handles.at(dirfd, bname))
         try:
             self._tree.set_attrs_at(dirfd, entry, row.meta)
         except OSError:
@@ -310,7 +311,7 @@ class DirectoryNames(Names[list[Entry], Claimed]):
             entry = None
         return None if inode is None else Claimed(entry, inode)
 
-    def source(self, row: FillRow) -> list[Entry] | None:
+    def source(self, row: FillRow) -> list[IndexEntry] | None:
         """Rows that are not true are dropped."""
         kind = stat.S_IFMT(row.mode)
         true = []
@@ -324,11 +325,11 @@ class DirectoryNames(Names[list[Entry], Claimed]):
         name = name_in_limbo(row.gfid)
         if not true and (found := self._tree.look(self._tree.new_fd, name)) is not None and found.kind == kind != \
                 stat.S_IFDIR:
-            true.append(Entry(LIMBO_NEW, name, row.gfid, kind, found.handle))
+            true.append(IndexEntry(LIMBO_NEW, name, row.gfid, kind, found.handle))
         true.sort(key=lambda e: e.pargfid not in (LIMBO_OLD, LIMBO_NEW))
         return true or None
 
-    def is_same(self, row: FillRow, source: list[Entry], occupant: Claimed) -> bool:
+    def is_same(self, row: FillRow, source: list[IndexEntry], occupant: Claimed) -> bool:
         inode = occupant.inode
         if inode is None or not self._tree.handles.lasting or all(entry.handle != inode.handle for entry in source):
             return False
@@ -338,10 +339,10 @@ class DirectoryNames(Names[list[Entry], Claimed]):
     def is_last(self, occupant: Claimed) -> bool:
         return occupant.inode is not None and self._limbo.is_last_link(occupant.inode, occupant.gfid)
 
-    def home(self, source: list[Entry], row: FillRow) -> Name:
+    def home(self, source: list[IndexEntry], row: FillRow) -> Name:
         return source[0].name
 
-    def home_in_limbo(self, source: list[Entry], row: FillRow) -> Name | None:
+    def home_in_limbo(self, source: list[IndexEntry], row: FillRow) -> Name | None:
         return source[0].name if source[0].pargfid in (LIMBO_NEW, LIMBO_OLD) else None
 
     # (c): changed
@@ -350,7 +351,7 @@ class DirectoryNames(Names[list[Entry], Claimed]):
         assert occupant.inode is not None
         self._limbo.detach(self._tree.dir(row.pargfid), row.bname, occupant.inode, occupant.entry, row.since, keep_name)
 
-    def rename(self, source: list[Entry], home: Name, row: FillRow, occupant: Claimed | None) -> None:
+    def rename(self, source: list[IndexEntry], home: Name, row: FillRow, occupant: Claimed | None) -> None:
         tree, entry = self._tree, source[0]._replace(pargfid=home[0], bname=home[1])
         if stat.S_ISDIR(entry.kind):
             tree.rename(tree.dir(home[0]), home[1], entry, tree.dir(row.pargfid), row.bname)
@@ -367,7 +368,7 @@ class DirectoryNames(Names[list[Entry], Claimed]):
         if home[0] == LIMBO_NEW and self._new is not None:
             self._new.discard(row.gfid.hex())
 
-    def link(self, source: list[Entry], pargfid: Gfid, bname: bytes) -> None:
+    def link(self, source: list[IndexEntry], pargfid: Gfid, bname: bytes) -> None:
         tree = self._tree
         os.link(source[0].bname, bname, src_dir_fd=tree.dir(source[0].pargfid), dst_dir_fd=tree.dir(pargfid),
                 follow_symlinks=False)
@@ -378,7 +379,7 @@ class DirectoryNames(Names[list[Entry], Claimed]):
         os.unlink(bname, dir_fd=self._tree.dir(pargfid))
         self._index.remove(pargfid, bname)
 
-    def set_attrs(self, source: list[Entry], meta: MetaRow) -> None:
+    def set_attrs(self, source: list[IndexEntry], meta: MetaRow) -> None:
         self._tree.set_attrs_at(self._tree.new_fd, source[0], meta)
 
 

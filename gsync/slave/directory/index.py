@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from gsync.base.errors import SlaveError, UsageError
 from gsync.base.model import Gfid, Name
-from gsync.base.namespace import Entry, Namespace
+from gsync.base.namespace import IndexEntry, Namespace
 from gsync.slave.limbo import Waiting
 from gsync.slave.streams import Streams
 
@@ -72,15 +72,15 @@ class SlaveIndex(Streams, Namespace):
 
     # reading
 
-    def entries_of_all(self, gfids: Sequence[Gfid]) -> dict[Gfid, list[Entry]]:
+    def entries_of_all(self, gfids: Sequence[Gfid]) -> dict[Gfid, list[IndexEntry]]:
         """The names of each of these inodes; far cheaper than asking for one at a time."""
-        found: dict[Gfid, list[Entry]] = {gfid: [] for gfid in gfids}
+        found: dict[Gfid, list[IndexEntry]] = {gfid: [] for gfid in gfids}
         distinct = list(found)
         for at in range(0, len(distinct), _ASKED_AT_ONCE):
             some = distinct[at:at + _ASKED_AT_ONCE]
             for row in self.db.execute("SELECT pargfid, bname, gfid, kind, handle FROM entries WHERE gfid IN "
                                        f"({','.join('?' * len(some))})", some):
-                found[row[2]].append(Entry(*row))
+                found[row[2]].append(IndexEntry(*row))
         return found
 
     def is_empty(self, gfid: Gfid) -> bool:
@@ -147,7 +147,7 @@ class SlaveIndex(Streams, Namespace):
         """An entry is no longer in limbo/old."""
         self.db.execute("DELETE FROM limbo WHERE bname=?", (bname,))
 
-    def put_direct(self, entries: Sequence[Entry]) -> list[int]:
+    def put_direct(self, entries: Sequence[IndexEntry]) -> list[int]:
         """Put files that were made straight in unattached directories. Left out and returned, by their places: those
         that the slave has by another name."""
         known = self.entries_of_all([entry.gfid for entry in entries])
@@ -187,7 +187,7 @@ class SlaveIndex(Streams, Namespace):
     def adopt(self, handle: bytes, gfid: Gfid) -> None:
         self.db.execute("INSERT OR REPLACE INTO adopted VALUES (?,?)", (handle, gfid))
 
-    def drop_name(self, entry: Entry) -> None:
+    def drop_name(self, entry: IndexEntry) -> None:
         """The inode is gone from this name. A directory has only one, so what was below it is gone too."""
         self.remove(entry.pargfid, entry.bname)
         if stat.S_ISDIR(entry.kind):
@@ -195,7 +195,7 @@ class SlaveIndex(Streams, Namespace):
             while self.drop_doomed():
                 pass
 
-    def move(self, entry: Entry, pargfid: Gfid, bname: bytes) -> Entry:
+    def move(self, entry: IndexEntry, pargfid: Gfid, bname: bytes) -> IndexEntry:
         """An inode has gone from one name to another."""
         self.remove(entry.pargfid, entry.bname)
         moved = entry._replace(pargfid=pargfid, bname=bname)

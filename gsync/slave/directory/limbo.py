@@ -14,7 +14,7 @@ from datetime import date, timedelta
 from hashlib import blake2b
 
 from gsync.base.model import Gfid
-from gsync.base.namespace import Entry
+from gsync.base.namespace import IndexEntry
 from gsync.slave.directory.tree import OPEN_DIR, Inode, SlaveTree
 from gsync.slave.limbo import LIMBO_NEW, LIMBO_OLD, Waiting, gfid_in_limbo, name_in_limbo
 from gsync.slave.outcome import Step
@@ -39,7 +39,8 @@ class Limbo:
         """Whether the inode goes when the name goes at which it was found."""
         return found.is_dir or found.st.st_nlink - (gfid in self.exposed) <= 1
 
-    def detach(self, dirfd: int, bname: bytes, found: Inode, entry: Entry | None, since: int, keep_name: bool) -> None:
+    def detach(self, dirfd: int, bname: bytes, found: Inode, entry: IndexEntry | None, since: int,
+               keep_name: bool) -> None:
         """Bring the inode at this name into limbo/old; entry: its row, None if it is foreign.
 
         keep_name: by a second link where that is possible, so that the name can be renamed over in one step.

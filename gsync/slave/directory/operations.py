@@ -15,7 +15,7 @@ from contextlib import suppress
 
 from gsync.base.fsid import syncfs
 from gsync.base.model import ROOT_GFID, STATE_DIR, Gfid, Name
-from gsync.base.namespace import Entry
+from gsync.base.namespace import IndexEntry
 from gsync.link.protocol import (
     ABSENT,
     ANY_SIZE,
@@ -149,7 +149,7 @@ class DirectoryOperations:
                 elif found.kind != stat.S_IFREG or size not in (found.st.st_size, ANY_SIZE):
                     answers.append(errno.EAGAIN)
                 else:
-                    entry = Entry(LIMBO_NEW, name_in_limbo(meta.gfid), meta.gfid, stat.S_IFREG, found.handle)
+                    entry = IndexEntry(LIMBO_NEW, name_in_limbo(meta.gfid), meta.gfid, stat.S_IFREG, found.handle)
                     self.tree.set_attrs_at(self.tree.new_fd, entry, meta)
                     answers.append(0)
             except OSError as exc:

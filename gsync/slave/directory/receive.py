@@ -23,7 +23,7 @@ from typing import BinaryIO
 
 from gsync.base.fsid import syncfs
 from gsync.base.model import ROOT_GFID, Gfid, check_bname
-from gsync.base.namespace import UNKNOWN_CTIME, Entry
+from gsync.base.namespace import UNKNOWN_CTIME, IndexEntry
 from gsync.link import stream
 from gsync.link.protocol import RESERVED, MetaRow
 from gsync.link.stream import BadStream, ItemHeader
@@ -90,7 +90,7 @@ class TreeReceiver(Receiver):
         self._may_chown = tree.caps.chown
         self._limbo = _Dir(tree.new_fd)
         self._dirs: dict[Gfid, _Dir] = {}
-        self._rows: list[Entry] = []
+        self._rows: list[IndexEntry] = []
         self._row_items: list[int] = []
         self._new_files = 0
         self._writer: threading.Thread | None = None
@@ -113,7 +113,7 @@ class TreeReceiver(Receiver):
             handle = self._handle_of(fd)
         finally:
             os.close(fd)
-        self._rows.append(Entry(head.dirgfid, bname, head.gfid, stat.S_IFREG, handle, UNKNOWN_CTIME, head.size))
+        self._rows.append(IndexEntry(head.dirgfid, bname, head.gfid, stat.S_IFREG, handle, UNKNOWN_CTIME, head.size))
         self._row_items.append(number)
 
     def _open_dir(self, gfid: Gfid) -> _Dir:
@@ -268,7 +268,7 @@ class TreeReceiver(Receiver):
             self._writer = threading.Thread(target=_write_back_all, args=(self._tree.root_fd,), daemon=True)
             self._writer.start()
 
-    def _withdraw(self, number: int, entry: Entry) -> None:
+    def _withdraw(self, number: int, entry: IndexEntry) -> None:
         """The slave has this inode by another name: the sender has to ask where it belongs."""
         where = self._dirs.get(entry.pargfid) or self._open_dir(entry.pargfid)
         os.unlink(entry.bname, dir_fd=where.fd)

@@ -15,7 +15,7 @@ import stat
 from collections.abc import Iterator
 
 from gsync.base.model import Gfid, Name
-from gsync.base.namespace import Entry
+from gsync.base.namespace import IndexEntry
 from gsync.slave.directory.limbo import Limbo
 from gsync.slave.directory.tree import Inode, SlaveTree
 from gsync.slave.limbo import LIMBO_OLD, Waiting, gfid_in_limbo
@@ -102,12 +102,12 @@ class _Recovery:
                 return None
             raise
 
-    def _forget(self, entry: Entry) -> None:
+    def _forget(self, entry: IndexEntry) -> None:
         self._index.remove(entry.pargfid, entry.bname)
         if stat.S_ISDIR(entry.kind):
             self._homeless.add(entry.gfid)
 
-    def _put(self, entry: Entry) -> None:
+    def _put(self, entry: IndexEntry) -> None:
         if stat.S_ISDIR(entry.kind):
             for other in self._index.entries_of(entry.gfid):
                 self._index.remove(other.pargfid, other.bname)
@@ -154,7 +154,7 @@ class _Recovery:
                 if touched is None:
                     leftovers.append(bname)
                     return
-                self._put(Entry(LIMBO_OLD, bname, gfid, found.kind, found.handle))
+                self._put(IndexEntry(LIMBO_OLD, bname, gfid, found.kind, found.handle))
                 if found.is_dir and not self._tree.handles.lasting:  # its rows went with that of its name
                     self._index.add_incomplete(gfid)
         if self._index.waits(bname) is None:
@@ -178,7 +178,7 @@ class _Recovery:
             if row is not None:
                 self._forget(row)
             return row is not None
-        self._put(Entry(pargfid, bname, who[0], who[1], found.handle))
+        self._put(IndexEntry(pargfid, bname, who[0], who[1], found.handle))
         return True
 
     def _forget_unreachable(self, name: Name) -> None:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from gsync.base.fate import SLAVE
 from gsync.base.fsid import Handles
 from gsync.base.model import ROOT_GFID, STATE_DIR, Gfid
-from gsync.base.namespace import Entry
+from gsync.base.namespace import IndexEntry
 from gsync.link.protocol import Caps, MetaRow
 from gsync.slave.directory.attrs import set_attrs
 from gsync.slave.directory.index import SlaveIndex
@@ -182,7 +182,7 @@ class SlaveTree:
 
     def _walk(self, gfid: Gfid) -> int:
         """Open what is not open on the way down to a directory, and see that all of it is in its place."""
-        chain: list[Entry] = []
+        chain: list[IndexEntry] = []
         seen = set()
         at = gfid
         while at not in self._fixed:
@@ -217,7 +217,7 @@ class SlaveTree:
                 os.close(passing)
         return fd
 
-    def _enter(self, parent: int, entry: Entry) -> int:
+    def _enter(self, parent: int, entry: IndexEntry) -> int:
         slot = self._slots.get(entry.gfid)
         if slot is not None:
             if self.handles.lasting and slot.handle == entry.handle == self.handles.at(parent, entry.bname):
@@ -233,7 +233,7 @@ class SlaveTree:
         self._slots[entry.gfid] = _Slot(fd, entry.handle, self._turn)
         return fd
 
-    def _open(self, parent: int, entry: Entry) -> int:
+    def _open(self, parent: int, entry: IndexEntry) -> int:
         try:
             fd = os.open(entry.bname, OPEN_DIR, dir_fd=parent)
         except PermissionError:
@@ -254,7 +254,7 @@ class SlaveTree:
         return fd
 
     @contextmanager
-    def _held(self, dirfd: int, entry: Entry) -> Iterator[int]:
+    def _held(self, dirfd: int, entry: IndexEntry) -> Iterator[int]:
         """An O_PATH descriptor of the entry's inode; ENOENT if another one is there."""
         fd = os.open(entry.bname, _OPEN_PLACE, dir_fd=dirfd)
         try:
@@ -313,7 +313,7 @@ class SlaveTree:
             raise PermissionError(errno.EPERM, "gsync's own folder", bname)
         return Inode(handle, st)
 
-    def is_at(self, entry: Entry) -> bool:
+    def is_at(self, entry: IndexEntry) -> bool:
         """Whether the entry's inode is at the entry's name."""
         try:
             return self.handles.at(self.dir(entry.pargfid), entry.bname) == entry.handle
@@ -322,7 +322,7 @@ class SlaveTree:
                 return False
             raise
 
-    def names(self, gfid: Gfid) -> Iterator[Entry]:
+    def names(self, gfid: Gfid) -> Iterator[IndexEntry]:
         """The names of an inode at which it really is."""
         return (e for e in self.index.entries_of(gfid) if self.is_at(e))
 
@@ -359,7 +359,7 @@ class SlaveTree:
         """Set the attributes of an open file or directory."""
         set_attrs(fd, os.fstat(fd), meta, self.caps)
 
-    def set_attrs_at(self, dirfd: int, entry: Entry, meta: MetaRow) -> None:
+    def set_attrs_at(self, dirfd: int, entry: IndexEntry, meta: MetaRow) -> None:
         """Set the attributes of the entry's inode, of any kind, at its name in dirfd; ENOENT if it is not there."""
         with self._held(dirfd, entry) as fd:
             self._set_attrs(fd, entry.gfid, meta)
@@ -388,7 +388,7 @@ class SlaveTree:
                     raise
         return False
 
-    def make_writable(self, dirfd: int, entry: Entry) -> None:
+    def make_writable(self, dirfd: int, entry: IndexEntry) -> None:
         """Let the owner without privileges read and write the file; META gives it its mode back."""
         if not self.privileged:
             with self._held(dirfd, entry) as fd:
@@ -398,7 +398,7 @@ class SlaveTree:
 
     # moving, and taking things away for good
 
-    def rename(self, src: int, sname: bytes, entry: Entry | None, dst: int, dname: bytes) -> None:
+    def rename(self, src: int, sname: bytes, entry: IndexEntry | None, dst: int, dname: bytes) -> None:
         """rename(2) of a known inode (entry, whose name may be another) or a foreign one.
 
         A directory that its owner may not write cannot be moved either: a known one is opened up until `settle`.

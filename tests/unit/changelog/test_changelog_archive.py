@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gsync.changelog.archive import Archive
+from gsync.changelog.archive import ChangelogArchive
 from gsync.changelog.layout import Changelog
 from lab.changelogs import SAMPLE, changelog
 
@@ -36,8 +36,8 @@ def members(folder: bytes, name: str) -> list[str]:
 
 def test_members_are_the_changelogs_month_by_month(tmp_path: Path, folder: bytes) -> None:
     some = [make(tmp_path, ts) for ts in (NOVEMBER, NOVEMBER + 1, DECEMBER)]
-    Archive(folder, BIG).add(some[:2])
-    Archive(folder, BIG).add(some[2:])
+    ChangelogArchive(folder, BIG).add(some[:2])
+    ChangelogArchive(folder, BIG).add(some[2:])
     assert sorted(os.listdir(folder)) == [b"archive_202311.tar", b"archive_202312.tar"]
     assert members(folder, "archive_202311.tar") == [f"CHANGELOG.{NOVEMBER}", f"CHANGELOG.{NOVEMBER + 1}"]
     with tarfile.open(Path(os.fsdecode(folder), "archive_202312.tar")) as tar:
@@ -49,7 +49,7 @@ def test_members_are_the_changelogs_month_by_month(tmp_path: Path, folder: bytes
 
 
 def test_the_same_archive_takes_more(tmp_path: Path, folder: bytes) -> None:
-    archive = Archive(folder, BIG)
+    archive = ChangelogArchive(folder, BIG)
     for i in range(5):
         archive.add([make(tmp_path, NOVEMBER + i)])
     assert members(folder, "archive_202311.tar") == [f"CHANGELOG.{NOVEMBER + i}" for i in range(5)]
@@ -58,7 +58,7 @@ def test_the_same_archive_takes_more(tmp_path: Path, folder: bytes) -> None:
 @pytest.mark.parametrize("same", [True, False], ids=["same process", "after a restart"])
 def test_a_torn_end_is_cut_off_before_the_next_append(tmp_path: Path, folder: bytes, same: bool) -> None:
     path = os.path.join(folder, b"archive_202311.tar")
-    archive = Archive(folder, BIG)
+    archive = ChangelogArchive(folder, BIG)
     archive.add([make(tmp_path, NOVEMBER)])
     one = os.stat(path).st_size - 1024
     archive.add([make(tmp_path, NOVEMBER + 1)])
@@ -66,7 +66,7 @@ def test_a_torn_end_is_cut_off_before_the_next_append(tmp_path: Path, folder: by
     for cut in [0, 1, 511, 512, one - 1, one, one + 1, one + 512, one + 513, len(whole) - 1025, len(whole) - 1024,
                 len(whole) - 512, len(whole)]:  # fmt: skip
         Path(os.fsdecode(path)).write_bytes(whole[:cut])
-        (archive if same else Archive(folder, BIG)).add([make(tmp_path, NOVEMBER + 2)])
+        (archive if same else ChangelogArchive(folder, BIG)).add([make(tmp_path, NOVEMBER + 2)])
         kept = [f"CHANGELOG.{NOVEMBER + i}" for i in range(2) if cut >= one * (i + 1)]
         assert members(folder, "archive_202311.tar") == [*kept, f"CHANGELOG.{NOVEMBER + 2}"], cut
         assert os.stat(path).st_size == one * (len(kept) + 1) + 1024, cut
@@ -74,16 +74,16 @@ def test_a_torn_end_is_cut_off_before_the_next_append(tmp_path: Path, folder: by
 
 def test_rubbish_after_the_last_member_does_not_stay(tmp_path: Path, folder: bytes) -> None:
     path = Path(os.fsdecode(folder), "archive_202311.tar")
-    Archive(folder, BIG).add([make(tmp_path, NOVEMBER)])
+    ChangelogArchive(folder, BIG).add([make(tmp_path, NOVEMBER)])
     one = path.stat().st_size - 1024
     path.write_bytes(path.read_bytes()[:one] + b"\xff" * 10_000)
-    Archive(folder, BIG).add([make(tmp_path, NOVEMBER + 1)])
+    ChangelogArchive(folder, BIG).add([make(tmp_path, NOVEMBER + 1)])
     assert members(folder, path.name) == [f"CHANGELOG.{NOVEMBER}", f"CHANGELOG.{NOVEMBER + 1}"]
     assert path.stat().st_size == 2 * one + 1024
 
 
 def test_a_tar_file_that_was_taken_away_is_begun_again(tmp_path: Path, folder: bytes) -> None:
-    archive = Archive(folder, BIG)
+    archive = ChangelogArchive(folder, BIG)
     archive.add([make(tmp_path, NOVEMBER)])
     os.unlink(os.path.join(folder, b"archive_202311.tar"))
     archive.add([make(tmp_path, NOVEMBER + 1)])
@@ -91,7 +91,7 @@ def test_a_tar_file_that_was_taken_away_is_begun_again(tmp_path: Path, folder: b
 
 
 def test_the_oldest_go_when_all_are_over_the_bound(tmp_path: Path, folder: bytes) -> None:
-    archive = Archive(folder, 40_000)
+    archive = ChangelogArchive(folder, 40_000)
     archive.add([make(tmp_path, NOVEMBER, 4000)])
     for i in range(40):
         archive.add([make(tmp_path, DECEMBER + i, 4000)])
@@ -106,10 +106,10 @@ def test_the_oldest_go_when_all_are_over_the_bound(tmp_path: Path, folder: bytes
 def test_what_is_gone_or_too_large_is_left_out(tmp_path: Path, folder: bytes) -> None:
     some = [make(tmp_path, NOVEMBER, 10_001), make(tmp_path, NOVEMBER + 1), make(tmp_path, NOVEMBER + 2)]
     os.unlink(some[1].path)
-    Archive(folder, 40_000).add(some)
+    ChangelogArchive(folder, 40_000).add(some)
     assert members(folder, "archive_202311.tar") == [f"CHANGELOG.{NOVEMBER + 2}"]
 
 
 def test_a_bound_of_nothing_keeps_nothing(tmp_path: Path, folder: bytes) -> None:
-    Archive(folder, 0).add([make(tmp_path, NOVEMBER)])
+    ChangelogArchive(folder, 0).add([make(tmp_path, NOVEMBER)])
     assert not os.path.exists(folder)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gsync.base.model import NS
 from gsync.changelog import htime, layout
-from gsync.changelog.archive import Archive
+from gsync.changelog.archive import ChangelogArchive
 from gsync.changelog.reader import History
 from gsync.changelog.records import Data
 from gsync.changelog.retention import Purged, purge
@@ -173,7 +173,7 @@ def test_what_is_purged_is_in_the_archive(tmp_path: Path) -> None:
         assert rolled is not None
         kept.append(os.path.basename(rolled.path).decode())
     writer.close()
-    archive = Archive(os.fsencode(tmp_path / "archive"), 1 << 20)
+    archive = ChangelogArchive(os.fsencode(tmp_path / "archive"), 1 << 20)
     purged = purge(folder, 1_700_000_005, 2, 1 << 30, None, archive)
     assert purged.deleted == 2
     with tarfile.open(tmp_path / "archive" / "archive_202311.tar") as tar:
