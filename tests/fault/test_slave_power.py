@@ -51,7 +51,7 @@ def commit_journal(root: Path) -> None:
 
 
 def incomplete_files(root: Path, contents: set[bytes]) -> list[bytes]:
-    """Files in the visible tree that hold what no file ever was [invariant 5]."""
+    """Files in the visible tree that hold what no file ever was (invariant 5)."""
     found = []
     fd = os.open(root, os.O_RDONLY)
     for path, _, dirfd, name, st in walk(fd):

@@ -135,7 +135,7 @@ def test_02_gap_aba_of_an_enumerated_child(w: World) -> None:
 
 
 def test_doubt_outlives_a_batch_that_has_nothing_to_resolve(w: World) -> None:
-    """The walk's doubt, and a batch that only asks the agent what it left [7, 20]. Found by a random history."""
+    """The walk's doubt, and a batch that only asks for the agent's leftovers (rules 7 and 20). A random history."""
     w.mk("m/a", "1")
     w.cycle()
     w.recorder_dies()

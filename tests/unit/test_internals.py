@@ -1,4 +1,4 @@
-"""The internals pages, and what cites them, agree with the repository: rules and tests, links, types.
+"""The internals pages, and what cites them, agree with the repository: rules and tests, paths, links, types.
 
 A rule of convergence, a scenario and an invariant are cited by number (`rule 13`, `scenario 22`, `invariant 9`), in
 code, tests and documents.
@@ -147,6 +147,12 @@ def test_a_page_begins_with_one_sentence_of_what_it_answers(page: Path) -> None:
     assert title.startswith("# ")
     assert first.startswith("This page ")
     assert re.findall(r"[.?!](?=\s|$)", first) == ["."]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_path_that_a_page_names_is_there(page: Path) -> None:
+    named = re.findall(r"`((?:gsync|lab|tests|tools|scripts|conf|docs)/[\w./-]*)`", page.read_text())
+    assert [path for path in named if not (REPOSITORY / path).exists()] == []
 
 
 def test_the_map_has_every_room() -> None:

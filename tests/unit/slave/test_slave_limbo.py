@@ -48,7 +48,7 @@ def waiting(slave: Slave) -> list[str]:
 
 
 def test_what_is_removed_waits_until_the_stime_has_passed_its_removal(slave: Slave, world: World, root: Path) -> None:
-    """[25]: a later batch may want it."""
+    """Rule 25: a later batch may want it."""
     f = world.create(ROOT, b"f")
     sync(slave, world, 10)
     assert slave.apply.remove([RemoveRow(ROOT, b"f", 50)]).displaced == [f]
@@ -141,7 +141,7 @@ def test_writing_to_the_link_for_rsync_writes_to_the_file(slave: Slave, world: W
 
 
 def test_the_victim_of_a_rename_waits_if_it_was_its_last_name(slave: Slave, world: World, root: Path) -> None:
-    """[22]: it may have moved on (scenario 22)."""
+    """Rule 22: it may have moved on (scenario 22)."""
     f, g = world.create(ROOT, b"f", b"F"), world.create(ROOT, b"g", b"G")
     sync(slave, world, 10)
     answer = slave.apply.fill([fill_row(ROOT, b"g", f)])
