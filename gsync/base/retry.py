@@ -53,6 +53,7 @@ class Tries:
         """It failed; the pause before the next try."""
         if self._clock() - self._started > self._schedule.lasted:
             self.failed = 0
+        self._started = math.inf  # it ended; one that does not even start has not lasted
         self.failed += 1
         return self.wait(self._schedule.pause(self.failed, self._rng))
 

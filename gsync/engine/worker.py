@@ -14,6 +14,7 @@ from gsync.base.clock import SYSTEM_CLOCK, Clock
 from gsync.base.errors import Faulty, GsyncError, SlaveError, Stopped, Transient
 from gsync.base.log import get_logger
 from gsync.base.model import NS
+from gsync.base.retry import Schedule, Tries
 from gsync.changelog.layout import HistoryGap
 from gsync.engine.batching import Batching
 from gsync.engine.commit import Committer
@@ -34,9 +35,8 @@ from gsync.link.protocol import Busy
 _log = get_logger(__name__)
 
 IDLE_COMMIT = 10.0       # seconds after which the stime follows the clock on a quiet tree
-FIRST_PAUSE = 1.0        # seconds before the slave is tried again; doubled each time
-LONGEST_PAUSE = 60.0
-LONGEST_ONCE = 8.0       # the same for a worker that is to end: then it gives up
+RETRIES = Schedule(first=1.0, longest=60.0)  # seconds before the slave is tried again
+TRIES_ONCE = 4           # failures in a row after which a worker that is to end gives up
 STATUS_EVERY = 0.5
 LOOK_AT_ORDERS = 0.5     # seconds that an idle worker may take to see what is wanted of it
 LOOK_AT_LEASE = 0.25     # seconds between two looks of a passive worker
@@ -67,7 +67,7 @@ class Worker:
         self._connection: Connection | None = None
         self._sent_before = 0                      # bytes, by earlier connections
         self._loss: Loss | None = None
-        self._pause = self._rest_for = FIRST_PAUSE
+        self._tries = Tries(RETRIES, clock.monotonic)
         self._reason = ""                          # why the next state is a Faulty one
         self._settled = False                      # a batch got through since the last interruption
         self._code = 0
@@ -113,16 +113,15 @@ class Worker:
                 self._machine.enter(Life.REST, self._reason)
                 raise
             if self._settled:
-                self._pause = FIRST_PAUSE
-            _log.warning("will connect again", error=exc, pause=self._pause)
-            self._rest_for, self._pause = self._pause, min(self._pause * 2, LONGEST_PAUSE)
+                self._tries.succeed()
+            _log.warning("will connect again", error=exc, pause=self._tries.fail())
             return Life.REST
 
     def _may_pass(self, exc: GsyncError) -> bool:
         """Whether to connect again: the slave was there before, and may be again."""
         if self._loss is None or not isinstance(exc, Transient | SlaveError):
             return False
-        return self._orders.once is None or (self._pause <= LONGEST_ONCE and isinstance(exc, Transient))
+        return self._orders.once is None or (self._tries.failed < TRIES_ONCE and isinstance(exc, Transient))
 
     def _let_go(self) -> None:
         """Of the lease first: whoever waits for it need not wait for our goodbyes."""
@@ -203,8 +202,7 @@ class Worker:
         return Life.APART
 
     def _rest(self) -> Life:
-        until = self._clock.monotonic() + self._rest_for
-        while (left := until - self._clock.monotonic()) > 0:
+        while (left := self._tries.due - self._clock.monotonic()) > 0:
             self.tend()
             self._master.waiter.wait(min(LOOK_AT_ORDERS, left))
         self._reason = ""

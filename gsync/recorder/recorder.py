@@ -23,6 +23,7 @@ from gsync.base.log import get_logger
 from gsync.base.model import NS, shown
 from gsync.base.notify import Notifier
 from gsync.base.process import Lock
+from gsync.base.retry import Schedule, Tries
 from gsync.changelog import retention
 from gsync.changelog.archive import ChangelogArchive
 from gsync.recorder import detectors
@@ -36,8 +37,7 @@ _log = get_logger(__name__)
 
 HEARTBEAT = 1.0           # s between two reports on a quiet tree
 GATHER = 0.02             # s: events are left to merge so long before they are read again
-PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)  # s, from a fault to the next try, which scans the tree
-LASTED = 60.0             # s: what ran so long did not fail at once
+RETRIES = Schedule(first=1.0, longest=60.0, lasted=60.0)  # s, from a fault to the next try, which scans the tree
 ROOT_PAUSE = 1.0          # s between two looks whether the root is back
 PURGE_EVERY = 600.0       # s
 
@@ -72,20 +72,18 @@ class Recorder:
         make_dirs(self._brick.folder)
         with self._lock:
             control = Control(self._brick.ctl)
-            pauses, started = iter(PAUSES), self._clock.monotonic()
+            tries = Tries(RETRIES, self._clock.monotonic)
             self._notifier.ready()
             try:
                 while not self._stop.is_set():
                     try:
                         recording = self.start()
-                        started = self._clock.monotonic()
+                        tries.start()
                         self._follow(recording, control)
                     except NotThere as exc:
                         self._fail(str(exc), ROOT_PAUSE)
                     except (Faulty, Unavailable, OSError, sqlite3.Error) as exc:
-                        if self._clock.monotonic() > started + LASTED:
-                            pauses = iter(PAUSES)
-                        self._fail(self._reason(exc), next(pauses, PAUSES[-1]))
+                        self._fail(self._reason(exc), tries.fail())
             except Stopped:
                 pass
             finally:

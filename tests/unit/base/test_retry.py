@@ -49,6 +49,14 @@ def test_what_lasted_had_no_trouble_starting(ran: float, pause: float) -> None:
     assert tries.fail() == pause
 
 
+def test_what_lasted_once_and_does_not_start_any_more_waits_longer_each_time() -> None:
+    clock = Time()
+    tries = Tries(Schedule(1.0, 60.0, lasted=30.0), clock)
+    tries.start()
+    clock.now += 3600
+    assert [tries.fail() for _ in range(3)] == [1, 2, 4]
+
+
 def test_it_is_due_after_the_pause() -> None:
     clock = Time()
     tries = Tries(Schedule(4.0, 60.0), clock)
