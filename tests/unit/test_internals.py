@@ -155,6 +155,14 @@ def test_every_path_that_a_page_names_is_there(page: Path) -> None:
     assert [path for path in named if not (REPOSITORY / path).exists()] == []
 
 
+def test_every_script_and_tool_is_described() -> None:
+    page = (REPOSITORY / "docs/internals/testing.md").read_text()
+    there = [path for folder in ("scripts", "tools") for path in (REPOSITORY / folder).iterdir()
+             if path.is_file() and path.suffix not in (".toml", ".txt")]
+    assert len(there) > 10
+    assert [path.name for path in there if f"`{path.parent.name}/{path.name}`" not in page] == []
+
+
 def test_the_map_has_every_room() -> None:
     rooms = {f"{path.parent.relative_to(REPOSITORY)}/" for path in (REPOSITORY / "gsync").rglob("__init__.py")}
     part = ARCHITECTURE.read_text().partition("\n## The rooms\n")[2].partition("\n## ")[0]
