@@ -10,10 +10,9 @@ from gsync.cli import completion
 from gsync.cli.options import JsonOption, StateOption
 
 if TYPE_CHECKING:
-    from gsync.link.link import Slave
     from gsync.service.preflight import Finding
     from gsync.session.session import Session
-    from gsync.state.home import Home, Volume
+    from gsync.state.home import Home
 
 
 def create(
@@ -49,91 +48,27 @@ def create(
     All problems are reported at once, and then nothing is created. The slave is not changed. Replication begins with
     `gsync start`.
     """
-    from dataclasses import replace
-
-    from gsync.base.durable import replace_file
-    from gsync.base.errors import UsageError
-    from gsync.cli.output import path_shown, print_json
-    from gsync.cli.run import accept_key
-    from gsync.service.preflight import Level, preflight
-    from gsync.session import places
-    from gsync.session.session import SessionHome
-    from gsync.session.sharedvolumes import keep_volume
+    from gsync.cli.output import asked, path_shown, print_json
+    from gsync.service.creation import CreateRequest, Creation
     from gsync.state.home import Home
 
-    home = Home(state)
     texts = _settings(settings or []) | ({"adopt": "true"} if adopt or from_gsyncd else {})
-    target = places.slave_at(slave)
-    volume, is_new = places.find_master(home, master)
-    sessions = SessionHome(home)
-    slave_text = places.slave_text(target)
-    there = next((s for s in sessions.list() if s.volume == volume.name and s.slave == slave_text), None)
-    if there is not None:
-        raise UsageError(f"session {there.name} already has this master and slave; start it with gsync start "
-                         f"{there.name}, change its settings with gsync config {there.name}")
-    session = sessions.find_or_new(volume.name, slave_text, name, texts)
-    if accept_host_key is not None:
-        accept_key(target, session.options, accept_host_key)
-    looked = preflight(session, volume, home, from_gsyncd=from_gsyncd)
-    findings = [replace(f, level=Level.WARNING) if force and f.forcible else f for f in looked.findings]
-    refusing = [f for f in findings if f.level is Level.ERROR]
-    if not refusing:
-        if volume.gluster is not None:
-            volume = _set_options(volume, home, yes=yes)
-        if push_agent:
-            _push(target, session)
-        if is_new or (session.on_meta_volume and volume.gluster is None):
-            keep_volume(home, volume)
-        sessions.save(session, texts)
-        if from_gsyncd:
-            replace_file(session.gsyncd, looked.slave_volume.encode("ascii") + b"\n")
+    request = CreateRequest(master, slave, name, texts, from_gsyncd, accept_host_key, push_agent, force)
+    made = Creation(Home(state), lambda question: yes or asked(question)).create(request)
+    refusing = made.refusing
     if json:
-        print_json({"session": session.name, "created": not refusing,
-                    "findings": [{"level": f.level.value, "text": f.text} for f in findings]})
+        print_json({"session": made.session.name, "created": not refusing,
+                    "findings": [{"level": f.level.value, "text": f.text} for f in made.findings]})
     else:
-        _say(findings)
+        _say(made.findings)
         if not refusing:
-            print(f"session {session.name} created: {path_shown(volume.path)} to {path_shown(session.slave)}\n"
-                  f"next: gsync start {session.name}")
+            print(f"session {made.session.name} created: {path_shown(made.volume.path)} to "
+                  f"{path_shown(made.session.slave)}\nnext: gsync start {made.session.name}")
+    if made.agent:
+        import sys
+
+        print(f"info: the agent is installed at the slave as {made.agent}", file=sys.stderr)
     return _refused(refusing, json=json) if refusing else 0
-
-
-def _set_options(volume: Volume, home: Home, *, yes: bool) -> Volume:
-    """See to it that the bricks of a GlusterFS volume record, after asking; the volume as it is then."""
-    from dataclasses import replace
-
-    from gsync.base.errors import UsageError
-    from gsync.cli.output import asked
-    from gsync.master.gluster import info as gluster
-
-    assert volume.gluster is not None
-    info = gluster.read_info(volume.gluster.name, volume.gluster.host)
-    if not info.started:
-        raise UsageError(f"volume {volume.name} is not started; run gluster volume start {info.name}")
-    lacks = info.lacks()
-    if lacks:
-        words = ", ".join(f"{name} {value}" for name, value in lacks.items())
-        if not yes and not asked(f"Set on volume {info.name}: {words}?"):
-            raise UsageError(f"volume {volume.name}: its changes are not recorded without {words}; confirm, or use "
-                             "--yes to set these options")
-        gluster.set_options(info, lacks)
-        info = gluster.read_info(info.name, info.host)
-    return home.keep(replace(volume, gluster=info))
-
-
-def _push(slave: Slave, session: Session) -> None:
-    import sys
-    from dataclasses import replace
-
-    from gsync.base.errors import UsageError
-    from gsync.link import account
-    from gsync.service.sshoptions import ssh_options
-
-    if slave.host is None:
-        raise UsageError(f"--push-agent: slave {slave} is on this host, which needs no agent")
-    slave = replace(slave, port=session.options.ssh_port or slave.port)
-    path = account.push_agent(slave, ssh_options(session.options))
-    print(f"info: slave {slave}: the agent is installed as {path}", file=sys.stderr)
 
 
 def _settings(texts: list[str]) -> dict[str, str]:

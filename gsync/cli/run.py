@@ -13,9 +13,7 @@ from gsync.cli.options import SetOption, StateOption, duration, overrides
 
 if TYPE_CHECKING:
     from gsync.base.logfile import LogFile
-    from gsync.link.link import Slave
     from gsync.service.kept import Ending, ProcessSpec
-    from gsync.session.options import Options
     from gsync.session.session import Session
     from gsync.session.status import WorkerStatus
     from gsync.state.home import Home, Volume
@@ -68,6 +66,7 @@ def run(
 
     from gsync.base.errors import LockedError
     from gsync.base.process import Lock
+    from gsync.service import slave_host
     from gsync.session import config, places
     from gsync.session.control import Wanted, read_wanted
     from gsync.session.options import Options
@@ -93,7 +92,7 @@ def run(
         found = sessions.find_or_new(volume.name, places.slave_text(target))
         session = replace(found, options=config.load_options([*config.site_paths(home.path), found.config], given))
         if accept_host_key is not None:
-            accept_key(target, session.options, accept_host_key)
+            slave_host.accept_host_key(target, session.options, accept_host_key)
         sessions.save(found)
         with Lock(session.run_lock, f"session {session.name}"):
             if dry_run:
@@ -102,20 +101,6 @@ def run(
                 raise LockedError(f"session {session.name} is started and run by the monitor; stop it first "
                                   f"with gsync stop {session.name}")
             return _supervise(session, given, volume, home, once=once, json=json)
-
-
-def accept_key(slave: Slave, options: Options, fingerprint: str) -> None:
-    """What --accept-host-key does."""
-    from dataclasses import replace
-
-    from gsync.base.errors import UsageError
-    from gsync.link import hostkeys
-    from gsync.service.sshoptions import ssh_options
-
-    if slave.host is None:
-        raise UsageError(f"--accept-host-key: slave {slave} is on this host, which needs no host key")
-    hostkeys.accept_host_key(replace(slave, port=options.ssh_port or slave.port),
-                          ssh_options(options), fingerprint)
 
 
 def _patterns(exclude: list[str], exclude_from: str | None) -> tuple[str, ...]:

@@ -7,24 +7,22 @@ import json
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 
 from gsync.base import log
 from gsync.base.durable import make_dirs, replace_file
 from gsync.base.errors import LockedError, Transient
 from gsync.base.log import get_logger
-from gsync.base.model import NS, Gfid
-from gsync.base.process import Lock, start_time
+from gsync.base.model import Gfid
+from gsync.base.process import Lock
 from gsync.changelog.reader import History
 from gsync.engine.connection import Connection
 from gsync.engine.doubt import Doubt
 from gsync.engine.enumeration import VOLUME_LISTED
 from gsync.engine.feed import Waker
 from gsync.engine.parts import Instructions, Limits, Listeners, MasterSide, SlaveSide, Work
-from gsync.engine.snapshot import Crawl, Snapshot
 from gsync.engine.states import Order
 from gsync.engine.worker import Worker
 from gsync.engine.worklist import PAGE, ChangelogDB
@@ -39,15 +37,13 @@ from gsync.master.gluster.tree import GlusterTree
 from gsync.master.posix import PosixTree
 from gsync.master.tree import Filter, Tree
 from gsync.recorder.port import BrickPort, port_of
-from gsync.recorder.status import RecorderPort
 from gsync.service.failover import Alone, failover
 from gsync.service.spare import Spare, link_to
 from gsync.service.sshoptions import left_alone, rsync_settings
+from gsync.service.status_writer import StatusWriter
 from gsync.session.checkpoint import Checkpoint
 from gsync.session.control import Orders
-from gsync.session.report import recorder_report
 from gsync.session.session import Session
-from gsync.session.status import WorkerStatus
 from gsync.state.home import Home, Volume
 from gsync.sync.auto import engine_maker
 from gsync.sync.engine import Flow
@@ -55,9 +51,6 @@ from gsync.sync.syncer import SHARE, VOLUME_SHARE, Syncer
 from gsync.sync.timetable import Timetable
 
 _log = get_logger(__name__)
-
-_RATE_OVER = 5.0  # seconds that the rate in status is an average of
-
 
 class CurrentTree:
     """The source of the syncer threads: the tree that the batch at hand works on."""
@@ -83,7 +76,7 @@ class CurrentTree:
 
 
 class Parts:
-    """What a session's worker is made of."""
+    """What a session's worker is made of, and how it reaches both ends."""
 
     def __init__(self, session: Session, volume: Volume, home: Home, stop: threading.Event,
                  orders: Callable[[], Order], others: Alone | None = None, spare: Spare | None = None) -> None:
@@ -138,12 +131,12 @@ class Parts:
                 return GlusterTree(self._mount.open(), self.volume.gluster, self._own_brick, self._bulk, self.filters,
                                    xattrs=self.options.sync_xattrs, acls=self.options.sync_acls)
             except OSError as exc:  # it is just ending
-                raise Transient(f"master: the volume cannot be reached through its mount: {exc.strerror}") from exc
+                raise Transient(f"master: the volume is unreachable through its mount: {exc.strerror}") from exc
         return PosixTree(self.volume.open_root(), self.volume.tag, self.brick.namespace, self.filters,
                          [self.home.path], xattrs=self.options.sync_xattrs, acls=self.options.sync_acls)
 
     def stand_by(self) -> None:
-        """Have the way to the slave ready for a takeover."""
+        """Have the spare link ready for a takeover."""
         self.others.rest()
         self._stood_by = True
         self._spare.prepare()
@@ -213,63 +206,14 @@ class Parts:
             self.keep_stime(stime)
 
 
-class Publisher:
-    """Writes worker.status: what the worker's state and counters amount to."""
-
-    def __init__(self, session: Session, volume: Volume, recorder: RecorderPort | BrickPort, db: ChangelogDB,
-                 others: Alone) -> None:
-        self._path = session.worker_status
-        self._path_of_brick = volume.brick(session.part.brick).root if session.part else volume.path
-        self._keep = session.options.changelog_retention
-        self._checkpoint = Checkpoint(session.checkpoint, session.checkpoint_reached)
-        self._recorder, self._db, self._ledger, self._others = recorder, db, others.ledger, others
-        self._started = start_time(os.getpid())
-        self._past: list[tuple[float, int, int]] = []
-
-    def __call__(self, shown: Snapshot) -> None:
-        pace, progress, sent, loss = shown.pace, shown.progress, shown.sent, shown.loss
-        now = time.monotonic()
-        self._past = [p for p in self._past if now - p[0] <= _RATE_OVER][-50:]
-        self._past.append((now, progress.files, sent))
-        then = self._past[0]
-        seconds = max(now - then[0], 0.001)
-        rate = {"files": (progress.files - then[1]) / seconds, "bytes": (sent - then[2]) / seconds}
-        recorder = self._recorder.status()
-        totals = (recorder.entries, recorder.bytes) if recorder and pace.crawl is Crawl.HYBRID and recorder.entries \
-            else (None, None)
-        left = totals[0] - progress.names if totals[0] is not None else None
-        eta = left / rate["files"] if left is not None and left > 0 and rate["files"] > 1 else None
-        lag = pace.lag_seconds
-        if not pace.in_step and shown.stime is not None:
-            lag = (time.time_ns() - shown.stime) / NS
-        if self._checkpoint.passed(shown.stime):
-            _log.info("checkpoint reached", stime=shown.stime)
-        status = WorkerStatus(
-            pid=os.getpid(), started=self._started, state=shown.state, reason=shown.reason,
-            crawl=pace.crawl,
-            stime=shown.stime, entry_stime=shown.stime, last_synced=shown.last_synced, lag_seconds=lag,
-            pending=self._db.pending(), failures=self._ledger.count(), held=self._ledger.count_held(),
-            left_out=dict(loss.counts) if loss else {},
-            lacks=[*loss.attributes, *loss.names] if loss else [],
-            files_done=progress.files, bytes_done=sent,
-            files_total=totals[0], bytes_total=totals[1], rate=rate, eta_seconds=eta, phase=progress.phase,
-            epoch=shown.epoch, in_step=pace.in_step, path=self._path_of_brick,
-            recorder=recorder_report(self._recorder, shown.stime, self._keep), updated=time.time_ns())
-        status.write(self._path)
-        self._others.show(status)
-
-
 def run(session: Session, volume: Volume, home: Home, once: int | None, by_files: Orders | None, spare: Spare) -> int:
-    """Run the session's worker until it is told to end, or until in step; the exit code. by_files: a monitor has
-    started it, so it does what is wanted of the session, and owns its log. spare: may be in the making already; the
-    session's own folder is there."""
+    """Run the session's worker until it is told to stop, or until the slave is up to date; the exit code.
+
+    by_files: a monitor started it, so it obeys the session's files and owns its log. spare: may be in the making
+    already; the session's own directory exists."""
     gc.freeze()
     gc.set_threshold(100_000)  # requests and results come and go by the ten thousand, none of them part of a cycle
-    stop = threading.Event()
-    wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    signal.set_wakeup_fd(wake_write)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop, wake_fd = _stop_by_signal()
 
     def orders() -> Order:
         if stop.is_set():
@@ -280,34 +224,43 @@ def run(session: Session, volume: Volume, home: Home, once: int | None, by_files
         make_dirs(session.together)
     if volume.gluster is None:
         make_dirs(volume.brick().folder)
-    with Lock(session.worker_lock, f"a worker of session {session.title}"):
+    with Lock(session.worker_lock, f"a worker of session {session.title}"), ExitStack() as open_parts:
         if by_files is not None:
             running = Lock(session.run_lock, "").holder()
             if running is not None:
                 raise LockedError(f"session {session.name} is run by `gsync run`, pid {running}")
             log.setup(session.options.log_level, session.log, owner=True)
-        db, others = ChangelogDB(session.changelog_db), failover(session, home)
+        others = open_parts.enter_context(closing(failover(session, home)))
+        db = open_parts.enter_context(closing(ChangelogDB(session.changelog_db)))
         parts = Parts(session, volume, home, stop, orders, others, spare)
         parts.first = db.fact("connected") is None
-        waker = Waker(parts.brick.changelogs if volume.gluster else parts.brick.folder, parts.brick.changelogs,
-                      wake_read)
-        checkpoint = Checkpoint(session.checkpoint, session.checkpoint_reached)
-        options = parts.options
-        worker = Worker(
-            SlaveSide(parts.connect, parts.begin_at, parts.stand_by, shares=bool(parts.stream)),
-            MasterSide(parts.open_tree, parts.history, parts.recorder, waker, json.dumps(options.exclude),
-                       volume.gluster.restored if volume.gluster else "", WRITERS_APART if volume.gluster else 0,
-                       stands_down=session.part is not None),
-            Work(db, Doubt(db), others.ledger), others.lease,
-            limits=Limits(options.changelog_batch_size, options.max_delete, options.ignore_deletes,
-                          options.max_sync_retries, options.change_interval),
-            instructions=Instructions(orders, once, checkpoint.wanted),
-            listeners=Listeners(Publisher(session, volume, parts.recorder, db, others), parts.keep_stime))
+        waker = open_parts.enter_context(closing(Waker(
+            parts.brick.changelogs if volume.gluster else parts.brick.folder, parts.brick.changelogs, wake_fd)))
+        open_parts.enter_context(closing(parts))
+        worker = _worker(parts, db, waker, orders, once)
         parts.recorder.meanwhile = worker.tend
-        try:
-            return worker.run()
-        finally:
-            parts.close()
-            waker.close()
-            db.close()
-            others.close()
+        return worker.run()
+
+
+def _stop_by_signal() -> tuple[threading.Event, int]:
+    """What SIGTERM and SIGINT set, and a descriptor that is readable then."""
+    stop = threading.Event()
+    wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(wake_write)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop, wake_read
+
+
+def _worker(parts: Parts, db: ChangelogDB, waker: Waker, orders: Callable[[], Order], once: int | None) -> Worker:
+    session, volume, options, others = parts.session, parts.volume, parts.options, parts.others
+    return Worker(
+        SlaveSide(parts.connect, parts.begin_at, parts.stand_by, shares=bool(parts.stream)),
+        MasterSide(parts.open_tree, parts.history, parts.recorder, waker, json.dumps(options.exclude),
+                   volume.gluster.restored if volume.gluster else "", WRITERS_APART if volume.gluster else 0,
+                   stands_down=session.part is not None),
+        Work(db, Doubt(db), others.ledger), others.lease,
+        limits=Limits(options.changelog_batch_size, options.max_delete, options.ignore_deletes,
+                      options.max_sync_retries, options.change_interval),
+        instructions=Instructions(orders, once, Checkpoint(session.checkpoint, session.checkpoint_reached).wanted),
+        listeners=Listeners(StatusWriter(session, volume, parts.recorder, db, others), parts.keep_stime))

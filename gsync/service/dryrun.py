@@ -31,14 +31,14 @@ Names = list[tuple[bytes, Gfid | None]]
 _PAGE = 2000
 
 
-class Slave(Protocol):
-    """What a plan needs to know of the slave: Slave knows it, or NewSlave."""
+class SlaveIndex(Protocol):
+    """What a plan needs to know of the slave."""
 
     def known(self, gfids: Sequence[Gfid]) -> list[bool]: ...
     def list(self, directory: Gfid, after: bytes | None = None) -> tuple[Names, bytes | None]: ...
 
 
-class NewSlave:
+class EmptySlave:
     """A slave that holds nothing of the volume yet."""
 
     def known(self, gfids: Sequence[Gfid]) -> list[bool]:
@@ -91,7 +91,7 @@ class _Moves:
                 yield Planned("delete", path)
 
 
-def plan(tree: Tree, slave: Slave, stime: int | None) -> Iterator[Planned]:
+def plan(tree: Tree, slave: SlaveIndex, stime: int | None) -> Iterator[Planned]:
     """What would be done, folder by folder; renames come last."""
     floor = (stime or 0) - 2 * NS
     moves = _Moves()
@@ -119,7 +119,7 @@ def plan(tree: Tree, slave: Slave, stime: int | None) -> Iterator[Planned]:
     yield from moves.lines()
 
 
-def _page(page: list[Resolved], path: bytes, tree: Tree, there: dict[bytes, Gfid | None], slave: Slave, floor: int,
+def _page(page: list[Resolved], path: bytes, tree: Tree, there: dict[bytes, Gfid | None], slave: SlaveIndex, floor: int,
           todo: list[tuple[Gfid, bytes]], moves: _Moves) -> Iterator[Planned]:
     present = [e for e in page if e.verdict is Verdict.PRESENT]
     for other in page:
@@ -154,7 +154,7 @@ def _one(path: bytes, attrs: Attrs, changed: bool, here: bool) -> Iterator[Plann
         yield Planned("make", path)
 
 
-def _slave_names(slave: Slave, gfid: Gfid) -> Iterator[tuple[bytes, Gfid | None]]:
+def _slave_names(slave: SlaveIndex, gfid: Gfid) -> Iterator[tuple[bytes, Gfid | None]]:
     after: bytes | None = None
     while True:
         rows, after = slave.list(gfid, after)
@@ -182,7 +182,7 @@ def dry_run(session: Session, volume: Volume, home: Home, recorder_argv: list[st
             hello = client.hello(volume.uuid, volume.name, session.name, epoch)
             yield from plan(tree, client, hello.stime)
         else:
-            for line in plan(tree, NewSlave(), None):
+            for line in plan(tree, EmptySlave(), None):
                 yield replace(line, action="compare") if session.options.adopt else line
 
 

@@ -1,7 +1,7 @@
-"""What speaks against a session before it is made: everything that can be seen from here and at the slave, at once.
+"""Checks both ends before a session is made, and reports all problems at once.
 
-Promise: neither the slave nor anything of the master's is changed; the agent may be brought along to the slave's
-cache folder, as every connection does. Errors refuse the session (some of them can be forced), warnings do not.
+Promise: neither the slave nor the master is changed; the agent may be copied to the slave's cache directory, as for
+every connection. Errors refuse the session (some of them can be forced), warnings do not.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import dataclasses
 import os
 import shutil
 import tempfile
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
 from gsync import __version__
 from gsync.base import rpc
+from gsync.base.clock import SYSTEM_CLOCK, Clock
 from gsync.base.errors import GsyncError, SlaveError, UsageError
 from gsync.base.model import NS, shown
 from gsync.base.times import rfc3339, shown_size
@@ -65,15 +66,35 @@ class Looked:
     slave_volume: str = ""
 
 
-def preflight(session: Session, volume: Volume, home: Home, *, from_gsyncd: bool = False) -> Looked:
-    """Look at both ends. The session need not be saved, nor the volume kept. from_gsyncd: it is to go on where
-    GlusterFS's own geo-replication of the volume to this slave stopped."""
+@dataclass(frozen=True)
+class Measured:
+    """Entries and bytes of a tree, as far as they were counted. whole: that is all of it."""
+
+    entries: int
+    size: int
+    whole: bool
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What both ends are looked at with."""
+
+    clock: Clock = SYSTEM_CLOCK
+    measure: Callable[[Volume], Measured] = lambda volume: measured(volume)
+    program: Callable[[str], str | None] = shutil.which
+    survey: Callable[[SlaveClient, str, bool], Survey] = SlaveClient.survey
+
+
+def preflight(session: Session, volume: Volume, home: Home, *, from_gsyncd: bool = False, probe: Probe = Probe()
+              ) -> Looked:
+    """Look at both ends. The session need not be saved, nor the volume kept. from_gsyncd: it is to continue
+    GlusterFS's own geo-replication of the volume to this slave."""
     try:
         places.check_apart(volume, parse_slave(session.slave), home)
     except UsageError as exc:
         return Looked([_usage(str(exc))])  # nothing else matters then
-    findings, slave_volume = _there(session, volume)
-    findings += _here(session, volume, home)
+    findings, slave_volume = _there(session, volume, probe)
+    findings += _here(session, volume, home, probe)
     if from_gsyncd:
         findings += _taken_over(volume, slave_volume)
     return Looked(sorted(findings, key=lambda finding: list(Level).index(finding.level)), slave_volume)
@@ -83,30 +104,30 @@ def _usage(text: str) -> Finding:
     return Finding(Level.ERROR, text, UsageError.exit_code)
 
 
-def _here(session: Session, volume: Volume, home: Home) -> list[Finding]:
+def _here(session: Session, volume: Volume, home: Home, probe: Probe) -> list[Finding]:
     findings = []
     if volume.gluster is None and not os.access(volume.path, os.R_OK | os.X_OK):
         findings.append(_usage(f"master {_shown(volume.path)}: uid {os.geteuid()} may not read it"))
     options = session.options
     if volume.gluster is not None:
-        findings += _gluster(volume.gluster, options)
+        findings += _gluster(volume.gluster, options, probe)
     if options.use_meta_volume and not MetaVolume(options.meta_volume_mnt, os.path.join(home.path, "x")).mounted:
         findings.append(_usage(f"use-meta-volume is set, but nothing is mounted at {_shown(options.meta_volume_mnt)}; "
                                "mount the meta volume, or run gsync config --site set use-meta-volume false"))
     if parse_slave(session.slave).is_volume:
         if options.sync_method == "rsync":
             findings.append(_usage("sync-method rsync is not possible to a GlusterFS volume; use auto or tarssh"))
-    elif options.sync_method != "tarssh" and shutil.which(options.rsync_command) is None:
+    elif options.sync_method != "tarssh" and probe.program(options.rsync_command) is None:
         findings.append(_no_rsync(options.sync_method, "on this host"))
     return findings
 
 
-def _gluster(info: GlusterInfo, options: Options) -> list[Finding]:
+def _gluster(info: GlusterInfo, options: Options, probe: Probe) -> list[Finding]:
     findings = []
     if os.geteuid():
         findings.append(_usage("a GlusterFS volume can only be replicated by root, who may read its bricks"))
     for program in ("glusterfs", "unshare", "setpriv"):
-        if shutil.which(program) is None:
+        if probe.program(program) is None:
             findings.append(_usage(f"{program} is not installed on this host; a worker needs it to mount the volume"))
     if len({brick.node for brick in info.bricks}) > 1 and not options.use_meta_volume:
         findings.append(_usage(f"the bricks of {info.name} are on several nodes, which need a meta volume; mount one "
@@ -145,7 +166,7 @@ def _no_rsync(method: str, where: str) -> Finding:
     return Finding(Level.INFO, f"rsync is not installed {where}; large files that change in part are sent whole")
 
 
-def _there(session: Session, volume: Volume) -> tuple[list[Finding], str]:
+def _there(session: Session, volume: Volume, probe: Probe) -> tuple[list[Finding], str]:
     """What the slave says, if it can be asked; and its volume's id."""
     with tempfile.TemporaryDirectory(prefix="gsync-") as scratch:
         folder = session.folder if os.path.isdir(session.folder) else scratch  # there is none before the session is
@@ -156,20 +177,20 @@ def _there(session: Session, volume: Volume) -> tuple[list[Finding], str]:
         except GsyncError as exc:
             return [Finding(Level.ERROR, str(exc), forcible=True)], ""
         try:
-            return _asked(link, session, volume)
+            return _asked(link, session, volume, probe)
         except GsyncError as exc:
             return [Finding(Level.ERROR, str(exc))], ""
         finally:
             link.close()
 
 
-def _asked(link: Link, session: Session, volume: Volume) -> tuple[list[Finding], str]:
+def _asked(link: Link, session: Session, volume: Volume, probe: Probe) -> tuple[list[Finding], str]:
     slave = f"slave {link.slave}"
     client = SlaveClient(link, session.options.slave_timeout, master=volume.path)
     try:
-        before, began = time.time_ns(), time.monotonic_ns()
-        survey = client.survey(volume.uuid, session.options.adopt)
-        took = time.monotonic_ns() - began
+        before, began = probe.clock.now(), probe.clock.monotonic()
+        survey = probe.survey(client, volume.uuid, session.options.adopt)
+        took = int((probe.clock.monotonic() - began) * NS)
     finally:
         client.close()
     findings = [Finding(Level.ERROR, f"{slave}: {problem}") for problem in survey.problems]
@@ -177,11 +198,11 @@ def _asked(link: Link, session: Session, volume: Volume) -> tuple[list[Finding],
     if survey.busy and survey.busy != session.name:
         findings.append(Finding(Level.ERROR, f"{slave}: session {survey.busy} is active there; stop that session, or "
                                 "choose another directory", forcible=True))
-    findings += _room(slave, survey, volume)
+    findings += _room(slave, survey, volume, probe)
     findings += _losses(slave, survey)
     findings += _clock(slave, survey.now - before - took // 2, took // 2)
     if session.options.sync_method != "tarssh" and link.slave.host is not None and not link.slave.is_volume \
-            and not link.has_rsync() and shutil.which(session.options.rsync_command):
+            and not link.has_rsync() and probe.program(session.options.rsync_command):
         findings.append(_no_rsync(session.options.sync_method, "at the slave"))
     if survey.state == "missing":
         findings.append(Finding(Level.INFO, f"{slave}: the first start creates the directory"))
@@ -205,14 +226,15 @@ def _versions(slave: str, survey: Survey) -> list[Finding]:
     return []
 
 
-def _room(slave: str, survey: Survey, volume: Volume) -> list[Finding]:
+def _room(slave: str, survey: Survey, volume: Volume, probe: Probe) -> list[Finding]:
     if survey.state == "ours":  # what is there need not be sent
         if survey.free < _LITTLE:
             return [Finding(Level.WARNING, f"{slave}: only {shown_size(survey.free)} free")]
         return []
-    entries, size, whole = _measured(volume)
-    about = f"the master's tree has {'' if whole else 'at least '}{entries:,} entries with {shown_size(size)}"
-    need = size + entries * _PER_ENTRY + _LITTLE
+    tree = probe.measure(volume)
+    about = f"the master's tree has {'' if tree.whole else 'at least '}{tree.entries:,} entries with " \
+            f"{shown_size(tree.size)}"
+    need = tree.size + tree.entries * _PER_ENTRY + _LITTLE
     if survey.state == "foreign":
         need = _LITTLE  # how much of it is there already will be seen
     findings = []
@@ -221,23 +243,23 @@ def _room(slave: str, survey: Survey, volume: Volume) -> list[Finding]:
                                 forcible=True))
     elif need > survey.free * 0.9:
         findings.append(Finding(Level.WARNING, f"{slave}: space is short: {shown_size(survey.free)} free, {about}"))
-    if survey.inodes is not None and entries > survey.inodes and survey.state != "foreign":
+    if survey.inodes is not None and tree.entries > survey.inodes and survey.state != "foreign":
         findings.append(Finding(Level.ERROR, f"{slave}: not enough inodes: {survey.inodes:,} free, {about}",
                                 forcible=True))
     return findings
 
 
-def _measured(volume: Volume) -> tuple[int, int, bool]:
-    """Entries and bytes of the tree, and whether that is all of it."""
+def measured(volume: Volume, clock: Clock = SYSTEM_CLOCK) -> Measured:
+    """As its recorder knows it; else counted, for some seconds."""
     status = RecorderPort(volume.brick()).status()
     if status is not None and status.entries:
-        return status.entries, status.bytes, True
-    until = time.monotonic() + MEASURE_FOR
+        return Measured(status.entries, status.bytes, True)
+    until = clock.monotonic() + MEASURE_FOR
     entries = size = 0
     todo = [volume.path]
     while todo:
-        if time.monotonic() > until:
-            return entries, size, False
+        if clock.monotonic() > until:
+            return Measured(entries, size, False)
         try:
             with os.scandir(todo.pop()) as found:
                 for entry in found:
@@ -248,7 +270,7 @@ def _measured(volume: Volume) -> tuple[int, int, bool]:
                         size += entry.stat(follow_symlinks=False).st_blocks * 512
         except OSError:
             continue  # gone meanwhile, or not ours to read: the worker will tell
-    return entries, size, True
+    return Measured(entries, size, True)
 
 
 def _losses(slave: str, survey: Survey) -> list[Finding]:

@@ -18,7 +18,7 @@ from gsync.session.session import Session
 
 _log = get_logger(__name__)
 
-STAND_BY_AGAIN = 5.0  # seconds between two tries of a passive worker to reach the slave
+RETRY_PAUSE = 5.0  # seconds between two tries of a passive worker to reach the slave
 
 
 def link_to(session: Session) -> Link:
@@ -32,14 +32,16 @@ def link_to(session: Session) -> Link:
 
 
 class Spare:
-    """A link to the slave that is made while the worker has something else to do: is loaded, or waits for a takeover.
+    """A link to the slave that is made while the worker does something else: loads its code, or waits for a takeover.
 
-    It is made by a thread: a slave that does not answer takes ssh its whole connection-timeout to find out, and who
-    waits for a takeover has to look at the lease several times a second.
+    A thread makes it: ssh takes its whole connection-timeout to find out that a slave does not answer, and a worker
+    that waits for a takeover looks at the lease several times a second.
     """
 
-    def __init__(self, make: Callable[[], Link]) -> None:
+    def __init__(self, make: Callable[[], Link], pause: float = RETRY_PAUSE,
+                 clock: Callable[[], float] = time.monotonic) -> None:
         self._make = make
+        self._pause, self._clock = pause, clock
         self._lock = threading.Lock()
         self._link: Link | None = None
         self._thread: threading.Thread | None = None
@@ -48,7 +50,7 @@ class Spare:
         self._try_again = 0.0
 
     def prepare(self) -> None:
-        """See to it that there is one soon; returns at once."""
+        """Begin to make one, if there is none; returns at once."""
         with self._lock:
             if self._error is not None:
                 _log.warning("slave is unreachable, will retry", error=self._error)
@@ -56,10 +58,10 @@ class Spare:
             if self._link is not None and not self._link.alive():
                 self._link.close()
                 self._link = None
-            if self._link is not None or self._thread is not None or time.monotonic() < self._try_again:
+            if self._link is not None or self._thread is not None or self._clock() < self._try_again:
                 return
             self._wanted = True
-            # A daemon: nobody waits for it at the end, and an ssh without its maker ends by itself.
+            # A daemon: nobody waits for it at the end, and ssh exits by itself once its maker is gone.
             self._thread = threading.Thread(target=self._run, name="spare link", daemon=True)
             self._thread.start()
 
@@ -72,15 +74,15 @@ class Spare:
             error = exc
         with self._lock:
             self._thread, self._error = None, error
-            self._try_again = 0.0 if link is not None else time.monotonic() + STAND_BY_AGAIN
+            self._try_again = 0.0 if link is not None else self._clock() + self._pause
             if self._wanted:
                 self._link, link = link, None
         if link is not None:
             link.close()
 
     def take(self, wait: bool = False) -> Link | None:
-        """The link, if there is one that stands; it is the caller's now. One in the making is given up, or waited for:
-        then GsyncError says why it could not be made."""
+        """The link, if there is one that is alive; the caller owns it now. wait: for one that is being made, instead of
+        giving it up; then GsyncError says why it could not be made."""
         thread = self._thread
         if wait and thread is not None:
             thread.join()

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from gsync.base.model import NS
 from gsync.base.process import Lock
 from gsync.engine.ledger import Ledger
 from gsync.link.client import SlaveClient
 from gsync.link.link import parse_slave
 from gsync.link.local import LocalLink
-from gsync.service import preflight
 from gsync.session import config
 from gsync.session.control import Wanted, read_wanted, write_wanted
 from gsync.session.session import Session, SessionHome
-from gsync.slave.directory import survey
 from lab.cli import Cli
 from lab.images import FsImage
 
@@ -89,35 +83,11 @@ class TestCreate:
         cli("create", str(tree), str(copy), "--name", "x")
         assert "already exists" in cli.fails("create", str(tree), f"{copy}2", "--name", "x", code=2)
 
-    def test_everything_that_is_wrong_is_said_and_nothing_is_left(
-            self, cli: Cli, tree: Path, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        (copy / "foreign").touch()
-        cli("volume", "add", "photos", str(tree))
-        cli("config", "--site", "set", "meta-volume-mnt", str(tmp_path / "meta"))
-        cli("config", "--site", "set", "use-meta-volume", "true")
-        monkeypatch.setattr(preflight, "_measured", lambda volume: (1 << 60, 1 << 60, True))
-        said = findings(cli, "photos", copy, code=2)
-        for text in (f"nothing is mounted at {tmp_path}/meta", "it is not empty and no gsync slave",
-                     "not enough space", "not enough inodes"):
-            assert sum(text in line for line in said if line.startswith("error: ")) == 1, (text, said)
-        assert SessionHome(cli.home).list() == []
-        assert sorted(os.listdir(copy)) == ["foreign"]
-        assert not os.path.exists(tmp_path / "meta")
-
     def test_when_it_refuses_no_volume_is_left(self, cli: Cli, tree: Path, copy: Path) -> None:
         (copy / "foreign").touch()
         cli("create", str(tree), str(copy), code=4)
         assert cli.home.list() == []
         assert SessionHome(cli.home).list() == []
-
-    def test_too_little_room_can_be_forced(self, cli: Cli, tree: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
-                                           ) -> None:
-        monkeypatch.setattr(preflight, "_measured", lambda volume: (1, 1 << 60, False))
-        cli("create", str(tree), str(copy), code=4)
-        assert "the master's tree has at least 1 entries with 1048576 TiB" in cli.err
-        assert cli.err.endswith("gsync: session not created, see the errors above; --force creates it anyway\n")
-        cli("create", str(tree), str(copy), "--force")
-        assert cli.err.startswith("warning: ")
 
     def test_a_foreign_slave_cannot_be_forced(self, cli: Cli, tree: Path, copy: Path) -> None:
         (copy / "foreign").touch()
@@ -162,33 +132,6 @@ class TestCreate:
         said = findings(cli, tree, copy, "--from-gsyncd", code=2)
         assert said[0].startswith("error: --from-gsyncd needs a GlusterFS volume as master and as slave")
 
-    def test_clocks_that_are_apart(self, cli: Cli, tree: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        real = SlaveClient.survey
-        for seconds, text in [(60, "its clock is 60 s ahead"), (-7, "its clock is 7 s behind")]:
-            monkeypatch.setattr(SlaveClient, "survey", lambda *args, by=seconds: survey.survey(
-                bytes(copy), "v", False)._replace(now=time.time_ns() + by * NS))  # asked at once, so nothing is unsure
-            cli("create", str(tree), str(copy), "--name", f"n{seconds}")
-            assert text in cli.err
-            cli("delete", f"n{seconds}", "--yes")
-        monkeypatch.setattr(SlaveClient, "survey", real)
-        cli("create", str(tree), str(copy))
-        assert cli.err == ""
-
-    def test_an_agent_of_another_version(self, cli: Cli, tree: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
-                                         ) -> None:
-        real = SlaveClient.survey
-        monkeypatch.setattr(SlaveClient, "survey", lambda *args: real(*args)._replace(protocol=1, version="0.0.1"))
-        (line,) = findings(cli, tree, copy, code=4)
-        assert "its agent is gsync 0.0.1 with protocol 1" in line
-
-    def test_rsync_is_missing(self, cli: Cli, tree: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(shutil, "which", lambda name: None)
-        assert any(line.startswith("info: rsync is not installed on this host") for line in findings(
-            cli, tree, copy, "--name", "a", code=0))
-        cli("delete", "a", "--yes")
-        said = findings(cli, tree, copy, "-o", "sync-method=rsync", code=2)
-        assert any(line.startswith("error: sync-method is rsync, but") for line in said)
-
     def test_what_was_left_by_an_unfinished_one_does_no_harm(self, cli: Cli, tree: Path, copy: Path) -> None:
         folder = Path(cli.home.path, "sessions", "x")
         folder.mkdir(parents=True)
@@ -196,20 +139,6 @@ class TestCreate:
         cli("create", str(tree), str(copy), "--name", "x", "-o", "nice=3")
         options = the_session(cli).options
         assert (options.sync_jobs, options.nice) == (2, 3)
-
-    def test_a_file_system_that_cannot_hold_all(self, cli: Cli, tree: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
-                                                ) -> None:
-        monkeypatch.setattr(survey, "_file_system", lambda fd: "vfat")
-        monkeypatch.setattr(SlaveClient, "survey", lambda self, volume, adopt: survey.survey(
-            bytes(copy), volume, adopt))
-        monkeypatch.setattr(survey, "Handles", lambda fd: SimpleNamespace(lasting=False))
-        (attributes, names, numbers) = findings(cli, tree, copy, code=0)
-        assert "vfat, as uid " in attributes
-        assert "cannot store acls, owner" in attributes
-        assert "`gsync status` counts them" in attributes
-        assert "hard links, names that differ only in case, names that end in a dot and symlinks" in names
-        assert "`gsync failures` lists" in names
-        assert "vfat has no stable inode numbers; gsync identifies files by name there" in numbers
 
     @pytest.mark.root
     def test_a_read_only_file_system(self, cli: Cli, tree: Path, tmp_path: Path) -> None:

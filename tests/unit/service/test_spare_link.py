@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
 from gsync.base.errors import Transient
-from gsync.service import spare as spare_module
 from gsync.service.spare import Spare
 
 
@@ -34,7 +34,7 @@ class Maker:
 
     def __call__(self) -> Link:
         self.asked.release()
-        self.let.acquire()  # for ever, if a test ends before: on a daemon's thread
+        self.let.acquire()
         if self.error is not None:
             raise self.error
         self.made.append(Link())
@@ -42,13 +42,24 @@ class Maker:
 
 
 @pytest.fixture
-def maker() -> Maker:
-    return Maker()
+def maker() -> Iterator[Maker]:
+    maker = Maker()
+    yield maker
+    maker.let.release(1000)
+    settled()
 
 
 @pytest.fixture
 def spare(maker: Maker) -> Spare:
     return Spare(maker)  # type: ignore[arg-type]
+
+
+def settled() -> None:
+    """Until no spare link is being made."""
+    for thread in threading.enumerate():
+        if thread.name == "spare link":
+            thread.join(60)
+            assert not thread.is_alive()
 
 
 def soon(spare: Spare) -> Link:
@@ -89,29 +100,29 @@ def test_it_is_handed_over_once_and_made_anew_when_it_is_dead(spare: Spare, make
     second = soon(spare)
     assert first is not second and not first.closed.is_set()
     spare.prepare()
-    end = time.monotonic() + 60
-    while len(maker.made) < 3 or spare._link is None:
-        assert time.monotonic() < end
-        spare.prepare()
-        time.sleep(0.001)
+    settled()
     kept = maker.made[-1]
     kept.stands = False
     assert spare.take() is None
     assert kept.closed.is_set()
 
 
-def test_after_a_failure_there_is_a_pause(spare: Spare, maker: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spare_module, "STAND_BY_AGAIN", 1000.0)
+def test_after_a_failure_there_is_a_pause(maker: Maker) -> None:
+    now = 0.0
+    spare = Spare(maker, pause=5.0, clock=lambda: now)  # type: ignore[arg-type]
     maker.error = Transient("slave away: no answer")
     maker.let.release()
     spare.prepare()
-    end = time.monotonic() + 60
-    while spare._thread or not spare._try_again:
-        assert time.monotonic() < end
-        time.sleep(0.001)
+    settled()
     assert maker.asked.acquire(blocking=False)
+    now = 4.9
     spare.prepare()
+    settled()
     assert not maker.asked.acquire(blocking=False)
+    now = 5.0
+    spare.prepare()
+    assert maker.asked.acquire(timeout=60)
+    maker.let.release()
 
 
 def test_who_begins_with_it_waits_for_it(spare: Spare, maker: Maker) -> None:
