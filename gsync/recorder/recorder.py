@@ -18,7 +18,7 @@ from typing import Any
 
 from gsync.base.clock import SYSTEM_CLOCK, Clock
 from gsync.base.durable import make_dirs
-from gsync.base.errors import Faulty, UsageError
+from gsync.base.errors import Faulty, Stopped, UsageError
 from gsync.base.log import get_logger
 from gsync.base.model import NS, shown
 from gsync.base.notify import Notifier
@@ -29,7 +29,7 @@ from gsync.changelog.archive import ChangelogArchive
 from gsync.recorder import detectors
 from gsync.recorder.bounds import BOUNDS, Bounds, Keep
 from gsync.recorder.detector import DetectorFactory, Unavailable
-from gsync.recorder.recording import Recording, Stopped
+from gsync.recorder.recording import Recording
 from gsync.recorder.status import FAULTY, STOPPED, Control, RecorderStatus, write_status
 from gsync.state.home import Home, NotThere, Volume
 

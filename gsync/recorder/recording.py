@@ -17,6 +17,7 @@ from typing import Protocol
 
 from gsync.base.clock import Clock
 from gsync.base.durable import make_dirs, replace_file
+from gsync.base.errors import Stopped
 from gsync.base.log import get_logger
 from gsync.base.model import NS, ROOT_GFID, Gfid
 from gsync.base.namespace import UNKNOWN_CTIME, Namespace
@@ -40,10 +41,6 @@ _log = get_logger(__name__)
 
 PATIENCE = 50             # looks, 10 ms apart, for a directory whose rename must be hinted
 PROGRESS_EVERY = 0.5      # s
-
-
-class Stopped(Exception):
-    """A scan was asked to end."""
 
 
 class Report(Protocol):

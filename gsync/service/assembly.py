@@ -42,7 +42,7 @@ from gsync.service.spare import Spare, link_to
 from gsync.service.sshoptions import left_alone, rsync_settings
 from gsync.service.status_writer import StatusWriter
 from gsync.session.checkpoint import Checkpoint
-from gsync.session.control import Orders
+from gsync.session.control import SessionOrders
 from gsync.session.session import Session
 from gsync.state.home import Home, Volume
 from gsync.sync.auto import engine_maker
@@ -206,7 +206,8 @@ class Parts:
             self.keep_stime(stime)
 
 
-def run(session: Session, volume: Volume, home: Home, once: int | None, by_files: Orders | None, spare: Spare) -> int:
+def run(session: Session, volume: Volume, home: Home, once: int | None, by_files: SessionOrders | None,
+        spare: Spare) -> int:
     """Run the session's worker until it is told to stop, or until the slave is up to date; the exit code.
 
     by_files: a monitor started it, so it obeys the session's files and owns its log. spare: may be in the making

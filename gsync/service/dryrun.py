@@ -31,7 +31,7 @@ Names = list[tuple[bytes, Gfid | None]]
 _PAGE = 2000
 
 
-class SlaveIndex(Protocol):
+class SlaveNames(Protocol):
     """What a plan needs to know of the slave."""
 
     def known(self, gfids: Sequence[Gfid]) -> list[bool]: ...
@@ -91,7 +91,7 @@ class _Moves:
                 yield Planned("delete", path)
 
 
-def plan(tree: Tree, slave: SlaveIndex, stime: int | None) -> Iterator[Planned]:
+def plan(tree: Tree, slave: SlaveNames, stime: int | None) -> Iterator[Planned]:
     """What would be done, folder by folder; renames come last."""
     floor = (stime or 0) - 2 * NS
     moves = _Moves()
@@ -119,7 +119,7 @@ def plan(tree: Tree, slave: SlaveIndex, stime: int | None) -> Iterator[Planned]:
     yield from moves.lines()
 
 
-def _page(page: list[Resolved], path: bytes, tree: Tree, there: dict[bytes, Gfid | None], slave: SlaveIndex, floor: int,
+def _page(page: list[Resolved], path: bytes, tree: Tree, there: dict[bytes, Gfid | None], slave: SlaveNames, floor: int,
           todo: list[tuple[Gfid, bytes]], moves: _Moves) -> Iterator[Planned]:
     present = [e for e in page if e.verdict is Verdict.PRESENT]
     for other in page:
@@ -154,7 +154,7 @@ def _one(path: bytes, attrs: Attrs, changed: bool, here: bool) -> Iterator[Plann
         yield Planned("make", path)
 
 
-def _slave_names(slave: SlaveIndex, gfid: Gfid) -> Iterator[tuple[bytes, Gfid | None]]:
+def _slave_names(slave: SlaveNames, gfid: Gfid) -> Iterator[tuple[bytes, Gfid | None]]:
     after: bytes | None = None
     while True:
         rows, after = slave.list(gfid, after)

@@ -17,7 +17,7 @@ from gsync.base.log import get_logger
 from gsync.base.process import lower_priority
 from gsync.service.spare import Spare, link_to
 from gsync.session import config
-from gsync.session.control import Orders
+from gsync.session.control import SessionOrders
 from gsync.session.session import Session, SessionHome
 from gsync.state.home import Home
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         orders = None
         if args.managed:
             volume_file = os.path.join(home.path, "volumes", session.volume, "volume.json")
-            orders = Orders(session, [*config.site_paths(home.path), session.config, volume_file])
+            orders = SessionOrders(session, [*config.site_paths(home.path), session.config, volume_file])
             # what changes from here on is seen
             session = _part(SessionHome(home).get(args.session, args.settings), home, args.brick)
         log.setup(session.options.log_level)

@@ -67,7 +67,7 @@ class _Seen:
     order: Order = Order.RUN
 
 
-class Orders:
+class SessionOrders:
     """The orders for one worker, by the session's files; cheap enough to be asked all the time, from any thread.
 
     It stops when the session is stopped or gone, and when one of `settings` (files) has changed: the monitor starts it
