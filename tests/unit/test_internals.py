@@ -6,6 +6,7 @@ code, tests and documents.
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -153,6 +154,24 @@ def test_a_page_begins_with_one_sentence_of_what_it_answers(page: Path) -> None:
 def test_every_path_that_a_page_names_is_there(page: Path) -> None:
     named = re.findall(r"`((?:gsync|lab|tests|tools|scripts|conf|docs)/[\w./-]*)`", page.read_text())
     assert [path for path in named if not (REPOSITORY / path).exists()] == []
+
+
+def names_of(module: Path) -> set[str]:
+    """What a module defines: functions and classes, and their methods as Class.method."""
+    found = set()
+    for node in ast.parse(module.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{each.name}" for each in node.body if isinstance(each, ast.FunctionDef)}
+    return found
+
+
+def test_what_is_asked_for_most_is_where_the_table_says() -> None:
+    part = ARCHITECTURE.read_text().partition("\n## Where is …?\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\|[^|]*\| `([^`]+)` \| `([^`]+)` \|$", part, re.MULTILINE)
+    assert len(rows) > 30
+    assert [row for row in rows if row[1] not in names_of(REPOSITORY / row[0])] == []
 
 
 def test_every_script_and_tool_is_described() -> None:
