@@ -1,8 +1,8 @@
-"""The one way to open an SQLite file: its schema and version, its durability, one style of transaction, small facts.
+"""Opens SQLite files: schema, version, durability, one style of transaction, and small facts.
 
-Statements commit by themselves unless they stand in `with db.atomic():`. A `Database` is a plain connection of sqlite3
-otherwise, so `execute` costs nothing more. A file with an older version is brought up to the known one; a newer one is
-refused and left as it is. What the tables mean is their owners' matter. Standard library only, Python 3.9.
+Each statement commits by itself unless it runs in `with db.atomic():`. Otherwise a `Database` is a plain sqlite3
+connection, so `execute` costs nothing extra. `open` migrates a file of an older version and refuses a newer one without
+changing it. The tables belong to the modules that open them. Standard library only, Python 3.9.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Database(sqlite3.Connection):
     def open(cls: type[_D], path: str, schema: str = "", version: int = 0, *,
              migrations: Mapping[int, str] | None = None, wal: bool = True, synchronous: str = "NORMAL",
              cache_kib: int = 0, timeout: float = PATIENCE, readonly: bool = False, threads: bool = False) -> _D:
-        """The file `path`, made if it is missing; ":memory:" in tests. UsageError if a newer gsync has written it.
+        """Open the file `path`, creating it if missing; ":memory:" in tests. UsageError if a newer gsync wrote it.
 
-        schema: statements that may run again (IF NOT EXISTS); none of them may hold a `;` of its own. migrations: by
-        version, the statements that make the next one of it. version 0: the file carries none. synchronous: NORMAL
-        where a power cut may take back the last transactions, FULL where not. wal=False where other hosts see the file.
+        schema: statements that may run again (IF NOT EXISTS). migrations: by version, the statements that lead to the
+        next one. version 0: the file has none. synchronous: FULL if a power cut must not undo a committed transaction,
+        else NORMAL. wal=False if other hosts open the file too.
         """
         target = f"file:{_quoted(path)}?mode=ro" if readonly else path
         db = sqlite3.connect(target, uri=readonly, isolation_level=None, timeout=timeout, factory=cls,
@@ -48,7 +48,7 @@ class Database(sqlite3.Connection):
 
     @classmethod
     def temporary(cls: type[_D], schema: str) -> _D:
-        """Tables of this process alone: on disk only when they grow, in one transaction that is never committed."""
+        """Private tables of this process, on disk only once they grow; one transaction that never commits."""
         db = cls.open("", schema, wal=False, synchronous="OFF")
         db.begin()
         return db
@@ -57,8 +57,8 @@ class Database(sqlite3.Connection):
                  cache_kib: int, readonly: bool) -> None:
         found = self.version()
         if version and found > version:
-            raise UsageError(f"{self.path}: of format {found}, written by a newer gsync; this one knows formats up to "
-                             f"{version}: use the newer gsync")
+            raise UsageError(f"{self.path}: format {found} was written by a newer gsync; this one supports formats up "
+                             f"to {version}: use the newer gsync")
         if cache_kib:
             self.execute(f"PRAGMA cache_size=-{cache_kib}")
         if readonly:
@@ -67,7 +67,7 @@ class Database(sqlite3.Connection):
             self.execute("PRAGMA journal_mode=WAL")
         self.execute(f"PRAGMA synchronous={synchronous}")
         if found == version:
-            self.executescript(schema)  # changes nothing, and waits for nobody, where all is there
+            self.executescript(schema)  # a no-op that waits for nobody if every table exists
             return
         steps = [migrations[old] for old in range(found, version)] if found else []
         try:
@@ -78,23 +78,23 @@ class Database(sqlite3.Connection):
             raise
 
     def version(self) -> int:
-        """The version that the file carries, 0 for a new one."""
+        """The version in the file, 0 for a new one."""
         return int(self.execute("PRAGMA user_version").fetchone()[0])
 
     # transactions
 
     def begin(self) -> None:
-        """Begin a transaction that nobody else's write comes between. For what `atomic` cannot enclose."""
+        """Begin a transaction that keeps other writers out. For callers that `atomic` cannot enclose."""
         self.execute("BEGIN IMMEDIATE")
 
     def roll_back(self) -> None:
-        """Take back the transaction, if SQLite has not done so already (a full disk)."""
+        """Roll the transaction back, unless SQLite already did (full disk)."""
         if self.in_transaction:
             self.execute("ROLLBACK")
 
     @contextmanager
     def atomic(self: _D) -> Iterator[_D]:
-        """All or nothing, also if the process is killed; within another one it is part of that."""
+        """All or nothing, even if the process is killed. A nested one is part of the outer one."""
         if self.in_transaction:
             yield self
             return
@@ -109,7 +109,7 @@ class Database(sqlite3.Connection):
     # facts: small values that belong with the tables
 
     def fact(self, key: str) -> Any:
-        """The value kept under key, None if there is none."""
+        """The value stored under key, or None."""
         row = self.execute("SELECT value FROM facts WHERE key=?", (key,)).fetchone()
         return row[0] if row else None
 

@@ -1,8 +1,8 @@
-"""Small files replaced whole, and directories made, so that they survive a crash.
+"""Replaces small files whole and creates directories, so that both survive a crash.
 
-A reader sees the old contents or the new ones, never a part. The temporary file has a name that nobody can guess, is
-made by this call alone (O_EXCL) and follows no symbolic link. One that a crash leaves behind is called `.NAME.….new`;
-nothing reads it. Standard library only, Python 3.9.
+A reader sees the old contents or the new ones, never a mixture. The temporary file has an unpredictable name, is
+created by this call (O_EXCL) and follows no symlink. A crash may leave one as `.NAME.….new`; nothing reads it.
+Standard library only, Python 3.9.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def fsync_dir(path: Path, *, dir_fd: Optional[int] = None) -> None:  # noqa: UP0
 
 
 def make_dirs(path: Path, mode: int = 0o700) -> None:
-    """Make a directory and those above it that are missing, durably; fine if it is there."""
+    """Create a directory and its missing parents, durably; fine if it exists."""
     if os.path.isdir(path):
         return
     parent = os.path.dirname(os.path.abspath(path))
@@ -40,10 +40,10 @@ def make_dirs(path: Path, mode: int = 0o700) -> None:
 
 def replace_file(path: Path, data: bytes, mode: int = 0o600, *, durable: bool = True,
                  dir_fd: Optional[int] = None) -> None:  # noqa: UP045 - Python 3.9
-    """Give a file new contents in one step, with exactly this mode; the file is made if it is missing.
+    """Replace a file's contents in one step, with exactly this mode; creates a missing file.
 
-    durable=False: a crash of the host may take it back, or leave it empty: for a status that the next second replaces.
-    dir_fd: the path is one from this directory.
+    durable=False: after a crash of the host the file may be old or empty. For status that is soon replaced anyway.
+    dir_fd: the path is relative to this directory.
     """
     path = os.fsencode(path)
     folder, name = os.path.split(path)

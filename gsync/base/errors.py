@@ -1,4 +1,4 @@
-"""The errors that gsync tells people, each with the exit code that it ends a command with.
+"""The errors that gsync shows to people, each with the exit code of the command.
 
 An error message is one line: what failed, on what, why, what to do. Runs in the agent too: standard library only.
 """

@@ -1,18 +1,18 @@
-"""What an errno means, per side: one table of fates for each of the places that errors come from.
+"""What an errno means on each side: one table per place where errors come from.
 
 The same number means different things:
 
-- ESTALE: on a master's or slave's file system the handle's inode is GONE, somebody removed it. A store, or a disk that
-  data is delivered to, is asked by path, so there it says that the NFS server has lost the whole export: AWAY.
-- ENOTDIR, ELOOP: something on the way to a name is no directory any more, so on a tree that others change the name is
-  GONE. A GlusterFS slave is asked by gfid: ELOOP says nothing about the name there. In what has been sent, both are
-  trouble of one file.
-- ENOSPC, EDQUOT: a slave that is FULL takes nothing, so replication waits. A store may have room again, so it is tried.
-- EROFS: a slave whose file system has become read-only is as good as full. A store that is read-only stays so: BROKEN.
-- EIO: of one file on most sides. On a disk that data is delivered to it is trouble of the disk; at a store it may pass.
-- ENOTCONN and its like: the client of a GlusterFS volume has lost bricks: AWAY, on both sides alike.
+- ESTALE: master and slave open inodes by handle, so the inode was removed: GONE. Stores and delivery disks are used by
+  path, so the NFS server has lost the whole export: AWAY.
+- ENOTDIR, ELOOP: somebody replaced a directory on the way to the name, so in a tree that others change it is GONE. A
+  GlusterFS slave looks up by gfid, where ELOOP says nothing about the name. For a file being sent, both concern that
+  file alone.
+- ENOSPC, EDQUOT: a FULL slave takes nothing, so replication waits. A store may have room again, so the queue retries.
+- EROFS: a slave whose file system has become read-only is as good as full. A read-only store stays so: BROKEN.
+- EIO: concerns one file on most sides; on a delivery disk, the whole disk; at a store it may pass.
+- ENOTCONN and the like: a GlusterFS client has lost bricks: AWAY, on both sides.
 
-That a file system lacks a call (EOPNOTSUPP, ENOSYS) is no fate: whoever makes the call knows what to do then.
+A call that the file system lacks (EOPNOTSUPP, ENOSYS) has no fate: the caller knows what to do instead.
 Standard library only, Python 3.9.
 """
 
@@ -25,14 +25,14 @@ from typing import Optional
 
 
 class Fate(Enum):
-    """What has become of what was asked for."""
+    """What an error says about the thing asked for."""
 
-    GONE = "gone"         # it is not there any more, which is normal
-    AWAY = "away"         # the server, the disk or the mount as a whole cannot be reached
-    FULL = "full"         # nothing more can be written there
-    PASSING = "passing"   # the same call may work in a while
-    DENIED = "denied"     # not for this user
-    BROKEN = "broken"     # anything else: trying again changes nothing
+    GONE = "gone"         # it no longer exists, which is normal
+    AWAY = "away"         # the whole server, disk or mount is unreachable
+    FULL = "full"         # nothing more can be written
+    PASSING = "passing"   # the same call may work later
+    DENIED = "denied"     # this user may not
+    BROKEN = "broken"     # anything else: a retry changes nothing
 
 
 _GONE = frozenset({errno.ENOENT, errno.ESTALE, errno.ENOTDIR, errno.ELOOP})
@@ -44,7 +44,7 @@ _PASSING = frozenset({errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ETIMEDOUT, e
 
 @dataclass(frozen=True)
 class Side:
-    """The table of one side: the errnos of each fate. A number that stands in several counts as the first of them."""
+    """The table of one side: the errnos of each fate. The first fate that lists a number wins."""
 
     gone: frozenset[int] = _GONE
     away: frozenset[int] = frozenset()
@@ -53,25 +53,25 @@ class Side:
     denied: frozenset[int] = frozenset({errno.EACCES, errno.EPERM})
 
     def fate(self, number: Optional[int]) -> Fate:  # noqa: UP045 - Python 3.9
-        """The fate that an errno tells of; BROKEN for one that stands nowhere, and for none."""
+        """The fate of an errno; BROKEN if no table lists it, and for None."""
         for fate in Fate:
             if fate is not Fate.BROKEN and number in getattr(self, fate.value):
                 return fate
         return Fate.BROKEN
 
 
-# A tree that is replicated, read: a directory, or a GlusterFS volume through a client.
+# The replicated tree: a directory, or a GlusterFS volume through a client.
 MASTER = Side()
 MASTER_GLUSTER = Side(away=_CLIENT_AWAY)
 
-# A tree that is written: a directory, or a GlusterFS volume, where everything is asked by gfid.
+# The tree at the slave: a directory, or a GlusterFS volume, which is used by gfid.
 SLAVE = Side()
 SLAVE_GLUSTER = Side(gone=_GONE - {errno.ELOOP}, away=_CLIENT_AWAY)
 
-# A file on its way: what the sender says of reading it and the slave of writing it.
+# A file being sent: read by the sender, written by the slave.
 SENDING = Side(gone=frozenset({errno.ENOENT, errno.ESTALE}))
 
-# A store of bounded transfers, asked by path, mostly over a network.
+# A store of bounded transfers, used by path, mostly over a network.
 STORE = Side(
     gone=frozenset({errno.ENOENT, errno.ENOTDIR}),
     away=frozenset({errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ECONNREFUSED,
@@ -85,5 +85,5 @@ DISK = Side(
     away=frozenset({errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.EIO}),
     passing=frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM}))
 
-# Where gsync keeps its own state.
+# The state folder.
 STATE = Side()

@@ -1,4 +1,4 @@
-"""What clients of GlusterFS volumes are told, whoever starts them and for whatever; which bricks there are for them.
+"""Options that every GlusterFS client of gsync gets, and which bricks are running.
 
 Runs in the agent too: standard library only, Python 3.9.
 """
@@ -13,23 +13,23 @@ import xml.etree.ElementTree as ET
 # sharded volume -1 sees the pieces, and of a file the first.
 CLIENT_PID = -4
 
-# For cluster/distribute: the process gets SIGTERM once any of its subvolumes is away, also at its start. Without it,
-# GlusterFS shows much of what lies there as if it had never been: names, whole parts of listings, gfids (seen with
-# 10.3). Every volume has that translator, if of one subvolume.
+# For cluster/distribute: once any subvolume is unreachable, also at the start, the client gets SIGTERM. Without this,
+# GlusterFS shows what lies there as if it had never existed: names, parts of listings, gfids (seen with 10.3). Every
+# volume has that translator, even with one subvolume.
 WHOLE_OR_NOTHING = {"assert-no-child-down": "yes"}
 
-# For the same: what is not where its name says is looked for on all subvolumes. It may lie there by the layout of
-# before a rebalance, which this client still has in mind.
+# For the same: a client looks on all subvolumes for a name that is not where its hash says. It may still lie there by
+# the layout from before a rebalance.
 EVERYWHERE = {"lookup-optimize": "off", "lookup-unhashed": "on"}
 
 
 def truthful(volume: str) -> list[str]:
-    """The arguments that tell a mount's client so."""
+    """The mount arguments for these options."""
     options = {**WHOLE_OR_NOTHING, **EVERYWHERE}
     return [f"--xlator-option={volume}-dht.{name}={value}" for name, value in options.items()]
 
 
 def running(status: ET.Element) -> set[str]:
-    """The bricks (host:path) that run and can be reached, of `gluster --xml volume status`."""
+    """The bricks (host:path) that are running and reachable, from `gluster --xml volume status`."""
     return {f"{node.findtext('hostname')}:{node.findtext('path')}" for node in status.iter("node")
             if node.findtext("status") == "1"}

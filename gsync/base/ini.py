@@ -1,7 +1,7 @@
 """Settings files: INI with the one section [gsync] (or, for `sections`, any), keys in kebab-case, each value as text.
 
-Changing one key leaves the other lines as they are, comments included; only comments between the lines of a value
-that is changed go with it. What a key means is not known here.
+Changing one key leaves all other lines alone, comments included, except comments between the lines of the changed
+value. The meaning of keys is not known here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ENCODING = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names in 
 
 
 def option_name(key: str) -> str:
-    """A key as files and the command line have it; underscores are taken for hyphens."""
+    """A key as in files and on the command line; underscores become hyphens."""
     return key.strip().lower().replace("_", "-")
 
 
@@ -61,14 +61,14 @@ def _parsed(path: str, text: str, only: str = SECTION) -> dict[str, dict[str, st
 
 
 def change(path: str, name: str, value: str | None) -> None:
-    """Set an option, None: take it out. Durable and in one step; the file is made if it is missing."""
+    """Set an option, or remove it (None). Durable and atomic; creates a missing file."""
     path = os.path.realpath(path)  # a link to the file stays one
     folder = os.path.dirname(path)
     try:
         make_dirs(folder)
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            with suppress(OSError):  # two that change it at once: neither change is lost, where there are such locks
+            with suppress(OSError):  # so that two changes at once both count, where the file system has locks
                 fcntl.flock(fd, fcntl.LOCK_EX)
             before = _text(path)
             after = changed(before, name, value)

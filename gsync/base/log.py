@@ -1,6 +1,6 @@
 """Log lines: a constant event and fields, bound once: `log.info("batch synced", files=812)`.
 
-Level info is one line per batch or change of state, debug per file, error: a person must act.
+Levels: info is one line per batch or state change, debug one per file, error means a person must act.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Log:
 
     @property
     def debugs(self) -> bool:
-        """Whether `debug` says anything: asked where even putting its fields together would cost."""
+        """Whether debug lines are written; ask first where building the fields is expensive."""
         return self._logger.isEnabledFor(logging.DEBUG)
 
     def _write(self, level: int, event: str, fields: dict[str, Any]) -> None:
@@ -66,8 +66,8 @@ KEPT = 5            # older ones beside it, the newest with .1 at the end
 
 
 def setup(level: str = "INFO", path: str | None = None, *, owner: bool = False, also_stderr: bool = False) -> None:
-    """Send log lines to stderr, or append them to the file `path` (or both); times in UTC. owner: this process is the
-    one that keeps the file from growing without bound; any other one writes a line or two and ends."""
+    """Send log lines to stderr, or append them to the file `path`, or both; times in UTC. owner: this process rotates
+    the file; any other process writes a line or two and exits."""
     handler: logging.Handler
     if path and owner:
         from logging.handlers import RotatingFileHandler  # not for every start of a command

@@ -1,8 +1,8 @@
 """The index of a tree in SQLite: (pargfid, bname) -> gfid, kind, handle, ctime, size. The same class on both sides.
 
 The recorder keeps the master's; the agent keeps the slave's, where gfid is the *master's* and handle is the slave
-inode's. It is a cache of the file system with a way to check itself: believe an entry only while the inode's
-handle is the entry's. Transactions are the caller's (`with ns.transaction():`); one object per thread.
+inode's. It caches the file system and can be checked: an entry holds only while the inode's handle
+equals the entry's. Callers make the transactions (`with ns.transaction():`); one object per thread.
 Standard library only, Python 3.9.
 """
 
@@ -84,7 +84,7 @@ class Namespace:
         return IndexEntry._make(row) if row else None
 
     def entries_of(self, gfid: Gfid) -> list[IndexEntry]:
-        """Every name of the inode (one, unless it has hard links)."""
+        """Every name of the inode: one, unless it has hard links."""
         return [IndexEntry._make(r) for r in self.db.execute(_ROWS + "WHERE gfid=?", (gfid,))]
 
     def entry_of(self, gfid: Gfid) -> IndexEntry | None:
@@ -115,7 +115,7 @@ class Namespace:
         return name
 
     def path_of(self, gfid: Gfid) -> list[bytes] | None:
-        """The parts of a directory's path from the root ([] for the root); None if it does not hang on the root."""
+        """The parts of a directory's path from the root ([] for the root); None if it is not connected to the root."""
         parts: list[bytes] = []
         seen = set()
         while gfid != ROOT_GFID:
@@ -140,7 +140,7 @@ class Namespace:
         return True
 
     def count(self) -> tuple[int, int]:
-        """Names, and bytes of all files: what a first crawl has before it."""
+        """Number of names and bytes of all files: the work of a first crawl."""
         row = self.db.execute("SELECT count(*), coalesce(sum(size), 0) FROM entries").fetchone()
         return int(row[0]), int(row[1])
 
@@ -177,5 +177,5 @@ class Namespace:
         return dropped
 
     def set_ctime(self, gfid: Gfid, ctime: int, size: int) -> None:
-        """Note what stat told of an inode, at all its names."""
+        """Store an inode's ctime and size at all its names."""
         self.db.execute("UPDATE entries SET ctime=?, size=? WHERE gfid=?", (ctime, size, gfid))

@@ -1,6 +1,6 @@
-"""What a service tells systemd: that it is ready, that it is alive, what it does (sd_notify(3), without its library).
+"""Tells systemd that a service is ready, alive, and what it does (sd_notify(3), without its library).
 
-Not started by systemd, or by one that wants to hear nothing, everything here does nothing.
+Does nothing unless systemd started the process and asked for it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from contextlib import suppress
 
 
 class Notifier:
-    """One for a process. The variables that systemd passes on are taken out of `environ`: children have their own life.
+    """One per process. Removes systemd's variables from `environ`, since they do not concern children.
 
-    `alive` may be called as often as one likes; it belongs where a loop has gone round, never into a thread or timer
-    that would go on if the loop did not.
+    `alive` is cheap to call often. Call it where a loop has come round, never from a thread or timer that would
+    continue if the loop hung.
     """
 
     def __init__(self, environ: MutableMapping[str, str] = os.environ) -> None:

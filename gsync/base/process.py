@@ -28,7 +28,7 @@ def start_time(pid: int) -> int | None:
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether somebody has stopped the process (SIGSTOP, a debugger): it does nothing until it is let go on."""
+    """Whether the process is stopped (SIGSTOP, a debugger)."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return file.read().rpartition(b")")[2].split()[0] in (b"T", b"t")
@@ -37,7 +37,7 @@ def is_stopped(pid: int) -> bool:
 
 
 def started_at(pid: int) -> int | None:
-    """The same in ns since the epoch, to some 10 ms (and as the clock is set now)."""
+    """When the process started, in ns since the epoch, to about 10 ms, by the clock as it is set now."""
     ticks = start_time(pid)
     if ticks is None:
         return None
@@ -46,13 +46,13 @@ def started_at(pid: int) -> int | None:
 
 
 def is_alive(pid: int | None, started: int | None) -> bool:
-    """Whether the process that had this pid and start time still runs."""
+    """Whether the process with this pid and start time still runs."""
     return pid is not None and started is not None and start_time(pid) == started
 
 
 class Lock:
-    """A lock file, held from `take` to `release` or to the end of the process, that says who holds it. Not named, it
-    keeps others out without passing for the process that the lock is there for."""
+    """A lock file that names its holder, held from `take` to `release` or the end of the process. named=False keeps
+    others out without posing as the process that the lock belongs to."""
 
     def __init__(self, path: str, what: str, named: bool = True) -> None:
         self.path = path
@@ -84,14 +84,14 @@ class Lock:
             self._fd = -1
 
     def stands(self) -> bool:
-        """Whether the file that is held still is the one at the path: not if its folder was removed, or replaced."""
+        """Whether the held file is still the one at the path: not if its folder was removed or replaced."""
         try:
             return self._fd >= 0 and os.path.samestat(os.fstat(self._fd), os.stat(self.path))
         except FileNotFoundError:
             return False
 
     def holder(self) -> int | None:
-        """The pid of the process that holds the lock, None when nobody does. Takes no lock itself."""
+        """The pid of the holder, or None. Takes no lock itself."""
         try:
             with open(self.path, "rb") as file:
                 pid, started = (int(word) for word in file.read().split())
@@ -108,9 +108,9 @@ class Lock:
 
 
 def lower_priority(nice: int, ionice: str) -> None:
-    """Of this thread and everything that it starts, so call it before the first one. UsageError if the system refuses.
+    """Lower the priority of this thread and of all it starts, so call it first. UsageError if the system refuses.
 
-    nice: added to what it has; ionice: as the option, "" leaves it.
+    nice: added to the current value; ionice: as the option, "" changes nothing.
     """
     if nice:
         os.nice(nice)

@@ -1,7 +1,7 @@
-"""When something that failed is tried again: pauses that double, up to a longest one.
+"""When to retry what failed: pauses that double, up to a maximum.
 
-`Schedule` says how long each pause is; `Tries` counts the failures in a row of one thing. What ran for `lasted` seconds
-had no trouble starting, so its next failure counts as the first again. Standard library only, Python 3.9.
+`Schedule` gives the length of each pause; `Tries` counts consecutive failures. A run of `lasted` seconds counts as a
+success, so the next failure is the first again. Standard library only, Python 3.9.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Schedule:
-    """The pauses after failures in a row, in seconds: `first`, doubling, at most `longest`. spread: the part of a pause
-    by which it is made longer or shorter, so that what failed together does not come back together."""
+    """Pauses in seconds: `first`, doubling, at most `longest`. spread: the fraction by which a pause randomly varies,
+    so that what failed together does not retry together."""
 
     first: float
     longest: float
@@ -24,13 +24,13 @@ class Schedule:
     spread: float = 0.0
 
     def pause(self, failed: int, rng: Callable[[], float] = random.random) -> float:
-        """Seconds before the next try after so many failures (1 and more). rng: gives numbers from 0 to 1."""
+        """Seconds to wait after this many consecutive failures (from 1). rng returns numbers from 0 to 1."""
         wait = min(self.first * 2.0 ** min(max(failed, 1) - 1, 30), self.longest)
         return wait * (1 - self.spread + 2 * self.spread * rng()) if self.spread else wait
 
 
 class Tries:
-    """The failures in a row of one thing, and when it is due again by the clock given (at once in the beginning)."""
+    """Consecutive failures of one thing, and when its next try is due by the given clock; the first is due at once."""
 
     def __init__(self, schedule: Schedule, clock: Callable[[], float] = time.monotonic,
                  rng: Callable[[], float] = random.random) -> None:
@@ -58,7 +58,7 @@ class Tries:
         return self.wait(self._schedule.pause(self.failed, self._rng))
 
     def wait(self, pause: float) -> float:
-        """It is to be tried again after this pause, which counts as no failure."""
+        """Retry after this pause; does not count as a failure."""
         self.due = self._clock() + pause
         return pause
 

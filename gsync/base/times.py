@@ -1,8 +1,8 @@
-"""Durations, sizes, rates and moments: how people write them, and how gsync shows them. One parser for each.
+"""Reads and shows durations, sizes, rates and moments.
 
-A duration needs its unit (30s, 5m, 1.5h, 7d, 2w); only 0 goes without. Settings files of before may hold bare numbers:
-whoever reads those says which unit the setting's documentation gives them. Sizes are in bytes, K to T powers of 1024.
-Parsers raise ValueError, saying what they take.
+A duration needs a unit (30s, 5m, 1.5h, 7d, 2w), except 0. Existing settings files may hold bare numbers: their reader
+passes the unit that the setting documents. Sizes are in bytes; K to T are powers of 1024. Parsers raise ValueError with
+the accepted form.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _AGO = re.compile(r"(\d\S*\s*[smhdw])(?:\s+ago)?", re.IGNORECASE)
 # as people write them
 
 def parse_duration(text: str, bare: str = "") -> float:
-    """Seconds. bare: the unit of a number without one ("s"); "": such a number is refused."""
+    """Seconds. bare: the unit of a number without one, such as "s"; "" refuses such a number."""
     match = _DURATION.fullmatch(text.strip())
     if match is None:
         raise ValueError("not a duration such as 30s, 12h or 7d")
@@ -66,7 +66,7 @@ def parse_moment(text: str, now: int) -> int:
 
 
 def parse_past(text: str, now: int) -> int:
-    """The same, and "2h ago" or "3d"."""
+    """The same; also "2h ago" or "3d"."""
     match = _AGO.fullmatch(text.strip())
     try:
         return now - int(parse_duration(match[1]) * NS) if match else parse_moment(text, now)
@@ -77,7 +77,7 @@ def parse_past(text: str, now: int) -> int:
 # as settings files hold them
 
 def written_duration(seconds: float) -> str:
-    """As short as can be, and `parse_duration` gives the same back."""
+    """As short as possible; `parse_duration` reads it back."""
     for unit in ("d", "h", "m"):
         if seconds and seconds % _SECONDS[unit] == 0:
             return f"{int(seconds) // _SECONDS[unit]}{unit}"

@@ -1,7 +1,7 @@
-"""The schema version of a state folder, in its file `format`: an older folder is brought up to it, a newer one refused.
+"""The format version of a state folder, in its file `format`: migrates an older folder and refuses a newer one.
 
-Promise: killed at any moment, the next start does it again, and nothing is lost. The steps below are about files as the
-versions had them, and use no code that may change with the next version.
+Promise: if killed at any moment, the next start repeats the migration and loses nothing. The steps handle files as
+those versions wrote them and use no code that a later version may change.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _log = get_logger(__name__)
 
 
 def check(path: str, step: Callable[[str], None] = lambda name: None) -> None:
-    """Bring the state folder to VERSION; fine if there is none yet. `step` is called before each durable step.
+    """Migrate the state folder to VERSION; fine if it does not exist yet. Calls `step` before each durable step.
 
-    UsageError: a newer gsync has made it, or it cannot be read or migrated. LockedError: a session of it is running.
+    UsageError: a newer gsync made it, or it cannot be read or migrated. LockedError: one of its sessions is running.
     """
     try:
         version = _version(path)
         if version is None or version == VERSION:
             return
         if version > VERSION:
-            raise UsageError(f"state folder {path}: of format {version}, made by a newer gsync; this one knows formats "
-                             f"up to {VERSION}: use the newer gsync, or another folder with --state")
+            raise UsageError(f"state folder {path}: format {version} was made by a newer gsync; this one supports "
+                             f"formats up to {VERSION}: use the newer gsync, or another folder with --state")
         _migrate(path, step)
     except OSError as exc:
         where = exc.filename if isinstance(exc.filename, str) else path
@@ -41,7 +41,7 @@ def check(path: str, step: Callable[[str], None] = lambda name: None) -> None:
 
 
 def mark(path: str) -> None:
-    """Before the first thing is put into a new state folder: make it, with its version. UsageError."""
+    """Create a new state folder with its version, before anything else goes into it. UsageError."""
     try:
         if not os.path.lexists(_file(path)):
             make_dirs(path)
@@ -56,7 +56,7 @@ def _file(path: str) -> str:
 
 
 def _version(path: str) -> int | None:
-    """The version of the folder; None if there is nothing in it that has one."""
+    """The version of the folder; None if it holds nothing that has one."""
     try:
         with open(_file(path), encoding="ascii") as file:
             return int(file.read())

@@ -1,7 +1,7 @@
 """Where gsync keeps its state, and the volumes in it: `$GSYNC_HOME/volumes/<name>/`.
 
-A volume remembers who its root is (file handle, ids of the file system), so that another tree at the same path, an
-empty mount point above all, is never taken for the volume with everything deleted.
+A volume stores the identity of its root (file handle, file system ids). So gsync never mistakes another tree at the
+same path, above all an empty mount point, for the volume with everything deleted.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def check_name(what: str, name: str) -> str:
 
 
 class NotThere(Faulty):
-    """The tree of a volume is not at its path."""
+    """A volume's tree is not at its path."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Brick:
 
     @property
     def log(self) -> str:
-        """What the recorder logs, if a monitor has started it; beside it, in recorder.stderr, its last words."""
+        """The recorder's log, if a monitor started it; recorder.stderr beside it holds its last output."""
         return os.path.join(self.folder, "recorder.log")
 
     @property
@@ -94,8 +94,8 @@ class Brick:
 
 @dataclass(frozen=True)
 class Volume:
-    """A named tree, as its volume.json says. `root` is the handle of the root directory. gluster: what GlusterFS said
-    of it, for one of kind "gluster": then uuid is GlusterFS's own, there is no tag and no root, and path is for people.
+    """A named tree, as in its volume.json. `root` is the handle of the root directory. gluster: set for kind "gluster"
+    only; then uuid is GlusterFS's own, tag and root are empty, and path is for people.
     """
 
     folder: str
@@ -123,7 +123,7 @@ class Volume:
         return os.path.join(self.folder, "needed")
 
     def needed_from(self) -> int | None:
-        """The oldest stime that a session may go on from, None if no session says so."""
+        """The oldest stime that a session may resume from, None if there is none."""
         try:
             names = [name for name in os.listdir(self.needed) if not name.startswith(".")]
         except FileNotFoundError:
@@ -168,7 +168,7 @@ class Volume:
 
 
 def file_system_ids(fd: int) -> dict[str, str]:
-    """What tells the file system of fd from others, over boots: "uuid" where it can be had, and "fsid"."""
+    """Ids of the file system of fd that survive a boot: "fsid", and "uuid" if the system tells it."""
     ids = {"fsid": f"{os.fstatvfs(fd).f_fsid:x}"}
     found = _uuid_by_ioctl(fd) or _uuid_by_device(os.fstat(fd).st_dev)
     if found:
@@ -196,7 +196,7 @@ def _uuid_by_device(dev: int) -> str | None:
 
 
 def _same_file_system(then: Mapping[str, str], now: Mapping[str, str]) -> bool:
-    """By the best id that both have. An fsid may hold the device number, which another boot may change."""
+    """Compares the best id that both have. An fsid may contain the device number, which a boot may change."""
     for kind in ("uuid", "fsid"):
         if kind in then and kind in now:
             return then[kind] == now[kind]
@@ -209,7 +209,7 @@ def same_tree(one: Volume, other: Volume) -> bool:
 
 
 class Home:
-    """$GSYNC_HOME: the folder `path`, or the one that `default_path` names, brought to the format of this gsync."""
+    """The state folder: `path`, or the one that `default_path` names, migrated to the format of this gsync."""
 
     def __init__(self, path: str | None = None) -> None:
         self.path = os.path.abspath(path or default_path(os.environ))
@@ -217,11 +217,11 @@ class Home:
         self._volumes = os.path.join(self.path, "volumes")
 
     def add(self, name: str, path: str) -> Volume:
-        """Make the directory `path` a volume."""
+        """Register the directory `path` as a volume."""
         return self.keep(self.new(name, path))
 
     def new(self, name: str, path: str) -> Volume:
-        """The volume that the directory `path` would be. Nothing is written."""
+        """The volume that the directory `path` would become. Writes nothing."""
         check_name("volume", name)
         if self._load(name) is not None:
             raise UsageError(f"volume {name}: already exists")
@@ -243,7 +243,7 @@ class Home:
             os.close(fd)
 
     def new_gluster(self, name: str, info: GlusterInfo) -> Volume:
-        """The volume that this volume of GlusterFS would be. Nothing is written."""
+        """The volume that this GlusterFS volume would become. Writes nothing."""
         check_name("volume", name)
         if self._load(name) is not None:
             raise UsageError(f"volume {name}: already exists")
@@ -254,7 +254,7 @@ class Home:
                       b"", kind="gluster", gluster=info)
 
     def keep(self, volume: Volume) -> Volume:
-        """Make what `new` gave a volume, durably."""
+        """Register a volume that `new` returned, durably."""
         values = {"format": FORMAT, "name": volume.name, "kind": volume.kind, "path": volume.path, "uuid": volume.uuid,
                   "tag": volume.tag.hex(), "root": volume.root.hex(), "file_system": volume.file_system}
         if volume.gluster:
@@ -289,7 +289,7 @@ class Home:
         return next((volume for volume in self.list() if volume.path == real), None)
 
     def remove(self, name: str) -> None:
-        """Forget a volume with its changelogs and index; LockedError while its recorder runs. The tree stays."""
+        """Remove a volume with its changelogs and index, not its tree. LockedError while its recorder runs."""
         volume = self.get(name)
         pid = Lock(volume.brick().lock, "recorder").holder()
         if pid is not None:
@@ -304,7 +304,7 @@ class Home:
             with open(_file(folder), encoding="ascii") as file:
                 values: dict[str, Any] = json.load(file)
             if values["format"] != FORMAT:
-                raise UsageError(f"{_file(folder)}: of format {values['format']}, which this gsync does not know")
+                raise UsageError(f"{_file(folder)}: format {values['format']} is not supported by this gsync")
             ids = {str(k): str(v) for k, v in values["file_system"].items()}
             tag = bytes.fromhex(values["tag"])
             if len(tag) != 4:

@@ -187,7 +187,7 @@ class TestRefused:
         with contextlib.closing(sqlite3.connect(index)) as db:
             db.execute("PRAGMA user_version=99")
         assert place.once(code=2).stderr.splitlines()[-1].startswith(
-            f"gsync: {index}: of format 99, written by a newer gsync")
+            f"gsync: {index}: format 99 was written by a newer gsync")
 
     @pytest.mark.root
     def test_master_that_lost_its_mount(self, place: Place) -> None:

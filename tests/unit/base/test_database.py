@@ -76,7 +76,7 @@ def test_a_migration_that_fails_changes_nothing(path: str) -> None:
 
 def test_a_newer_file_is_refused_in_one_line_and_left_alone(path: str) -> None:
     Database.open(path, FACTS, 9).close()
-    with pytest.raises(UsageError, match=r"a\.db: of format 9, written by a newer .* up to 2: use the") as caught:
+    with pytest.raises(UsageError, match=r"a\.db: format 9 was written by a newer .* up to 2: use the") as caught:
         Database.open(path, NAMES, 2)
     assert "\n" not in str(caught.value)
     assert tables(path) == ["facts"]

@@ -165,7 +165,7 @@ class TestFolder:
 
     @pytest.mark.parametrize(
         ("content", "complaint"),
-        [("3\n", "of format 3, made by a newer gsync; this one knows formats up to 2"),
+        [("3\n", "format 3 was made by a newer gsync; this one supports formats up to 2"),
          ("two\n", "format: damaged"), ("", "format: damaged")])
     def test_a_newer_or_damaged_folder_is_refused_in_one_line(
             self, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, complaint: str) -> None:
@@ -245,7 +245,7 @@ class TestDatabases:
         db.execute("CREATE TABLE of_the_future (a)")
         db.commit()
         db.close()
-        with pytest.raises(error, match=r"a\.db: of format 99, written by a newer gsync"):
+        with pytest.raises(error, match=r"a\.db: format 99 was written by a newer gsync"):
             make(path)
         db = sqlite3.connect(path)
         assert db.execute("SELECT name FROM sqlite_master").fetchall() == [("of_the_future",)]
