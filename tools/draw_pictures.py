@@ -193,9 +193,8 @@ def queue() -> Picture:
     for y in (42, 112, 182, 252):
         picture.arrow((412, 150), (455, 150), (455, y), (498, y))
     picture.arrow((682, 42), (748, 42))
-    picture.arrow((682, 112), (720, 112), (720, 182), (682, 182), dashed=True)
-    picture.text(728, 150, "tried again by itself", "small")
-    picture.text(690, 257, "gsync queue retry", "small")
+    for y, text in ((117, "retried by itself"), (187, "resumed by itself"), (257, "gsync queue retry")):
+        picture.text(692, y, text, "small")
     return picture
 
 
