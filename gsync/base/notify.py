@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from contextlib import suppress
 
 
@@ -19,7 +19,9 @@ class Notifier:
     continue if the loop hung.
     """
 
-    def __init__(self, environ: MutableMapping[str, str] = os.environ) -> None:
+    def __init__(self, environ: MutableMapping[str, str] = os.environ,
+                 clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         address = environ.pop("NOTIFY_SOCKET", "")
         interval, pid = environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", "")
         self._address = "\0" + address[1:] if address.startswith("@") else address
@@ -33,7 +35,7 @@ class Notifier:
         self._send("READY=1")
 
     def alive(self) -> None:
-        now = time.monotonic()
+        now = self._clock()
         if self._every is not None and now - self._fed >= self._every:
             self._fed = now
             self._send("WATCHDOG=1")

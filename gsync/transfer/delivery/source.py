@@ -20,6 +20,7 @@ from typing import BinaryIO, cast
 
 from gsync.base.durable import make_dirs
 from gsync.base.errors import UsageError
+from gsync.base.fate import DISK
 from gsync.base.log import get_logger
 from gsync.base.model import shown
 from gsync.link.link import parse_slave
@@ -152,7 +153,7 @@ class ReadyFolder:
         try:
             yield from self._store.list(folder)
         except StoreError as exc:
-            if exc.errno not in (errno.ENOENT, errno.ENOTDIR):
+            if exc.errno not in DISK.gone:
                 raise  # else it was removed since it was seen
 
     def listing(self, unit: bytes) -> Listing | None:
