@@ -1,4 +1,4 @@
-"""`gsync archive`: freeze a directory, put it into a vault, purge it from the disk, get it back."""
+"""`gsync archive`: freeze a directory, copy it to a vault, purge it from disk, bring it back."""
 
 from __future__ import annotations
 
@@ -16,37 +16,40 @@ if TYPE_CHECKING:
     from gsync.transfer.archive.batches import JobOptions
     from gsync.transfer.archive.rows import Archive, Archives
 
-app = typer.Typer(no_args_is_help=True, help="""Freeze a directory, put it into a vault, purge it, get it back.
+app = typer.Typer(no_args_is_help=True, help="""Archive directories in a vault and bring them back.
 
-The order is: create, put, purge, get; delete removes the vault's copy. One job at a time works on a directory. What
-was killed or has failed is gone on with by the same command with --retry. In the directory, .archive.STEP.done or .err
-shows the state, and .archive.log what was done.""")
+The steps are create, put, purge and get; delete removes the vault's copy. A directory has one job at a time. To resume
+a job that failed or was killed, re-run the same command with --retry. In the directory, .archive.STEP.done or .err
+shows the state, and .archive.log records every step.""")
 
-DirArgument = Annotated[str, typer.Argument(metavar="DIR", help="The directory.",
+DirArgument = Annotated[str, typer.Argument(metavar="DIR", help="Directory to work on.",
                                             autocompletion=completion.archives)]
-RetryOption = Annotated[bool, typer.Option("--retry", help="Go on with one that failed: keep what is good.")]
+RetryOption = Annotated[bool, typer.Option("--retry", help="Resume after a failure; keep what is good.")]
 VerifyOption = Annotated[str, typer.Option(
-    "--verify", metavar="LEVEL", help="size: there and as long as it should be; checksum: its bytes were read again; "
-    "full: the disk's too, and all attributes.", autocompletion=lambda: ["size", "checksum", "full"])]
-BatchOption = Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Entries made durable together.")]
-JobsOption = Annotated[int, typer.Option("--jobs", metavar="N", min=1, max=64, help="Batches at a time.")]
+    "--verify", metavar="LEVEL",
+    help="How to check copies: size, checksum or full. size: present and of the right size; checksum: read back too; "
+    "full: the files on disk are read back too, and all attributes compared.",
+    autocompletion=lambda: ["size", "checksum", "full"])]
+BatchOption = Annotated[int,
+                        typer.Option("--batch", metavar="N", min=1, help="Number of entries made durable together.")]
+JobsOption = Annotated[int, typer.Option("--jobs", metavar="N", min=1, max=64, help="Number of batches in parallel.")]
 RetriesOption = Annotated[int, typer.Option(
-    "--retries", metavar="N", min=0, help="How often what may pass is tried again, after growing pauses.")]
-YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")]
+    "--retries", metavar="N", min=0, help="Retries after a passing error, with growing pauses.")]
+YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would be done; change nothing.")]
 
 
 @app.command("create")
 def create(
     directory: DirArgument,
-    vault: Annotated[str, typer.Option("--vault", metavar="STORE", help="Where it will lie: a store's name or URL.",
+    vault: Annotated[str, typer.Option("--vault", metavar="STORE", help="Store for the archive, by name or URL.",
                                        autocompletion=completion.stores)],
     dry_run: DryRunOption = False, json: JsonOption = False, state: StateOption = None,
 ) -> None:
-    """Freeze DIR and write down what it holds. Nothing is copied yet.
+    """Freeze DIR and record what it holds; copy nothing yet.
 
-    As root, on a file system that can, every file and directory is made immutable (chattr +i) until the archive is
-    deleted; elsewhere a change is found by put and purge, which then refuse.
+    As root, on a file system with immutable flags, every file and directory becomes immutable (chattr +i) until the
+    archive is deleted. Elsewhere put and purge detect changes and refuse.
     """
     with _archiver(state, json, "checksum", writes=True, looking=dry_run) as (archiver, root):
         if dry_run:
@@ -75,20 +78,24 @@ def _step(name: str, afterwards: str, about: str) -> None:
 
 
 _step("put", "next: gsync archive purge DIR",
-      "Copy DIR into its vault, and read it back there. Stops at the first error.")
-_step("purge", "next: gsync archive get DIR brings it back", """Remove the copy on the disk.
+      "Copy DIR to its vault and read it back there. Stops at the first error.")
+_step("purge", "next: gsync archive get DIR brings it back", """Remove the copy on disk.
 
-Refused unless every file is durable in the vault and whole. The vault is read through before anything is removed; with
---verify size that is left out, if it was read through before.""")
-_step("get", "", """Bring DIR back from its vault, with owners, modes, times, ACLs, xattrs and hard links.
+Refused unless the vault holds every file, durable and intact. The whole archive is read back from the vault first;
+--verify size skips that if it was read back before.""")
+_step("get", "", """Bring DIR back from its vault.
 
-What the vault cannot give is listed by status; all the rest is brought back.""")
+Owners, modes, times, ACLs, extended attributes and hard links are restored. Entries that the vault cannot return are
+listed by `gsync archive status`; all others are restored.""")
 
 
 @app.command("delete")
 def delete(directory: DirArgument, retry: RetryOption = False, yes: YesOption = False, dry_run: DryRunOption = False,
            json: JsonOption = False, state: StateOption = None) -> int:
-    """Remove the vault's copy and give DIR back to its users. (--retry is not needed to go on with a delete.)"""
+    """Delete the vault's copy and unfreeze DIR.
+
+    A delete that was interrupted resumes without --retry.
+    """
     from gsync.base.errors import UsageError
     from gsync.cli.output import asked, path_shown
 
@@ -96,10 +103,10 @@ def delete(directory: DirArgument, retry: RetryOption = False, yes: YesOption = 
         if dry_run:
             return _looked(json, "delete from the vault", directory, archiver.look_at_copy(root(directory)))
         archive = archiver.archives.the(root(directory))
-        only = "" if archive.on_disk else " It is the only copy: the disk has been purged."
+        only = "" if archive.on_disk else " It is the only copy: the disk was purged."
         what = path_shown(_text(archive.root))
         if not yes and not asked(f"Delete the archive of {what} from {archive.store}?{only}"):
-            raise UsageError(f"archive delete {directory}: not deleted; --yes deletes it without asking.{only}")
+            raise UsageError(f"archive delete {directory}: not deleted; --yes deletes without asking.{only}")
         archiver.delete(archive.root)
         say(json, {"root": _text(archive.root), "deleted": True}, f"{what}: the archive is deleted")
     return 0
@@ -108,13 +115,14 @@ def delete(directory: DirArgument, retry: RetryOption = False, yes: YesOption = 
 @app.command("rebuild")
 def rebuild(
     directory: DirArgument,
-    vault: Annotated[str | None, typer.Option("--vault", metavar="STORE", help="Where it lies, if that is not known "
-                                              "here any more.", autocompletion=completion.stores)] = None,
+    vault: Annotated[str | None, typer.Option("--vault", metavar="STORE",
+                                              help="Store that holds the archive, if it is no longer known "
+                                              "here.", autocompletion=completion.stores)] = None,
     dry_run: DryRunOption = False, json: JsonOption = False, state: StateOption = None,
 ) -> int:
-    """Make a lost manifest of DIR again from its vault, or take up an archive that is not known here.
+    """Restore a lost manifest, or adopt an archive, from its vault.
 
-    DIR must be the very path that was archived.
+    DIR must be the exact path that was archived.
     """
     with _archiver(state, json, "checksum", looking=dry_run) as (archiver, root):
         path = root(directory, must=False)
@@ -126,7 +134,7 @@ def rebuild(
 
 @app.command("list")
 def list_(json: JsonOption = False, state: StateOption = None) -> None:
-    """List the archives and the backups."""
+    """List archives and backups."""
     from gsync.base.times import shown_size
     from gsync.cli.output import path_shown, print_json, print_table
 
@@ -139,16 +147,16 @@ def list_(json: JsonOption = False, state: StateOption = None) -> None:
                     [[row["id"][:12], row["state"], f"{row['entries']:,}", shown_size(row["bytes"]), row["changed"],
                       path_shown(row["root"])] for row in rows])
     else:
-        print("no archives, no backups")
+        print("no archives or backups")
 
 
 @app.command("status")
-def status(directory: Annotated[str, typer.Argument(metavar="DIR|ID", help="The directory, or the id as list shows it.",
+def status(directory: Annotated[str, typer.Argument(metavar="DIR|ID", help="Directory, or archive ID as shown by list.",
                                                     autocompletion=completion.archives)],
            json: JsonOption = False, state: StateOption = None) -> int:
-    """Show one archive: its state, how far a running job is, and which entries have failed.
+    """Show an archive: state, progress and failed entries.
 
-    Exit code 1: the last job has failed.
+    Exit code 1: the last job failed.
     """
     from gsync.base.times import shown_size
     from gsync.cli.output import path_shown, print_json
@@ -167,8 +175,8 @@ def status(directory: Annotated[str, typer.Argument(metavar="DIR|ID", help="The 
             ("reason", row["reason"]), ("vault", f"{row['vault']}, {row['place']}"),
             ("entries", f"{row['entries']:,}, {shown_size(row['bytes'])}"),
             ("frozen", row["kind"] == "archive" and ("yes, immutable" if row["frozen"]
-                                                     else "no: changes are found, not refused")),
-            ("vault read", row["kind"] == "archive" and (row["checked"] or "never")),
+                                                     else "no: changes are detected, not prevented")),
+            ("read back", row["kind"] == "archive" and (row["checked"] or "never")),
             ("job", row["pid"] and f"pid {row['pid']}, {row['stage']}: {_progress(archive)}"),
             ("changed", row["changed"])):
         if value:
@@ -176,18 +184,19 @@ def status(directory: Annotated[str, typer.Argument(metavar="DIR|ID", help="The 
     for failure in failures[:20]:
         print(f"  {path_shown(str(failure['path']))}: {failure['why']}")
     if len(failures) > 20:
-        print(f"  and {len(failures) - 20:,} more: --json has all")
+        print(f"  and {len(failures) - 20:,} more; --json lists all")
     return int(failed)
 
 
 @app.command("kill")
-def kill(id: Annotated[str, typer.Argument(metavar="ID", help="As list shows it; the directory will do too.",
+def kill(id: Annotated[str, typer.Argument(metavar="ID", help="Archive ID as shown by list, or the directory.",
                                            autocompletion=completion.archives)],
-         wait: Annotated[float, typer.Option("--timeout", metavar="S", help="How long to wait for its end.")] = 30,
+         wait: Annotated[float,
+                         typer.Option("--timeout", metavar="S", help="Seconds to wait for the job to exit.")] = 30,
          json: JsonOption = False, state: StateOption = None) -> int:
-    """End the job that works on an archive. What it has done stays; --retry goes on with it.
+    """Stop the job of an archive; --retry resumes it.
 
-    Exit code 1: it has not ended within the timeout.
+    Exit code 1: the job did not exit within the timeout.
     """
     import time
 
@@ -196,10 +205,10 @@ def kill(id: Annotated[str, typer.Argument(metavar="ID", help="As list shows it;
     with archives_of(state) as archives:
         archive = (archives.get(id) if "/" not in id else None) or archives.at(directory_of(id, must=False))
         if archive is None:
-            raise UsageError(f"{id}: no such archive; gsync archive list shows them")
+            raise UsageError(f"{id}: no such archive; list them with gsync archive list")
         pid = archives.holder(archive)
         if pid is None:
-            say(json, {"id": archive.id, "killed": False}, f"{archive.id[:12]}: no job works on it")
+            say(json, {"id": archive.id, "killed": False}, f"{archive.id[:12]}: no job is running")
             return 0
         archives.kill(archive)
         end = time.monotonic() + wait
@@ -207,7 +216,7 @@ def kill(id: Annotated[str, typer.Argument(metavar="ID", help="As list shows it;
             time.sleep(0.1)
         ended = archives.holder(archive) != pid
     say(json, {"id": archive.id, "killed": ended, "pid": pid},
-         f"{archive.id[:12]}: " + (f"job {pid} has ended" if ended else f"job {pid} has not ended yet"))
+         f"{archive.id[:12]}: " + (f"job {pid} exited" if ended else f"job {pid} has not exited yet"))
     return 0 if ended else 1
 
 
@@ -228,21 +237,22 @@ def archives_of(state: str | None, looking: bool = True) -> Iterator[Archives]:
 
 
 def directory_of(directory: str, must: bool = True) -> bytes:
-    """The path that an archive is known by."""
+    """The path by which an archive is known."""
     import os
 
     from gsync.base.errors import UsageError
 
     path = os.path.realpath(directory)
     if must and not os.path.isdir(path):
-        raise UsageError(f"{directory}: is no directory" if os.path.lexists(path) else f"{directory}: is not there")
+        raise UsageError(f"{directory}: not a directory" if os.path.lexists(path)
+                         else f"{directory}: no such directory")
     return os.fsencode(path)
 
 
 @contextmanager
 def _archiver(state: str | None, json: bool, verify: str, batch: int = 1000, jobs: int = 2, retries: int = 5,
               writes: bool = False, looking: bool = False) -> Iterator[tuple[Archiver, Callable[..., bytes]]]:
-    """What does the work, and how it wants a directory. writes: to the vault; looking: and nothing is to be made."""
+    """An archiver, and the function that makes its paths. writes: to the vault; looking: make nothing."""
     from gsync.transfer.archive.archiver import Archiver
     from gsync.transfer.queue.registry import Stores
 
@@ -257,7 +267,7 @@ def _archiver(state: str | None, json: bool, verify: str, batch: int = 1000, job
 @contextmanager
 def working(json: bool, verify: str, batch: int, jobs: int, retries: int
             ) -> Iterator[tuple[JobOptions, Verify, Callable[[Archive], None]]]:
-    """Around a job: its options, and how it is shown. SIGTERM ends it like Ctrl-C, with its state written down."""
+    """Around a job: its options, and how to show it. SIGTERM ends it like Ctrl-C, with its state recorded."""
     import signal
 
     from gsync.base.errors import UsageError
@@ -268,7 +278,7 @@ def working(json: bool, verify: str, batch: int, jobs: int, retries: int
     try:
         level = Verify(verify)
     except ValueError:
-        raise UsageError(f"--verify {verify}: it is one of size, checksum, full") from None
+        raise UsageError(f"--verify {verify}: expected size, checksum or full") from None
     show, end = _live_line(json)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -279,7 +289,7 @@ def working(json: bool, verify: str, batch: int, jobs: int, retries: int
 
 
 def _live_line(json: bool) -> tuple[Callable[[Archive], None], Callable[[], None]]:
-    """How a job is shown while it runs, and how that ends: one line on a terminal, else nothing."""
+    """How to show a running job, and how to stop that: one line on a terminal, else nothing."""
     import sys
 
     if json or not sys.stderr.isatty():
@@ -329,7 +339,7 @@ def _done(json: bool, archive: Archive, text: str) -> None:
 
 
 def _looked(json: bool, operation: str, directory: str, found: tuple[int, int, list[tuple[bytes, str]]]) -> int:
-    """What a dry run found: exit code 1 if the operation would be refused, or incomplete."""
+    """Print what a dry run found; exit code 1 if the operation would be refused or incomplete."""
     from gsync.base.times import shown_size
     from gsync.cli.output import path_shown
 
@@ -337,7 +347,7 @@ def _looked(json: bool, operation: str, directory: str, found: tuple[int, int, l
     lines = [f"{directory}: would {operation} {entries:,} entries, {shown_size(size)}",
              *(f"  {path_shown(_text(path))}: {why}" for path, why in bad[:20])]
     if bad:
-        lines.insert(1, f"but for {len(bad):,} entries:")
+        lines.insert(1, f"except {len(bad):,} entries:")
     say(json, {"root": directory, "operation": operation, "entries": entries, "bytes": size, "dry_run": True,
                 "failed_entries": [{"path": _text(path), "why": why} for path, why in bad]}, "\n".join(lines))
     return int(bool(bad))

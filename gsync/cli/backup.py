@@ -1,4 +1,4 @@
-"""`gsync backup`: copy a directory to a place in a store, as well as it goes."""
+"""`gsync backup`: copy a live directory into a store, skipping what cannot be copied."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from gsync.cli.options import JsonOption, StateOption
 
 
 def backup(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="The directory.")],
-    destination: Annotated[str, typer.Argument(metavar="DST", help="STORE:PATH, a path, or a URL.",
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Directory to back up.")],
+    destination: Annotated[str, typer.Argument(metavar="DST", help="Destination: STORE:PATH, a path, or a URL.",
                                                autocompletion=completion.stores)],
     newer_than: Annotated[str | None, typer.Option(
-        "--newer-than", metavar="TIME", help="Only what has changed within this time: 30m, 12h, 2d.")] = None,
-    by: Annotated[str, typer.Option("--by", metavar="mtime|ctime", help="Which time --newer-than is about.",
+        "--newer-than", metavar="TIME", help="Copy only what changed within this time: 30m, 12h, 2d.")] = None,
+    by: Annotated[str, typer.Option("--by", metavar="mtime|ctime", help="The time that --newer-than compares.",
                                     autocompletion=lambda: ["mtime", "ctime"])] = "mtime",
     exclude_xattr: Annotated[list[str] | None, typer.Option(
         "--exclude-xattr", metavar="NAME[,NAME…]",
-        help="Leave out this extended attribute.")] = None,
+        help="Skip this extended attribute. Repeatable.")] = None,
     verify: VerifyOption = "checksum", batch: BatchOption = 1000, jobs: JobsOption = 2, retries: RetriesOption = 5,
     dry_run: DryRunOption = False, json: JsonOption = False, state: StateOption = None,
 ) -> None:
-    """Copy the directory SRC to DST, as well as it goes: what cannot be copied is listed, the rest is there.
+    """Copy the directory SRC to DST; list what cannot be copied.
 
-    What is there already, unchanged, is not sent again; nothing is deleted at DST. gsync archive list and status show
-    backups too. Exit code 1: some entries have failed.
+    Unchanged files at DST are not sent again, and nothing is deleted there. gsync archive list and status show backups
+    too. Exit code 1: some entries failed.
     """
     import os
 
@@ -48,7 +48,7 @@ def backup(
             if dry_run:
                 entries, size = work.survey(root, place, window)
                 say(json, {"root": os.fsdecode(root), "entries": entries, "bytes": size, "dry_run": True},
-                    f"would look at {entries:,} entries, {shown_size(size)}")
+                    f"would check {entries:,} entries, {shown_size(size)}")
                 return
             excluded = tuple(name for names in exclude_xattr or [] for name in names.split(",") if name)
             done = work.run(root, place, window, excluded)

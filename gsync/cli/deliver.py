@@ -1,4 +1,4 @@
-"""`gsync deliver`: units of data (an exposure of a night, say) brought from where they are made, verified."""
+"""`gsync deliver`: pull, verify and deliver units of data, such as the exposures of a night."""
 
 from __future__ import annotations
 
@@ -16,28 +16,31 @@ if TYPE_CHECKING:
     from gsync.transfer.delivery.rounds import Rounds
     from gsync.transfer.delivery.rows import Deliveries
 
-app = typer.Typer(no_args_is_help=True, help="""Deliver units of data, verified, each in one step.
+app = typer.Typer(no_args_is_help=True, help="""Deliver verified units of data, each in one step.
 
-A unit is a directory that a symbolic link NIGHT/EXPOSURE in a ready folder leads to. It is pulled to a staging
-folder, compared with its list of checksums, and renamed to its destination; or put aside with the reason.
-conf/deliver.ini shows all settings; `gsync deliver once -c FILE --dry-run` says what would be done.""")
+A unit is a directory that a symbolic link NIGHT/EXPOSURE in a ready folder points to. gsync pulls it to a staging
+folder, verifies it against its checksum list, and renames it into its destination, or quarantines it with the reason.
+conf/deliver.ini documents all settings; `gsync deliver once -c FILE --dry-run` prints what would be done.""")
 
 ConfigOption = Annotated[str, typer.Option(
-    "--config", "-c", metavar="FILE", help="The settings, like conf/deliver.ini.")]
+    "--config", "-c", metavar="FILE", help="Settings file, see conf/deliver.ini.")]
 DryRunOption = Annotated[bool, typer.Option(
-    "--dry-run", help="Look, and say what would be done; change nothing.")]
+    "--dry-run", help="Print what would be done; change nothing.")]
 KillFileOption = Annotated[str | None, typer.Option(
     "--kill-file", "-k", metavar="FILE",
-    help="While this file is there nothing is done, and what runs ends; default: kill-file of the settings.")]
-NoBackupOption = Annotated[bool, typer.Option("--no-backup", "-B", help="Leave the backup to the vault out.")]
+    help="File whose presence stops delivery. Default: kill-file of the settings.")]
+NoBackupOption = Annotated[bool, typer.Option("--no-backup", "-B", help="Skip the backup to the vault.")]
 NightsArgument = Annotated[list[str] | None, typer.Argument(
-    metavar="[NIGHT]...", help="Of these nights; none: of all.", autocompletion=completion.nights)]
+    metavar="[NIGHT]...", help="Nights to select. Default: all.", autocompletion=completion.nights)]
 
 
 @app.command()
 def run(config: ConfigOption, dry_run: DryRunOption = False, no_backup: NoBackupOption = False,
         kill_file: KillFileOption = None, json: JsonOption = False, state: StateOption = None) -> int:
-    """Deliver what is ready, again and again, until stopped: by a signal, or by the kill file."""
+    """Deliver ready units until stopped.
+
+    A signal or the kill file stops it.
+    """
     from gsync.base.notify import Notifier
 
     if dry_run:
@@ -51,9 +54,9 @@ def run(config: ConfigOption, dry_run: DryRunOption = False, no_backup: NoBackup
 @app.command()
 def once(config: ConfigOption, dry_run: DryRunOption = False, no_backup: NoBackupOption = False,
          kill_file: KillFileOption = None, json: JsonOption = False, state: StateOption = None) -> int:
-    """Deliver what is ready now, do the work that is due, and end.
+    """Deliver ready units, do all work that is due, then exit.
 
-    Ends with 1 if units are quarantined or could not be brought, with 4 if a source or vault cannot be reached.
+    Exit codes: 1 units are quarantined or could not be delivered; 4 a source or vault is unreachable.
     """
     if dry_run:
         return _plan(config, not no_backup, json, state)
@@ -63,9 +66,9 @@ def once(config: ConfigOption, dry_run: DryRunOption = False, no_backup: NoBacku
 @app.command()
 def catchup(config: ConfigOption, nights: NightsArgument = None, dry_run: DryRunOption = False,
             kill_file: KillFileOption = None, json: JsonOption = False, state: StateOption = None) -> int:
-    """Look for late files of delivered and quarantined units now, whenever it would be due.
+    """Fetch late files of delivered and quarantined units now.
 
-    A daemon that runs does it with its next round.
+    A running daemon does it in its next round.
     """
     return _ordered("catchup", config, nights or [], dry_run, kill_file, json, state)
 
@@ -73,9 +76,9 @@ def catchup(config: ConfigOption, nights: NightsArgument = None, dry_run: DryRun
 @app.command()
 def backup(config: ConfigOption, nights: NightsArgument = None, dry_run: DryRunOption = False,
            kill_file: KillFileOption = None, json: JsonOption = False, state: StateOption = None) -> int:
-    """Back delivered units up to the vault now, whenever it would be due.
+    """Back up delivered units to the vault now.
 
-    A daemon that runs does it with its next round.
+    A running daemon does it in its next round.
     """
     return _ordered("backup", config, nights or [], dry_run, kill_file, json, state)
 
@@ -83,19 +86,23 @@ def backup(config: ConfigOption, nights: NightsArgument = None, dry_run: DryRunO
 @app.command()
 def audit(config: ConfigOption, nights: NightsArgument = None, dry_run: DryRunOption = False,
           kill_file: KillFileOption = None, json: JsonOption = False, state: StateOption = None) -> int:
-    """Read delivered units anew and compare them with their checksum lists, and the vault's copy with them.
+    """Verify delivered units and their backups by reading them.
 
-    A unit that differs is shown in red and told, and its reason is in status; what the vault has lost is put into it
-    again by the next backup. A daemon that runs does it with its next round. Exit code 1: something needs attention.
+    A unit that differs from its checksum list raises an alert and is shown in red with the reason. Files that the vault
+    has lost are backed up again by the next backup. A running daemon does it in its next round. Exit code 1: something
+    needs attention.
     """
     return _ordered("checksum", config, nights or [], dry_run, kill_file, json, state)
 
 
 @app.command()
 def status(config: ConfigOption, nights: NightsArgument = None,
-           everything: Annotated[bool, typer.Option("--all", help="All nights, not the last ten.")] = False,
+           everything: Annotated[bool, typer.Option("--all", help="Show all nights, not just the last ten.")] = False,
            json: JsonOption = False, state: StateOption = None) -> int:
-    """What was delivered, what is quarantined and why, what is to come; of a NIGHT, each unit."""
+    """Show delivered, pending and quarantined units by night.
+
+    With NIGHT, show each unit.
+    """
     import os
     from datetime import UTC, datetime
 
@@ -120,22 +127,22 @@ def _print_status(document: dict[str, Any], nights: list[str]) -> None:
     from gsync.cli.output import path_shown, print_table
 
     pid = document["pid"]
-    print(f"daemon: {f'runs, pid {pid}' if pid else 'does not run'}")
+    print(f"daemon: {f'running, pid {pid}' if pid else 'not running'}")
     for found in document["sets"]:
         print(f"\n{found['name']}: {path_shown(found['source'])} -> {path_shown(found['destination'])}")
         if found["down"]:
             print(f"down since {found['down']['since']}: {path_shown(found['down']['reason'])}")
         elif found["note"]:
-            print(f"waits: {path_shown(found['note'])}")
+            print(f"waiting: {path_shown(found['note'])}")
         print(", ".join(f"{count} {state}" for state, count in found["units"].items()) or "no units yet")
         if found["nights"]:
             print()
-            print_table(("NIGHT", "UNITS", "DONE", "IN PROGRESS", "TO LOOK AT", "BACKED UP"), (
+            print_table(("NIGHT", "UNITS", "DONE", "IN PROGRESS", "ATTENTION", "BACKED UP"), (
                 (path_shown(each["night"]), str(each["units"]), str(each["green"]), str(each["amber"]),
                  str(each["red"]), str(each["backed_up"]) if found["vault"] else "-") for each in found["nights"]))
         shown = [unit for each in found["nights"] for unit in each.get("members", ())] if nights else found["attention"]
         if nights and not shown:
-            print(f"nothing is known of {', '.join(map(path_shown, nights))}")
+            print(f"no units of {', '.join(map(path_shown, nights))}")
         elif shown:
             print()
             print_table(("UNIT", "STATE", "REQUEST", "REASON"), (
@@ -154,7 +161,7 @@ def _settings(config: str) -> DeliverySettings:
 @contextmanager
 def _rounds(config: str, state: str | None, kill_file: str | None, backups: bool, daemon: bool = False
             ) -> Iterator[Rounds]:
-    """The rounds of a file, with its locks; SIGTERM and SIGINT are the order to end. daemon: it keeps the log file."""
+    """The rounds of a settings file, holding its locks; SIGTERM and SIGINT stop them. daemon: it keeps the log file."""
     import os
     import signal
 
@@ -179,7 +186,7 @@ def _rounds(config: str, state: str | None, kill_file: str | None, backups: bool
 
 
 def _work(only: str, config: str, kill_file: str | None, backups: bool, json: bool, state: str | None) -> int:
-    """One round. Its exit code; interrupted by a signal: that one, since the work was not done."""
+    """One round; its exit code. Stopped by a signal, that one, since the work was not done."""
     from gsync.base.errors import Stopped
     from gsync.transfer.delivery.context import Summary
 
@@ -214,14 +221,14 @@ def _ordered(what: str, config: str, nights: list[str], dry_run: bool, kill_file
     count = order(settings, Home(state).path, Stage(what), groups)
     if pid := holder(settings):
         _say(json, {"event": "ordered", "units": count, "pid": pid},
-             f"{count} units: the daemon, pid {pid}, does it with its next round")
+             f"{count} units: the daemon (pid {pid}) does it in its next round")
         return 0
     return _work(what, config, kill_file, True, json, state)
 
 
 def _plan(config: str, backups: bool, json: bool, state: str | None, only: str = "", groups: list[bytes] | None = None
           ) -> int:
-    """What would be done. Nothing is written, not even a state folder."""
+    """Print what would be done. Nothing is written, not even a state folder."""
     from gsync.cli.output import path_shown, print_json, print_table
     from gsync.state.home import Home
     from gsync.transfer.delivery.rounds import Rounds

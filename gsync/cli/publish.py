@@ -1,4 +1,4 @@
-"""`gsync publish`: transfers that have arrived are registered in their catalogs."""
+"""`gsync publish`: register finished transfers in their catalogs."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from gsync.session.options import Options
     from gsync.transfer.catalog.publish import Publication, Publisher
 
-app = typer.Typer(no_args_is_help=True, help="Register what has arrived in its catalog, in blocks.")
+app = typer.Typer(no_args_is_help=True, help="Register finished transfers in catalogs.")
 
 
 @app.command("run")
 def run(settings: SetOption = None, state: StateOption = None) -> None:
-    """Publish what is due, until stopped. Any number of them may run.
+    """Publish what is due until stopped.
 
-    Of a request what has arrived is due from publish-min-files files on, or when one has waited for publish-max-age,
-    or when the request has ended. These are options of gsync config, as publish-interval (between two looks),
-    queue-max-retries and queue-retry-pause are; --set puts another value in the place of one for this run.
+    Several publishers may run at once. A request's files are due once publish-min-files of them have arrived, once one
+    has waited for publish-max-age, or once the request has ended. Set these with gsync config, as well as
+    publish-interval, queue-max-retries and queue-retry-pause; --set overrides a setting for this run.
     """
     import signal
     import threading
@@ -41,10 +41,14 @@ def run(settings: SetOption = None, state: StateOption = None) -> None:
 
 
 @app.command("once")
-def once(force: Annotated[bool, typer.Option("--force", help="All that has arrived, due or not.")] = False,
-         dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is due; change nothing.")] = False,
+def once(force: Annotated[bool,
+                          typer.Option("--force", help="Publish everything that has arrived, due or not.")] = False,
+         dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what is due; change nothing.")] = False,
          settings: SetOption = None, json: JsonOption = False, state: StateOption = None) -> int:
-    """Publish what is due now (see gsync publish run --help). Ends with 1 if a catalog did not take something."""
+    """Publish what is due now, then exit.
+
+    See `gsync publish run --help` for what is due. Exit code 1: a catalog did not accept everything.
+    """
     from gsync.cli.queue import node_options
     from gsync.transfer.catalog.publish import Publication
 
@@ -59,7 +63,7 @@ def once(force: Annotated[bool, typer.Option("--force", help="All that has arriv
 
 @app.command("status")
 def status(json: JsonOption = False, state: StateOption = None) -> None:
-    """Show how far the publications of each catalog are."""
+    """Show the progress of publication for each catalog."""
     from gsync.cli.output import print_json, print_table
 
     with _publisher(state) as publisher:
@@ -77,25 +81,25 @@ def status(json: JsonOption = False, state: StateOption = None) -> None:
 
 @app.command("retry")
 def retry(ids: Annotated[list[str] | None, typer.Argument(
-        metavar="REQUEST", help="Only those of these requests.")] = None,
+        metavar="REQUEST", help="Retry only these requests.")] = None,
         json: JsonOption = False, state: StateOption = None) -> None:
-    """Have publications that failed tried again."""
+    """Retry failed publications."""
     from gsync.base.errors import UsageError
     from gsync.cli.output import print_json
 
     with _publisher(state) as publisher:
         count = publisher.retry(ids or [])
     if ids and not count:
-        raise UsageError("publish retry: nothing of these requests has failed; gsync publish status shows what has")
+        raise UsageError("publish retry: nothing failed in these requests; see gsync publish status")
     if json:
         print_json({"retried": count})
     else:
-        print(f"{count} publications are tried again by the next gsync publish run or once")
+        print(f"{count} publications will be retried by gsync publish run or once")
 
 
 @contextmanager
 def _publisher(state: str | None, options: Options | None = None, looking: bool = True) -> Iterator[Publisher]:
-    """options: of the node, where something is to be published. looking: nothing is made."""
+    """A publisher with these settings of the node. looking: make nothing."""
     from gsync.cli.queue import node_options, retry_policy
     from gsync.state.home import Home
     from gsync.transfer.catalog.catalog import open_catalog
@@ -120,7 +124,7 @@ def _print_due(due: dict[str, int], json: bool) -> None:
     if json:
         print_json([{"catalog": catalog, "due": count} for catalog, count in due.items()])
     else:
-        print("\n".join(f"would give {count} entries to {catalog}" for catalog, count in due.items())
+        print("\n".join(f"would register {count} entries in {catalog}" for catalog, count in due.items())
               or "nothing is due")
 
 

@@ -1,4 +1,4 @@
-"""`gsync queue`: what is to be moved, what is being moved, and what became of it."""
+"""`gsync queue`: transfers that wait, run, or have ended."""
 
 from __future__ import annotations
 
@@ -20,39 +20,44 @@ if TYPE_CHECKING:
     from gsync.transfer.queue.retry import RetryPolicy
     from gsync.transfer.queue.transfers import Transfers
 
-app = typer.Typer(no_args_is_help=True, help="Transfers that are to be done, are being done, or were done.")
+app = typer.Typer(no_args_is_help=True, help="Manage transfers: submit, run, list, retry, kill.")
 
 _SHOWN = 100  # transfers that `show` prints
-OwnerOption = Annotated[str | None, typer.Option("--owner", help="Of this owner.")]
+OwnerOption = Annotated[str | None, typer.Option("--owner", help="Select by owner.")]
 LinkOption = Annotated[str | None, typer.Option("--link", metavar="FROM,TO", help=(
-    "From this store to that one; either may be left out."))]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say how many it would be.")]
+    "Select by source and destination store. Either may be empty."))]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print how many it would be; change nothing.")]
 Requests = Annotated[list[str] | None, typer.Argument(
-    metavar="[ID]…", help="Transfers by number; requests, or the first digits of them where those are no such number.",
+    metavar="[ID]…", help="Transfer numbers, request IDs or unique prefixes of those.",
     autocompletion=completion.requests)]
 
 
 @app.command("submit")
 def submit(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="A file or directory: STORE:PATH, /path, host:/path.")],
-    destination: Annotated[str, typer.Argument(metavar="DST", help="What it is to be called there.")],
-    owner: Annotated[str | None, typer.Option("--owner", help="On whose share it counts; default: you.")] = None,
-    priority: Annotated[int, typer.Option("--priority", min=-3, max=3, help="Each step doubles the share.")] = 0,
-    label: Annotated[str, typer.Option("--label", help="What it is, for lists.")] = "",
-    replace: Annotated[bool, typer.Option("--replace", help="Replace files that are there.")] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="Read every copy anew and compare it.")] = False,
+    source: Annotated[str, typer.Argument(metavar="SRC", help="File or directory: STORE:PATH, /path, host:/path.")],
+    destination: Annotated[str, typer.Argument(metavar="DST", help="Destination path, written like SRC.")],
+    owner: Annotated[str | None,
+                     typer.Option("--owner", help="Owner whose share it counts against. Default: you.")] = None,
+    priority: Annotated[int,
+                        typer.Option("--priority", min=-3, max=3, help="Priority; each step doubles the share.")] = 0,
+    label: Annotated[str, typer.Option("--label", help="Description shown in lists.")] = "",
+    replace: Annotated[bool, typer.Option("--replace", help="Replace existing files.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read back and compare every copy.")] = False,
     register: Annotated[str | None, typer.Option(
         "--register", metavar="CATALOG", autocompletion=completion.catalogs,
-        help="Have gsync publish make the files known there once they have arrived.")] = None,
+        help="Catalog to register the files in. gsync publish does it once they have arrived.")] = None,
     replica: Annotated[list[str] | None, typer.Option("--replica", metavar="PLACE", help=(
-        "Another place of the same, written as SRC: taken where SRC is corrupt. Can be repeated."))] = None,
+        "Another copy of SRC, used where SRC is corrupt. Repeatable."))] = None,
     move: Annotated[bool, typer.Option("--move", help=(
-        "Remove the source once all has arrived, each file after its copy was read and compared."))] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Do it here and now, and end with what became of it.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be moved.")] = False,
+        "Remove the source once everything has arrived. Each copy is read back first."))] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Run the transfer now and exit with its result.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be copied; change nothing.")] = False,
     json: JsonOption = False, state: StateOption = None,
 ) -> int:
-    """Queue a copy of a file, or of a directory with all that is in it. A worker (gsync queue run) does it."""
+    """Queue a copy of a file or directory.
+
+    Workers (`gsync queue run`) carry it out.
+    """
     from gsync.base.times import shown_size
     from gsync.cli.output import path_shown, print_json
     from gsync.transfer.catalog.catalog import parse_catalog
@@ -93,20 +98,26 @@ def submit(
 @app.command("list")
 def list_(
     state_: Annotated[list[str] | None, typer.Option(
-        "--in", metavar="STATE", help="In this state: QUEUED, NEW, SUBMITTED, RETRY, DONE, FAILED, KILLED.")] = None,
+        "--in", metavar="STATE",
+        help="Select by state. QUEUED, NEW, SUBMITTED, RETRY, DONE, FAILED or KILLED; repeatable.")] = None,
     owner: OwnerOption = None,
     kind: Annotated[str | None, typer.Option("--kind", help=(
-        "Made by: queue, send, archive, deliver; failure: what replication could not sync."))] = None,
-    label: Annotated[str | None, typer.Option("--label", metavar="TEXT", help="With this in their label.")] = None,
+        "Select by kind. queue, send, archive, backup, deliver, failure (what replication could not sync)."))] = None,
+    label: Annotated[str | None,
+                     typer.Option("--label", metavar="TEXT", help="Select labels that contain TEXT.")] = None,
     link: LinkOption = None,
     since: Annotated[str | None, typer.Option("--since", metavar="TIME", help=(
-        "Put in since then: 2h, 3d (ago), 2026-11-23, 2026-11-23T12:00:00Z."))] = None,
-    until: Annotated[str | None, typer.Option("--until", metavar="TIME", help="And before then.")] = None,
-    transfers: Annotated[bool, typer.Option("--transfers", help="Transfers rather than requests.")] = False,
-    limit: Annotated[int, typer.Option("--limit", min=0, help="At most so many lines, the newest; 0: all.")] = 50,
+        "Select what was submitted since then. 2h, 3d (ago), 2026-11-23, 2026-11-23T12:00:00Z."))] = None,
+    until: Annotated[str | None, typer.Option("--until", metavar="TIME",
+                                              help="Select what was submitted before this time.")] = None,
+    transfers: Annotated[bool, typer.Option("--transfers", help="List transfers instead of requests.")] = False,
+    limit: Annotated[int, typer.Option("--limit", min=0, help="Show only the newest N lines; 0: all.")] = 50,
     json: JsonOption = False, state: StateOption = None,
 ) -> None:
-    """List requests, the newest last, or with --transfers (or --link) their transfers."""
+    """List requests, newest last.
+
+    --transfers or --link list their transfers instead.
+    """
     with _Queue(state) as queue:
         of: dict[str, Any] = {"states": [_state(word) for word in state_ or []], "owner": owner, "kind": kind,
                               "label": label, "span": _span(since, until), "limit": limit or -1}
@@ -117,11 +128,14 @@ def list_(
 
 
 @app.command("show")
-def show(ident: Annotated[str, typer.Argument(metavar="ID", help="The request, or the first digits of it.",
+def show(ident: Annotated[str, typer.Argument(metavar="ID", help="Request ID or unique prefix.",
                                               autocompletion=completion.requests)],
-         all_: Annotated[bool, typer.Option("--all", help=f"All transfers, not {_SHOWN} only.")] = False,
+         all_: Annotated[bool, typer.Option("--all", help=f"Show all transfers, not just the first {_SHOWN}.")] = False,
          json: JsonOption = False, state: StateOption = None) -> int:
-    """Show a request: its operations, its transfers, and why what failed has failed. Exit code 1 if something has."""
+    """Show a request, its operations and its transfers.
+
+    Exit code 1: a transfer failed.
+    """
     from gsync.base.errors import UsageError
     from gsync.transfer.queue.failures import PREFIX, failures_of
 
@@ -129,7 +143,7 @@ def show(ident: Annotated[str, typer.Argument(metavar="ID", help="The request, o
         if ident.startswith(PREFIX):
             failures = failures_of(queue.home, ident)
             if not failures.rows:
-                raise UsageError(f"{ident}: nothing is noted of it")
+                raise UsageError(f"{ident}: no failures are recorded")
             _print_failures(failures, json)
             return 1
         found = queue.request(ident)
@@ -139,7 +153,10 @@ def show(ident: Annotated[str, typer.Argument(metavar="ID", help="The request, o
 
 @app.command("summary")
 def summary(json: JsonOption = False, state: StateOption = None) -> None:
-    """Count what waits, moves and has failed: by what is done, by owner, by link; and show stores left alone."""
+    """Count open and failed transfers by kind, owner and link.
+
+    Banned stores, running archive jobs and replication failures are shown too.
+    """
     from gsync.cli.output import path_shown, print_json, print_table
     from gsync.transfer.delivery.overview import overview
     from gsync.transfer.queue.listing import counts_text
@@ -152,7 +169,7 @@ def summary(json: JsonOption = False, state: StateOption = None) -> None:
     print(counts_text(found["states"]) or f"nothing is queued in {queue.home.path}")
     rows = [[what, path_shown(each["name"]), counts_text(each["states"])]
             for what, key in (("what", "work"), ("owner", "owners"), ("link", "links")) for each in found[key]]
-    rows += [["store", each["store"], f"left alone until {each['until'] or 'allowed'}: {each['reason']}"]
+    rows += [["store", each["store"], f"banned until {each['until'] or 'allowed'}: {each['reason']}"]
              for each in found["banned"]]
     rows += [[each["kind"], path_shown(each["directory"]), each["state"]] for each in found["archives"]
              if each["running"] or each["failed"]]
@@ -165,7 +182,10 @@ def summary(json: JsonOption = False, state: StateOption = None) -> None:
 @app.command("retry")
 def retry(ids: Requests = None, owner: OwnerOption = None, link: LinkOption = None, dry_run: DryRunOption = False,
           json: JsonOption = False, state: StateOption = None) -> None:
-    """Try what FAILED or was KILLED again, with its tries counted anew; what waits in RETRY does not wait longer."""
+    """Retry failed, killed or waiting transfers now.
+
+    Tries are counted from zero again. Transfers in RETRY do not wait any longer.
+    """
     with _Queue(state) as queue:
         what = "would retry" if dry_run else "retry"
         _tell(what, _orders(queue, what, ids, owner, link), json)
@@ -173,10 +193,13 @@ def retry(ids: Requests = None, owner: OwnerOption = None, link: LinkOption = No
 
 @app.command("kill")
 def kill(ids: Requests = None, owner: OwnerOption = None, link: LinkOption = None,
-         yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+         yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
          dry_run: DryRunOption = False,
          json: JsonOption = False, state: StateOption = None) -> None:
-    """Kill what is not finished of requests, an owner or a link; it stays killed. What was brought stays there."""
+    """Kill unfinished transfers.
+
+    They stay killed until they are retried. Files that have arrived stay where they are.
+    """
     from gsync.base.errors import UsageError
     from gsync.cli.output import asked
 
@@ -186,14 +209,17 @@ def kill(ids: Requests = None, owner: OwnerOption = None, link: LinkOption = Non
             _tell("would kill", count, json)
             return
         if count and not yes and not asked(f"Kill {count} transfers?"):
-            raise UsageError("queue kill: nothing was killed; --yes kills without asking")
+            raise UsageError("queue kill: nothing killed; --yes kills without asking")
         _tell("kill", _orders(queue, "kill", ids, owner, link), json)
 
 
 @app.command("report")
-def report(outbox: Annotated[str, typer.Argument(metavar="OUTBOX", help="The folder; made if it is missing.")],
+def report(outbox: Annotated[str, typer.Argument(metavar="OUTBOX", help="Outbox directory, created if missing.")],
            json: JsonOption = False, state: StateOption = None) -> None:
-    """Write what has ended since the last report into AsyncStageOut's files: OUTBOX/<owner>/Reporter-<time>.json."""
+    """Write AsyncStageOut reporter files for ended transfers.
+
+    Each file is OUTBOX/<owner>/Reporter-<time>.json and holds what ended since the last report.
+    """
     from gsync.cli.output import print_json
     from gsync.transfer.catalog.asyncstageout import Outbox
 
@@ -206,13 +232,13 @@ def report(outbox: Annotated[str, typer.Argument(metavar="OUTBOX", help="The fol
 
 
 @app.command("run")
-def run(once: Annotated[bool, typer.Option("--once", help="End when nothing is left that can be done now.")] = False,
+def run(once: Annotated[bool, typer.Option("--once", help="Exit when nothing more can be done now.")] = False,
         settings: SetOption = None, state: StateOption = None) -> int:
-    """Work off the queue, until Ctrl-C. Several may run at once; each owner is served by one of them at a time.
+    """Carry out queued transfers until stopped.
 
-    Its settings are options of gsync config: queue-jobs, queue-max-retries, queue-retry-pause, queue-job-timeout,
-    queue-history, log-level. --set puts another value in the place of one for this run. What gsync config changes
-    meanwhile holds within half a minute (log-level: with the next start).
+    Several workers may run at once; each owner is served by one worker at a time. Set queue-jobs, queue-max-retries,
+    queue-retry-pause, queue-job-timeout, queue-history and log-level with gsync config; --set overrides a setting for
+    this run. Changed settings take effect within half a minute (log-level: at the next start).
     """
     from gsync.base import log
 
@@ -224,7 +250,7 @@ def run(once: Annotated[bool, typer.Option("--once", help="End when nothing is l
         waiting = sum(n for s, n in queue.transfers.counts().items() if s.value not in ("DONE", "FAILED", "KILLED"))
     done, failed, killed = (ended.get(word, 0) for word in ("DONE", "FAILED", "KILLED"))
     print(f"{done} done, {failed} failed" + (f", {killed} killed" if killed else "")
-          + (f", {waiting} waiting for their time or store" if waiting else ""))
+          + (f", {waiting} waiting for their next try or store" if waiting else ""))
     return 1 if failed else 0
 
 
@@ -232,7 +258,7 @@ def run(once: Annotated[bool, typer.Option("--once", help="End when nothing is l
 
 
 class _Queue:
-    """The database and the stores, open for a `with`. looking: neither is made."""
+    """The database and the stores, open within a `with`. looking: make neither."""
 
     def __init__(self, state: str | None, looking: bool = True) -> None:
         from gsync.state.home import Home
@@ -255,13 +281,13 @@ class _Queue:
 
         found = self.transfers.request(ident) if ident else None
         if found is None:
-            raise UsageError(f"request {ident}: there is none, or several that begin so; gsync queue list shows them")
+            raise UsageError(f"no such request, or not a unique prefix: {ident}; list them with gsync queue list")
         return found
 
 
 def _work(state: str | None, request: str | None, options: Callable[[], Options], once: bool = False
           ) -> dict[str, int]:
-    """Run a worker until it ends or a signal comes; how many transfers came to which state meanwhile."""
+    """Run a worker until it exits or a signal comes; how many transfers came to each state."""
     import signal
     import threading
 
@@ -292,7 +318,7 @@ def _work(state: str | None, request: str | None, options: Callable[[], Options]
 
 
 def node_options(state: str | None, settings: list[str] | None = None) -> Options:
-    """The settings of this node, with those of --set in their place."""
+    """The settings of this node, overridden by those of --set."""
     from gsync.session import config
     from gsync.state.home import Home
 
@@ -314,8 +340,8 @@ def _me() -> str:
 def _operations(stores: Stores, src: StorePath, dst: StorePath, arguments: dict[str, bool], catalog: str | None,
                 move: bool,
                 replicas: Sequence[StorePath]) -> list[NewOperation]:
-    """Directories, then what is in them, then the directories' attributes; with `move` the source goes then. UsageError
-    if there is no such source."""
+    """Make directories, copy files, set the directories' attributes; with `move` remove the source. UsageError if the
+    source does not exist."""
     from gsync.base.errors import UsageError
     from gsync.transfer.queue.requests import NewOperation, NewTransfer
 
@@ -323,7 +349,7 @@ def _operations(stores: Stores, src: StorePath, dst: StorePath, arguments: dict[
     stores.writable(dst.store)
     item = source.stat(src.path)
     if item is None:
-        raise UsageError(f"{src}: is not there")
+        raise UsageError(f"{src}: no such file or directory")
     chosen = {key: value for key, value in arguments.items() if value}
     if not item.is_dir:
         one = NewTransfer(src.store, src.path, dst.store, dst.path, item.size, catalog=catalog,
@@ -353,7 +379,7 @@ def _operations(stores: Stores, src: StorePath, dst: StorePath, arguments: dict[
         todo += walk(todo.pop())
     found = [NewOperation("mkdir", folders), NewOperation("copy", files, chosen),
              NewOperation("meta", sorted(folders, key=lambda t: t.path, reverse=True))]
-    if move:  # a directory goes if nothing has come into it; there is no other replica to be asked for
+    if move:  # a directory is removed if it is empty by then; no replica of it needs checking
         found += [NewOperation("remove", [NewTransfer(t.store, t.path, t.source, t.source_path) for t in files]),
                   NewOperation("remove", [NewTransfer("", b"", t.source, t.source_path) for t in sorted(
                       folders, key=lambda t: t.source_path, reverse=True) if t.source_path])]
@@ -367,7 +393,8 @@ def _state(word: str) -> TransferState:
     try:
         return TransferState(word.upper())
     except ValueError:
-        raise UsageError(f"{word}: not one of {', '.join(state.value for state in TransferState)}") from None
+        words = ", ".join(state.value for state in TransferState)
+        raise UsageError(f"unknown state: {word}; expected one of {words}") from None
 
 
 def _span(since: str | None, until: str | None) -> tuple[int, int]:
@@ -396,12 +423,12 @@ def _link(text: str | None) -> tuple[str, str] | None:
         return None
     source, comma, destination = text.partition(",")
     if not comma or not (source or destination):
-        raise UsageError(f"--link {text}: FROM,TO, names of stores; one of them may be left out")
+        raise UsageError(f"--link {text}: expected FROM,TO: names of stores, either may be empty")
     return source, destination
 
 
 def _orders(queue: _Queue, what: str, ids: list[str] | None, owner: str | None, link: str | None) -> int:
-    """kill or retry (or "would kill", "would retry": how many it would be) of the requests and transfers named."""
+    """Kill or retry the named requests and transfers, or count them for "would kill" and "would retry"."""
     from gsync.base.errors import UsageError
     from gsync.transfer.queue.failures import PREFIX
     from gsync.transfer.queue.orders import Orders
@@ -411,7 +438,7 @@ def _orders(queue: _Queue, what: str, ids: list[str] | None, owner: str | None, 
              "would retry": orders.count_retryable}[what]
     if not ids:
         if owner is None and link is None:
-            raise UsageError(f"queue {what.split()[-1]}: of what? Give ids, --owner or --link")
+            raise UsageError(f"queue {what.split()[-1]}: give request ids, --owner or --link")
         return order(owner=owner, link=_link(link))
     total = 0
     for ident in ids:
@@ -425,7 +452,7 @@ def _orders(queue: _Queue, what: str, ids: list[str] | None, owner: str | None, 
 
 
 def _failure_orders(queue: _Queue, what: str, ident: str) -> int:
-    """The same for what replication could not sync; killing it is dropping it from the ledger."""
+    """The same for replication failures; killing one drops it from the ledger."""
     from gsync.transfer.queue import failures
 
     if what == "retry":
@@ -442,8 +469,8 @@ def _tell(what: str, count: int, json: bool) -> None:
         print_json({"action": what, "transfers": count})
     else:
         print({"kill": f"{count} transfers killed", "would kill": f"would kill {count} transfers",
-               "retry": f"{count} transfers are tried again",
-               "would retry": f"would try {count} transfers again"}[what])
+               "retry": f"{count} transfers will be retried",
+               "would retry": f"would retry {count} transfers"}[what])
 
 
 def _exit_code(counts: dict[TransferState, int]) -> int:
@@ -491,7 +518,7 @@ def _list_requests(queue: _Queue, of: dict[str, Any], json: bool) -> None:
 
 
 def _failures(queue: _Queue) -> list[dict[str, Any]]:
-    """What replication could not sync, a line for each session."""
+    """Replication failures, one line for each session."""
     from gsync.transfer.queue.failures import all_failures
 
     return [_described_failures(found) for found in all_failures(queue.home)]
@@ -518,8 +545,8 @@ def _print_failures(found: SessionFailures, json: bool) -> None:
     if json:
         print_json({**_described_failures(found), "rows": rows})
         return
-    print(f"{found.session.name}: replication could not sync {len(rows)}; it tries them again by itself. Given up one "
-          f"by one: gsync queue kill {found.id}/GFID")
+    print(f"{found.session.name}: replication could not sync {len(rows)}; it retries them by itself. To give up one: "
+          f"gsync queue kill {found.id}/GFID")
     print_table(["WHAT", "TRIES", "LAST", "PATH", "WHY", "GFID"],
                 [[str(r["what"]), str(r["tries"]), str(r["changed"]), path_shown(str(r["path"])), str(r["reason"]),
                   str(r["gfid"] or "")] for r in rows])
@@ -557,4 +584,4 @@ def _print_request(queue: _Queue, request: Request, json: bool, all_: bool = Fal
     print_table(listing.TRANSFER_HEADINGS, islice(listing.find_lines(queue.transfers, request=request.id),
                                                   None if all_ else _SHOWN))
     if not all_ and (more := sum(counts.values()) - _SHOWN) > 0:
-        print(f"… and {more} more; --all shows them")
+        print(f"… and {more} more; --all shows all")

@@ -1,4 +1,4 @@
-"""`gsync send`: files to the first store that takes them, else to a failover store from where they go on."""
+"""`gsync send`: send files to the first store that accepts them, else to a failover store."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ if TYPE_CHECKING:
 
 
 def send(
-    files: Annotated[list[str], typer.Argument(metavar="FILE", help="The files.")],
+    files: Annotated[list[str], typer.Argument(metavar="FILE", help="Files to send.")],
     to: Annotated[list[str], typer.Option(
         "--to", metavar="STORE[:FOLDER][,STORE…]", autocompletion=completion.store_words,
-        help="Where they are wanted: the first store that takes a file gets it.")],
+        help="Destinations; the first store that accepts a file gets it.")],
     failover: Annotated[list[str] | None, typer.Option(
         "--failover", metavar="STORE[:FOLDER][,STORE…]", autocompletion=completion.store_words,
-        help="Where they go while no wanted store takes them; `gsync queue run` brings them on and tidies up.")] = None,
+        help="Stores to hold files while no destination accepts them. `gsync queue run` moves them on.")] = None,
     register: Annotated[str | None, typer.Option(
         "--register", metavar="CATALOG", autocompletion=completion.catalogs,
-        help="Make them known there: default, sqlite:/PATH, jsonl:/PATH, command:PROGRAM ARG…, http(s)://…")] = None,
+        help="Catalog to register in. default, sqlite:/PATH, jsonl:/PATH, command:PROGRAM ARG…, http(s)://…")] = None,
     name: Annotated[str | None, typer.Option(
-        "--name", help="What the (one) file is to be called there; default: its own name.")] = None,
-    owner: Annotated[str | None, typer.Option("--owner", help="Whose it is; default: the user.")] = None,
-    label: Annotated[str, typer.Option("--label", help="A word for `gsync queue list`.")] = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Ask the stores and say what would be done.")] = False,
+        "--name", help="Name at the destination, for a single file. Default: its own name.")] = None,
+    owner: Annotated[str | None, typer.Option("--owner", help="Owner of the request. Default: you.")] = None,
+    label: Annotated[str, typer.Option("--label", help="Description shown by `gsync queue list`.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Ask the stores and print what would be done.")] = False,
     json: JsonOption = False,
     state: StateOption = None,
 ) -> int:
-    """Send files to the first store that takes them.
+    """Send files to the first store that accepts them.
 
-    A STORE is a name of `gsync store list`, a directory, or the URL of a store. An existing file is not replaced.
-    Nothing is waited for: while the wanted stores are down the file is kept at a failover store, and while the catalog
-    is down its registration is pending; `gsync queue run` does what is pending, `gsync queue show ID` tells how far it
-    is.
+    STORE is a name from `gsync store list`, a directory, or a store's URL. Existing files are not replaced. send never
+    waits: while the destinations are down, a failover store holds the file, and while the catalog is down, its
+    registration is pending. `gsync queue run` completes what is pending; `gsync queue show ID` shows the progress.
 
-    Ends with 0 if every file is where it is wanted, 1 if all are safe and something is pending, 4 if no store took one.
+    Exit codes: 0 every file is at a destination; 1 all files are safe and something is pending; 4 no store accepted a
+    file.
     """
     from gsync.base.errors import UsageError
     from gsync.cli.output import print_json
     from gsync.transfer.client import Client
 
     if name is not None and len(files) != 1:
-        raise UsageError("send --name is for one file")
+        raise UsageError("send --name: give exactly one file")
     code = 0
     with Client(state, looking=dry_run) as client:
         for file in files:
@@ -85,9 +85,9 @@ def _print(sent: Sent) -> None:
     from gsync.cli.output import path_shown, print_error
 
     if sent.at is None:
-        print_error(f"send {path_shown(sent.file)}: no store took it ({sent.request})")
+        print_error(f"send {path_shown(sent.file)}: no store accepted it ({sent.request})")
     else:
-        where = f"{sent.at}{', for now' if sent.is_temporary else ''}"
+        where = f"{sent.at}{', temporarily' if sent.is_temporary else ''}"
         print(f"{path_shown(sent.file)}: at {where} ({shown_size(sent.size)}, {sent.request})")
     for attempt in sent.failed:
         print(f"  failed: {attempt.error}")
@@ -96,7 +96,7 @@ def _print(sent: Sent) -> None:
 
 
 def _looked_at(client: Client, plan: Plan) -> dict[str, Any]:
-    """What the places of a plan say now."""
+    """What the destinations of a plan say now."""
     import os
 
     from gsync.base.errors import GsyncError
@@ -104,10 +104,10 @@ def _looked_at(client: Client, plan: Plan) -> dict[str, Any]:
     def state(place: StorePath) -> str:
         try:
             if client.stores.banned(place.store):
-                return "left alone for now"
+                return "banned"
             store = client.stores.writable(place.store)
             store.probe()
-            return "ready" if store.stat(place.path) is None else "something is there already"
+            return "ready" if store.stat(place.path) is None else "occupied"
         except GsyncError as exc:
             return str(exc)
 
@@ -121,10 +121,10 @@ def _print_plan(found: dict[str, Any]) -> None:
     from gsync.base.times import shown_size
     from gsync.cli.output import path_shown
 
-    print(f"{path_shown(found['file'])} ({shown_size(found['size'])}) would go to the first that takes it:")
+    print(f"{path_shown(found['file'])} ({shown_size(found['size'])}) would go to the first that accepts it:")
     for kind in ("to", "failover"):
         for place in found[kind]:
-            print(f"  {place['store']}:{path_shown(place['path'])}{', for now' if kind == 'failover' else ''}:"
+            print(f"  {place['store']}:{path_shown(place['path'])}{', temporarily' if kind == 'failover' else ''}:"
                   f" {place['state']}")
     if found["register"]:
         print(f"and be registered in {found['register']}")

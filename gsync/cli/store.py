@@ -1,4 +1,4 @@
-"""`gsync store`: the places that bounded transfers bring files to and fetch them from."""
+"""`gsync store`: the stores that bounded transfers read from and write to."""
 
 from __future__ import annotations
 
@@ -14,23 +14,29 @@ from gsync.cli.options import JsonOption, StateOption, duration
 if TYPE_CHECKING:
     from gsync.transfer.queue.registry import RegisteredStore, Stores
 
-app = typer.Typer(no_args_is_help=True, help="The places that transfers bring files to and fetch them from.")
+app = typer.Typer(no_args_is_help=True, help="Manage the stores that transfers read and write.")
 
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The store.", autocompletion=completion.stores)]
+NameArgument = Annotated[str,
+                         typer.Argument(metavar="NAME", help="Name of the store.", autocompletion=completion.stores)]
 
 
 @app.command("add")
 def add(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What to call the store.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name for the store.")],
     url: Annotated[str, typer.Argument(metavar="URL", help=(
-        "/path, host:/path or ssh://[user@]host[:port]/path, gluster://host/VOLUME[/path], tar:///path (a vault)."))],
+        "Location of the store. /path, host:/path, ssh://[user@]host[:port]/path, gluster://host/VOLUME[/path], "
+        "tar:///path (a vault)."))],
     option: Annotated[list[str] | None, typer.Option(
         "-o", "--option", metavar="KEY=VALUE",
-        help="ssh: ssh-config. tar: tar-size, {put,get,size,delete,read}-command, command-timeout.")] = None,
-    read_only: Annotated[bool, typer.Option("--read-only", help="Nothing is ever put into it.")] = False,
+        help="Option of the store, repeatable. ssh: ssh-config. tar: tar-size, command-timeout, "
+             "{put,get,size,delete,read}-command.")] = None,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Never write to the store.")] = False,
     json: JsonOption = False, state: StateOption = None,
 ) -> None:
-    """Give a store a name. It is opened to see that it is there; an empty directory becomes a vault with tar://."""
+    """Register a store under a name.
+
+    The store is opened first, to see that it exists. With tar:// an empty directory becomes a vault.
+    """
     import os
 
     from gsync.base.errors import UsageError
@@ -40,7 +46,7 @@ def add(
     for each in option or []:
         key, equals, value = each.partition("=")
         if not equals:
-            raise UsageError(f"store add: {each!r} is not of the form KEY=VALUE")
+            raise UsageError(f"store add: --option {each}: expected KEY=VALUE")
         options[key] = value
     if url in (".", "..") or url.startswith(("./", "../", "~/")):
         url = os.path.abspath(os.path.expanduser(url))
@@ -55,7 +61,7 @@ def add(
 
 @app.command("list")
 def list_(json: JsonOption = False, state: StateOption = None) -> None:
-    """List the stores."""
+    """List stores and their health."""
     from gsync.cli.output import print_json, print_table
 
     with _stores(state) as stores:
@@ -65,12 +71,15 @@ def list_(json: JsonOption = False, state: StateOption = None) -> None:
     elif found:
         print_table(["STORE", "KIND", "URL", "HEALTH"], [[s["name"], s["kind"], s["url"], _health(s)] for s in found])
     else:
-        print("no stores; gsync store add NAME URL makes one")
+        print("no stores; add one with gsync store add NAME URL")
 
 
 @app.command("check")
 def check(name: NameArgument, json: JsonOption = False, state: StateOption = None) -> int:
-    """See whether a store can be used now, and how much room it has. A ban by the queue ends if it can."""
+    """Check that a store is reachable, and show its free space.
+
+    If it is, a ban by the queue ends.
+    """
     from gsync.base.times import shown_size
     from gsync.cli.output import print_error, print_json
     from gsync.transfer.stores.store import StoreError
@@ -100,12 +109,16 @@ def check(name: NameArgument, json: JsonOption = False, state: StateOption = Non
 @app.command("ban")
 def ban(
     name: NameArgument,
-    for_: Annotated[str | None, typer.Option("--for", metavar="TIME", help="As 30m, 2h, 1d; else until it is allowed.")]
+    for_: Annotated[str | None, typer.Option("--for", metavar="TIME",
+                                             help="Duration of the ban: 30m, 2h, 1d. Default: until allowed.")]
     = None,
-    reason: Annotated[str, typer.Option("--reason", help="Why; shown in lists.")] = "by hand",
+    reason: Annotated[str, typer.Option("--reason", help="Reason, shown in lists.")] = "by hand",
     json: JsonOption = False, state: StateOption = None,
 ) -> None:
-    """Leave a store alone: nothing is begun that needs it, and no transfer loses a try by that."""
+    """Ban a store: start no transfer that needs it.
+
+    Transfers wait for the store and lose no try.
+    """
     with _stores(state) as stores:
         stores.known(name)
         stores.ban(name, reason, duration(for_, "--for"))
@@ -114,7 +127,7 @@ def ban(
 
 @app.command("allow")
 def allow(name: NameArgument, json: JsonOption = False, state: StateOption = None) -> None:
-    """End a ban: what waits for the store is due at once."""
+    """End a ban; transfers that wait for the store are due now."""
     with _stores(state) as stores:
         stores.known(name)
         stores.allow(name)
@@ -122,16 +135,19 @@ def allow(name: NameArgument, json: JsonOption = False, state: StateOption = Non
 
 
 @app.command("remove")
-def remove(name: NameArgument, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+def remove(name: NameArgument, yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
            json: JsonOption = False, state: StateOption = None) -> None:
-    """Forget a store that no transfer needs any more. What is in it stays as it is."""
+    """Unregister a store; its contents are not touched.
+
+    Refused while unfinished transfers need it.
+    """
     from gsync.base.errors import UsageError
     from gsync.cli.output import asked, print_json
 
     with _stores(state) as stores:
         known = stores.known(name)
-        if not yes and not asked(f"Forget store {name} ({known.url})? What is in it stays."):
-            raise UsageError(f"store {name}: not removed; --yes removes it without asking")
+        if not yes and not asked(f"Remove store {name} ({known.url})? Its contents are kept."):
+            raise UsageError(f"store {name}: not removed; --yes removes without asking")
         stores.remove(name)
     if json:
         print_json(_described(known))
@@ -141,7 +157,7 @@ def remove(name: NameArgument, yes: Annotated[bool, typer.Option("--yes", help="
 
 @contextmanager
 def _stores(state: str | None, looking: bool = True) -> Iterator[Stores]:
-    """The registry. looking: it is not made."""
+    """The registry. looking: do not make it."""
     from gsync.state.home import Home
     from gsync.transfer.queue.registry import Stores
     from gsync.transfer.queue.transfers import Transfers

@@ -120,11 +120,11 @@ class Client:
              name: str | None = None, owner: str | None = None) -> Plan:
         """What `send` would do. Reads the file once; writes nothing."""
         if not to:
-            raise UsageError("send: to which store?")
+            raise UsageError("send: give a store with --to")
         given = os.fsencode(file)
         bname = os.fsencode(name) if name is not None else os.path.basename(given)
         if not bname or b"/" in bname or bname in (b".", b".."):
-            raise UsageError(f"send {shown(given)}: {shown(bname)!r} is no name for a file")
+            raise UsageError(f"send {shown(given)}: not a file name: {shown(bname)!r}")
         source = os.path.realpath(given)
         content = measure(given)
         request = new_id()
@@ -133,7 +133,7 @@ class Client:
                  for text in failover]
         stores = [place.store for place in (*wanted, *spare)]
         if len(set(stores)) < len(stores):
-            raise UsageError(f"send {shown(given)}: each store may be named once")
+            raise UsageError(f"send {shown(given)}: name each store only once")
         return Plan(request, owner or user(), source[1:], wanted[0].path, tuple(wanted), tuple(spare), content,
                     parse_catalog(register) if register is not None else None, self._clock.now())
 
@@ -154,7 +154,8 @@ class Client:
         try:
             self._intake.begin(request, self._worker, self._lease)
         except sqlite3.OperationalError as exc:
-            _log.warning("the database cannot be written, a send is noted in the spool", request=request.id, error=exc)
+            _log.warning("the database cannot be written, a send is recorded in the spool", request=request.id,
+                         error=exc)
             return self._send_by_spool(plan, label, priority)
         with _renewing(self.home, self._worker, self._lease, self._clock):
             return self._send_by_database(plan)
@@ -168,7 +169,7 @@ class Client:
             pending = self._pending(work.plan)
         except sqlite3.OperationalError as exc:
             # What was begun is noted, so the queue finds what became of it.
-            _log.warning("the database cannot be written, the queue goes on later", request=plan.request, error=exc)
+            _log.warning("the database cannot be written, the queue resumes later", request=plan.request, error=exc)
             pending = _words(work.plan, [op.kind for op in request_of(plan).operations])
         return self._sent(work.plan, pending, failed)
 
@@ -270,7 +271,7 @@ class Client:
         """How far a request is; by its id, or the beginning of it."""
         found = self.transfers.request(request)
         if found is None:
-            raise UsageError(f"request {request}: there is none; gsync queue list shows them")
+            raise UsageError(f"no such request: {request}; list them with gsync queue list")
         rows = self.transfers.read("SELECT DISTINCT reason FROM transfers WHERE request=? AND reason<>'' LIMIT 10",
                                     (found.id,))
         return Status(found, self.transfers.counts(found.id), tuple(row[0] for row in rows))
@@ -312,7 +313,7 @@ def _below(folder: StorePath, *names: bytes) -> StorePath:
 def _words(plan: Plan, operations: Sequence[str]) -> list[str]:
     """What is still to be done, for people."""
     spare = [place for place in plan.begun if place != plan.at]
-    words = {"place": f"bring it to {' or '.join(map(str, plan.places))}",
+    words = {"place": f"send it to {' or '.join(map(str, plan.places))}",
              "replicate": f"replicate it to {' or '.join(map(str, plan.wanted))}",
              "register": f"register it in {plan.catalog}",
              "tidy": "remove the replica at " + ", ".join(map(str, [plan.at] if plan.is_temporary else spare))}

@@ -109,7 +109,7 @@ class NoPlace(StoreError):
 
     def __init__(self, plan: Plan, failed: Sequence[Attempt]) -> None:
         first = next((a for a in failed if a.category is not Category.PERMANENT), failed[0])
-        super().__init__(f"send {_path(plan)}: no store took it: " + "; ".join(a.error for a in failed),
+        super().__init__(f"send {_path(plan)}: no store accepted it: " + "; ".join(a.error for a in failed),
                          first.category, first.errno, first.place.store)
         self.failed = tuple(failed)
 
@@ -121,13 +121,13 @@ def measure(path: bytes) -> Content:
         with open(fd, "rb", buffering=0) as file:
             before = os.fstat(fd)
             if not stat.S_ISREG(before.st_mode):
-                raise UsageError(f"send {shown(path)}: is not a regular file")
+                raise UsageError(f"send {shown(path)}: not a regular file")
             content = content_of(file)
             after = os.fstat(fd)
     except OSError as exc:
         raise UsageError(f"send {shown(path)}: {exc.strerror}") from None
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or content.size != after.st_size:
-        raise UsageError(f"send {shown(path)}: it changes while it is read; send it when it is complete")
+        raise UsageError(f"send {shown(path)}: it changed while it was read; send it when it is complete")
     return content
 
 
@@ -229,10 +229,10 @@ class Sending:
             except StoreError as exc:
                 if exc.category is Category.CORRUPT and source == LOCAL \
                         and self._store(LOCAL).checksum(path) != self.plan.content.sha256:
-                    raise StoreError(f"send {_path(self.plan)}: it has changed since it was given to be sent; send it "
-                                     "again when it is complete", Category.PERMANENT) from exc
+                    raise StoreError(f"send {_path(self.plan)}: it changed after it was submitted; send it again when "
+                                     "it is complete", Category.PERMANENT) from exc
                 self.failed.append(Attempt(place, str(exc), exc.category, exc.errno))
-                _log.info("a store did not take the file", request=self.plan.request, place=place, error=exc)
+                _log.info("a store did not accept the file", request=self.plan.request, place=place, error=exc)
                 continue
             self._know(at=place)
             return True
@@ -240,7 +240,7 @@ class Sending:
 
     def _fill(self, source: Store, path: bytes, place: StorePath) -> None:
         if self._stores.banned(place.store):
-            raise StoreError(f"store {place.store} is left alone for now; gsync store list says why",
+            raise StoreError(f"store {place.store} is banned; see gsync store list",
                              Category.STORE_DOWN)
         store = self._stores.writable(place.store)
         store.probe()
@@ -265,7 +265,7 @@ class Sending:
                     return
             except StoreError as exc:
                 self.failed.append(Attempt(place, str(exc), exc.category, exc.errno))
-        error = f"{_path(self.plan)} is gone, and at none of the stores that could be asked"
+        error = f"{_path(self.plan)} is gone, and no reachable store holds it"
         if not self.failed:
             raise StoreError(f"send: {error}", Category.PERMANENT)
         raise NoPlace(self.plan, self.failed)
@@ -280,12 +280,12 @@ class Sending:
     def _guard(self, place: StorePath, at: StorePath) -> None:
         """Refuse to remove the replica at `place` unless the one at `at` is whole."""
         if not self._is_whole(at):
-            raise StoreError(f"send: the replica at {place} is not removed: it is the only one, since the one at {at} "
-                             "is missing or not whole", Category.PERMANENT)
+            raise StoreError(f"send: the replica at {place} was not removed: it is the only one; the one at {at} is "
+                             "missing or damaged", Category.PERMANENT)
 
     def _at(self) -> StorePath:
         if self.plan.at is None:
-            raise StoreError(f"send {self.plan.request}: it is not known where the file is", Category.PERMANENT)
+            raise StoreError(f"send {self.plan.request}: the file's location is unknown", Category.PERMANENT)
         return self.plan.at
 
     def _know(self, **changes: Any) -> None:
@@ -308,7 +308,7 @@ class Sending:
             try:
                 self._tell(Action.REGISTER, self._at())
             except CatalogError as exc:
-                _log.info("the temporary replica is not registered", request=self.plan.request, error=exc)
+                _log.info("the temporary replica is not registered yet", request=self.plan.request, error=exc)
 
     def _tell(self, action: Action, place: StorePath) -> None:
         plan = self.plan

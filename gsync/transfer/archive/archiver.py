@@ -99,18 +99,18 @@ class Archiver:
         """The tree and the vault of an archive to be made, and what a create that was killed has left of it."""
         known = self._archives.at(root)
         if known is not None and (known.operation, known.done) != ("create", False):
-            raise UsageError(f"{shown(root)}: is an archive already ({known.state}); gsync archive delete ends it")
+            raise UsageError(f"{shown(root)}: already an archive ({known.state}); end it with gsync archive delete")
         self._refuse_nested(root)
         tree = DiskTree(root)
         try:
             strange = tree.marker()
             if known is None and strange is not None:
-                raise UsageError(f"{shown(root)}: holds {shown(strange)}, of an archive that is not known here; "
-                                 "gsync archive rebuild takes it up from its vault")
+                raise UsageError(f"{shown(root)}: holds {shown(strange)} of an archive unknown here; "
+                                 "gsync archive rebuild adopts it from its vault")
             vault = self._vault(store, self._archives.place_of(root))
             if vault.store.stat(vault.path(b"")) is not None:
-                raise UsageError(f"{shown(root)}: the vault {store} holds an archive of it already, at "
-                                 f"{shown(vault.place)}; gsync archive rebuild takes it up")
+                raise UsageError(f"{shown(root)}: the vault {store} already holds an archive of it at "
+                                 f"{shown(vault.place)}; gsync archive rebuild adopts it")
             yield tree, vault, known
         finally:
             tree.close()
@@ -119,7 +119,7 @@ class Archiver:
         """UsageError if a directory above or below is an archive, known here or not."""
         around = self._archives.around(root)
         if around is not None:
-            raise UsageError(f"{shown(root)}: archives cannot be nested, and {shown(around.root)} is one")
+            raise UsageError(f"{shown(root)}: archives cannot be nested, and {shown(around.root)} is an archive")
         above = os.path.dirname(root)
         while True:
             for name in eosfile.MARKERS:
@@ -194,7 +194,7 @@ class Archiver:
                 for entry in todo:
                     job.batches.pause_point()
                     if why := vault.lacks(entry, read):
-                        raise ArchiveError(f"{shown(entry.path)}: {why} though it was just put there")
+                        raise ArchiveError(f"{shown(entry.path)}: {why}, although it was just put there")
                 return []
 
             others = (e for _, e in manifest.entries(behind))
@@ -255,7 +255,7 @@ class Archiver:
         with self._job(root, "purge", retry) as job:
             manifest, tree = job.manifest, job.tree
             if self._verify is Verify.SIZE and not job.archive.checked:
-                raise UsageError(f"{shown(root)}: the vault was never read back; purge it with --verify checksum")
+                raise UsageError(f"{shown(root)}: the vault was never read back; purge with --verify checksum")
             job.more = "more " if retry else ""
             self._check_vault(job)
             self._check_disk(job)
@@ -293,13 +293,13 @@ class Archiver:
         count = job.batches.run((e for _, e in manifest.entries()), check)
         content = job.vault.store.stat(job.vault.path(eosfile.MANIFEST))
         if content is None:
-            self._archives.fail(job.archive, iter([(eosfile.MANIFEST, "is not in the vault")]))
+            self._archives.fail(job.archive, iter([(eosfile.MANIFEST, "is missing from the vault")]))
             count += 1
         if count:
             job.falls_to = "put"
             raise ArchiveError(f"{shown(job.archive.root)}: not purged, nothing {job.more}was removed: {count} entries "
-                               "are not whole in the vault; gsync archive status shows them, gsync archive put "
-                               "--retry puts them there again")
+                               "are missing or damaged in the vault; gsync archive status lists them, gsync "
+                               "archive put --retry copies them again")
         if read:
             job.checked = time.time_ns()
 
@@ -321,8 +321,8 @@ class Archiver:
         self._archives.fail(job.archive, ((path, "is not in the archive") for path in more))
         if count or more:
             raise ArchiveError(f"{shown(job.archive.root)}: not purged, nothing {job.more}was removed: "
-                               f"{count + len(more)} entries on the disk are not what is in the vault; gsync archive "
-                               "status shows them")
+                               f"{count + len(more)} entries on disk differ from the archive; gsync archive status "
+                               "lists them")
 
     # get
 
@@ -332,7 +332,7 @@ class Archiver:
             manifest, tree, frozen = job.manifest, job.tree, job.archive.frozen and job.tree.can_freeze()
             if not retry and (strange := next(tree.walk(), None)) is not None:
                 raise ArchiveError(f"{shown(root)}: {shown(strange.path)} is in the way; the directory must be empty "
-                                   "(gsync archive get --retry keeps what is there and is good)")
+                                   "(gsync archive get --retry keeps existing good entries)")
             restore = job.restore
             restore.begin()
             job.batches.stage("making directories", manifest.header.directories + 1)
@@ -369,8 +369,8 @@ class Archiver:
             job.batches.run((e for _, e in manifest.entries()), lambda batch: self._check_got(job, batch))
             failures = self._archives.count_failures(job.archive)
             if failures:
-                raise Incomplete(f"{shown(root)}: {failures} entries could not be brought back, the others are there; "
-                                 "gsync archive status shows them, gsync archive get --retry tries them again")
+                raise Incomplete(f"{shown(root)}: {failures} entries could not be restored, all others are; "
+                                 "gsync archive status lists them, gsync archive get --retry retries them")
         return job.archive
 
     def _bring(self, job: _Job, entry: ManifestEntry, frozen: bool) -> None:
@@ -381,10 +381,10 @@ class Archiver:
             return
         there = tree.look(entry.path)
         if there is not None and stat.S_ISDIR(there.st_mode):
-            raise TreeError(entry.path, f"a directory is in the way of this {entry.word}; move it away")
+            raise TreeError(entry.path, f"a directory is in the way of this {entry.word}; move it elsewhere")
         if not entry.has_content:
             if entry.link is not None and tree.look(entry.link) is None:
-                raise StoreError(f"{shown(entry.path)}: is a hard link of {shown(entry.link)}, which is missing",
+                raise StoreError(f"{shown(entry.path)}: hard link to {shown(entry.link)}, which is missing",
                                  Category.CORRUPT)
             job.restore.other(entry, frozen)
             return
@@ -462,7 +462,7 @@ class Archiver:
                 archive = self._archives.change(
                     archive, operation="purge" if empty else "get", done=int(empty), frozen=int(frozen),
                     reason="" if empty else "rebuilt while the directory was not empty; gsync archive get --retry "
-                                            "completes it, gsync archive status shows what it may lack")
+                                            "completes it, gsync archive status lists what may be missing")
                 tree.set_marker(eosfile.marker("purge" if empty else "get", empty),
                                 eosfile.lines(manifest, vault.store.url))
             tree.append_log(_log_line("rebuild", f"{header.directories} directories, {header.files} files"))
@@ -475,11 +475,11 @@ class Archiver:
         archive = self._archives.at(root)
         name = store or (archive.store if archive else None)
         if name is None:
-            raise UsageError(f"{shown(root)}: say where it lies: gsync archive rebuild {shown(root)} --vault STORE")
+            raise UsageError(f"{shown(root)}: name its store: gsync archive rebuild {shown(root)} --vault STORE")
         self._refuse_nested(root)
         vault = self._vault(name, self._archives.place_of(root))
         if vault.store.stat(vault.path(b"")) is None:
-            raise UsageError(f"{shown(root)}: {name} holds no archive of it")
+            raise UsageError(f"{shown(root)}: store {name} holds no archive of it")
         return archive, name, vault
 
     # dry runs: what an operation would do. They refuse what it would refuse, and change nothing
@@ -532,7 +532,7 @@ class Archiver:
                 try:
                     tree.set_marker(eosfile.marker(operation, False), None if tree.marker() or manifest is None else
                                     eosfile.lines(manifest, vault.store.url))
-                    tree.append_log(_log_line(operation, "begun again" if retry else "begun"))
+                    tree.append_log(_log_line(operation, "resumed" if retry else "started"))
                     yield job
                     if not job.gone:
                         tree.set_marker(eosfile.marker(operation, True))
@@ -570,9 +570,9 @@ class Archiver:
             return
         if state == (operation, False):
             raise UsageError(f"{where}: the last {operation} failed ({archive.reason or 'it was killed'}); "
-                             f"gsync archive {operation} --retry goes on with it")
+                             f"resume it with gsync archive {operation} --retry")
         needed = " or ".join(sorted(f"{name} done" if name != "create" else "created" for name, _ in _AFTER[operation]))
-        hint = "" if archive.done else f"; gsync archive {archive.operation} --retry goes on with that"
+        hint = "" if archive.done else f"; resume that with gsync archive {archive.operation} --retry"
         raise UsageError(f"{where}: cannot {operation} an archive whose state is: {archive.state}; it must be: {needed}"
                          + (f", or for --retry: {operation} failed" if retry else hint))
 

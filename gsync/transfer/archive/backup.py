@@ -46,7 +46,7 @@ class Window:
     def parse(cls, text: str | None, time: str) -> Window:
         """Of a whole number and s, m, h or d: "2d"; UsageError for anything else."""
         if time not in ("mtime", "ctime"):
-            raise UsageError(f"--by {time}: it is mtime or ctime")
+            raise UsageError(f"--by {time}: expected mtime or ctime")
         if text is None:
             return cls(0, time)
         match = re.fullmatch(r"([0-9]{1,9})([smhd])", text)
@@ -97,8 +97,8 @@ class Backup:
                 f"{failures} entries failed" if failures else "",
                 entries=header.directories + header.files, size=header.bytes)
         if failures:
-            raise Incomplete(f"{shown(root)}: {failures} entries could not be backed up, the others are; "
-                             f"gsync archive status {archive.id[:12]} shows them, the next backup tries them again")
+            raise Incomplete(f"{shown(root)}: {failures} entries could not be backed up, all others were; "
+                             f"gsync archive status {archive.id[:12]} lists them, the next backup retries them")
         return archive
 
     def survey(self, root: bytes, destination: StorePath, window: Window) -> tuple[int, int]:
@@ -121,7 +121,7 @@ class Backup:
         local = destination.store if destination.store.startswith("/") else ""
         path = os.path.realpath(os.path.join(os.fsencode(local), destination.path)) if local else b""
         if path and (path + b"/").startswith(root.rstrip(b"/") + b"/"):
-            raise UsageError(f"{shown(path)}: lies in {shown(root)}, which is to be backed up there")
+            raise UsageError(f"{shown(path)}: the destination is inside the source {shown(root)}")
 
 
 class _Job:
@@ -137,7 +137,7 @@ class _Job:
 
     def copy(self) -> Manifest:
         """Copy all of it; the list of what was copied."""
-        self._shown_state(eosfile.BACKUP_ERR + b"0", [b"running, or ended without a word\n"])
+        self._shown_state(eosfile.BACKUP_ERR + b"0", [b"running, or its process died\n"])
         path = self._archives.manifest_path(self._archive)
         todo, self._done = self._look(path + b".todo"), ManifestWriter(path)
         try:
@@ -286,7 +286,7 @@ class _Job:
             content = self._store.put(path, source, item_of(entry, path), replace=True)
             now = os.fstat(source.fileno())
         if (now.st_size, now.st_mtime_ns, content.size) != (entry.size, entry.mtime, entry.size):
-            raise TreeError(entry.path, "was changed while it was copied")
+            raise TreeError(entry.path, "changed while it was copied")
         return replace(entry, sha256=content.sha256)
 
     # the state at the destination, in EOS's names

@@ -76,21 +76,21 @@ class Batches:
         self._note(entries_done=entries, size_done=size)
         if self._archives.is_killed(self.archive):
             self._stop.set()
-            raise Killed("killed; --retry goes on with it")
+            raise Killed("killed; resume with --retry")
 
     def _note(self, **how_far: object) -> None:
         """Write down how far it is. A database that cannot be written now does not hold the job up."""
         try:
             self.archive = self._archives.change(self.archive, **how_far)
         except sqlite3.OperationalError as exc:
-            log.warning("how far it is cannot be written down", error=exc)
+            log.warning("the progress cannot be recorded", error=exc)
             self.archive = replace(self.archive, **how_far)  # type: ignore[arg-type]
         self._told(self.archive)
 
     def pause_point(self) -> None:
         """Between two entries: Killed if the job is to end."""
         if self._stop.is_set():
-            raise Killed("killed; --retry goes on with it")
+            raise Killed("killed; resume with --retry")
 
     def pause_for(self, error: GsyncError, tries: int) -> bool:
         """After an error: waits and says True if it should be tried again. tries: how often that was done already."""

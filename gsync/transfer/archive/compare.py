@@ -27,7 +27,7 @@ def differs(archive: Archive, tree: DiskTree, entry: ManifestEntry) -> str:
         read = entry.has_content and not (archive.frozen and tree.is_frozen(entry.path))
     # A directory's mtime tells what happened to its names, and these are looked at.
     why = tree.content_differs(entry, read) or tree.attributes_differ(entry, opened=entry.is_dir)
-    return f"is not as it was archived: {why}" if why else ""
+    return f"changed after it was archived: {why}" if why else ""
 
 
 def beyond(manifest: Manifest, tree: DiskTree) -> list[bytes]:

@@ -37,19 +37,19 @@ class Vault:
         content = self.store.put(self.path(entry.path), source, item_of(entry, self.path(entry.path)), replace=True)
         if (content.size, content.sha256) != (entry.size, entry.sha256):
             self.store.delete(self.path(entry.path))
-            raise TreeError(entry.path, "was changed after the archive was created; gsync archive delete it, then "
-                                        "create it again")
+            raise TreeError(entry.path, "changed after the archive was created; run gsync archive delete, then "
+                                        "create")
 
     def lacks(self, entry: ManifestEntry, read: bool) -> str:
         """The transfer check: why the vault does not hold the entry; "" if it does. read: its bytes are read anew."""
         path = self.path(entry.path)
         item = self.store.stat(path)
         if item is None:
-            return "is not in the vault"
+            return "is missing from the vault"
         if item.kind != entry.kind:
-            return f"is no {entry.word} in the vault"
+            return f"is not a {entry.word} in the vault"
         if entry.kind == stat.S_IFLNK and item.target != entry.target:
-            return "leads elsewhere in the vault"
+            return "has another target in the vault"
         if entry.kind == stat.S_IFREG and item.size != entry.size:
             return f"has {item.size} bytes in the vault instead of {entry.size}"
         if not self.store.durable(path):

@@ -172,7 +172,7 @@ class DiskTree:
                 fd = _open_quietly(dirfd, name)
             with open(fd, "rb", buffering=0) as file:
                 if not stat.S_ISREG(os.fstat(fd).st_mode):
-                    raise TreeError(path, "is no regular file any more")
+                    raise TreeError(path, "is no longer a regular file")
                 yield file
 
     # walking
@@ -223,11 +223,11 @@ class DiskTree:
             self._refuse_flags(b"", self.root_fd)
         for found in self.walk():
             if found.name in MARKERS:
-                raise TreeError(found.path, "is of an archive inside this one: archives cannot be nested")
+                raise TreeError(found.path, "belongs to an archive inside this one: archives cannot be nested")
             if found.path in (MANIFEST, MORE):
-                raise TreeError(found.path, "has a name that gsync needs in the vault: rename it")
+                raise TreeError(found.path, "has a name that gsync uses in the vault: rename it")
             if found.st.st_dev != self.dev:
-                raise TreeError(found.path, "is on another file system: unmount it, or archive it for itself")
+                raise TreeError(found.path, "is on another file system: unmount it, or archive it separately")
             with about(found.path):
                 if stat.S_ISDIR(found.st.st_mode):
                     fd = os.open(found.name, DIR, dir_fd=found.dirfd)
@@ -247,7 +247,7 @@ class DiskTree:
 
     def _refuse_flags(self, path: bytes, fd: int) -> None:
         if self.privileged and flags_of(fd) & (IMMUTABLE | _APPEND):
-            raise TreeError(path, "is immutable or append-only (lsattr shows it); chattr -i -a it first")
+            raise TreeError(path, "is immutable or append-only (see lsattr); run chattr -i -a first")
 
     def entries(self, freeze: bool, told: Callable[[int, int], None], excluded_xattrs: frozenset[bytes] = frozenset(),
                 wanted: Callable[[WalkedEntry], bool] = lambda found: True,
@@ -302,7 +302,7 @@ class DiskTree:
                     set_immutable(fd, True)
                 now = os.fstat(fd)
                 if (now.st_ino, stat.S_IFMT(now.st_mode)) != (st.st_ino, stat.S_IFMT(st.st_mode)):
-                    raise TreeError(found.path, "was replaced while it was looked at")
+                    raise TreeError(found.path, "was replaced while it was read")
                 if not flags and not first and hashed:
                     sha256 = hash_of(fd)[1]
                     if not _same(os.fstat(fd), now):
@@ -374,15 +374,15 @@ class DiskTree:
             if st is None:
                 return "is missing"
             if stat.S_IFMT(st.st_mode) != entry.kind:
-                return f"is no {entry.word}"
+                return f"is not a {entry.word}"
             if entry.link is not None:
                 first = self.look(entry.link)
                 if first is None or (first.st_ino, first.st_dev) != (st.st_ino, st.st_dev):
-                    return f"is no hard link of {shown(entry.link)}"
+                    return f"is not a hard link to {shown(entry.link)}"
             if entry.kind == stat.S_IFLNK:
                 with self.parent(entry.path) as (dirfd, name):
                     if os.readlink(name, dir_fd=dirfd) != entry.target:
-                        return "leads elsewhere"
+                        return "has another target"
             if entry.rdev and st.st_rdev != entry.rdev:
                 return "is another device"
             if entry.kind == stat.S_IFREG:
@@ -472,7 +472,7 @@ class DiskTree:
             if isinstance(cause, OSError) and cause.errno == errno.ENOENT:
                 return
             if isinstance(cause, OSError) and cause.errno == errno.ENOTEMPTY:
-                raise TreeError(entry.path, "holds something that is not in the archive") from None
+                raise TreeError(entry.path, "holds entries that are not in the archive") from None
             raise
 
     # frozen or not
@@ -480,7 +480,7 @@ class DiskTree:
     def thaw_fd(self, path: bytes, fd: int) -> None:
         """Take the immutable flag off."""
         if not set_immutable(fd, False):
-            raise TreeError(path, "is immutable, and only root can change that")
+            raise TreeError(path, "is immutable; only root can change that")
 
     def open_up(self, path: bytes) -> None:
         """Let a directory be written to."""

@@ -20,14 +20,14 @@ def carry_out(context: Context, t: Transfer) -> None:
     archives = Archives(context.transfers, context.transfers.home, t)
     archive = archives.get(str(context.arguments["archive"]))
     if archive is None:
-        raise UsageError("the archive is not there any more")
+        raise UsageError("the archive no longer exists")
     operation, verify = str(context.arguments["operation"]), Verify(context.arguments.get("verify", "checksum"))
 
     def told(archive: Archive) -> None:
         try:
             context.progress(0)
         except Exception as exc:  # the worker's own way to say that it gives up
-            raise Killed("killed; --retry goes on with it") from exc
+            raise Killed("killed; resume with --retry") from exc
 
     try:
         if archive.kind == "backup":
@@ -40,7 +40,7 @@ def carry_out(context: Context, t: Transfer) -> None:
             work = Archiver(archives, open_store, JobOptions(), verify, told)
             getattr(work, operation)(archive.root, retry=True)
         else:
-            raise UsageError(f"gsync archive {operation} goes on with it, the queue does not")
+            raise UsageError(f"the queue cannot resume this; use gsync archive {operation}")
     except Killed:
         context.progress(0)
         raise

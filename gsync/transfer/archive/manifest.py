@@ -109,7 +109,7 @@ def _take(doc: dict[str, Any], key: str) -> bytes | None:
     if key in doc:
         text = doc[key]
         if not isinstance(text, str):
-            raise ValueError(f"{key} is no text")
+            raise ValueError(f"{key} is not a string")
         return text.encode("utf-8")
     return base64.b64decode(doc[key + "_b64"], validate=True) if key + "_b64" in doc else None
 
@@ -186,9 +186,9 @@ def _header_line(header: ManifestHeader) -> bytes:
 def _header_of(line: bytes) -> ManifestHeader:
     doc = json.loads(line)
     if not isinstance(doc, dict) or doc.get("gsync") != "manifest":
-        raise ValueError("not a manifest of gsync")
+        raise ValueError("not a gsync manifest")
     if doc["format"] != FORMAT:
-        raise ValueError(f"of format {doc['format']}, which this gsync does not know")
+        raise ValueError(f"format {doc['format']} is unknown; use a newer gsync")
     return ManifestHeader(_take(doc, "root") or b"/", str(doc["store"]), _take(doc, "place") or b"",
                           int(doc["created"]),
                   int(doc["uid"]), int(doc["gid"]), int(doc["directories"]), int(doc["files"]), int(doc["bytes"]),
@@ -273,9 +273,9 @@ class Manifest:
         try:
             end = json.loads(before)["end"]
         except (ValueError, KeyError, TypeError):
-            raise ManifestError(f"manifest {os.fsdecode(self.path)}: it is cut off") from None
+            raise ManifestError(f"manifest {os.fsdecode(self.path)}: truncated") from None
         if end != digest.hexdigest():
-            raise ManifestError(f"manifest {os.fsdecode(self.path)}: it was changed after it was written")
+            raise ManifestError(f"manifest {os.fsdecode(self.path)}: modified after it was written")
         return str(end)
 
     def entries(self, start: int = 0) -> Iterator[tuple[int, ManifestEntry]]:
@@ -288,7 +288,7 @@ class Manifest:
                     return
                 at += len(line)
                 yield at, self._entry(line, at)
-        raise ManifestError(f"manifest {os.fsdecode(self.path)}: it is cut off")
+        raise ManifestError(f"manifest {os.fsdecode(self.path)}: truncated")
 
     def directories(self) -> Iterator[ManifestEntry]:
         """The root, then every directory after its parent."""

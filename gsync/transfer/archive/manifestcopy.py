@@ -43,7 +43,7 @@ def _put(vault: Vault, path: bytes, file: bytes) -> None:
     with vault.store.batch(), open(file, "rb") as source:
         content = vault.store.put(path, source, replace=True)
     if vault.store.checksum(path) != content.sha256 or not vault.store.durable(path):
-        raise ManifestError(f"{shown(path)}: is not durable in the vault")
+        raise ManifestError(f"{shown(path)}: not durable in the vault")
 
 
 def fetch(vault: Vault, path: bytes, header: ManifestHeader) -> Manifest:
@@ -73,7 +73,7 @@ def _copy(vault: Vault, name: bytes, path: bytes) -> Manifest | None:
     except (StoreError, ManifestError) as exc:
         if isinstance(exc, StoreError) and exc.category in (Category.TRANSIENT, Category.STORE_DOWN):
             raise
-        log.warning("lost in the vault too: the manifest is made from the members", what=shown(name), why=str(exc))
+        log.warning("lost in the vault too; rebuilding the manifest from the members", what=shown(name), why=str(exc))
         return None
     finally:
         with suppress(FileNotFoundError):

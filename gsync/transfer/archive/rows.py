@@ -123,7 +123,7 @@ class Archives:
         exact = self._rows("WHERE id = ? OR request = ?", id, id)
         found = exact or self._rows("WHERE substr(id, 1, ?) = ?", len(id), id)
         if len(found) > 1:
-            raise UsageError(f"{id}: more than one archive begins so: {', '.join(a.id[:12] for a in found)}")
+            raise UsageError(f"{id}: ambiguous: {', '.join(a.id[:12] for a in found)}")
         return found[0] if found else None
 
     def at(self, root: bytes) -> Archive | None:
@@ -138,8 +138,8 @@ class Archives:
         """The archive of a directory; UsageError if it is none."""
         archive = self.at(root)
         if archive is None:
-            raise UsageError(f"{shown(root)}: is no archive; gsync archive list shows them, gsync archive create makes "
-                             "one, gsync archive rebuild takes one up from its vault")
+            raise UsageError(f"{shown(root)}: not an archive; gsync archive list lists archives, create makes one, "
+                             "rebuild adopts one from its vault")
         return archive
 
     def around(self, root: bytes) -> Archive | None:
@@ -182,7 +182,7 @@ class Archives:
                        (*values.values(), self.transfers.clock.now(), archive.id))
             now = self._one(archive.id)
         if now is None:
-            raise UsageError(f"{shown(archive.root)}: the archive was removed meanwhile")
+            raise UsageError(f"{shown(archive.root)}: the archive was removed in the meantime")
         return now
 
     def fail(self, archive: Archive, failures: Iterator[tuple[bytes, str]]) -> None:
@@ -261,7 +261,7 @@ class Archives:
             return archive
         killed = transfer.state is TransferState.KILL
         return self.end(archive, TransferState.KILLED if killed else TransferState.FAILED,
-                        "killed" if killed else "its process ended without a word")
+                        "killed" if killed else "its process died")
 
     # files
 
@@ -282,7 +282,7 @@ class Archives:
         try:
             manifest = Manifest(self.manifest_path(archive))
         except FileNotFoundError:
-            raise UsageError(f"{shown(archive.root)}: its manifest is lost; gsync archive rebuild makes it again from "
+            raise UsageError(f"{shown(archive.root)}: the manifest is lost; gsync archive rebuild restores it from "
                              "the vault") from None
         manifest.check()
         return manifest

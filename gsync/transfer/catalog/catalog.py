@@ -207,12 +207,12 @@ class CommandCatalog:
             done = subprocess.run(self._argv, input=b"".join(map(_line, entries)), stdout=subprocess.DEVNULL,
                                   stderr=subprocess.PIPE, timeout=self._timeout, check=False)
         except subprocess.TimeoutExpired:
-            raise CatalogError(self.text, f"no end after {self._timeout:g} s", Category.STORE_DOWN) from None
+            raise CatalogError(self.text, f"did not exit within {self._timeout:g} s", Category.STORE_DOWN) from None
         except OSError as exc:
             raise CatalogError(self.text, exc.strerror, Category.STORE_DOWN) from exc
         if done.returncode:
             last = done.stderr.decode("utf-8", "backslashreplace").strip().rpartition("\n")[2][:300]
-            raise CatalogError(self.text, f"ended with {done.returncode}" + (f": {last}" if last else ""),
+            raise CatalogError(self.text, f"exited with status {done.returncode}" + (f": {last}" if last else ""),
                                _EXITS.get(done.returncode, Category.TRANSIENT))
 
 
@@ -275,10 +275,10 @@ def parse_catalog(text: str) -> str:
             return f"command:{shlex.join(argv)}"
     if kind in ("http", "https") and rest.startswith("//") and rest.strip("/"):
         if "@" in rest[2:].partition("/")[0]:
-            raise UsageError(f"catalog {kind}://…: write user and password into ~/.netrc, not into the address, which "
-                             "is kept and shown")
+            raise UsageError(f"catalog {kind}://…: put user and password in ~/.netrc, not in the URL, which is "
+                             "stored and shown")
         return text
-    raise UsageError(f"catalog {text}: none of default, sqlite:/PATH, jsonl:/PATH, command:PROGRAM ARG…, http(s)://…")
+    raise UsageError(f"catalog {text}: expected default, sqlite:/PATH, jsonl:/PATH, command:PROGRAM ARG…, http(s)://…")
 
 
 def open_catalog(text: str, home: str) -> Catalog:

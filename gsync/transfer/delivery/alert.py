@@ -49,7 +49,7 @@ class Alarm:
             with _connection(settings) as server:
                 server.send_message(message)
         except (OSError, smtplib.SMTPException, ValueError) as exc:
-            _log.error("mail cannot be sent", server=settings.smtp_host, error=exc)
+            _log.error("cannot send mail", server=settings.smtp_host, error=exc)
             return False
         return True
 
@@ -65,10 +65,10 @@ class Alarm:
                     _kill_group(process)
                     raise
         except (OSError, subprocess.TimeoutExpired) as exc:
-            _log.error("alert command fails", command=argv[0], error=exc)
+            _log.error("alert command failed", command=argv[0], error=exc)
             return False
         if process.returncode != 0:
-            _log.error("alert command fails", command=argv[0], status=process.returncode,
+            _log.error("alert command failed", command=argv[0], status=process.returncode,
                        said=said.decode("utf-8", "replace").strip()[-_SAID:])
         return process.returncode == 0
 
@@ -92,8 +92,8 @@ def mail(settings: Alerts, event: str, about: str, reason: str) -> EmailMessage:
     message["Date"] = formatdate()
     message["Message-ID"] = make_msgid(domain="gsync.invalid")
     message["Auto-Submitted"] = "auto-generated"
-    message.set_content(f"{_line(about)}: {event}.\n\n{_line(reason)}\n\nThis was sent by gsync deliver at {host}; "
-                        "`gsync deliver status` shows how things stand.\n")
+    message.set_content(f"{_line(about)}: {event}.\n\n{_line(reason)}\n\nSent by gsync deliver on {host}; "
+                        "`gsync deliver status` shows the current state.\n")
     return message
 
 

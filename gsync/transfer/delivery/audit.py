@@ -38,7 +38,7 @@ class Audits:
             except StoreError as exc:
                 self._context.stores.close()
                 done.down = str(exc)
-                _log.error("audit ends", set=self._dataset.name, unit=row, error=exc)
+                _log.error("audit stopped", set=self._dataset.name, unit=row, error=exc)
                 return
             self._db.carried_out(row, Stage.CHECKSUM)
             done.audited += 1
@@ -49,7 +49,7 @@ class Audits:
         place, comparison = os.path.join(self._context.destination, row.path), Comparison()
         try:
             if not placement.exists(place):
-                comparison.wrong.append(f"{shown(place)} is not there")
+                comparison.wrong.append(f"no such directory: {shown(place)}")
             elif self._dataset.checksum_file:
                 comparison = self._context.verify(row, place)
             else:
@@ -79,7 +79,7 @@ class Audits:
                     raise
                 lost.append(name)
         if lost:
-            reason = f"the vault does not have what was put: {', '.join(map(shown, lost[:10]))}"
+            reason = f"missing or damaged in the vault: {', '.join(map(shown, lost[:10]))}"
             self._db.stage(row, Stage.BACKUP, False)
             self._db.backup_shown(row, TransferState.RETRY, reason)
             self._tell(self._db.change(row, backed_up=0, reason=f"backup: {reason}"))  # until it is done again

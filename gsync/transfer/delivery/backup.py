@@ -58,7 +58,7 @@ class Backups:
                 done.backed_up += self._put_group([row for row in members if row.state in THERE])
             except (StoreError, OSError) as exc:
                 reason = str(exc) if isinstance(exc, StoreError) else f"{named(exc)}: {exc.strerror or exc}"
-                _log.error("backup fails", set=self._dataset.name, group=shown(group), error=reason)
+                _log.error("backup failed", set=self._dataset.name, group=shown(group), error=reason)
                 self._context.stores.close()
                 for row in members:
                     self._failed(row, reason, tell=False)
@@ -88,10 +88,10 @@ class Backups:
             lost = [path for path, digest in put[row.path]
                     if not vault.durable(path) or _digest_in(vault, path) != digest]
             if damaged[row.path]:
-                self._failed(row, "damaged since it was delivered: "
+                self._failed(row, "damaged after delivery: "
                                     + ", ".join(shown(name) for name in damaged[row.path][:10]))
             elif lost:
-                self._failed(row, "the vault does not have what was put: "
+                self._failed(row, "missing or damaged in the vault: "
                                     + ", ".join(shown(path) for path in lost[:10]))
             else:
                 placement.seal(os.path.join(self._context.destination, row.path))

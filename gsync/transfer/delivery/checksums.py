@@ -48,7 +48,7 @@ class ChecksumList:
             try:
                 name, digest = _parsed(line)
                 if digests.setdefault(name, digest) != digest:
-                    raise ValueError(f"another checksum than before for {shown(name)}")
+                    raise ValueError(f"a second, different checksum for {shown(name)}")
             except ValueError as exc:
                 bad.append(f"line {number}: {exc}")
         return cls(digests, tuple(bad))
@@ -59,12 +59,12 @@ def _parsed(line: bytes) -> tuple[bytes, str]:
     escaped = line.startswith(b"\\")
     found = _PLAIN.fullmatch(line, 1 if escaped else 0) or _TAGGED.fullmatch(line, 1 if escaped else 0)
     if found is None or len(line) > _LONGEST:
-        raise ValueError(f"not of the form DIGEST  NAME: {shown(line[:80])}")
+        raise ValueError(f"expected DIGEST  NAME: {shown(line[:80])}")
     name = found["name"]
     if escaped:
         def plain(match: re.Match[bytes]) -> bytes:
             if match[0] not in _ESCAPED:
-                raise ValueError(f"no such escape in a name: {shown(match[0])}")
+                raise ValueError(f"unknown escape in a name: {shown(match[0])}")
             return _ESCAPED[match[0]]
 
         name = re.sub(rb"\\.?", plain, name, flags=re.DOTALL)
@@ -106,7 +106,7 @@ class Comparison:
         """One sentence that names the first of each kind; "" if all is good."""
         parts = [_some("", self.wrong)]
         for what, names in (("missing", self.missing), ("not in the list", self.extra),
-                            ("checksum differs", self.mismatching), ("neither file nor directory", self.odd)):
+                            ("checksum differs", self.mismatching), ("not a file or directory", self.odd)):
             parts.append(_some(f"{what}: ", [shown(name) for name in names]))
         return "; ".join(part for part in parts if part)
 
@@ -164,7 +164,7 @@ def _read_list(folder: bytes, name: bytes, comparison: Comparison) -> ChecksumLi
         with open(path, "rb") as file:
             listed = ChecksumList.parse(file.read())
     except (FileNotFoundError, NotADirectoryError):
-        comparison.wrong.append(f"there is no checksum list {shown(name)}")
+        comparison.wrong.append(f"no checksum list {shown(name)}")
         return ChecksumList({})
     comparison.wrong += [f"{shown(name)}: {line}" for line in listed.bad]
     if not listed.digests and not listed.bad:

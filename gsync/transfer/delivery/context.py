@@ -129,7 +129,7 @@ class DataSetContext:
         """Something is down: noted with the time since when, and told once it has lasted."""
         row = self.db.set_row(self.dataset.name)
         since = row.down_since if row is not None and row.down_since else time.time_ns()
-        _log.warning("cannot go on for now", set=self.dataset.name, what=down.what, why=down.reason)
+        _log.warning("unavailable", set=self.dataset.name, what=down.what, why=down.reason)
         told = row is not None and row.down_told
         if not told and time.time_ns() - since >= self.settings.alerts.down_after * NS:
             self.alarm.tell("down", f"{self.dataset.name}: {down.what}", down.reason)
@@ -140,7 +140,7 @@ class DataSetContext:
         """It can be used (again). note: what the data set waits for nevertheless."""
         row = self.db.set_row(self.dataset.name)
         if row is not None and row.down_since:
-            _log.info("can go on again", set=self.dataset.name, what=what)
+            _log.info("available again", set=self.dataset.name, what=what)
             if row.down_told:
                 self.alarm.tell("recovered", f"{self.dataset.name}: {what}", f"it was down: {row.down_what}")
         self.db.change_set(self.dataset.name, down_since=0, down_what="", down_told=False, note=note,

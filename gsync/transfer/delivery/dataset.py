@@ -45,7 +45,7 @@ def _hour(value: object) -> object:
         if value.strip().lower() in ("off", "never"):
             return None
         if not value.strip().isdigit():
-            raise ValueError("not an hour of the day (0 to 23) or off")
+            raise ValueError("expected an hour of the day (0 to 23) or off")
         value = int(value)
     return None if isinstance(value, int) and value > 23 else value
 
@@ -56,7 +56,7 @@ def _night(value: object) -> object:
             return None
         day = units.night_day(value.strip())
         if day is None:
-            raise ValueError("not a night, YYYYMMDD")
+            raise ValueError("expected a night, YYYYMMDD")
         return day
     return value
 
@@ -68,7 +68,7 @@ def _pattern(value: str) -> str:
 
 def _absolute(value: str) -> str:
     if value and not os.path.isabs(value):
-        raise ValueError("not an absolute path")
+        raise ValueError("must be an absolute path")
     return os.path.normpath(value) if value else value
 
 
@@ -79,14 +79,14 @@ def _home(value: str) -> str:
 def _command(value: str) -> str:
     words = shlex.split(value)  # ValueError: quotes
     if words and os.path.isabs(words[0]) and not os.access(words[0], os.X_OK):
-        raise ValueError("no such program that can be executed")
+        raise ValueError("no such executable")
     return value
 
 
 def _addresses(value: str) -> str:
     for address in value.replace(",", " ").split():
         if not re.fullmatch(r"[^@\s<>,]+@[^@\s<>,]+", address):
-            raise ValueError(f"{address!r} is not an address of mail")
+            raise ValueError(f"{address!r} is not a mail address")
     return value
 
 
@@ -102,50 +102,51 @@ class DataSet:
 
     name: str
     source: Annotated[str, Field(min_length=1), Help(
-        "The ready folder: a symbolic link NIGHT/EXPOSURE in it says that the directory it leads to is complete. A "
+        "The ready folder. A symbolic link NIGHT/EXPOSURE in it marks the directory it points to as complete. A "
         "directory of this host, HOST:/PATH, ssh://[USER@]HOST[:PORT]/PATH, or a store of `gsync store`.",
         "data1:/data/ready")]
     staging: Annotated[str, Field(min_length=1), _Path, Help(
-        "Where units are brought to and verified. Of this data set alone; best on the destination's file system, so "
-        "that the move is one rename of what is there.", "${DATA}/staging/raw")]
+        "Where units are pulled to and verified. For this data set alone; best on the file system of the "
+        "destination, so that the move is a single rename.", "${DATA}/staging/raw")]
     destination: Annotated[str, Field(min_length=1), _Path, Help(
         "Where verified units go, each in one step.", "${DATA}/raw")]
     unit: Annotated[str, AfterValidator(_pattern), Help(
-        "What a unit is called. {night} is YYYYMMDD, {exposure} has eight digits, any other {name} is one part of a "
-        "path, {name:REGEX} says it exactly. Units of a night (or, without one, of the first part) are backed up "
-        "together.")] = units.DEFAULT
+        "The form of a unit's name. {night} is YYYYMMDD, {exposure} has eight digits, any other {name} is one "
+        "part of a path, {name:REGEX} gives it exactly. Units of a night (or, without one, of the first part) are "
+        "backed up together.")] = units.DEFAULT
     checksum_file: Annotated[str, Help(
-        "The list of SHA-256 checksums in the unit, as sha256sum writes it. Empty: there is none, and nothing is "
-        "verified but sizes.")] = "checksum-{exposure}.sha256sum"
+        "The list of SHA-256 checksums in the unit, as written by sha256sum. Empty: there is none, and only sizes "
+        "are checked.")] = "checksum-{exposure}.sha256sum"
     checksum_lock: Annotated[str, _Path, Help(
-        "A file at the source's host. While it is there checksums are being written, and nothing is taken.",
+        "A file on the source's host. While it exists, checksums are being written and nothing is pulled.",
         "/tmp/checksum-running")] = ""
     method: Annotated[Literal["stream", "rsync"], Help(
-        "How units travel: by gsync's own stream, or by rsync (which must be on both hosts), which goes on in the "
-        "middle of a large file after a break.")] = "stream"
+        "How units are transferred: with gsync's own stream, or with rsync (needed on both hosts), which resumes "
+        "large files after an interruption.")] = "stream"
     on_error: Annotated[Literal["quarantine", "deliver"], Help(
-        "What becomes of a unit that does not agree with its checksum list: it is put aside with the reason, or "
-        "delivered all the same and shown as failed.")] = "quarantine"
+        "What happens to a unit that does not match its checksum list: it is quarantined with the reason, or "
+        "delivered anyway and shown as failed.")] = "quarantine"
     quarantine: Annotated[str, _Path, Help(
-        "Where it is put aside; empty: .gsync-quarantine in the staging folder.")] = ""
+        "Where units are quarantined. Empty: .gsync-quarantine in the staging folder.")] = ""
     min_free: Annotated[int, Field(ge=0), _Size, Help(
-        "What staging and destination keep free: a unit that would leave less is not begun, the data set waits, and "
-        "that is told like a source that is down.")] = 0
+        "Free space to keep in staging and destination. The data set waits, and raises an alert like an "
+        "unreachable source, rather than start a unit that would leave less.")] = 0
     first_night: Annotated[date | None, BeforeValidator(_night), Help(
-        "Units of earlier nights are left alone, YYYYMMDD.", "20260101")] = None
+        "Ignore units of earlier nights, YYYYMMDD.", "20260101")] = None
     catchup: Annotated[int | None, BeforeValidator(_hour), Help(
-        "Hour of the day after the night (UTC) at which late files of its units are looked for; off: never.")] = 14
+        "Hour of the following day (UTC) at which late files of a night are fetched; off: never.")] = 14
     catchup_days: Annotated[int, Field(ge=1, le=400), Help(
-        "On so many days one after the other.")] = 1
+        "Number of consecutive days on which to do so.")] = 1
     vault: Annotated[str, Help(
-        "The store that units are backed up to: a name of `gsync store list`, such as that of a vault that was made by "
-        "gsync store add tape tar:///vault/raw; or a URL. Empty: no backup.", "tape")] = ""
-    vault_path: Annotated[str, Help("Folder in the vault; empty: the data set's name.")] = ""
+        "The store that units are backed up to: a name from `gsync store list`, such as a vault made with gsync "
+        "store add tape tar:///vault/raw, or a URL. Empty: no backup.", "tape")] = ""
+    vault_path: Annotated[str, Help(
+        "Folder in the vault. Empty: the data set's name.")] = ""
     backup: Annotated[int | None, BeforeValidator(_hour), Help(
-        "Hour of the day after the night (UTC) at which its units are backed up; off: only by `gsync deliver "
-        "backup`.")] = 20
+        "Hour of the following day (UTC) at which the units of a night are backed up; off: only with `gsync "
+        "deliver backup`.")] = 20
     desi_status: Annotated[str, _Path, Help(
-        "A folder in which desi_transfer_status_YEAR.json is kept as desitransfer does, for scripts that read "
+        "Folder in which to keep desi_transfer_status_YEAR.json, as desitransfer writes it, for scripts that read "
         "it.", "${DATA}/status")] = ""
 
 
@@ -153,21 +154,24 @@ class DataSet:
 class Common:
     """[common]: the daemon."""
 
-    interval: Annotated[float, _Duration, Field(ge=0.1, le=86400), Help("Pause between two looks at the sources.")] = 60
+    interval: Annotated[float, _Duration, Field(ge=0.1, le=86400), Help(
+        "Pause between two checks of the sources.")] = 60
     kill_file: Annotated[str, AfterValidator(_home), Help(
-        "While this file is there the daemon does nothing and ends; seen within a second or two, also in the middle of "
-        "a transfer.")] = "~/stop_gsync_deliver"
+        "While this file exists the daemon does nothing and exits. It is noticed within a second or two, even "
+        "during a transfer.")] = "~/stop_gsync_deliver"
     timeout: Annotated[float, _Duration, Field(ge=1, le=86400), Help(
-        "Silence after which a connection or a command is given up.")] = 300
+        "Silence after which a connection or command is given up.")] = 300
     max_tries: Annotated[int, Field(ge=1, le=10000), Help(
-        "How often a unit is tried, with growing pauses, before what went wrong counts as an error of the unit. A "
-        "source that cannot be reached is not the unit's fault and costs no try.")] = 8
+        "Number of tries, with growing pauses, before a failure counts as an error of the unit. An unreachable "
+        "source costs no try.")] = 8
     retry_pause: Annotated[float, _Duration, Field(ge=0.05, le=86400), Help(
-        "The first pause; each one is twice as long as the one before, up to an hour.")] = 60
-    ssh_config: Annotated[str, AfterValidator(_home), Help("File that ssh reads instead of ~/.ssh/config.")] = ""
-    rsync_command: Annotated[str, Help("The rsync of this host.")] = "rsync"
+        "The first pause. Each further pause is twice as long, up to an hour.")] = 60
+    ssh_config: Annotated[str, AfterValidator(_home), Help(
+        "File that ssh reads instead of ~/.ssh/config.")] = ""
+    rsync_command: Annotated[str, Help(
+        "The rsync program of this host.")] = "rsync"
     page: Annotated[str, _Path, Help(
-        "A folder for the status page (index.html and more, and status.json); for any web server, or to be opened as a "
+        "Folder for the status page (index.html and more, and status.json), for any web server or to open as a "
         "file. Empty: none.", "/var/www/html/deliver")] = ""
 
 
@@ -175,23 +179,29 @@ class Common:
 class Alerts:
     """[alerts]: who is told when a person has to act."""
 
-    mail_to: Annotated[str, AfterValidator(_addresses), Help("Addresses of mail.", "operator@example.org")] = ""
+    mail_to: Annotated[str, AfterValidator(_addresses), Help(
+        "Mail addresses.", "operator@example.org")] = ""
     mail_from: Annotated[str, AfterValidator(_addresses), Help(
-        "Sender; empty: gsync at this host.")] = ""
-    smtp_host: Annotated[str, Help("The server that takes the mail.")] = "localhost"
-    smtp_port: Annotated[int, Field(ge=0, le=65535), Help("Its port; 0: the usual one for smtp-security.")] = 0
+        "Sender. Empty: gsync at this host.")] = ""
+    smtp_host: Annotated[str, Help(
+        "Mail server.")] = "localhost"
+    smtp_port: Annotated[int, Field(ge=0, le=65535), Help(
+        "Its port; 0: the usual one for smtp-security.")] = 0
     smtp_security: Annotated[Literal["none", "starttls", "tls"], Help(
-        "How the connection is protected. The server's certificate must be one that this host trusts; SSL_CERT_FILE in "
-        "the environment names others.")] = "none"
-    smtp_user: Annotated[str, Help("Name to log in with; empty: not at all.")] = ""
-    smtp_password_file: Annotated[str, AfterValidator(_home), Help("File with the password in its first line.")] = ""
+        "How the connection is protected. This host must trust the server's certificate; SSL_CERT_FILE in the "
+        "environment names other authorities.")] = "none"
+    smtp_user: Annotated[str, Help(
+        "User name to log in with. Empty: no login.")] = ""
+    smtp_password_file: Annotated[str, AfterValidator(_home), Help(
+        "File whose first line is the password.")] = ""
     command: Annotated[str, AfterValidator(_command), Help(
-        "Program that gets the alert as one line of JSON on stdin. No shell: quotes as in one.",
+        "Program that receives the alert as one line of JSON on stdin. Run without a shell; quoting works as in "
+        "one.",
         "/usr/local/bin/alert --channel data")] = ""
     down_after: Annotated[float, _Duration, Field(ge=0), Help(
-        "A source or vault that cannot be reached is told of when that has lasted so long.")] = 900
+        "Time that a source or vault must be unreachable before an alert is raised.")] = 900
     timeout: Annotated[float, _Duration, Field(ge=1, le=3600), Help(
-        "Time that mail server or program may take.")] = 30
+        "Time limit for the mail server or program.")] = 30
 
 
 @dataclass(frozen=True, config=_CONFIG)
@@ -199,10 +209,11 @@ class Logging:
     """[logging]"""
 
     filename: Annotated[str, AfterValidator(_home), Help(
-        "Log file of the daemon (10 MiB, five older ones are kept); empty: stderr.", "/var/log/gsync/deliver.log")] = ""
+        "Log file of the daemon (10 MiB, five older ones are kept). Empty: stderr.", "/var/log/gsync/deliver.log")] = ""
     level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"],
                      BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value),
-                     Help("What goes to it.")] = "INFO"
+                     Help(
+        "Lowest level to log.")] = "INFO"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,13 +250,13 @@ def read(path: str, environ: Mapping[str, str]) -> DeliverySettings:
     for name in general:
         if name in _FIRST or name not in _names(DataSet):
             raise UsageError(f"{path}: [{COMMON}] {name}: " + (
-                "belongs into each data set" if name in _FIRST else _unknown(name, Common, DataSet)))
+                "belongs in each data set" if name in _FIRST else _unknown(name, Common, DataSet)))
     common = _made(Common, own, path, COMMON)
     alerts = _made(Alerts, sections.pop(ALERTS, {}), path, ALERTS)
     log = _made(Logging, sections.pop(LOGGING, {}), path, LOGGING)
     if not sections:
-        raise UsageError(f"{path}: there is no data set: a section with source, staging and destination; "
-                         "conf/deliver.ini is an example")
+        raise UsageError(f"{path}: no data set: add a section with source, staging and destination; see "
+                         "conf/deliver.ini")
     sets = tuple(_data_set(path, name, general, values) for name, values in sections.items())
     _check_apart(path, sets)
     return DeliverySettings(path, common, alerts, log, sets)
@@ -256,10 +267,10 @@ _FIRST = ("source", "staging", "destination")
 
 def _data_set(path: str, name: str, general: Mapping[str, str], values: Mapping[str, str]) -> DataSet:
     if not _NAME.fullmatch(name):
-        raise UsageError(f"{path}: [{name}]: a data set is named by letters, digits and . _ @ + -")
+        raise UsageError(f"{path}: [{name}]: a data set name may hold letters, digits and . _ @ + -")
     for option in values:
         if option in _names(Common):
-            raise UsageError(f"{path}: [{name}] {option}: belongs into [{COMMON}]")
+            raise UsageError(f"{path}: [{name}] {option}: belongs in [{COMMON}]")
     found: DataSet = _made(DataSet, {**general, **values}, path, name, {"name": name})
     pattern = units.Pattern(found.unit)
     try:
@@ -275,14 +286,14 @@ def _check_apart(path: str, sets: tuple[DataSet, ...]) -> None:
     seen: dict[str, str] = {}
     for each in sets:
         if each.staging in seen:
-            raise UsageError(f"{path}: [{each.name}] staging: {each.staging} is that of [{seen[each.staging]}] too")
+            raise UsageError(f"{path}: [{each.name}] staging: {each.staging} is also that of [{seen[each.staging]}]")
         seen[each.staging] = each.name
         for inner, outer, what in ((each.staging, each.destination, "staging"),
                                    (each.destination, each.staging, "destination"),
                                    (each.quarantine, each.destination, "quarantine")):
             if inner == outer or inner.startswith(outer.rstrip("/") + "/"):
                 other = "destination" if outer == each.destination else "staging"
-                raise UsageError(f"{path}: [{each.name}] {what}: {inner} lies in the {other}: keep them apart")
+                raise UsageError(f"{path}: [{each.name}] {what}: {inner} is inside the {other}: keep them apart")
 
 
 def _filled(path: str, section: str, option: str, value: str, environ: Mapping[str, str]) -> str:
@@ -292,9 +303,9 @@ def _filled(path: str, section: str, option: str, value: str, environ: Mapping[s
         if match[0] == "$$":
             return "$"
         if match["name"] is None:
-            raise UsageError(f"{where}: {value!r}: a dollar stands before {{NAME}}, or is written $$")
+            raise UsageError(f"{where}: {value!r}: write ${{NAME}}, or $$ for a dollar")
         if match["name"] not in environ:
-            raise UsageError(f"{where}: the environment has no {match['name']}")
+            raise UsageError(f"{where}: not in the environment: {match['name']}")
         return environ[match["name"]]
 
     return _VARIABLE.sub(one, value)
@@ -322,21 +333,20 @@ def _names(kind: type[Any]) -> list[str]:
 
 def _unknown(name: str, *kinds: type[Any]) -> str:
     if name in _ELSEWHERE:
-        return f"there is no such option: {_ELSEWHERE[name]}"
+        return f"no such option: {_ELSEWHERE[name]}"
     near = difflib.get_close_matches(name, [each for kind in kinds for each in _names(kind)], n=1, cutoff=0.7)
-    return "there is no such option" + (f"; {near[0]}?" if near else "; conf/deliver.ini has them all")
+    return "no such option" + (f"; did you mean {near[0]}?" if near else "; see conf/deliver.ini")
 
 
 def sample() -> str:
     """conf/deliver.ini: every option with its help and default."""
-    about = ("What `gsync deliver` brings from where to where. An option that begins with # has the value that is "
-             "shown, or, where that is marked as an example, is not set. ${NAME} is the environment's NAME, $$ a "
-             "dollar. Options of a data set may stand in [common] for all of them, but for source, staging and "
-             "destination.")
+    about = ("Settings of `gsync deliver`. A commented-out option has the value shown, or is unset where the value is "
+             "marked as an example. ${NAME} is the environment variable NAME, $$ a dollar sign. Options of a data set, "
+             "except source, staging and destination, may stand in [common] for all data sets.")
     lines = [f"# {line}" for line in ini.wrapped(about)]
     for section, kind, about in (
-            ("raw", DataSet, "A data set; as many as you like, each with a name of its own."),
-            (COMMON, Common, "The daemon."), (ALERTS, Alerts, "Who is told when a person has to act."),
+            ("raw", DataSet, "A data set. Add as many as needed, each under its own name."),
+            (COMMON, Common, "The daemon."), (ALERTS, Alerts, "Who is alerted when a person has to act."),
             (LOGGING, Logging, "The daemon's log.")):
         lines += ["", f"# {about}", f"[{section}]"]
         hints = get_type_hints(kind, include_extras=True)

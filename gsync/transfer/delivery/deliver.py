@@ -77,7 +77,7 @@ class DataSetDelivery:
             raise
         except sqlite3.Error as exc:
             done.down = f"the database: {exc}"
-            _log.error("cannot go on", set=self.dataset.name, error=exc)
+            _log.error("data set stopped", set=self.dataset.name, error=exc)
         return done
 
     def _with_source(self, done: Summary, new: bool) -> None:
@@ -89,9 +89,9 @@ class DataSetDelivery:
                 make_dirs(self._context.destination, 0o755)
             source = self._context.source()
             if self.dataset.checksum_lock and self._context.asked(lambda: source.locked(self.dataset.checksum_lock)):
-                note = f"the source's checksum lock {self.dataset.checksum_lock} is there"
+                note = f"the source's checksum lock {self.dataset.checksum_lock} exists"
                 done.waiting = note
-                _log.info("checksums are being written", set=self.dataset.name, lock=self.dataset.checksum_lock)
+                _log.info("waiting for the checksum lock", set=self.dataset.name, lock=self.dataset.checksum_lock)
             else:
                 if new:
                     self._find_new()
@@ -114,7 +114,7 @@ class DataSetDelivery:
             self._db.change(row, state=UnitState.KILLED, reason="killed by gsync queue kill")
         for row in again:
             with suppress(KilledByOrder):
-                self._context.unquarantine(row, "tried again by gsync queue retry")
+                self._context.unquarantine(row, "retried by gsync queue retry")
 
     # new units
 
@@ -126,7 +126,7 @@ class DataSetDelivery:
             with _ours("destination", self._context.destination):
                 there = placement.exists(os.path.join(self._context.destination, unit.path))
             if there:
-                _log.warning("at the destination already, not looked into", set=self.dataset.name, unit=unit)
+                _log.warning("already at the destination, not verified", set=self.dataset.name, unit=unit)
             self._db.add(self.dataset, unit, UnitState.FOUND if there else UnitState.WAITING)
 
     def _is_too_old(self, unit: units.Unit) -> bool:
@@ -168,17 +168,18 @@ class DataSetDelivery:
     def _pulled(self, row: Delivery) -> Listing | None:
         """Staging holds what the source has of the unit; None: there is nothing to do."""
         if placement.exists(os.path.join(self._context.destination, row.path)):
-            _log.warning("at the destination already, not looked into", set=self.dataset.name, unit=row)
+            _log.warning("already at the destination, not verified", set=self.dataset.name, unit=row)
             placement.remove(os.path.join(self._context.staging, row.path))
             placement.prune(self._context.staging, row.path)
-            self._db.change(row, state=UnitState.FOUND, reason="was at the destination already", not_before=0)
+            self._db.change(row, state=UnitState.FOUND, reason="was already at the destination", not_before=0)
             return None
         row = self._db.change(row, state=UnitState.PULLING)
         listing = self._context.listing(row)
         if listing is None:
-            raise StoreError(f"source {self.dataset.source}: the link {row} is gone", Category.TRANSIENT, errno.ENOENT)
+            raise StoreError(f"source {self.dataset.source}: the link {row} is missing", Category.TRANSIENT,
+                             errno.ENOENT)
         if listing.odd:
-            raise StoreError(f"source {self.dataset.source}: {row}: neither file nor directory: "
+            raise StoreError(f"source {self.dataset.source}: {row}: not a file or directory: "
                              + ", ".join(shown(name) for name in listing.odd[:10]), Category.PERMANENT)
         staged = os.path.join(self._context.staging, row.path)
         self._check_room(row, listing)
@@ -201,7 +202,7 @@ class DataSetDelivery:
             free = found.f_bavail * found.f_frsize
             if size and free - size < self.dataset.min_free:
                 self._context.set_back(row)
-                raise Down("disk", f"{what} {shown(folder)}: {free:,} bytes are free, {row} takes {size:,}, "
+                raise Down("disk", f"{what} {shown(folder)}: {free:,} bytes free, {row} needs {size:,}, "
                                    f"and min-free is {self.dataset.min_free:,}")
 
     def _mirror(self, listing: Listing, staged: bytes, wrong: Sequence[bytes] = ()) -> int:
@@ -239,8 +240,8 @@ class DataSetDelivery:
         try:
             placement.move(staged, self._context.destination, row.path, about_to, comparison.digests)
         except FileExistsError:
-            raise StoreError(f"destination {self.dataset.destination}: {row} is there already, put there by somebody "
-                             "else meanwhile", Category.PERMANENT, errno.EEXIST) from None
+            raise StoreError(f"destination {self.dataset.destination}: {row} already exists; another process put it "
+                             "there", Category.PERMANENT, errno.EEXIST) from None
         except OSError as exc:
             if exc.errno != errno.EBADMSG:
                 raise
@@ -249,7 +250,7 @@ class DataSetDelivery:
         placement.prune(self._context.staging, row.path)
         self._context.delivered(row)
         if not comparison.good:
-            self._context.tell(self._context.fresh(row), "delivered though it failed", reason)
+            self._context.tell(self._context.fresh(row), "delivered despite errors", reason)
 
     # what did not go well
 
@@ -263,7 +264,7 @@ class DataSetDelivery:
             row = self._context.fresh(row)
         tries = row.tries + 1
         comparison = self._retry.judge(exc.category, tries, time.time_ns())
-        _log.warning("a unit fails", set=self.dataset.name, unit=row, tries=tries, error=exc)
+        _log.warning("a unit failed", set=self.dataset.name, unit=row, tries=tries, error=exc)
         with suppress(KilledByOrder):
             if comparison.again is not None:
                 self._db.stage(row, Stage.PULL, False)
@@ -308,7 +309,7 @@ class DataSetDelivery:
         """What would be done: what, unit, details. Looks at the source, changes nothing. Down: it cannot be asked."""
         source = self._context.source()
         if self.dataset.checksum_lock and self._context.asked(lambda: source.locked(self.dataset.checksum_lock)):
-            return [("wait", "", f"the source's checksum lock {self.dataset.checksum_lock} is there")]
+            return [("wait", "", f"the source's checksum lock {self.dataset.checksum_lock} exists")]
         rows = {row.path: row for row in self._db.in_state(self.dataset.name, tuple(UnitState))}
         found = []
         for unit in self._context.asked(source.ready):
@@ -316,7 +317,7 @@ class DataSetDelivery:
             if self._is_too_old(unit) or (row is not None and row.state not in (UnitState.WAITING, *AT_WORK)):
                 continue
             if placement.exists(os.path.join(self._context.destination, unit.path)):
-                found.append(("leave", str(unit), "it is at the destination already"))
+                found.append(("leave", str(unit), "already at the destination"))
                 continue
             try:
                 with self._stop_signal.watch(self._context.close):

@@ -78,7 +78,7 @@ class LateFiles:
         place = os.path.join(self._context.destination, row.path)
         late = [file for file in listing.files.values() if differs(file, place)]
         if listing.odd:
-            raise StoreError(f"source {self._dataset.source}: {row}: neither file nor directory: "
+            raise StoreError(f"source {self._dataset.source}: {row}: not a file or directory: "
                              + ", ".join(shown(name) for name in listing.odd[:10]), Category.PERMANENT)
         if not late:
             if row.state is UnitState.FOUND:
@@ -94,7 +94,7 @@ class LateFiles:
             placement.remove(made)
             placement.tidy(self._context.destination)
             row = self._db.change(row, state=UnitState.DELIVERED)
-            self._late_failed(row, f"late files are not taken: {comparison.reason()}", comparison)
+            self._late_failed(row, f"late files rejected: {comparison.reason()}", comparison)
             return False
         placement.lock(made)
         placement.lock(place)
@@ -140,7 +140,7 @@ class LateFiles:
         row = self._db.change(row, state=UnitState.DELIVERED, reason=comparison.reason(), problems=problems(comparison),
                               files=len(comparison.digests))
         if not comparison.good:
-            self._context.tell(row, "found at the destination, and it fails", comparison.reason())
+            self._context.tell(row, "found at the destination, with errors", comparison.reason())
         return self._context.fresh(row)
 
     def _no_more_late(self, row: Delivery) -> None:
@@ -171,7 +171,7 @@ class LateFiles:
                 self._caught(row)
                 with suppress(KilledByOrder):
                     self._context.unquarantine(self._context.fresh(row),
-                                               "the source has changed since it was quarantined")
+                                               "the source changed after it was quarantined")
                     return True
                 return False
         self._caught(row)

@@ -49,7 +49,7 @@ def overview(db: Transfers) -> dict[str, Any]:
         found["replication"] = [{"id": each.id, "label": each.label, "failures": len(each.rows)}
                                 for each in all_failures(Home(db.home))]
     except (GsyncError, OSError, sqlite3.Error) as exc:
-        found["replication"] = [{"id": "", "label": f"the ledgers cannot be read: {exc}", "failures": 0}]
+        found["replication"] = [{"id": "", "label": f"cannot read the ledgers: {exc}", "failures": 0}]
     return found
 
 

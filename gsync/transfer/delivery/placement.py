@@ -112,7 +112,7 @@ def move(source: bytes, root: bytes, path: bytes, about_to: Callable[[str], None
     target = os.path.join(root, path)
     make_dirs(os.path.dirname(target), 0o755)
     if exists(target):
-        raise FileExistsError(errno.EEXIST, "something is there already", target)
+        raise FileExistsError(errno.EEXIST, "already exists", target)
     sync(source)
     try:
         about_to(mark_of(source))
@@ -166,7 +166,7 @@ def copy_file(source: bytes, target: bytes, digest: str | None = None) -> None:
         os.utime(new.fileno(), ns=(st.st_atime_ns, st.st_mtime_ns))
         os.fsync(new.fileno())
     if digest is not None and computed.hexdigest() != digest:
-        raise OSError(errno.EBADMSG, f"what was copied is not what was verified ({shown(source)})", target)
+        raise OSError(errno.EBADMSG, f"the copy differs from the verified file {shown(source)}", target)
 
 
 def exchange(new: bytes, old: bytes) -> None:

@@ -131,7 +131,7 @@ class Rounds:
                 if each.desi_status:
                     desistatus.write(each, self._deliveries, self._desi_written.setdefault(each.name, {}))
         except (OSError, sqlite3.Error) as exc:
-            _log.error("the status cannot be written", error=exc)
+            _log.error("cannot write the status", error=exc)
 
     def to_look_at(self) -> list[int]:
         """How many units of each data set somebody has to look at, or are being tried again."""

@@ -155,8 +155,8 @@ class Deliveries:
             row = db.execute("SELECT staging, destination FROM deliver_sets WHERE name=?", (dataset.name,)).fetchone()
             if row is not None and row[1] != dataset.destination and db.execute(
                     "SELECT 1 FROM deliver_units WHERE dataset=?", (dataset.name,)).fetchone():
-                raise UsageError(f"data set {dataset.name}: the one of this name delivers to {row[1]}, not to "
-                                 f"{dataset.destination}: give it another name, or another state folder (--state)")
+                raise UsageError(f"data set {dataset.name}: a data set of this name delivers to {row[1]}, not to "
+                                 f"{dataset.destination}; use another name or another state folder (--state)")
             db.execute("INSERT INTO deliver_sets (name, staging, destination) VALUES (?,?,?) ON CONFLICT (name) DO "
                        "UPDATE SET staging=excluded.staging, destination=excluded.destination",
                        (dataset.name, dataset.staging, dataset.destination))

@@ -75,8 +75,8 @@ def rooted(text: str) -> tuple[str, bytes]:
             return found[1] + "/", os.fsencode(os.path.normpath(found[2])).strip(b"/")
     if found := _GLUSTER_URL.fullmatch(text):
         return found[1], os.fsencode(os.path.normpath(found[2] or ".")).strip(b"/").removeprefix(b".")
-    raise UsageError(f"{text!r}: not a source: /path, [user@]host:/path, ssh://[user@]host[:port]/path, "
-                     "gluster://host/VOLUME/path, or NAME[:path] of gsync store list")
+    raise UsageError(f"{text!r}: not a source; expected /path, [user@]host:/path, ssh://[user@]host[:port]/path, "
+                     "gluster://host/VOLUME/path, or NAME[:path] from gsync store list")
 
 
 class ReadyFolder:
@@ -107,7 +107,7 @@ class ReadyFolder:
     def probe(self) -> None:
         self._store.probe()
         if self._item(self._folder) is None:
-            raise StoreError(f"source {self.text}: there is no such folder", Category.STORE_DOWN)
+            raise StoreError(f"source {self.text}: no such folder", Category.STORE_DOWN)
 
     def locked(self, lock: str) -> bool:
         """Whether the file is there. Only the store's own word is believed."""
@@ -125,14 +125,14 @@ class ReadyFolder:
                 found.append(unit)
             elif path not in self._warned:
                 self._warned.add(path)
-                _log.warning("no unit", source=self.text, link=shown(path), pattern=self._pattern.text)
+                _log.warning("not a unit", source=self.text, link=shown(path), pattern=self._pattern.text)
         return found
 
     def _links(self, below: bytes, depth: int) -> Iterator[bytes]:
         folder = self._real(_joined(self._folder, below))
         if folder is None:
             if not below:
-                raise StoreError(f"source {self.text}: there is no such folder", Category.STORE_DOWN)
+                raise StoreError(f"source {self.text}: no such folder", Category.STORE_DOWN)
             return
         items = list(self._listed(folder))
         self._stop_signal.check()
@@ -164,14 +164,14 @@ class ReadyFolder:
         item = None if root is None else self._store.stat(root)
         if root is None or item is None:
             if self._item(self._folder) is None:
-                raise StoreError(f"source {self.text}: there is no such folder", Category.STORE_DOWN)
+                raise StoreError(f"source {self.text}: no such folder", Category.STORE_DOWN)
             parent = self._real(_joined(self._folder, os.path.dirname(unit)))
             if parent is None or self._store.stat(_joined(parent, os.path.basename(unit))) is None:
                 return None
-            raise StoreError(f"source {self.text}: what the link {shown(unit)} leads to is not there",
+            raise StoreError(f"source {self.text}: the target of the link {shown(unit)} is missing",
                              Category.TRANSIENT, errno.ENOENT)
         if not item.is_dir:
-            raise StoreError(f"source {self.text}: {shown(unit)} does not lead to a directory", Category.PERMANENT)
+            raise StoreError(f"source {self.text}: {shown(unit)} does not point to a directory", Category.PERMANENT)
         found = Listing(root)
         self._list_into(found, root, b"", (root,))
         found.dirs.sort()
@@ -229,8 +229,8 @@ class ReadyFolder:
             target = item.target or b""
             if target.startswith(b"/"):
                 if self.url.startswith("gluster:"):
-                    raise StoreError(f"source {self.text}: {shown(here)} is an absolute link; what it leads to in a "
-                                     "volume is not known", Category.PERMANENT)
+                    raise StoreError(f"source {self.text}: {shown(here)} is an absolute link, which cannot be "
+                                     "followed in a volume", Category.PERMANENT)
                 done = b""
             rest = [each for each in target.split(b"/") if each] + rest
         return done
@@ -250,8 +250,8 @@ class ReadyFolder:
             self._run_rsync(listing, folder)
             for file in listing.files.values():
                 if differs(file, folder):
-                    raise StoreError(f"source {self.text}: {shown(file.path)} is not what was listed after rsync has "
-                                     "fetched it: it changed meanwhile", Category.TRANSIENT)
+                    raise StoreError(f"source {self.text}: {shown(file.path)} changed while rsync fetched it",
+                                     Category.TRANSIENT)
         else:
             for file in wanted:
                 self.fetch(file, os.path.join(folder, file.path))
@@ -281,7 +281,7 @@ class ReadyFolder:
                     content = self._store.get(file.real, cast(BinaryIO, _Counted(into, self._stop_signal.check)))
                 except StoreError as exc:
                     if exc.errno == errno.ENOENT:
-                        raise StoreError(f"source {self.text}: {shown(file.path)} went away while it was fetched",
+                        raise StoreError(f"source {self.text}: {shown(file.path)} disappeared while it was fetched",
                                          Category.TRANSIENT, errno.ENOENT) from exc
                     raise
                 if content.size != file.size:
@@ -317,7 +317,7 @@ class ReadyFolder:
             last = [line for line in said.decode("utf-8", "replace").splitlines() if line.strip()][-2:]
             # 5, 10, 12, 30, 35, 255: the connection; the others may be one file's trouble.
             category = Category.STORE_DOWN if status in (5, 10, 12, 30, 35, 255) else Category.TRANSIENT
-            raise StoreError(f"source {self.text}: rsync ends with {status}: {'; '.join(last)}", category)
+            raise StoreError(f"source {self.text}: rsync exited with status {status}: {'; '.join(last)}", category)
         for name in [name for name, _mode in walk(folder) if os.path.basename(name) == RSYNC_PART]:
             placement.remove(os.path.join(folder, name))
 

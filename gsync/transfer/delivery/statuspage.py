@@ -265,9 +265,9 @@ def index_page(settings: DeliverySettings, all_nights: dict[str, list[Night]], s
             parts.append(f'<p class="banner amber">Waiting: {_text(found["note"])}</p>\n')
         else:
             looked = found["looked"]
-            parts.append('<p class="banner green">Source looked at '
+            parts.append('<p class="banner green">Source checked '
                          f'{looked.replace("T", " ").replace("Z", " UTC")}</p>\n' if looked else
-                         '<p class="banner amber">Not looked at yet</p>\n')
+                         '<p class="banner amber">Source not checked yet</p>\n')
         units = found["units"]
         there = sum(units.get(state.value, 0) for state in THERE)
         moving = sum(count for state, count in units.items()
@@ -299,9 +299,9 @@ def _transfers_figures(found: dict[str, Any]) -> str:
     lost = sum(each["failures"] for each in found["replication"])
     copies = next((sum(each["states"].values()) for each in found["work"] if each["name"] == "replicate"), 0)
     figures = [(_colours(states)[AMBER], "waiting or moving", False),
-               (states.get("RETRY", 0), "to be tried again", False),
+               (states.get("RETRY", 0), "to be retried", False),
                (copies, "replications pending", False), (states.get("FAILED", 0), "failed", True),
-               (len(found["banned"]), "stores left alone", True), (lost, "not replicated", True),
+               (len(found["banned"]), "stores banned", True), (lost, "not replicated", True),
                (sum(each["running"] for each in found["archives"]), "archive jobs running", False),
                (sum(each["failed"] for each in found["archives"]), "archive jobs failed", True)]
     return '<div class="figures">' + "".join(
@@ -313,7 +313,7 @@ def transfers_page(found: dict[str, Any], now: datetime) -> str:
     """What the queue, the archives and replication have to do, and what of it has failed."""
     body = [f'<header><h1>All transfers</h1><p class="quiet">as of {_when(now)}; gsync queue list --transfers has each '
             f"of them</p></header>\n<section>\n{_transfers_figures(found)}"]
-    body += [f'<p class="banner red">Store {_text(each["store"])} is left alone'
+    body += [f'<p class="banner red">Store {_text(each["store"])} is banned'
              f'{" until " + each["until"][:19].replace("T", " ") + " UTC" if each["until"] else ""}: '
              f'{_text(each["reason"])}</p>\n' for each in found["banned"]]
     body.append("</section>\n")
@@ -325,7 +325,7 @@ def transfers_page(found: dict[str, Any], now: datetime) -> str:
         if rows:
             body.append(f"<section>\n<h2>{title}</h2>\n<table>\n{''.join(rows)}</table>\n</section>\n")
     if found["attention"]:
-        body.append('<section>\n<h2>Failed, or to be tried again</h2>\n<ul class="attention">\n' + "".join(
+        body.append('<section>\n<h2>Failed or to be retried</h2>\n<ul class="attention">\n' + "".join(
             f'<li><span class="chip {colour}">{_SIGNS[colour]}</span> <b>{_text(each["from"])} → {_text(each["to"])}'
             f'</b> <span class="quiet">{each["what"]}, {each["state"]}, {_text(each["request"])}</span><br>'
             f'{_text(each["reason"])}</li>\n' for each in found["attention"]
@@ -361,9 +361,10 @@ def _attention(dataset: DataSet, found: Sequence[dict[str, Any]]) -> str:
              f'<span class="quiet">{each["state"]}</span><br>{_text(each["reason"])}</li>\n'
              for each in found[:most]]
     if len(found) > most:
-        lines.append(f'<li class="quiet">and {len(found) - most} more: see the nights</li>\n')
+        lines.append(f'<li class="quiet">and {len(found) - most} more; see the nights</li>\n')
     is_open = " open" if len(found) <= most else ""
-    return (f'<details{is_open}><summary>{len(found)} unit{"s" if len(found) > 1 else ""} to look at</summary>\n'
+    count = f"{len(found)} units need" if len(found) > 1 else "1 unit needs"
+    return (f'<details{is_open}><summary>{count} attention</summary>\n'
             f'<ul class="attention">\n{"".join(lines)}</ul></details>\n')
 
 
@@ -442,7 +443,7 @@ def _why(row: Delivery) -> str:
     if row.not_before and row.state is UnitState.WAITING:
         parts.append(f'<p class="quiet">try {row.tries + 1} at {_when(_moment(row.not_before))}</p>')
     titles = {"list": "The list", "missing": "Missing", "extra": "Not in the list", "mismatching": "Checksum differs",
-              "odd": "Neither file nor directory"}
+              "odd": "Not a file or directory"}
     for what, names in row.problems.items():
         if names and names != [row.reason]:
             items = "".join(f"<li><code>{_text(name)}</code></li>" for name in names)

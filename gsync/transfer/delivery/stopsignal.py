@@ -33,7 +33,7 @@ class StopSignal:
         if self._stop.is_set():
             return "stopped by a signal"
         if self.kill_file and os.path.lexists(self.kill_file):
-            return f"the kill file {self.kill_file} is there"
+            return f"the kill file {self.kill_file} exists"
         return ""
 
     def check(self, count: int = 0) -> None:
@@ -69,7 +69,7 @@ class StopSignal:
                 if why:
                     found.append(Stopped(why))
                 elif time.monotonic() - self._moved > self.timeout:
-                    found.append(StoreError(f"nothing has come for {self.timeout:g} s", Category.STORE_DOWN))
+                    found.append(StoreError(f"no data for {self.timeout:g} s", Category.STORE_DOWN))
                 if found:
                     break_off()
                     return

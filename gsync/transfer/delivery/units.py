@@ -48,17 +48,17 @@ class Pattern:
                 regex.append(re.escape(piece))
                 continue
             if name in self.fields:
-                raise ValueError(f"{{{name}}} stands there twice")
+                raise ValueError(f"{{{name}}} appears twice")
             self.fields.append(name)
             part.append("x")
             regex.append(f"(?P<{name}>{field or _KNOWN.get(name, '[^/]+')})")
         parts = "".join(part).split("/")
         if any(not each or each in (".", "..") for each in parts):
-            raise ValueError("the parts of a path are missing: such as {night}/{exposure}")
+            raise ValueError("empty path part; expected a path such as {night}/{exposure}")
         if parts[0].startswith(os.fsdecode(OURS)):
-            raise ValueError(f"names that begin with {os.fsdecode(OURS)} are gsync's own")
+            raise ValueError(f"names that begin with {os.fsdecode(OURS)} are reserved for gsync")
         if not self.fields:
-            raise ValueError("it has no field such as {exposure}: there could be one unit only")
+            raise ValueError("it has no field such as {exposure}, so it matches only one unit")
         self.depth = len(parts)
         try:
             self._regex = re.compile("".join(regex), re.ASCII | re.DOTALL)

@@ -80,7 +80,7 @@ def drop(home: Home, ident: str, reason: str) -> int:
     rows, so nothing else would tell any more that the slave differs."""
     session, gfid = _parse(home, ident)
     if gfid is None:
-        raise UsageError(f"{ident}: what replication could not sync is given up one by one: {ident}/GFID, or gsync "
+        raise UsageError(f"{ident}: drop replication failures one by one: {ident}/GFID, or gsync "
                          f"failures {session.name} drop GFID --reason TEXT")
     with _ledgers(home, session) as ledgers:
         count = sum(ledger.drop(gfid) for ledger in ledgers)

@@ -41,7 +41,7 @@ def copy(context: Context, t: Transfer) -> Content | None:
     source, destination = context.stores.get(t.source), context.stores.writable(t.store)
     item = source.stat(t.source_path)
     if item is None:
-        raise StoreError(f"store {source.name}: {shown(t.source_path) or '/'} is not there", Category.PERMANENT,
+        raise StoreError(f"store {source.name}: no such file: {shown(t.source_path) or '/'}", Category.PERMANENT,
                          errno.ENOENT)
     context.progress(0)
     if item.is_dir:
@@ -49,8 +49,8 @@ def copy(context: Context, t: Transfer) -> Content | None:
         return None
     if not item.is_file:
         if item.target is None:
-            raise StoreError(f"store {source.name}: {shown(t.source_path)} is neither a file, a directory nor a "
-                             "symlink", Category.PERMANENT)
+            raise StoreError(f"store {source.name}: {shown(t.source_path)} not a file, directory or symlink",
+                             Category.PERMANENT)
         destination.symlink(t.path, item)
         return None
 
@@ -68,7 +68,7 @@ def copy(context: Context, t: Transfer) -> Content | None:
         except StoreError as again:
             if again.errno != errno.EEXIST:
                 raise
-            raise StoreError(f"store {destination.name}: {shown(t.path)} is there already and is another one; "
+            raise StoreError(f"store {destination.name}: {shown(t.path)} exists and differs; "
                              "gsync queue submit --replace replaces it", Category.PERMANENT, errno.EEXIST) from None
     if context.arguments.get("verify"):
         mover.verify(destination, t.path, content)
@@ -88,7 +88,7 @@ def verify(context: Context, t: Transfer) -> Content:
     content = wanted(context.stores, t)
     if content is None:
         source = context.stores.get(t.source)
-        raise StoreError(f"store {source.name}: {shown(t.source_path)} is not there, and its checksum is not known",
+        raise StoreError(f"store {source.name}: {shown(t.source_path)} is missing, and its checksum is unknown",
                          Category.PERMANENT, errno.ENOENT)
     mover.verify(store, t.path, content)
     return content
@@ -107,7 +107,7 @@ def remove(context: Context, t: Transfer) -> None:
         except StoreError as exc:
             if exc.category is not Category.CORRUPT:
                 raise
-            raise StoreError(f"store {store.name}: {shown(t.path)} is not removed, it is the only replica: {exc}",
+            raise StoreError(f"store {store.name}: {shown(t.path)} not removed, it is the only replica: {exc}",
                              Category.PERMANENT) from exc
     store.delete(t.path)
 

@@ -92,8 +92,8 @@ def copy(source: Store, path: bytes, destination: Store, new: bytes, checksum: s
     if item is None:
         item = source.stat(path)
     if item is None or not item.is_file:
-        what = "is not there" if item is None else "is not a regular file"
-        raise StoreError(f"store {source.name}: {shown(path)} {what}", Category.PERMANENT)
+        what = "no such file" if item is None else "not a regular file"
+        raise StoreError(f"store {source.name}: {what}: {shown(path)}", Category.PERMANENT)
     there = destination.stat(new)
     if there is not None and there.is_file and there.size == item.size:
         wanted = checksum or source.checksum(path)
@@ -155,7 +155,7 @@ def verify(store: Store, path: bytes, content: Content) -> None:
     """Read the file anew; StoreError (CORRUPT) if it is not that."""
     item = store.stat(path)
     if item is None:
-        raise StoreError(f"store {store.name}: {shown(path)} is not there", Category.CORRUPT)
+        raise StoreError(f"store {store.name}: {shown(path)} is missing", Category.CORRUPT)
     if item.size != content.size:
         raise StoreError(f"store {store.name}: {shown(path)} has {item.size} bytes instead of {content.size}",
                          Category.CORRUPT)

@@ -58,8 +58,8 @@ def kind_of(url: str) -> str:
     try:
         url.encode()
     except UnicodeEncodeError:
-        raise UsageError(f"store {shown(os.fsencode(url))}: the URL of a store must be UTF-8; take a directory above "
-                         "it as the store, and the rest as path in that") from None
+        raise UsageError(f"store {shown(os.fsencode(url))}: a store's URL must be UTF-8; use a directory above it "
+                         "as the store, and the rest as path in that store") from None
     match = _SCHEME.fullmatch(url)
     if url.startswith("/") or (match and match[1] == "file" and match[2].startswith("/")):
         return "dir"
@@ -69,7 +69,7 @@ def kind_of(url: str) -> str:
         return match[1]
     if not match and _HOST_PATH.fullmatch(url):
         return "ssh"
-    raise UsageError(f"store {url!r}: not a URL of a store: {_FORMS}")
+    raise UsageError(f"store {url!r}: not a store URL; expected one of {_FORMS}")
 
 
 def _check_options(name: str, kind: str, options: Mapping[str, Any]) -> None:
@@ -78,8 +78,8 @@ def _check_options(name: str, kind: str, options: Mapping[str, Any]) -> None:
     known = {"ssh": ssh.OPTIONS, "tar": vault.OPTIONS}.get(kind, ())
     for option in options:
         if option not in known:
-            raise UsageError(f"store {name}: there is no option {option} for such a store"
-                             + (f"; there is {', '.join(known)}" if known else ""))
+            raise UsageError(f"store {name}: no such option: {option}"
+                             + (f"; expected one of {', '.join(known)}" if known else ""))
 
 
 def open_store(url: str, name: str = "", options: Mapping[str, Any] | None = None) -> Store:
@@ -130,7 +130,7 @@ class Stores:
                 db.execute("INSERT INTO stores VALUES (?,?,?,?)",
                            (name, url, json.dumps(dict(options or {})), read_only))
         except sqlite3.IntegrityError:
-            raise UsageError(f"store {name}: there is one of this name already") from None
+            raise UsageError(f"store {name}: the name is taken") from None
 
     def remove(self, name: str) -> None:
         """Forget a store; nothing in it is touched. UsageError while transfers are to go to it or come from it."""
@@ -139,8 +139,8 @@ class Stores:
             row = db.execute("SELECT count(*) FROM transfers WHERE (source=:s OR store=:s) AND state NOT IN "
                              "('DONE', 'FAILED', 'KILLED')", {"s": name}).fetchone()
             if row[0]:
-                raise UsageError(f"store {name}: {row[0]} transfers are not done yet; gsync queue kill --link ,{name} "
-                                 f"and --link {name}, give them up")
+                raise UsageError(f"store {name}: {row[0]} transfers need it; kill them with gsync queue kill "
+                                 f"--link ,{name} and --link {name},")
             db.execute("DELETE FROM stores WHERE name=?", (name,))
             db.execute("DELETE FROM bans WHERE store=?", (name,))
 
@@ -157,7 +157,7 @@ class Stores:
         for known in self.all():
             if known.name == name:
                 return known
-        raise UsageError(f"there is no store {name!r}; gsync store list shows those that are there")
+        raise UsageError(f"no such store: {name}; list them with gsync store list")
 
     def get(self, store: str) -> Store:
         """The open store of a name or URL."""
@@ -185,10 +185,10 @@ class Stores:
             store, _, last = text.rpartition("/")
             return StorePath(store + ("/" if store.endswith(":") else ""), os.fsencode(last))
         if colon and "/" not in name and not os.path.lexists(text):
-            raise UsageError(f"{text!r}: there is no store {name!r}; gsync store list shows those that are there")
+            raise UsageError(f"{text!r}: no such store: {name}; list them with gsync store list")
         if not colon and "/" not in text and not os.path.lexists(text) and any(k.name == text for k in self.all()):
-            raise UsageError(f"{text!r} is a store: {text}:PATH is a place in it, {text}: its root; ./{text} is a "
-                             "path here")
+            raise UsageError(f"{text!r} is a store; write {text}:PATH for a path in it, {text}: for its root, ./{text} "
+                             "for a local path")
         path = os.path.abspath(text)
         return StorePath(LOCAL, os.fsencode(os.path.join(os.path.realpath(os.path.dirname(path)),
                                                      os.path.basename(path)))[1:])
@@ -208,7 +208,7 @@ class Stores:
             return StorePath(text, b"")
         if ("/" in text and not colon) or text.startswith(("/", "./", "../")):
             return StorePath(os.path.abspath(text), b"")
-        raise UsageError(f"{text!r}: there is no store {name!r}; gsync store list shows those that are there")
+        raise UsageError(f"{text!r}: no such store: {name}; list them with gsync store list")
 
     # health
 

@@ -104,7 +104,7 @@ class _Job:
         except GsyncError as exc:  # of the batch as a whole: nothing in it counts
             results = [_Result(t, exc) for t in self.transfers]
         except Exception as exc:  # noqa: BLE001 whatever it is, it must come to the reporter
-            _log.error("a job ended with an internal error", error=repr(exc))
+            _log.error("a job failed with an internal error", error=repr(exc))
             results = [_Result(t, StoreError(f"internal error: {exc!r}", Category.TRANSIENT)) for t in self.transfers]
         finally:
             self._report(self, results)
@@ -173,7 +173,7 @@ class QueueWorker:
                 try:
                     busy = self._turn()
                 except sqlite3.OperationalError as exc:  # full, or locked for long: what was done is examined later
-                    _log.warning("the database cannot be used now", error=exc)
+                    _log.warning("the database cannot be used for now", error=exc)
                     self._doubt = True
                     self._stop.wait(1.0)
                     continue
@@ -235,11 +235,11 @@ class QueueWorker:
         try:
             settings = self._reread() if self._reread is not None else self._settings
         except GsyncError as exc:
-            _log.warning("the settings cannot be read, the former ones hold", error=exc)
+            _log.warning("the settings cannot be read, the previous ones stay in effect", error=exc)
             return
         if settings != self._settings:
             self._settings = settings
-            _log.info("other settings", jobs=settings.jobs, max_retries=settings.policy.max_retries,
+            _log.info("settings changed", jobs=settings.jobs, max_retries=settings.policy.max_retries,
                       job_timeout=settings.job_timeout)
 
     def _recover(self) -> None:
@@ -273,7 +273,7 @@ class QueueWorker:
         elif t.state is TransferState.KILL:
             self._kill(t)
         else:
-            self._judge(t, StoreError("its worker was lost on the way", Category.TRANSIENT), [])
+            self._judge(t, StoreError("its worker died", Category.TRANSIENT), [])
 
     # submitter
 
@@ -391,7 +391,7 @@ class QueueWorker:
                             "replicas": replicas_text([*others, (t.source, t.source_path)])}
         if self._db.advance([t.id], TAKEN, state, by=self.id, **columns):
             self._told(t, state, str(error))
-            _log.info("transfer failed" if state is TransferState.FAILED else "transfer will be tried again",
+            _log.info("transfer failed" if state is TransferState.FAILED else "transfer will be retried",
                       transfer=t.id,
                       path=shown(t.path), tries=tries, error=error)
         else:

@@ -65,8 +65,8 @@ class DirStore:
             self._fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
             # Perhaps not mounted: that must not be taken for an empty store.
-            raise StoreError(f"store {self.name}: {shown(root)} is not there (not mounted?); make it if it is to be "
-                             "a store", Category.STORE_DOWN, errno.ENOENT) from None
+            raise StoreError(f"store {self.name}: no such directory: {shown(root)} (not mounted?); create it to use "
+                             "it as a store", Category.STORE_DOWN, errno.ENOENT) from None
         except NotADirectoryError:
             raise UsageError(f"store {self.name}: {shown(root)} is not a directory") from None
         except OSError as exc:
@@ -88,7 +88,7 @@ class DirStore:
             raise StoreError(f"store {self.name}: {shown(self._root)}: {exc.strerror}", Category.STORE_DOWN,
                              exc.errno) from exc
         if not same:
-            raise StoreError(f"store {self.name}: {shown(self._root)} is another directory than before",
+            raise StoreError(f"store {self.name}: {shown(self._root)} was replaced by another directory",
                              Category.STORE_DOWN)
 
     def stat(self, path: bytes) -> Item | None:
@@ -376,7 +376,7 @@ class DirStore:
         with store_io(self.name, op, path):
             parts = _parts(self.name, path)
             if not parts:
-                raise OSError(errno.EBUSY, "that is the root of the store", path)
+                raise OSError(errno.EBUSY, "the root of the store", path)
             fd = self._make_dirs(parts[:-1]) if make else open_beneath(self._fd, b"/".join(parts[:-1]) or b".", _DIR)
             with _closing(fd):
                 yield fd, parts[-1]
@@ -452,7 +452,7 @@ def _parts(store: str, path: bytes) -> list[bytes]:
     try:
         return parts_of(path)
     except ValueError:
-        raise StoreError(f"store {store}: {shown(path)} is not a path in a store", Category.PERMANENT,
+        raise StoreError(f"store {store}: {shown(path)} not a path in a store", Category.PERMANENT,
                          errno.EINVAL) from None
 
 

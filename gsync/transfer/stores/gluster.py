@@ -37,7 +37,7 @@ class GlusterStore(DirStore):
         name = name or url
         match = _URL.fullmatch(url)
         if not match:
-            raise UsageError(f"store {name}: not of the form gluster://HOST/VOLUME[/path]")
+            raise UsageError(f"store {name}: expected gluster://HOST/VOLUME[/path]")
         host = match["host6"] or match["host"]
         argv = ["unshare", "--mount", "--propagation", "private", "--", "sh", "-c", _CLIENT, "gsync", "glusterfs",
                 "--no-daemon", f"--volfile-server={host}", f"--volfile-id={match['volume']}", "--acl",
@@ -61,8 +61,8 @@ class GlusterStore(DirStore):
             if self._client.ended(within=_LOOK) or time.monotonic() > end:
                 self._client.close()
                 said = [line for line in self._client.said() if "] E [" in line or "] C [" in line]
-                why = said[-1].split("] ", 2)[-1][:200] if said else "no reason is given"
-                raise StoreError(f"store {name}: it cannot be mounted: {why}", Category.STORE_DOWN)
+                why = said[-1].split("] ", 2)[-1][:200] if said else "no reason given"
+                raise StoreError(f"store {name}: cannot be mounted: {why}", Category.STORE_DOWN)
 
     def _mounted(self) -> bool:
         try:

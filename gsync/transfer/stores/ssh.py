@@ -34,7 +34,7 @@ class SshStore:
         self._slave = parse_slave(url)
         config = (options or {}).get("ssh-config")
         if config is not None and not os.path.isfile(config):
-            raise UsageError(f"store {self.name}: ssh-config {config}: there is no such file")
+            raise UsageError(f"store {self.name}: ssh-config {config}: no such file")
         self._options = SshOptions(config_file=config)
         self._lock = threading.Lock()
         self._link: SshLink | None = None
@@ -54,7 +54,7 @@ class SshStore:
     def _down(self, exc: object) -> StoreError:
         text = str(exc)
         said = text.removeprefix(f"slave {self._slave}: ").removeprefix("ssh: ")
-        return StoreError(f"store {self.name}: {said or 'the connection is lost'}", Category.STORE_DOWN)
+        return StoreError(f"store {self.name}: {said or 'the connection was lost'}", Category.STORE_DOWN)
 
     def _take(self) -> Channel:
         """A channel that nobody uses, the thread's own in a batch."""
@@ -63,7 +63,7 @@ class SshStore:
             return mine
         with self._lock:
             if self._closed:
-                raise self._down("it was closed")
+                raise self._down("the store was closed")
             if self._link is not None and not self._link.alive():
                 self._drop_link()
             if self._idle:

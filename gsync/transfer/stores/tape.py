@@ -40,11 +40,12 @@ class Tape:
         self._name, self._root = name, root
         self._commands = {key: shlex.split(str(options[key])) for key in self.OPTIONS[:-1] if options.get(key)}
         if self._commands and (missing := [key for key in self._NEEDED if key not in self._commands]):
-            raise UsageError(f"store {name}: {', '.join(missing)} must be set too")
+            raise UsageError(f"store {name}: {', '.join(missing)} must be set as well")
         try:
             self._timeout = float(options.get("command-timeout", _TIMEOUT))
         except ValueError:
-            raise UsageError(f"store {name}: command-timeout {options['command-timeout']!r}: seconds") from None
+            value = options["command-timeout"]
+            raise UsageError(f"store {name}: command-timeout {value!r}: expected a number of seconds") from None
         self._lock = threading.Lock()
         self._staged: OrderedDict[str, str] = OrderedDict()
 
@@ -65,7 +66,7 @@ class Tape:
             return
         self._run("put-command", file=path, name=name)
         if (held := self._size(name)) != size:
-            raise StoreError(f"store {self._name}: put-command ended well, but {name} has {held} bytes there, not "
+            raise StoreError(f"store {self._name}: put-command succeeded, but {name} has {held} bytes there, not "
                              f"{size}", Category.TRANSIENT)
         os.unlink(path)
 
@@ -110,7 +111,7 @@ class Tape:
             try:
                 file = open(self._stage(name) if self._commands else os.path.join(self._root, name), "rb")  # noqa: SIM115
             except FileNotFoundError:
-                raise StoreError(f"store {self._name}: {name} is gone", Category.CORRUPT, errno.ENOENT) from None
+                raise StoreError(f"store {self._name}: {name} is missing", Category.CORRUPT, errno.ENOENT) from None
             with file:
                 file.seek(offset)
                 yield file
@@ -155,7 +156,7 @@ class Tape:
         done = self._finish(self._start(which, **places))
         if done.returncode != 0:
             said = (done.stderr or done.stdout).decode("utf-8", "replace").strip().splitlines()
-            raise StoreError(f"store {self._name}: {which} for {places['name']} ended with status {done.returncode}"
+            raise StoreError(f"store {self._name}: {which} for {places['name']} exited with status {done.returncode}"
                              + (f": {said[-1]}" if said else ""), Category.TRANSIENT)
 
     def _finish(self, process: subprocess.Popen[bytes]) -> subprocess.CompletedProcess[bytes]:
@@ -164,7 +165,7 @@ class Tape:
                 out, err = process.communicate(timeout=self._timeout)
             except subprocess.TimeoutExpired:
                 process.kill()
-                raise StoreError(f"store {self._name}: {process.args!r} has not ended after {self._timeout:.0f} s",
+                raise StoreError(f"store {self._name}: {process.args!r} did not exit within {self._timeout:.0f} s",
                                  Category.TRANSIENT) from None
             return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 

@@ -53,11 +53,11 @@ def make_vault(root: str) -> None:
     try:
         names = os.listdir(root)
     except OSError as exc:
-        raise UsageError(f"vault {root}: {exc.strerror}; make the directory first") from None
+        raise UsageError(f"vault {root}: {exc.strerror}; create the directory first") from None
     if MARKER in names:
         return
     if [name for name in names if name != "lost+found" and not name.startswith(f".{MARKER}.")]:
-        raise UsageError(f"vault {root}: the directory is neither empty nor a vault")
+        raise UsageError(f"vault {root}: neither an empty directory nor a vault")
     replace_file(os.path.join(root, MARKER), json.dumps({"format": FORMAT}).encode() + b"\n")
 
 
@@ -105,13 +105,13 @@ class VaultStore:
             with open(os.path.join(self._root, MARKER), encoding="ascii") as file:
                 values = json.load(file)
         except FileNotFoundError:
-            raise StoreError(f"store {self.name}: {self._root} is no vault (not mounted?); gsync store add makes one "
-                             "of an empty directory", Category.STORE_DOWN, errno.ENOENT) from None
+            raise StoreError(f"store {self.name}: {self._root} is not a vault (not mounted?); gsync store add "
+                             "makes a vault of an empty directory", Category.STORE_DOWN, errno.ENOENT) from None
         except (OSError, ValueError) as exc:
             raise StoreError(f"store {self.name}: {self._root}/{MARKER}: {exc}", Category.STORE_DOWN) from exc
         if values.get("format") != FORMAT:
-            raise StoreError(f"store {self.name}: a vault of format {values.get('format')}, which this gsync does not "
-                             "know", Category.PERMANENT)
+            raise StoreError(f"store {self.name}: the vault has format {values.get('format')}, written by a newer "
+                             "gsync", Category.PERMANENT)
         self._tape.probe()
 
     # looking
@@ -172,7 +172,7 @@ class VaultStore:
             while left:
                 block = file.read(min(BLOCK, left))
                 if not block:
-                    raise StoreError(f"store {self.name}: {shown(path)}: {entry.tar} ends before it does",
+                    raise StoreError(f"store {self.name}: {shown(path)}: {entry.tar} is truncated",
                                      Category.CORRUPT)
                 left -= len(block)
                 digest.update(block)
@@ -372,7 +372,7 @@ class VaultStore:
             with suppress(OSError):
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             if file.read() != body:
-                raise StoreError(f"store {self.name}: {index} is not what was written", Category.CORRUPT)
+                raise StoreError(f"store {self.name}: {index} differs from what was written", Category.CORRUPT)
         self._catalog.apply(self._read_index(name + ".idx"))
 
     def _next_number(self) -> int:
@@ -405,8 +405,8 @@ class VaultStore:
             known = self._catalog.indexes()
             gone = known - set(names)
             if gone:
-                raise StoreError(f"store {self.name}: index {min(gone)} is gone; bring it back from a copy of the "
-                                 "vault", Category.CORRUPT)
+                raise StoreError(f"store {self.name}: index {min(gone)} is missing; restore it from a copy of "
+                                 "the vault", Category.CORRUPT)
             fresh = [name for name in names if name not in known]
             if fresh and known and fresh[0] < max(known):  # one that was away came back
                 self._catalog.clear()
@@ -423,10 +423,10 @@ class VaultStore:
             end = json.loads(tail)
             rows = [json.loads(line) for line in head.split(b"\n")]
             if end["sha256"] != hashlib.sha256(head + b"\n").hexdigest() or end["end"] != len(rows) - 1:
-                raise ValueError("it does not have its SHA-256")
+                raise ValueError("its SHA-256 does not match")
             return VaultIndex(name, rows[0]["tar"], int(rows[0]["size"]), rows[1:])
         except (ValueError, KeyError, TypeError, IndexError) as exc:
-            raise StoreError(f"store {self.name}: index {name} is damaged: {exc}; bring it back from a copy of the "
+            raise StoreError(f"store {self.name}: index {name} is damaged: {exc}; restore it from a copy of the "
                              "vault", Category.CORRUPT) from exc
 
     # entries
@@ -439,7 +439,7 @@ class VaultStore:
         try:
             parts_of(path)
         except ValueError:
-            raise StoreError(f"store {self.name}: {shown(path)} is not a path in a store", Category.PERMANENT,
+            raise StoreError(f"store {self.name}: {shown(path)} not a path in a store", Category.PERMANENT,
                              errno.EINVAL) from None
         pending = self._pending()
         if path in pending:

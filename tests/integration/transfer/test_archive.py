@@ -445,7 +445,7 @@ def test_an_orphan_is_taken_up_by_retry(tape: Place, how: signal.Signals) -> Non
     status = tape.status()
     assert (status["state"], status["pid"]) == ("put failed", None)
     assert status["reason"] == ("its process ended without a word" if how is signal.SIGKILL else "interrupted")
-    assert "put --retry goes on" in tape.run("put", code=2)
+    assert "resume it with gsync archive put --retry" in tape.run("put", code=2)
     tape.run("put", "--retry")
     tape.run("purge")
     tape.run("get")
@@ -533,7 +533,7 @@ def test_rebuild(place: Place, lost: str) -> None:
     if lost != "the manifest":
         shutil.rmtree(place.home)
         shutil.rmtree(place.tree)
-        assert "is not there" in place.run("get", code=2)
+        assert "no such directory" in place.run("get", code=2)
     if lost.startswith("and"):
         damage(place, b'{"gsync":"manifest"' if lost == "and all copies" else b'{"type":"directory"')
     vault = ["--vault", place.vault] if lost != "the manifest" else []

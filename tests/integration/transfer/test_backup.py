@@ -236,5 +236,5 @@ def test_the_command(cli: Cli, place: Place) -> None:
     assert (done["state"], done["entries"]) == ("backup done", 4)
     assert "backup done" in cli("archive", "list")
     assert "backup done" in cli("archive", "status", done["id"][:12])
-    assert "lies in" in cli.fails("backup", str(place.tree), str(place.tree / "d"), code=2)
-    assert "is not there" in cli.fails("backup", str(place.tree / "nothing"), to, code=2)
+    assert "is inside the source" in cli.fails("backup", str(place.tree), str(place.tree / "d"), code=2)
+    assert "no such directory" in cli.fails("backup", str(place.tree / "nothing"), to, code=2)

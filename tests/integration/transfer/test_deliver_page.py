@@ -117,7 +117,7 @@ def busy(nights: Nights) -> Nights:
 def test_it_shows_what_else_the_state_folder_holds(busy: Nights) -> None:
     index = (busy.page / "index.html").read_text()
     for figure in ("<b class=\"red-text\">2</b>failed", "<b class=\"\">1</b>replications pending",
-                   "<b class=\"red-text\">1</b>archive jobs failed", "<b class=\"red-text\">1</b>stores left alone"):
+                   "<b class=\"red-text\">1</b>archive jobs failed", "<b class=\"red-text\">1</b>stores banned"):
         assert figure in index
     page = (busy.page / "transfers.html").read_text()
     for text in ("quota of &lt;ann&gt;", "disk → tape", "/data/run 1", "put failed", "a new drive comes", "1 FAILED"):

@@ -201,7 +201,7 @@ def test_an_unmounted_or_foreign_directory_is_no_vault(tmp_path: Path) -> None:
         VaultStore(os.fsencode(tmp_path))
     assert caught.value.category is Category.STORE_DOWN
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="neither empty nor a vault"):
+    with pytest.raises(UsageError, match="neither an empty directory nor a vault"):
         make_vault(str(tmp_path))
 
 

@@ -44,7 +44,7 @@ def test_shown_retried_and_dropped_one_by_one(cli: Cli, failing: str) -> None:
     shown = json.loads(cli("queue", "show", failing, "--json", code=1))
     assert [row["reason"] for row in shown["rows"]] == ["Permission denied"] * 2
     assert "/a/g\\xff" in cli("queue", "show", failing, code=1)
-    assert "2 transfers are tried again" in cli("queue", "retry", failing)
+    assert "2 transfers will be retried" in cli("queue", "retry", failing)
     assert "one by one" in cli.fails("queue", "kill", failing, "--yes", code=2)
     assert "would kill 1" in cli("queue", "kill", f"{failing}/{gfid_str(GFID)}", "--dry-run")
     assert "1 transfers killed" in cli("queue", "kill", f"{failing}/{gfid_str(GFID)}", "--yes")

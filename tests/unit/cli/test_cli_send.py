@@ -37,7 +37,7 @@ def test_where_it_is(cli: Cli, file: Path, tmp_path: Path) -> None:
 def test_what_is_pending_and_what_failed_on_the_way(cli: Cli, file: Path, tmp_path: Path) -> None:
     out = cli("send", str(file), "--to", f"{tmp_path}/gone", "--failover", f"{tmp_path}/spare", code=1)
     where, failed, *pending = out.splitlines()
-    assert ", for now (4 B, " in where
+    assert ", temporarily (4 B, " in where
     assert "not mounted?" in failed
     assert [line.split(": ")[1].split(" ")[0] for line in pending] == ["replicate", "remove"]
 
@@ -52,7 +52,7 @@ def test_one_line_for_each_of_several_files(cli: Cli, file: Path, tmp_path: Path
 def test_no_store_takes_it(cli: Cli, file: Path, tmp_path: Path) -> None:
     out = cli("send", str(file), "--to", f"{tmp_path}/gone", code=4)
     assert "not mounted?" in out
-    assert "no store took it" in cli.err
+    assert "no store accepted it" in cli.err
 
 
 def test_names_of_registered_stores_and_folders(cli: Cli, file: Path, tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_dry_run_changes_nothing(cli: Cli, file: Path, tmp_path: Path) -> None:
     found = json.loads(cli("send", str(file), "--to", f"{tmp_path}/gone,{tmp_path}/west", "--failover",
                            f"{tmp_path}/spare", "--dry-run", "--json"))
     assert "not mounted" in found["to"][0]["state"]
-    assert [found["to"][1]["state"], found["failover"][0]["state"]] == ["something is there already", "ready"]
+    assert [found["to"][1]["state"], found["failover"][0]["state"]] == ["occupied", "ready"]
     assert os.listdir(tmp_path / "spare") == []
     with Client(cli.home.path) as client:
         assert client.requests() == []
@@ -75,7 +75,7 @@ def test_dry_run_changes_nothing(cli: Cli, file: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("args", "says"), [
     (["x", "y", "--to", "s", "--name", "n"], "one file"),
-    (["FILE", "--to", "nowhere"], "there is no store 'nowhere'"),
+    (["FILE", "--to", "nowhere"], "no such store: nowhere"),
     (["FILE", "--to", "/tmp", "--register", "ftp://x"], "catalog ftp://x"),
     (["/nonexistent/file", "--to", "/tmp"], "No such file"),
     (["FILE"], "--to"),
@@ -96,7 +96,7 @@ def test_publish(cli: Cli, file: Path, tmp_path: Path) -> None:
     assert "nothing is due" in cli("publish", "once")
     assert json.loads((tmp_path / "c.jsonl").read_text())["path"].endswith("east/x.dat")
     assert "0 publications" in cli("publish", "retry")
-    assert "nothing of these" in cli.fails("publish", "retry", "abc", code=2)
+    assert "nothing failed in these requests" in cli.fails("publish", "retry", "abc", code=2)
 
 
 def test_a_catalog_that_takes_nothing_ends_with_1(cli: Cli, file: Path, tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_catalog_that_takes_nothing_ends_with_1(cli: Cli, file: Path, tmp_path
         with client.transfers.atomic() as db:
             db.execute("UPDATE transfers SET state='DONE'")
     assert json.loads(cli("publish", "once", "--force", "--json", code=1)) == {"DONE": 0, "RETRY": 1, "FAILED": 0}
-    assert "ended with 1" in cli("publish", "status")
+    assert "exited with status 1" in cli("publish", "status")
 
 
 def test_when_something_is_due_is_a_setting_of_the_node(cli: Cli, file: Path, tmp_path: Path) -> None:
@@ -119,5 +119,5 @@ def test_when_something_is_due_is_a_setting_of_the_node(cli: Cli, file: Path, tm
     assert cli("publish", "once") == "nothing is due\n"
     cli("config", "--site", "set", "publish-min-files", "1")
     assert cli("publish", "once", "-o", "publish-min-files=2") == "nothing is due\n"
-    assert cli("publish", "once", "--dry-run") == f"would give 1 entries to {catalog}\n"
+    assert cli("publish", "once", "--dry-run") == f"would register 1 entries in {catalog}\n"
     assert cli("publish", "once") == "1 DONE\n"

@@ -37,13 +37,15 @@ def test_stores_are_added_listed_and_removed(cli: Cli, place: Path) -> None:
     assert [(s["name"], s["kind"]) for s in shown(cli, "store", "list")] == [("a", "dir"), ("b", "dir"), ("v", "tar")]
     assert "reachable" in cli("store", "check", "v")
     assert cli("store", "remove", "v", "--yes") == "store v: removed\n"
-    assert "there is no store 'v'" in cli.fails("store", "check", "v", code=2)
+    assert "no such store: v" in cli.fails("store", "check", "v", code=2)
 
 
 @pytest.mark.parametrize(("args", "why"), [
-    (["x", "http://h/x"], "not a URL of a store"), (["x/y", "/tmp"], "x/y"), (["a", "/tmp"], "already"),
-    (["x", "/tmp", "-o", "colour=red"], "no option colour"), (["x", "/tmp", "-o", "colour"], "not of the form"),
-    (["x", "tar:///tmp"], "neither empty nor a vault"), (["x", "tar:///nowhere/v"], "make the directory first")])
+    (["x", "http://h/x"], "not a store URL"), (["x/y", "/tmp"], "x/y"), (["a", "/tmp"], "the name is taken"),
+    (["x", "/tmp", "-o", "colour=red"], "no such option: colour"),
+    (["x", "/tmp", "-o", "colour"], "expected KEY=VALUE"),
+    (["x", "tar:///tmp"], "neither an empty directory nor a vault"),
+    (["x", "tar:///nowhere/v"], "create the directory first")])
 def test_what_is_wrong_with_a_store_is_one_line(cli: Cli, place: Path, args: list[str], why: str) -> None:
     assert why in cli.fails("store", "add", *args, code=2)
     assert [s["name"] for s in shown(cli, "store", "list")] == ["a", "b"]
@@ -117,11 +119,11 @@ def test_what_failed_says_why_and_is_tried_again(cli: Cli, place: Path) -> None:
     (place / "b" / "x").write_text("precious")
     out = cli("queue", "submit", "a:x", "b:x", "--wait", code=1)
     assert "FAILED" in out
-    assert "store b: x is there already and is another one; gsync queue submit --replace" in out
+    assert "store b: x exists and differs; gsync queue submit --replace" in out
     (ident,) = [r["id"] for r in shown(cli, "queue", "list", "--in", "failed")]
     (place / "b" / "x").unlink()
-    assert cli("queue", "retry", ident, "--dry-run") == "would try 1 transfers again\n"
-    assert cli("queue", "retry", ident) == "1 transfers are tried again\n"
+    assert cli("queue", "retry", ident, "--dry-run") == "would retry 1 transfers\n"
+    assert cli("queue", "retry", ident) == "1 transfers will be retried\n"
     cli("queue", "run", "--once", "-o", "log-level=ERROR")
     assert shown(cli, "queue", "show", ident)["state"] == "DONE"
 
@@ -164,7 +166,7 @@ def test_a_store_that_is_read_only_is_refused_at_once(cli: Cli, place: Path, tmp
 
 
 def test_a_bare_name_of_a_store_is_no_file_to_be_made_here(cli: Cli, place: Path) -> None:
-    assert "'b' is a store: b:PATH is a place in it" in cli.fails("backup", str(place / "a"), "b", code=2)
+    assert "'b' is a store; write b:PATH for a path in it" in cli.fails("backup", str(place / "a"), "b", code=2)
 
 
 def test_kill_by_request_owner_link_and_number(cli: Cli, place: Path) -> None:
@@ -184,9 +186,10 @@ def test_kill_by_request_owner_link_and_number(cli: Cli, place: Path) -> None:
 
 
 @pytest.mark.parametrize(("args", "why"), [
-    (["show", "zzz"], "there is none"), (["kill", "--yes"], "of what"), (["retry"], "of what"),
-    (["list", "--in", "sleeping"], "not one of"), (["list", "--link", "ab"], "FROM,TO"),
-    (["submit", "a:nothing", "b:x"], "is not there"), (["submit", "c:x", "b:x"], "there is no store 'c'"),
+    (["show", "zzz"], "no such request"), (["kill", "--yes"], "give request ids, --owner or --link"),
+    (["retry"], "give request ids, --owner or --link"),
+    (["list", "--in", "sleeping"], "unknown state: "), (["list", "--link", "ab"], "FROM,TO"),
+    (["submit", "a:nothing", "b:x"], "no such file or directory"), (["submit", "c:x", "b:x"], "no such store: c"),
     (["run", "-o", "queue-retry-pause=long"], "not a duration")])
 def test_what_is_wrong_is_one_line(cli: Cli, place: Path, args: list[str], why: str) -> None:
     assert why in cli.fails("queue", *args, code=2)
@@ -229,7 +232,7 @@ def test_summary_counts_what_is_open_and_shows_who_is_left_alone(cli: Cli, place
     assert found["links"] == [{"name": "a,b", "states": {"NEW": 1}}]
     text = cli("queue", "summary")
     assert text.startswith("1 DONE 1 NEW\n")
-    assert "left alone until allowed: cleaning" in text
+    assert "banned until allowed: cleaning" in text
     assert "gsync queue kill --link ,b" in cli.fails("store", "remove", "b", "--yes", code=2)
 
 

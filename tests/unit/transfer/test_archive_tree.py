@@ -169,13 +169,13 @@ def test_both_checks_tell_what_is_wrong(disk: DiskTree, tree: Path, tmp_path: Pa
     assert disk.content_differs(first, read=True) == "has another checksum"
     assert disk.content_differs(first, read=False) == ""
     assert disk.content_differs(entry[b"empty"], read=True) == "is missing"
-    assert disk.content_differs(entry[b"link"], read=True) == "leads elsewhere"
+    assert disk.content_differs(entry[b"link"], read=True) == "has another target"
     assert disk.content_differs(entry[b"d"], read=True) == ""
     assert disk.attributes_differ(entry[b"d"]) == "mode, mtime"
     (tree / "d/g").unlink()
     (tree / "d/g").write_text("content")
     second = next(e for e in entry.values() if e.link is not None)
-    assert disk.content_differs(second, read=True).startswith("is no hard link of d/")
+    assert disk.content_differs(second, read=True).startswith("is not a hard link to d/")
 
 
 def test_a_file_that_cannot_be_fetched_leaves_what_is_there(disk: DiskTree, tree: Path, tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_directory_that_holds_more_than_the_archive_is_not_removed(disk: DiskT
     (tree / "d/later").touch()
     for entry in others(manifest):
         disk.remove(entry)
-    with pytest.raises(TreeError, match="d: holds something that is not in the archive"):
+    with pytest.raises(TreeError, match="d: holds entries that are not in the archive"):
         disk.remove(next(e for e in manifest.reversed_directories() if e.path == b"d"))
     assert (tree / "d/later").exists()
 

@@ -155,7 +155,7 @@ def test_a_command_reads_the_entries_from_stdin(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("code", "category"), [
     (1, Category.TRANSIENT), (75, Category.STORE_DOWN), (65, Category.PERMANENT), (77, Category.PERMANENT)])
 def test_the_exit_code_of_a_command_decides(code: int, category: Category) -> None:
-    with pytest.raises(CatalogError, match=f"ended with {code}: no, not this") as caught:
+    with pytest.raises(CatalogError, match=f"exited with status {code}: no, not this") as caught:
         command(f"import sys; sys.stderr.write('one\\nno, not this\\n'); sys.exit({code})").apply([entry(1)])
     assert caught.value.category is category
 
@@ -166,7 +166,7 @@ def test_a_command_that_reads_nothing_and_writes_much_does_not_hang() -> None:
 
 
 def test_a_command_that_does_not_end() -> None:
-    with pytest.raises(CatalogError, match=r"no end after 0\.2 s") as caught:
+    with pytest.raises(CatalogError, match=r"did not exit within 0\.2 s") as caught:
         command("import time; time.sleep(60)", timeout=0.2).apply([entry(1)])
     assert caught.value.category is Category.STORE_DOWN
 

@@ -31,9 +31,10 @@ def test_other_patterns() -> None:
 
 
 @pytest.mark.parametrize(("text", "why"), [
-    ("{night}/", "parts"), ("/{night}", "parts"), ("{night}/../{exposure}", "parts"), ("all", "no field"),
+    ("{night}/", "empty path part"), ("/{night}", "empty path part"), ("{night}/../{exposure}", "empty path part"),
+    ("all", "no field"),
     ("{night}/{night}", "twice"), ("{night", "without its }"), ("night}", "without its {"),
-    ("{Night}", "small letters"), ("{n:[}", "regular expression"), (".gsync-x/{n}", "own")])
+    ("{Night}", "small letters"), ("{n:[}", "regular expression"), (".gsync-x/{n}", "reserved for gsync")])
 def test_what_is_no_pattern(text: str, why: str) -> None:
     with pytest.raises(ValueError, match=why.replace("{", r"\{")):
         Pattern(text)

@@ -272,5 +272,5 @@ def test_gsyncd_20_one_result_per_file(place: Place) -> None:
     place.run()
     assert [state for _, state, _ in place.of(id_)] == ["DONE", "FAILED", "FAILED"]
     reasons = [t.reason for t in place.db.page(request=id_)]
-    assert "is not there" in reasons[1]
-    assert "is there already and is another one" in reasons[2]
+    assert "no such file" in reasons[1]
+    assert "exists and differs" in reasons[2]

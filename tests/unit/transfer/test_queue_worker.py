@@ -96,7 +96,7 @@ def test_one_bad_file_hurts_no_other(place: Place) -> None:
     id_ = place.submit("x", "missing", "z")
     place.run()
     assert place.of(id_) == [("x", "DONE", 0), ("missing", "FAILED", 1), ("z", "DONE", 0)]
-    assert "missing is not there" in place.db.page(request=id_)[1].reason
+    assert "no such file: missing" in place.db.page(request=id_)[1].reason
     assert place.db.request(id_).state is TransferState.FAILED  # type: ignore[union-attr]
 
 

@@ -315,7 +315,7 @@ def test_a_file_that_changes_on_the_way_is_not_passed_off_as_sent(world: World) 
         world.file.write_bytes(b"PRECIOUS" * 1000)
         sent = client.carry_out(plan)
     assert sent.at is None
-    assert "has changed" in sent.failed[-1].error
+    assert "it changed after it was submitted" in sent.failed[-1].error
     assert world.files("east") == world.files("spare") == []
 
 
