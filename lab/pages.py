@@ -27,7 +27,7 @@ from lab import REPOSITORY
 from lab.hosts import Hosts, sshd_on
 
 DOCS = REPOSITORY / "docs"
-PATIENCE = 120
+PATIENCE = 300
 _NOTE = re.compile(r"\s*<!--\s*(test|test until|test exits|test file|not run):\s*(.*?)\s*-->\s*", re.DOTALL)
 _AT_ITS_END = re.compile(r"\s+#\s.*$")
 
