@@ -67,7 +67,7 @@ def create(
     if made.agent:
         import sys
 
-        print(f"info: the agent is installed at the slave as {made.agent}", file=sys.stderr)
+        print(f"info: slave {made.session.slave}: the agent is installed as {made.agent}", file=sys.stderr)
     return _refused(refusing, json=json) if refusing else 0
 
 

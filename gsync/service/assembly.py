@@ -53,7 +53,7 @@ from gsync.sync.timetable import Timetable
 _log = get_logger(__name__)
 
 class CurrentTree:
-    """The source of the syncer threads: the tree that the batch at hand works on."""
+    """The master's tree as the syncer threads see it: the tree of the current batch."""
 
     def __init__(self) -> None:
         self.tree: Tree | None = None
@@ -115,7 +115,8 @@ class Parts:
         return BrickHistory(folder, self.recorder.record) if isinstance(self.recorder, BrickPort) else History(folder)
 
     def begin_at(self) -> int | None:
-        """Up to when GlusterFS's own geo-replication brought this brick's changes to the slave, if it did."""
+        """Up to when GlusterFS's own geo-replication replicated this brick's changes to the slave; None if it did
+        not."""
         if self._gsyncd is None:
             return None
         found = gstime.standing(self.brick.root, self.volume.uuid, self._gsyncd)
@@ -181,7 +182,7 @@ class Parts:
 
     @property
     def stream(self) -> str:
-        """What the slave knows this worker's subvolume by, where there are several, or were."""
+        """The name by which the slave knows this worker's subvolume, if there are or were several."""
         part, info = self.session.part, self.volume.gluster
         if part is None or info is None or not (part.several or info.revision):
             return ""
@@ -191,7 +192,7 @@ class Parts:
         return self._orders() is Order.PAUSE
 
     def keep_stime(self, stime: int) -> None:
-        """Tell the recorder which changelogs this session still needs; a hint, so not fsynced."""
+        """Tell the recorder which changelogs this session still needs. Only a hint, so it is not fsynced."""
         self.others.committed(stime)
         if self.volume.gluster is not None:  # which keeps its changelogs
             if self._slave_volume:
@@ -244,7 +245,7 @@ def run(session: Session, volume: Volume, home: Home, once: int | None, by_files
 
 
 def _stop_by_signal() -> tuple[threading.Event, int]:
-    """What SIGTERM and SIGINT set, and a descriptor that is readable then."""
+    """An event that SIGTERM and SIGINT set, and a descriptor that becomes readable then."""
     stop = threading.Event()
     wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wake_write)

@@ -1,7 +1,7 @@
-"""`python -m gsync.service.child PARENT MODULE ARG…` runs a module of gsync that ends when its parent does.
+"""`python -m gsync.service.child PARENT MODULE ARG…` runs a module of gsync that exits when its parent does.
 
-The kernel sends SIGTERM when the parent (its pid is the first argument) is gone, however it went: so nothing
-goes on unsupervised. A wrapper rather than a preexec_fn, which may not run Python between fork and exec safely.
+The kernel sends SIGTERM when the parent (its pid is the first argument) is gone, so nothing runs unsupervised. This is
+a wrapper and not a preexec_fn, since Python code may not run safely between fork and exec.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _PR_SET_PDEATHSIG = 1
 
 
 def child_argv(module: str, args: Sequence[str]) -> list[str]:
-    """The command that runs `module` as a child of this process; -P: nothing is imported from the user's folder."""
+    """The command that runs `module` as a child of this process. -P: imports nothing from the user's directory."""
     return [sys.executable, "-P", "-m", "gsync.service.child", str(os.getpid()), module, *args]
 
 
 def recorder_args(volume: str, home: str, options: Options) -> list[str]:
-    """What `gsync.recorder` is to be started with for this volume (a name)."""
+    """The arguments that `gsync.recorder` needs for this volume (a name)."""
     return [volume, "--home", home, "--detector", options.change_detector, "--rollover", str(options.rollover_time),
             "--keep-seconds", str(options.changelog_retention), "--keep-bytes", str(options.changelog_retention_size),
             "--archive-bytes", str(options.changelog_archive_size), "--log-level", options.log_level]

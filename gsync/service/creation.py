@@ -1,7 +1,7 @@
-"""What `gsync create` does: look at both ends, refuse with all that is wrong, or make the session.
+"""Creates a session: looks at both ends, then refuses with all problems at once, or makes it.
 
-Promise: a session that is refused leaves nothing, not even a volume; the slave is not changed.
-Not here: what is looked at (preflight), and how it is shown (cli).
+Promise: a refused session leaves nothing behind, not even a volume; the slave is not changed. Not here: the checks
+(preflight), and how their results are shown (cli).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gsync.state.home import Home, Volume
 
 @dataclass(frozen=True)
 class CreateRequest:
-    """What the user asks for. settings: texts by option. force: over errors that allow it."""
+    """The arguments of `gsync create`. settings: texts by option. force: ignore errors that allow it."""
 
     master: str
     slave: str
@@ -38,7 +38,7 @@ class CreateRequest:
 
 @dataclass(frozen=True)
 class Created:
-    """What came of it. refusing: the findings for which the session was not made. agent: where it was installed."""
+    """The result. refusing: the findings that refuse the session. agent: where the agent was installed."""
 
     session: Session
     volume: Volume
@@ -64,7 +64,7 @@ class Creation:
         self._preflight = preflight
 
     def create(self, request: CreateRequest) -> Created:
-        """UsageError for what makes no sense at all."""
+        """UsageError if the request is invalid."""
         slave = places.slave_at(request.slave)
         volume, is_new = places.find_master(self._home, request.master)
         session = self._new(volume, slave, request)
@@ -99,7 +99,7 @@ class Creation:
         return replace(found, volume=volume, agent=agent)
 
     def _recording(self, volume: Volume) -> Volume:
-        """See to it that the bricks of a GlusterFS volume record, after asking; the volume as it is then."""
+        """Make sure that the bricks of a GlusterFS volume record, after asking; the volume as it is then."""
         assert volume.gluster is not None
         info = gluster.read_info(volume.gluster.name, volume.gluster.host)
         if not info.started:

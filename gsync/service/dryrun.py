@@ -1,7 +1,7 @@
-"""What a run would do now, found by comparing the master's tree with the slave's index. Nothing is changed.
+"""Plans what a run would do now, by comparing the master's tree with the slave's index. Nothing is changed.
 
-It says what would be sent, renamed and deleted; it reads no file's content, so a file whose inode changed since the
-stime is said to be updated.
+The plan has sends, renames and deletes. No file's content is read, so a file whose inode changed since the stime counts
+as updated.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class EmptySlave:
 
 @dataclass(frozen=True)
 class Planned:
-    """One line of a plan. action: send, update, make (no data to move), rename, delete, unreadable.
+    """One line of a plan. action: send, update, make (no data to send), rename, delete, unreadable.
 
-    old: what is renamed to `path`; None if nothing is, or if the folder that held it is deleted.
+    old: the former path of a rename; None otherwise, or if the directory that held it is deleted.
     """
 
     action: str
@@ -62,8 +62,8 @@ class Planned:
 
 
 class _Moves:
-    """Names that inodes of the slave get, and names that they lose: a rename is one of each. Memory grows with the
-    names that were moved, not with the tree."""
+    """Names that inodes of the slave get and lose: a rename is one of each. Memory grows with the number of moves, not
+    with the tree."""
 
     def __init__(self) -> None:
         self._new: dict[Gfid, list[bytes]] = {}
@@ -92,7 +92,7 @@ class _Moves:
 
 
 def plan(tree: Tree, slave: SlaveNames, stime: int | None) -> Iterator[Planned]:
-    """What would be done, folder by folder; renames come last."""
+    """The plan, directory by directory; renames come last."""
     floor = (stime or 0) - 2 * NS
     moves = _Moves()
     todo: list[tuple[Gfid, bytes]] = [(ROOT_GFID, b"")]
@@ -164,10 +164,10 @@ def _slave_names(slave: SlaveNames, gfid: Gfid) -> Iterator[tuple[bytes, Gfid | 
 
 
 def dry_run(session: Session, volume: Volume, home: Home, recorder_argv: list[str]) -> Iterator[Planned]:
-    """The plan of a session that does not run. A recorder runs meanwhile, for its index of the tree.
+    """The plan of a session that is not running. A recorder runs meanwhile, to index the tree.
 
-    A slave that is not ours yet stays so. One that may be adopted is not looked into: all is to be compared. Of a
-    GlusterFS volume all is seen through one brick's worker.
+    A slave that is not ours yet stays so. One that would be adopted is not inspected: everything would be compared. A
+    GlusterFS volume is planned through the worker of one brick.
     """
     session = session.parts(volume)[0]
     parts = Parts(session, volume, home, threading.Event(), lambda: Order.RUN)
@@ -188,7 +188,7 @@ def dry_run(session: Session, volume: Volume, home: Home, recorder_argv: list[st
 
 @contextmanager
 def _recorded(volume: Volume, recorder_argv: list[str]) -> Iterator[None]:
-    """With the recorder's index up to date; a recorder that did not run before is ended after. A GlusterFS volume needs
+    """With an up-to-date index. A recorder that was not running before is stopped afterwards. A GlusterFS volume needs
     none."""
     if volume.gluster is not None:
         yield

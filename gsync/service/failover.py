@@ -1,6 +1,6 @@
-"""What the worker of a session needs so that it can take over from another node's, and that can take over from it.
+"""The parts of a worker that let another node take over from it, and let it take over from another node.
 
-A session of one node needs nothing of it: its lease counts, its ledger is one file, nobody else reads its status.
+A session of one node needs none of this: its lease is a counter, its ledger one file, and nobody else reads its status.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Alone:
         self.silence = float(session.options.slave_timeout)
 
     def begin(self, epoch: int) -> None:
-        """The slave knows the epoch: whoever worked before does not any more."""
+        """The slave has accepted the epoch: former workers are fenced."""
 
     def rest(self) -> None:
         """Another worker has the lease."""
@@ -42,14 +42,14 @@ class Alone:
         return False
 
     def needed(self, stime: int) -> int:
-        """From where on changelogs are needed when the slave holds everything up to stime."""
+        """From when on changelogs are needed if the slave holds everything up to stime."""
         return stime
 
     def committed(self, stime: int) -> None:
         """The slave holds everything up to stime."""
 
     def show(self, status: WorkerStatus) -> None:
-        """It has been written for this node."""
+        """The status of this node was written; show it to the others."""
 
     def close(self) -> None:
         self.ledger.close()
@@ -109,7 +109,8 @@ def _lease(session: Session, volume: MetaVolume) -> MetaLease:
 
 
 def lease_of(session: Session, home: Home | None) -> Lease:
-    """The lease alone, for who talks to the slave without being a worker. home: None for a session of one node."""
+    """The lease alone, for a process that talks to the slave without being a worker. home: None for a session of one
+    node."""
     if session.on_meta_volume and home is not None:
         return _lease(session, meta_volume(session, home))
     if session.part is not None:  # the copies of a brick may all be on this node
@@ -118,5 +119,5 @@ def lease_of(session: Session, home: Home | None) -> Lease:
 
 
 def failover(session: Session, home: Home) -> Alone:
-    """What this session's worker needs."""
+    """The parts for this session's worker."""
     return OnMetaVolume(session, home) if session.on_meta_volume else Alone(session)

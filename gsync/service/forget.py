@@ -13,8 +13,8 @@ from gsync.state.home import Home
 
 
 def forget_stime(session: Session, home: Home) -> None:
-    """For a session that nothing works for; nothing to do where the slave was never reached. GsyncError if the slave
-    cannot be reached now, or refuses."""
+    """For a session without a running worker. Does nothing if the slave was never reached. GsyncError if the slave is
+    unreachable or refuses."""
     volume = home.get(session.volume)
     with closing(link_to(session)) as link, closing(SlaveClient(link, session.options.slave_timeout)) as client:
         if not client.look(volume.uuid, adopt=True, make=True):

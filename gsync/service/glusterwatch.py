@@ -1,6 +1,6 @@
-"""Notices that the bricks or the options of a GlusterFS volume have changed, and writes volume.json anew.
+"""Notices changed bricks or options of a GlusterFS volume, and rewrites volume.json.
 
-Workers watch that file and end when it changes; the monitor starts the ones that there are to be then.
+Workers watch that file and exit when it changes; the monitor then starts the workers that the new bricks need.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _log = get_logger(__name__)
 
 
 class GlusterWatch:
-    """For the monitor, which calls `look` with every volume of that kind again and again."""
+    """For the monitor, which calls `look` repeatedly with every GlusterFS volume."""
 
     def __init__(self, home: Home) -> None:
         self._home = home
@@ -28,7 +28,7 @@ class GlusterWatch:
         self._threads: dict[str, threading.Thread] = {}
 
     def look(self, volume: Volume) -> None:
-        """Returns at once: glusterd is asked by a thread, only when its own file about the volume has changed."""
+        """Returns at once: a thread asks glusterd, and only after glusterd's own file about the volume has changed."""
         assert volume.gluster is not None
         thread = self._threads.get(volume.name)
         if thread is not None and thread.is_alive():

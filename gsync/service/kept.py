@@ -1,7 +1,7 @@
-"""A kept process: one that is to run, is watched, and is started again when it ends. For `gsync run` and the monitor.
+"""A kept process: one that should run, is watched, and is restarted when it exits. For `gsync run` and the monitor.
 
-ProcessSpec says what is to run, Process is one that runs, KeptProcess keeps it running; Wakeups lets its keeper sleep.
-Promise: a pid is only trusted together with its start time. Not here: which processes are to run, and when their keeper
+ProcessSpec says what should run, Process is one that runs, KeptProcess keeps it running, Wakeups lets its keeper sleep.
+Promise: a pid is only trusted together with its start time. Not here: which processes should run, and when their keeper
 gives up (supervisor, managed).
 """
 
@@ -39,25 +39,25 @@ _PREFIX = "gsync: "                     # of a line that is meant for people
 # what is to run
 
 class StatusFile(Protocol):
-    """The status file of a process. Whoever keeps the process writes it while that does not run."""
+    """The status file of a process. Its keeper writes it while the process is not running."""
 
     @property
     def path(self) -> str: ...
 
     def says_stopped(self, pid: int) -> bool:
-        """Whether the process of this pid wrote that it ended in order."""
+        """Whether the process of this pid wrote that it stopped in order."""
 
     def note(self, state: str, reason: str = "") -> None:
-        """Write the state of a process that does not run."""
+        """Write the state of a process that is not running."""
 
 
 @dataclass(frozen=True)
 class ProcessSpec:
-    """What is to run.
+    """A process that should run.
 
-    name: for people. said: the file that its stderr goes to, unless its keeper reads that. silence: seconds without a
-    change of its status file after which it counts as hung. end: the signals that it gets so many seconds after it is
-    no longer wanted. by_command: its settings are in its command line, so it is replaced when that changes.
+    name: for people. said: the file that gets its stderr, unless its keeper reads that. silence: seconds without a
+    change of its status file after which it counts as hung. end: the signals it gets this many seconds after it is no
+    longer wanted. by_command: its settings are in its command line, so it is replaced when that changes.
     """
 
     name: str
@@ -70,12 +70,12 @@ class ProcessSpec:
     by_command: bool = False
 
     def suits(self, argv: Sequence[str]) -> bool:
-        """Whether a process that was started with this command may stay."""
+        """Whether a process started with this command may stay."""
         return not self.by_command or _arguments(argv) == _arguments(self.argv)
 
 
 def _arguments(argv: Sequence[str]) -> Sequence[str]:
-    """Without the interpreter, which may lie elsewhere by now."""
+    """Without the interpreter, whose path may have changed."""
     return argv[argv.index("-m"):] if "-m" in argv else argv
 
 
@@ -93,7 +93,7 @@ class WorkerStatusFile:
 
 @dataclass(frozen=True)
 class SessionStatusFile(WorkerStatusFile):
-    """Of a worker whose session may be deleted, and may be seen by other nodes."""
+    """Of a worker whose session may be deleted, and whose status other nodes may read."""
 
     session: Session
 
@@ -129,8 +129,8 @@ class RecorderStatusFile:
 
 
 def worker_spec(session: Session, argv: list[str]) -> ProcessSpec:
-    """The worker of a session under a monitor. It sees by itself when it is not wanted, and when its settings change;
-    only one that does not end gets signals."""
+    """The worker of a session under a monitor. It exits by itself when it is not wanted, or when its settings change;
+    only a worker that does not gets signals."""
     return ProcessSpec(f"worker of session {session.title}", argv, SessionStatusFile(session.worker_status, session),
                        session.worker_lock, os.path.join(session.own, "worker.stderr"), session.options.worker_timeout,
                        end=((GRACE, signal.SIGTERM), (2 * GRACE, signal.SIGKILL)))
@@ -146,16 +146,16 @@ def recorder_spec(name: str, brick: Brick, silence: float, argv: list[str]) -> P
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a process ended: its exit code (negative: by that signal; None: not known, it was no child of this process)
-    and its last line of complaint."""
+    """How a process exited: its exit code (negative: that signal; None: unknown, since it was no child of this process)
+    and its last error line."""
 
     code: int | None
     line: str
 
 
 class Process:
-    """A process that is watched. fd: readable once it has ended; -1 where the kernel cannot do that. code: how it
-    ended, as Popen has it; None as long as that is not known."""
+    """A watched process. fd: readable once it has exited; -1 if the kernel has no pidfd. code: how it exited, as Popen
+    has it; None while unknown."""
 
     def __init__(self, pid: int, said: str, child: subprocess.Popen[bytes] | None = None) -> None:
         self.pid = pid
@@ -169,14 +169,14 @@ class Process:
 
     @classmethod
     def start(cls, spec: ProcessSpec) -> Process:
-        """One that does not depend on this one: own session, no pipe between, its stderr goes to a file."""
+        """Start one that is independent of this process: own session, no pipe, stderr in a file."""
         make_dirs(os.path.dirname(spec.said))
         child = popen_detached(spec.argv, spec.said)
         return cls(child.pid, spec.said, child)
 
     @classmethod
     def holder(cls, lock: Lock, said: str = "") -> Process | None:
-        """The one that holds the lock."""
+        """The process that holds the lock."""
         pid = lock.holder()
         if pid is None:
             return None
@@ -187,14 +187,14 @@ class Process:
         return found
 
     def fds(self) -> list[int]:
-        """What is readable when there is something to do about the process."""
+        """Descriptors that are readable when the process needs attention."""
         return [self.fd] if self.fd >= 0 else []
 
     def listen(self) -> None:
-        """Take in what it has written, if that comes here."""
+        """Read its output, if this process gets that."""
 
     def last_words(self) -> str:
-        """Its last line of complaint, "" if there is none."""
+        """Its last error line, "" if there is none."""
         return complaint(self._said)
 
     def ended(self) -> bool:
@@ -239,8 +239,8 @@ class Process:
 
 
 class Attached(Process):
-    """A child in a session of its own (a terminal's Ctrl-C does not reach it), its output read line by line. What it
-    leaves running in its group ends with it."""
+    """A child in a session of its own, which a terminal's Ctrl-C does not reach. Its output is read line by line.
+    Processes left in its group are killed when it exits."""
 
     def __init__(self, argv: Sequence[str], heard: Callable[[str], None]) -> None:
         self._heard = heard
@@ -289,14 +289,14 @@ class Attached(Process):
 
 
 def popen_detached(argv: Sequence[str], said: str) -> subprocess.Popen[bytes]:
-    """A process that does not depend on this one; its stderr goes to the file `said`."""
+    """A process that is independent of this one; the file `said` gets its stderr."""
     with open(said, "wb") as stderr:
         return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr, start_new_session=True,
                                 cwd="/")
 
 
 def complaint(path: str) -> str:
-    """The last line of complaint in what a process has said; "" if there is none."""
+    """The last error line in the output of a process; "" if there is none."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
@@ -310,7 +310,7 @@ def complaint(path: str) -> str:
 # what keeps it running
 
 class KeptProcess:
-    """One process that is to run. Its keeper starts it when it is due, and decides what its end means."""
+    """One process that should run. Its keeper starts it when it is due, and decides what its exit means."""
 
     def __init__(self, spec: ProcessSpec, launch: Callable[[ProcessSpec], Process], schedule: Schedule = RESTARTS,
                  clock: Callable[[], float] = time.monotonic) -> None:
@@ -339,7 +339,7 @@ class KeptProcess:
         return running
 
     def reap(self) -> Ending | None:
-        """How the process ended, once; None while it runs, and while there is none."""
+        """How the process exited, once; None while it runs, and while there is none."""
         running = self.running
         if running is None or not running.ended():
             return None
@@ -352,7 +352,7 @@ class KeptProcess:
         return Ending(code, running.last_words() or f"{name} {how}")
 
     def again(self, pause: float | None = None) -> float:
-        """Plan the next start; the pause before it. pause: one that does not count as a failure."""
+        """Plan the next start; the pause before it. pause: does not count as a failure."""
         if pause is None:
             return self.tries.fail()
         if self.age > self._lasted:
@@ -388,8 +388,8 @@ class Wakeups:
         self.asked = signal.Signals(number)
 
     def wait(self, seconds: float, kept: Iterable[KeptProcess] = ()) -> None:
-        """Until a signal has come, one of the processes has ended or written something, or the time is over. Takes in
-        what they have written."""
+        """Until a signal arrives, a process exits or writes something, or the time is over. Reads the processes'
+        output."""
         running = [each.running for each in kept if each.running is not None]
         poller = select.poll()
         for fd in (self._reader, *(fd for process in running for fd in process.fds())):

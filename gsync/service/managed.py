@@ -1,7 +1,7 @@
-"""A kept process under a monitor: found by its lock or started, watched, ended when it is no longer wanted.
+"""A kept process under a monitor: found by its lock or started, watched, stopped when it is no longer wanted.
 
-Promise: it never runs twice, since what counts is who holds the lock file; it does not depend on the monitor that
-started it. Not here: which processes are wanted (monitor), and what they do.
+Promise: it never runs twice, since the lock file decides; it is independent of the monitor that started it. Not here:
+which processes are wanted (monitor), and what they do.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ SHORT = 2.0     # s: one that ends in order, but sooner, is not started again at
 
 
 def is_ours(running: Process) -> bool:
-    """Whether a process that holds the lock is for a monitor to end."""
+    """Whether a monitor may stop this process that holds the lock."""
     return "--managed" in running.argv()
 
 
 class Managed(KeptProcess):
-    """One process that is to run, or not. ours: whether one that was found may be ended."""
+    """One process that should or should not run. ours: whether a process that was found may be stopped."""
 
     def __init__(self, spec: ProcessSpec, schedule: Schedule = RESTARTS, clock: Callable[[], float] = time.monotonic,
                  launch: Callable[[ProcessSpec], Process] = Process.start,
@@ -44,7 +44,7 @@ class Managed(KeptProcess):
         self._log = _log.bind(name=spec.name)
 
     def want(self, wanted: bool, anew: bool = False) -> None:
-        """Whether it is to run; anew: the reasons for a pause before the next start may have gone."""
+        """Whether it should run. anew: a former reason to pause before the next start may be gone."""
         if wanted != self.wanted:
             self.wanted = wanted
             self._unwanted, self._signals = self._clock(), 0
@@ -58,14 +58,14 @@ class Managed(KeptProcess):
             self.tries.wait(0.0)
 
     def hinder(self, reason: str) -> None:
-        """Not to be started as long as there is a reason why not."""
+        """Do not start it while there is a reason; "": there is none."""
         if reason != self._hindered:
             self._hindered = reason
             if reason and self.wanted and self.running is None:
                 self._note(reason)
 
     def renew(self, spec: ProcessSpec) -> None:
-        """It is to run as this says; one that was started with other settings ends, and starts again."""
+        """Its spec has changed. A process that was started with other settings is restarted."""
         self.spec = spec
         running = self.running
         if running is not None and self._ours(running) and not spec.suits(running.argv()):
@@ -73,7 +73,7 @@ class Managed(KeptProcess):
             running.send(signal.SIGTERM)
 
     def step(self) -> None:
-        """Do what is to be done now."""
+        """Do what is due now."""
         if self.running is None:
             self._find()
         pid = self.running.pid if self.running is not None else 0
@@ -131,7 +131,7 @@ class Managed(KeptProcess):
         self._note(self._hindered or reason)
 
     def _note(self, faulty: str) -> None:
-        """Say in its status, since it does not run, why that is so; "": because that is wanted."""
+        """Write into its status why it is not running; "": because it should not."""
         try:
             self.spec.status.note("Faulty" if faulty else "Stopped", faulty)
         except OSError as exc:

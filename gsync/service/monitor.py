@@ -1,13 +1,11 @@
-"""What `gsync monitor` does: one per node and state folder, it keeps a worker running for each session that is started
-and a recorder for each volume that has such sessions.
+"""The monitor: one per node and state directory, it keeps a worker running for each started session and a recorder for
+each volume of such sessions.
 
-Promise: none runs twice, since what counts is who holds a lock file; one that dies is started again, with growing
-pauses, and its status says why; one that is silent for too long is killed. They are no part of the monitor: when it
-ends, however it ends, they go on, and the next monitor finds them by their locks.
-A volume's recorder runs from the first start of one of its sessions until the last of them is deleted: a session that
-is stopped goes on from where it was, and that needs the history of the time between. A recorder that something else has
-started (a unit of systemd, `gsync run`) is used, and left alone.
-Not here: what workers and recorders do, and what is wanted of them (control).
+Promise: none runs twice, since lock files decide; one that dies is restarted with growing pauses, and its status says
+why; one that is silent for too long is killed. They are independent of the monitor: when it exits, they keep running,
+and the next monitor finds them by their locks. A volume's recorder runs from the first start of one of its sessions
+until the last of them is deleted, since a stopped session needs the history of the time between to resume. A recorder
+that something else started (systemd, `gsync run`) is used and left alone.
 """
 
 from __future__ import annotations
@@ -51,7 +49,7 @@ def monitor_log(home: Home) -> str:
 
 
 def worker_argv(session: Session, home: Home) -> list[str]:
-    """-P: nothing is imported from the folder that somebody happens to be in."""
+    """-P: imports nothing from the current directory."""
     brick = [] if session.part is None else ["--brick", str(session.part.brick)]
     return [sys.executable, "-P", "-m", "gsync.service.run_worker", session.name, "--home", home.path, *brick,
             "--managed"]
@@ -62,7 +60,7 @@ def recorder_argv(volume: str, home: Home, site: Options) -> list[str]:
 
 
 def start_in_background(home: Home, patience: float = 30.0) -> int:
-    """Start a monitor that outlives this process; its pid, once it holds its lock. GsyncError: it does not start."""
+    """Start a monitor that outlives this process; its pid, once it holds its lock. GsyncError if it does not start."""
     lock = monitor_lock(home)
     make_dirs(home.path)
     said = os.path.join(home.path, "monitor.stderr")
@@ -79,12 +77,12 @@ def start_in_background(home: Home, patience: float = 30.0) -> int:
 
 
 def session_worker(session: Session, home: Home) -> ProcessSpec:
-    """What runs for a session on this node."""
+    """The worker of a session on this node."""
     return worker_spec(session, worker_argv(session, home))
 
 
 def volume_recorder(volume: Volume, home: Home, site: Options) -> ProcessSpec:
-    """What runs for a volume on this node."""
+    """The recorder of a volume on this node."""
     return recorder_spec(f"recorder of volume {volume.name}", volume.brick(), site.worker_timeout,
                          recorder_argv(volume.name, home, site))
 
@@ -92,7 +90,7 @@ def volume_recorder(volume: Volume, home: Home, site: Options) -> ProcessSpec:
 class Monitor:
     """`run` does everything; a test may call `step` instead.
 
-    worker, recorder: what is to run for a session and for a volume. mounted: what is mounted at a place.
+    worker, recorder: give the process for a session and for a volume. mounted: what is mounted at a path.
     """
 
     def __init__(self, home: Home, *, schedule: Schedule = RESTARTS, notifier: Notifier | None = None,
@@ -136,7 +134,7 @@ class Monitor:
                     kept.running.close()
 
     def step(self) -> None:
-        """Look at everything once, and do what is to be done."""
+        """Look at everything once, and do what is due."""
         self.sessions.look()
         self._plan_workers()
         self._plan_recorders()
@@ -173,7 +171,7 @@ class Monitor:
         self._seen = views
 
     def _parts(self, session: Session) -> list[Session]:
-        """The session as its workers on this node have it; read anew when the volume's file has changed."""
+        """The session as its workers on this node have it; read again when the volume's file has changed."""
         path = os.path.join(self._home.path, "volumes", session.volume, "volume.json")
         seen = file_print(path)
         known = self._volumes.get(session.volume)
@@ -188,7 +186,7 @@ class Monitor:
         return session.parts(known[1])
 
     def _has_brick(self, session: Session) -> bool:
-        """Of the sessions of all nodes only those whose volume this node has are its business."""
+        """Whether this node has the volume: sessions of all nodes concern only nodes that do."""
         return not session.on_meta_volume or os.path.isdir(os.path.join(self._home.path, "volumes", session.volume))
 
     def _plan_recorders(self) -> None:

@@ -49,7 +49,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One line for a person. code: the exit code that an error ends with; forcible: whether --force goes over it."""
+    """One line for a person. code: the exit code of an error. forcible: whether --force ignores it."""
 
     level: Level
     text: str
@@ -59,7 +59,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Looked:
-    """What was found, errors first. slave_volume: the id of a slave that is a GlusterFS volume, "" if it is none or did
+    """The findings, errors first. slave_volume: the id of a slave that is a GlusterFS volume; "" if it is none or did
     not answer."""
 
     findings: list[Finding]
@@ -68,7 +68,7 @@ class Looked:
 
 @dataclass(frozen=True)
 class Measured:
-    """Entries and bytes of a tree, as far as they were counted. whole: that is all of it."""
+    """Entries and bytes of a tree, as far as they were counted. whole: everything was counted."""
 
     entries: int
     size: int
@@ -77,7 +77,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Probe:
-    """What both ends are looked at with."""
+    """How both ends are inspected."""
 
     clock: Clock = SYSTEM_CLOCK
     measure: Callable[[Volume], Measured] = lambda volume: measured(volume)
@@ -87,7 +87,7 @@ class Probe:
 
 def preflight(session: Session, volume: Volume, home: Home, *, from_gsyncd: bool = False, probe: Probe = Probe()
               ) -> Looked:
-    """Look at both ends. The session need not be saved, nor the volume kept. from_gsyncd: it is to continue
+    """Look at both ends. The session need not be saved, nor the volume kept. from_gsyncd: the session is to continue
     GlusterFS's own geo-replication of the volume to this slave."""
     try:
         places.check_apart(volume, parse_slave(session.slave), home)
@@ -136,7 +136,7 @@ def _gluster(info: GlusterInfo, options: Options, probe: Probe) -> list[Finding]
 
 
 def _taken_over(volume: Volume, slave_volume: str) -> list[Finding]:
-    """What GlusterFS's own geo-replication has noted of this slave, and what that means for the first crawl."""
+    """What GlusterFS's own geo-replication recorded about this slave, and what that means for the first crawl."""
     if volume.gluster is None or not slave_volume:
         return [_usage("--from-gsyncd needs a GlusterFS volume as master and as slave; use --adopt to take over "
                        "anything else")]
@@ -167,7 +167,7 @@ def _no_rsync(method: str, where: str) -> Finding:
 
 
 def _there(session: Session, volume: Volume, probe: Probe) -> tuple[list[Finding], str]:
-    """What the slave says, if it can be asked; and its volume's id."""
+    """What the slave reports, if it answers; and the id of its volume."""
     with tempfile.TemporaryDirectory(prefix="gsync-") as scratch:
         folder = session.folder if os.path.isdir(session.folder) else scratch  # there is none before the session is
         try:
@@ -216,7 +216,7 @@ def _asked(link: Link, session: Session, volume: Volume, probe: Probe) -> tuple[
 
 
 def _versions(slave: str, survey: Survey) -> list[Finding]:
-    """Only an agent that is installed there, for a restricted key, can be another one than ours."""
+    """Only an agent that was installed for a restricted key can be of another version."""
     if survey.protocol != rpc.PROTOCOL:
         return [Finding(Level.ERROR, f"{slave}: its agent is gsync {survey.version} with protocol "
                         f"{survey.protocol}, this is {__version__} with {rpc.PROTOCOL}; use the same version at both "
@@ -250,7 +250,7 @@ def _room(slave: str, survey: Survey, volume: Volume, probe: Probe) -> list[Find
 
 
 def measured(volume: Volume, clock: Clock = SYSTEM_CLOCK) -> Measured:
-    """As its recorder knows it; else counted, for some seconds."""
+    """As its recorder knows it; otherwise counted, for some seconds."""
     status = RecorderPort(volume.brick()).status()
     if status is not None and status.entries:
         return Measured(status.entries, status.bytes, True)

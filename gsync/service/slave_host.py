@@ -1,4 +1,4 @@
-"""What gsync sets up for a slave's host before there is a session: its key in known hosts, the agent in the account."""
+"""Prepares a slave's host before there is a session: its host key in known hosts, the agent in the account."""
 
 from __future__ import annotations
 

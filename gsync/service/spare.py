@@ -22,7 +22,7 @@ RETRY_PAUSE = 5.0  # seconds between two tries of a passive worker to reach the 
 
 
 def link_to(session: Session) -> Link:
-    """A new link to the session's slave; SlaveError or Transient say why there is none."""
+    """A new link to the session's slave; SlaveError or Transient if there is none."""
     slave = parse_slave(session.slave)
     if slave.host is None:
         return LocalLink(slave)

@@ -1,4 +1,4 @@
-"""What the options mean to the parts that a worker is built of."""
+"""Translates a session's options for the parts of a worker: ssh, rsync, hello."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gsync.sync.rsync import RsyncSettings
 
 
 def ssh_options(options: Options, key: str = "") -> SshOptions:
-    """key: where the session's own key would lie; if it is there, it is used and nothing else."""
+    """key: where the session's own key would be; if it exists, ssh uses nothing else."""
     return SshOptions(options.ssh_config or None, ssh_words(options.ssh_options), options.connection_timeout,
                       compression=options.compression, command=options.ssh_command,
                       identity=key if key and os.path.exists(key) else None)
@@ -23,5 +23,5 @@ def rsync_settings(options: Options) -> RsyncSettings:
 
 
 def left_alone(options: Options) -> list[str]:
-    """Which attributes at the slave are not the worker's, as `hello` takes it."""
+    """The kinds of attributes at the slave that the worker leaves alone, as `hello` takes them."""
     return [kind for kind, synced in (("xattrs", options.sync_xattrs), ("acls", options.sync_acls)) if not synced]

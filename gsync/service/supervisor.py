@@ -1,10 +1,9 @@
-"""What `gsync run` does: keeps a recorder and a worker running until it is told to stop, or the work is done. A
-GlusterFS volume has a worker for each subvolume, and no recorder: its bricks record.
+"""`gsync run`: keeps a recorder and a worker running until it is told to stop, or the work is done. A GlusterFS volume
+has a worker for each subvolume, and no recorder, since its bricks record.
 
-Promise: all end when the supervisor does, however it ends; a child that dies is started again, with growing pauses;
-a recorder that ran before is used and left running. Nothing here is needed for convergence: a child may be
-killed at any moment.
-Not here: what the children do, and how progress is shown (the Observer's).
+Promise: all children exit when the supervisor does, however it exits; a child that dies is restarted with growing
+pauses; a recorder that ran before is used and left running. Convergence needs none of this: a child may be killed at
+any moment. Not here: what the children do, and how progress is shown (the Observer).
 """
 
 from __future__ import annotations
@@ -40,22 +39,22 @@ log = get_logger(__name__)
 
 
 class Observer(Protocol):
-    """What watches a run."""
+    """Watches a run."""
 
     def heard(self, child: str, line: str) -> None:
         """A line that the child wrote."""
 
     def ended(self, child: str, ending: Ending, pause: float | None) -> None:
-        """The child is gone; it is started again in `pause` seconds, None: not again."""
+        """The child exited; it is restarted in `pause` seconds, None: not again."""
 
     def tick(self, statuses: Sequence[WorkerStatus]) -> None:
-        """Called a few times per second with what each worker says of itself now."""
+        """Called a few times per second with the status of each worker."""
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a run tries. look: seconds between two looks at the status. tries: with --once, starts in a row that
-    fail before the run gives up. locked_tries: starts, `look` apart, while an earlier run's worker is still ending."""
+    """How long a run tries. look: seconds between two looks at the status. tries: with --once, failed starts in a row
+    before the run gives up. locked_tries: starts, `look` apart, while an earlier run's worker is still stopping."""
 
     look: float = 0.25
     tries: int = 4
@@ -63,14 +62,14 @@ class Patience:
 
 
 class _Worker(KeptProcess):
-    """While it does not run, its status is written by the supervisor. done: how it ended, once its work is done."""
+    """The supervisor writes its status while it is not running. done: how it exited, once its work is done."""
 
     done: Ending | None = None
     was_active = False
     locked = 0
 
     def look(self) -> WorkerStatus:
-        """What the worker says, or what was noted for it."""
+        """The status of each worker."""
         status = WorkerStatus.read(self.spec.status.path) or WorkerStatus()
         if self.running is not None and status.pid == self.running.pid and status.state == "Active":
             self.was_active = True
@@ -97,7 +96,7 @@ class Supervisor:
         return self._wakeups.asked
 
     def run(self) -> Ending:
-        """Until the work is done, cannot be done, or a signal (kept in `signal`) says stop."""
+        """Until the work is done or impossible, or a signal (kept in `signal`) says stop."""
         ending = Ending(INTERNAL, "")
         for worker in self._workers:
             worker.spec.status.note("Initializing")
@@ -133,7 +132,7 @@ class Supervisor:
         return [*self._workers, *([self._recorder] if self._recorder else [])]
 
     def _step(self) -> Ending | None:
-        """Looks after the children once; how the run ends, None while it goes on."""
+        """Look after the children once; how the run ends, None while it continues."""
         for kept in self._all:
             if kept.running is not None:
                 if isinstance(kept, _Worker) and kept.running.ended():

@@ -1,6 +1,6 @@
-"""All sessions that this node sees, as their files have them now: what a monitor looks at.
+"""All sessions of this node as their files have them now: the monitor's view.
 
-Promise: files that have not changed are not read again; a session whose files cannot be read stays as it was.
+Promise: unchanged files are not read again; a session whose files cannot be read stays as it was.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ANSWER = 1.0            # s that the meta volume has for an answer
 
 @dataclass(frozen=True)
 class View:
-    """A session as its files have it. prints: of all files that say so."""
+    """A session as its files have it. prints: of all these files."""
 
     session: Session
     wanted: Wanted
@@ -35,8 +35,8 @@ class View:
 
 
 class Sessions:
-    """All sessions that this node sees. One whose files cannot be read stays as it was, and `broken` says why. mounted:
-    what is mounted at a place, None for nothing."""
+    """All sessions of this node. One whose files cannot be read stays as it was, and `broken` says why. mounted: what
+    is mounted at a path, None for nothing."""
 
     def __init__(self, home: Home, mounted: Callable[[str], object | None] = mount_at) -> None:
         self._home = home
@@ -49,7 +49,7 @@ class Sessions:
         self.broken: dict[str, str] = {}    # by name; "": all
 
     def look(self) -> None:
-        """Look at the files of all of them; read those that have changed."""
+        """Look at all files; read those that have changed."""
         before, self.broken = self.broken, {}
         try:
             prints = tuple(file_print(path) for path in config.site_paths(self._home.path))
@@ -93,8 +93,8 @@ class Sessions:
             return known
 
     def _absent(self) -> str:
-        """Why the meta volume cannot be looked at; "" if it can, or if there is none. It is asked by a thread: a dead
-        mount must not keep the monitor from looking after the other sessions."""
+        """Why the meta volume is unusable; "" if it is usable, or if there is none. A thread asks it: a dead mount must
+        not keep the monitor from looking after the other sessions."""
         if not self.site.use_meta_volume:
             return ""
         place = self.site.meta_volume_mnt

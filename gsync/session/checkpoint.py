@@ -1,7 +1,7 @@
-"""A session's checkpoint: a moment that is reached once every brick's stime has passed it.
+"""A session's checkpoint: a time that is reached once every brick's stime has passed it.
 
-Two files: `checkpoint`, which the command writes, and `checkpoint.reached`, which the worker writes when its stime has
-passed the moment; what it says is about another checkpoint once a new one is set.
+Two files: the command writes `checkpoint`; the worker writes `checkpoint.reached` once its stime has passed that time.
+The second file is ignored once a new checkpoint is set.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TRIES = 5  # of reading a file that another node replaces at the same time
 
 @dataclass(frozen=True)
 class CheckpointProgress:
-    """Times in ns since the epoch. reached_at: when it was noted, None also for one that nobody has noted yet."""
+    """Times in ns since the epoch. reached_at: when a worker recorded it, None if none has yet."""
 
     time: int
     reached: bool
@@ -30,7 +30,7 @@ class CheckpointProgress:
 
 
 class Checkpoint:
-    """The files that hold it: `path`, and `reached`, by default beside it."""
+    """The files: `path`, and `reached`, by default next to it."""
 
     def __init__(self, path: str, reached: str | None = None, now: Callable[[], int] = time.time_ns) -> None:
         self._path, self._reached = path, reached or f"{path}.reached"
@@ -46,19 +46,19 @@ class Checkpoint:
             raise UsageError(f"{self._path}: damaged: {exc!r}; set the checkpoint again") from exc
 
     def wanted(self) -> int | None:
-        """The same for a worker, which does not end because of a damaged file."""
+        """The same for a worker, which ignores a damaged file."""
         with suppress(UsageError, OSError):
             return self.time()
         return None
 
     def set(self, moment: int, stime: int | None = None) -> None:
-        """Durably. stime: up to when everything is at the slave already."""
+        """Durably. stime: the slave already holds everything up to this time."""
         _write(self._path, {"time": moment, "set": self._now()})
         if stime is not None and stime >= moment:
             self._note(moment)
 
     def passed(self, stime: int | None) -> bool:
-        """Note, durably, that the stime has passed the checkpoint; whether this was the first time."""
+        """Record, durably, that the stime has passed the checkpoint; whether this was the first time."""
         moment = self.wanted()
         if stime is None or moment is None or moment == self._noted or stime < moment:
             return False
@@ -71,7 +71,7 @@ class Checkpoint:
         return False
 
     def progress(self, stime: int | None) -> CheckpointProgress | None:
-        """Where it stands, with this stime; None if none is set. UsageError if the file is damaged."""
+        """How far it is with this stime; None if no checkpoint is set. UsageError if the file is damaged."""
         moment = self.time()
         if moment is None:
             return None

@@ -1,7 +1,7 @@
-"""The layers of settings: defaults, the files of the node, the session's file, and what a command line says.
+"""The layers of settings: defaults, the files of the node, the session's file, and the command line.
 
-A later layer wins, option by option. Every layer is checked as it is read, so that a wrong value is told with the
-file that it stands in.
+A later layer wins, option by option. Each layer is checked as it is read, so an error names the file of the wrong
+value.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ DEFAULT = "default"
 
 @dataclass(frozen=True)
 class Setting:
-    """A value, and the file (or command line) that it is from."""
+    """A value, and the file (or command line) that set it."""
 
     value: Any
     where: str
 
 
 def node_path(home: str) -> str:
-    """The file of this node, in the state folder."""
+    """The file of this node, in the state directory."""
     return os.path.join(home, FILE)
 
 
 def site_paths(home: str) -> list[str]:
-    """The files that hold for all sessions of this node (its state folder: home), the weaker first."""
+    """The files for all sessions of this node (home: its state directory), the weakest first."""
     return [os.environ.get("GSYNC_SYSTEM_CONF", SYSTEM), node_path(home)]
 
 
@@ -56,7 +56,7 @@ def read_layer(path: str) -> dict[str, Any]:
 
 
 def read_layers(paths: Sequence[str]) -> dict[str, Setting]:
-    """What the files set, by field name; of a later path wins."""
+    """What the files set, by field name; a later path wins."""
     return {field: Setting(value, path) for path in paths for field, value in read_layer(path).items()}
 
 
@@ -80,7 +80,7 @@ def set_value(path: str, name: str, text: str) -> Row:
 
 
 def reset_value(path: str, name: str) -> Row:
-    """Take an option out of a file: what is below it holds again."""
+    """Remove an option from a file: the layer below applies again."""
     row = find(name)
     _forget_other_name(path, row)
     ini.change(path, row.name, None)

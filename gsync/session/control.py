@@ -1,4 +1,4 @@
-"""What the admin wants of a session: the file `wanted`, which commands write and monitors and workers look at.
+"""The wanted state of a session: the file `wanted`, which commands write, and which monitors and workers read.
 
 No process is asked anything: each one sees the file change and acts by itself, on every node.
 """
@@ -26,7 +26,7 @@ class Wanted(StrEnum):
 
 
 def read_wanted(session: Session) -> Wanted:
-    """Created where nothing was said yet. UsageError if the file is damaged; OSError if it cannot be read."""
+    """Created if nothing was written yet. UsageError if the file is damaged; OSError if it cannot be read."""
     _check_there(session)
     try:
         with open(session.wanted, encoding="ascii") as file:
@@ -38,7 +38,7 @@ def read_wanted(session: Session) -> Wanted:
 
 
 def _check_there(session: Session) -> None:
-    """OSError if the place of all sessions is not there: then a missing file says nothing."""
+    """OSError if the directory of all sessions is missing: then a missing file means nothing."""
     os.stat(os.path.dirname(session.shared))
 
 
@@ -52,7 +52,7 @@ Print = tuple[int, int, int] | None
 
 
 def file_print(path: str) -> Print:
-    """What tells one version of a file from another; None if there is no file."""
+    """Tells one version of a file from another; None if there is no file."""
     try:
         st = os.stat(path)
     except FileNotFoundError:
@@ -68,10 +68,10 @@ class _Seen:
 
 
 class SessionOrders:
-    """The orders for one worker, by the session's files; cheap enough to be asked all the time, from any thread.
+    """The orders for one worker, from the session's files. Cheap enough to be called all the time, from any thread.
 
-    It stops when the session is stopped or gone, and when one of `settings` (files) has changed: the monitor starts it
-    again with the new ones. A meta volume that does not answer leaves the last order standing.
+    The worker stops when the session is stopped or gone, and when one of `settings` (files) has changed: the monitor
+    then restarts it. While a meta volume does not answer, the last order stays valid.
     """
 
     def __init__(self, session: Session, settings: Sequence[str], clock: Callable[[], float] = time.monotonic,

@@ -1,7 +1,7 @@
-"""`gsync status --check`: one verdict on the sessions, for monitoring systems that know Nagios's plugins.
+"""`gsync status --check`: one verdict on the sessions, in the form of a Nagios plugin.
 
-CRITICAL: something stands still that should not, or lags too much. WARNING: it goes on, but a person should look, or
-somebody has stopped it. docs/operating/status.md lists the rules; they are all in `_of_session` and `_of_brick`.
+CRITICAL: replication has stopped unexpectedly, or lags too much. WARNING: it works, but needs attention, or somebody
+has stopped it. docs/operating/status.md lists the rules; they are all in `_of_session` and `_of_brick`.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ def _of_brick(report: SessionReport, brick: BrickReport, max_lag: float | None, 
 
 
 def lag(brick: BrickReport, now: datetime) -> float | None:
-    """Seconds: as measured while the worker runs, else the age of the stime; None if nothing was ever in step."""
+    """In seconds: as measured while the worker runs, else the age of the stime; None if the slave was never up to
+    date."""
     if brick.lag_seconds is not None:
         return float(brick.lag_seconds)
     if brick.stime is None:
@@ -105,7 +106,7 @@ def _seconds(value: float | None) -> str:
 
 
 def _one_line(text: str) -> str:
-    """What follows a | would be taken for numbers."""
+    """Without |, which begins the figures."""
     return " ".join(text.replace("|", "/").split())
 
 

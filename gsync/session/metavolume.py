@@ -1,8 +1,8 @@
-"""The meta volume: the folder `geo-rep/` on a file system that all nodes of a site have mounted.
+"""The meta volume: the directory `geo-rep/` on a file system that all nodes of a site have mounted.
 
-Promise: what is not mounted at its place, or is another file system than the one that this node knows, is Faulty,
-never an empty meta volume: else a node that lost the mount would take itself for the only one.
-Not here: what lies on it (session, lease, volumes).
+Promise: if nothing is mounted there, or another file system than this node knows, that is Faulty, never an empty meta
+volume: a node that lost the mount would otherwise take itself for the only one. Not here: its contents (session, lease,
+volumes).
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ _NETWORK = re.compile(r"(fuse|nfs|cifs|smb|9p|ceph|afs|lustre)")
 
 
 def node_name() -> str:
-    """What this node is called in the files that all nodes see."""
+    """The name of this node in the files of all nodes."""
     return os.uname().nodename
 
 
 @dataclass(frozen=True)
 class Mount:
-    """What is mounted at a place; kind as in /proc/filesystems."""
+    """A mounted file system; kind as in /proc/filesystems."""
 
     place: str
     kind: str
 
 
 def mount_at(path: str) -> Mount | None:
-    """The mount at this very path. From the kernel's list: whether its server answers does not matter."""
+    """The mount at exactly this path, from the kernel's list: its server need not answer."""
     place = os.path.abspath(path)
     place = os.path.join(os.path.realpath(os.path.dirname(place)), os.path.basename(place))
     found = None
@@ -55,7 +55,7 @@ def mount_at(path: str) -> Mount | None:
 
 
 class MetaVolume:
-    """The meta volume at `mnt`. `memory`: the file in which this node remembers which file system that is."""
+    """The meta volume at `mnt`. memory: the file in which this node remembers which file system that is."""
 
     def __init__(self, mnt: str, memory: str) -> None:
         self.mnt = mnt
@@ -68,12 +68,12 @@ class MetaVolume:
 
     @property
     def cached(self) -> float:
-        """Seconds for which another node may see what was there before."""
+        """Seconds for which another node may see an older state."""
         mount = mount_at(self.mnt)
         return _CACHED if mount is not None and _NETWORK.match(mount.kind) else 0.0
 
     def check(self) -> None:
-        """Faulty unless it is mounted, answers, and is the one that this node knows; the first one is remembered."""
+        """Faulty unless it is mounted, answers, and is the one this node knows; the first one is remembered."""
         if not self.mounted:
             raise Faulty(f"meta volume {self.mnt} is not mounted; mount it (until then this node replicates nothing, "
                          "since another node may be active)")
@@ -107,7 +107,7 @@ class MetaVolume:
             return None
 
     def _make_identity(self) -> str | None:
-        """By link: whoever of several nodes is first, all read the same."""
+        """By link, so that all nodes read the identity that the first one wrote."""
         make_dirs(self.folder)
         new = os.path.join(self.folder, f"id.{uuid.uuid4()}")
         replace_file(new, f"{uuid.uuid4()}\n".encode())
@@ -118,8 +118,8 @@ class MetaVolume:
 
 
 class Mirror:
-    """Calls `write` with the latest of what it is given, on a thread of its own: for what other nodes are to see and
-    nobody here waits for, even if the meta volume hangs."""
+    """Calls `write` with the latest data it is given, on its own thread: for files that other nodes read and that
+    nobody here may wait for, even if the meta volume hangs."""
 
     def __init__(self, write: Callable[[bytes], None]) -> None:
         self._write = write
@@ -136,7 +136,7 @@ class Mirror:
             self._changed.notify()
 
     def close(self, patience: float = 1.0) -> None:
-        """The last word is written, if that is possible soon."""
+        """Write the last data, if that is possible soon."""
         with self._changed:
             self._ended = True
             self._changed.notify()

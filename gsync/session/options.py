@@ -1,7 +1,7 @@
-"""The table of options: for each its type, default, check, help, and what must be restarted for it; nowhere else.
+"""The table of options: type, default, check and help of each, and the processes it restarts; nowhere else.
 
-Fields are in snake_case; in files, on the command line and in messages the names are in kebab-case. A value that does
-not pass its check, or a name that is no option, is a UsageError naming where it stands and the option.
+Fields are in snake_case; files, the command line and messages use kebab-case. An unknown name, or a value that fails
+its check, is a UsageError that names the place and the option.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Kind(StrEnum):
 
 
 class Scope(StrEnum):
-    """Which files an option may stand in: any, or only those of a node."""
+    """The files that an option may be in: any, or only those of a node."""
 
     SESSION = "session"
     NODE = "node"
@@ -44,9 +44,8 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True)
 class About:
-    """What an option is beside its type and default. restarts: worker, recorder, monitor; queue: read when
-    gsync queue run or publish run begins. check: returns
-    the value, or ValueError says what is wrong with it."""
+    """An option's properties besides type and default. restarts: worker, recorder, monitor; queue: read when gsync
+    queue run or publish run starts. check: returns the value, or ValueError says why it is wrong."""
 
     help: str
     restarts: tuple[str, ...] = ("worker",)
@@ -204,7 +203,7 @@ _LEVELS = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 @dataclass(frozen=True)
 class Options:
-    """What can be set. Frozen: a change makes a new one and restarts what depends on it."""
+    """All settings. Frozen: a change makes a new one, and restarts the processes that depend on it."""
 
     # how data travels
     sync_method: Annotated[Literal["auto", "rsync", "tarssh"], About(
@@ -398,12 +397,12 @@ class Row:
 
     @property
     def is_free(self) -> bool:
-        """Whether every value of the type will do."""
+        """Whether the option accepts every value of its type."""
         about = self.about
         return about.kind is Kind.TEXT and about.least is None and about.most is None and about.check is None
 
     def text(self, value: Any) -> str:
-        """The value as a file has it."""
+        """The value as in a file."""
         if self.about.kind is Kind.PATTERNS:
             return "\n".join(ini.pattern_line(pattern) for pattern in value)
         if isinstance(value, bool):
@@ -448,7 +447,8 @@ def _takes(annotation: Any, about: About) -> str:
 
 
 def find(name: str) -> Row:
-    """The option of this name (or GlusterFS's name for it). UsageError if there is none, saying why or what is near."""
+    """The option of this name (or GlusterFS's name for it). UsageError if there is none, with the reason or a similar
+    name."""
     wanted = ini.option_name(name)
     row = table().get(wanted) or next((row for row in table().values() if wanted and row.about.gluster == wanted), None)
     if row is not None:
@@ -475,7 +475,7 @@ _READ = {Kind.SIZE: size_option, Kind.DURATION: duration_option, Kind.PATTERNS: 
 
 @cache
 def _adapter(name: str) -> TypeAdapter[Any]:
-    """What checks the values of this option: read as people write it, then the type, the bounds, the check."""
+    """The check of this option's values: read as people write it, then type, bounds, check."""
     from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter
 
     row = table()[name]

@@ -1,4 +1,4 @@
-"""Where the MASTER and SLAVE of a command line lead, and whether the two may be replicated to each other."""
+"""Finds the MASTER and SLAVE of a command line, and whether one may be replicated to the other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gsync.state.home import Home, Volume
 
 
 def master_volume(home: Home, master: str) -> Volume:
-    """The volume that MASTER names, or whose tree it is; made on the fly for a directory that is none yet."""
+    """The volume that MASTER names, or whose tree it is; made on the fly for another directory."""
     volume, is_new = find_master(home, master)
     return keep_volume(home, volume) if is_new else volume
 
@@ -61,7 +61,7 @@ def slave_at(text: str) -> Slave:
 
 
 def slave_text(slave: Slave) -> str:
-    """The slave as a session keeps it: the same for every way of writing it, and no byte lost."""
+    """The slave as a session keeps it: the same for every spelling, without loss of a byte."""
     if slave.is_volume:
         return str(slave)
     prefix = str(dataclasses.replace(slave, path=b"/"))[:-1]
@@ -69,7 +69,7 @@ def slave_text(slave: Slave) -> str:
 
 
 def check_apart(volume: Volume, slave: Slave, home: Home) -> None:
-    """UsageError if one tree lies in the other, or the state folder in the slave. Looks at this host only."""
+    """UsageError if one tree is inside the other, or the state directory inside the slave. Looks at this host only."""
     if slave.host is not None or slave.is_volume:
         return
     path = os.fsdecode(slave.path)
@@ -86,9 +86,9 @@ def check_apart(volume: Volume, slave: Slave, home: Home) -> None:
 
 
 def _is_within(path: str, folder: str) -> bool:
-    """Whether a path (whose end may not exist yet) is `folder` or below it, whatever both are called.
+    """Whether a path (whose end may not exist yet) is `folder` or below it, under whatever names.
 
-    By the inodes on the way up, and by what the kernel says of bind mounts, above which the way up leads elsewhere.
+    By the inodes of its parents, and by the kernel's list of bind mounts, above which the parents are others.
     """
     try:
         st = os.stat(folder)
@@ -113,7 +113,7 @@ def _ancestors(path: str) -> Iterator[tuple[int, int]]:
 
 
 def _origin(real: str) -> list[str]:
-    """A path seen through bind mounts: the device, then the names from the root of its file system on."""
+    """A path with bind mounts resolved: the device, then the names from the root of its file system."""
     best, longest = real.split("/"), -1
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:

@@ -1,8 +1,8 @@
-"""What `gsync status` tells of a session, put together from the files that its processes keep.
+"""The report of a session for `gsync status`, put together from the files that its processes keep.
 
 A report is a frozen value with the fields of `gsync status --json`, in its order; times are RFC 3339 texts, as printed.
-Nobody is asked: a file outlives its writer, so what it says counts while the process that it names runs, or, if that
-is on another node, while the file is not old.
+No process is asked. A file outlives its writer, so it counts while the process that it names runs, or, for a process on
+another node, while it is recent.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class CheckpointReport:
 
 @dataclass(frozen=True)
 class BrickReport:
-    """A worker of a session: what it says of itself, and what is known without it. stale: it died without a word."""
+    """A worker of a session: its own status, and what is known without it. stale: it died without a word."""
 
     node: str
     path: str | None
@@ -69,7 +69,7 @@ class BrickReport:
 
 @dataclass(frozen=True)
 class SessionReport:
-    """state: what is wanted of the session, "?" if it cannot be read. monitor: the pid of this node's."""
+    """state: the wanted state, "?" if the session cannot be read. monitor: the pid of this node's monitor."""
 
     name: str
     master: str
@@ -86,7 +86,7 @@ NOTHING_RECORDED = RecorderReport(STOPPED, "", None, None)
 
 
 def master_text(volume: Volume) -> str:
-    """The master as its user named it: the path of a volume made on the fly, else the volume's name."""
+    """The master as its user named it: a path for a volume made on the fly, else the volume's name."""
     return volume.path if volume.name == auto_volume_name(volume.path) else volume.name
 
 
@@ -96,12 +96,12 @@ def monitor_pid(home: Home) -> int | None:
 
 
 def missing(session: Session) -> str:
-    """What to say when the meta volume does not hold the session that is said to lie there."""
+    """The message if the meta volume lacks a session that should be there."""
     return f"{session.shared} does not exist; mount the meta volume"
 
 
 class Reports:
-    """The reports of the sessions of a state folder."""
+    """The reports of the sessions of a state directory."""
 
     def __init__(self, home: Home, clock: Clock = SYSTEM_CLOCK) -> None:
         self._home = home
@@ -136,7 +136,7 @@ class Reports:
         return SessionReport(session.name, master, session.slave, wanted.value, monitor, tuple(_settled(rows.all())))
 
     def seen_working(self, session: Session) -> str | None:
-        """Another node whose worker of this session has not ended, as far as is seen from here."""
+        """Another node whose worker of this session has not stopped, as far as this node can see."""
         return next((node for node, status in _of_other_nodes(session)
                      if _is_heard(status, self._now()) and status.state != WorkerState.STOPPED), None)
 
@@ -147,7 +147,7 @@ class Reports:
 
 
 def _wanted(session: Session, run: int | None) -> tuple[Wanted, str]:
-    """What is wanted of the session, and what speaks against knowing it. run: the pid of its `gsync run`."""
+    """The wanted state of the session, and why it may be wrong. run: the pid of its `gsync run`."""
     problem = ""
     try:
         wanted = read_wanted(session)
@@ -163,8 +163,8 @@ def _wanted(session: Session, run: int | None) -> tuple[Wanted, str]:
 
 
 class _Rows:
-    """The workers of one session, as far as they are known here. supervised: something on this node starts them.
-    problem: what is wrong with the session as a whole."""
+    """The workers of one session, as far as this node knows them. supervised: something on this node starts them.
+    problem: what is wrong with the whole session."""
 
     def __init__(self, session: Session, volume: Volume | None, wanted: Wanted, *, supervised: bool, problem: str,
                  now: int) -> None:
@@ -179,7 +179,7 @@ class _Rows:
         return rows + [self._elsewhere(self._session, node, other) for node, other in others]
 
     def _of_gluster(self, volume: Volume, info: GlusterInfo, others: dict[str, WorkerStatus]) -> list[BrickReport]:
-        """A row for each brick, in the volume's order; of other nodes as far as they have said something."""
+        """A row for each brick, in the volume's order; those of other nodes as far as they have reported."""
         here = {part.part.brick: part for part in self._session.parts(volume) if part.part is not None}
         said = {int(name.rpartition(":")[2]): (name.rpartition(":")[0], status) for name, status in others.items()
                 if name.rpartition(":")[2].isdigit()}
@@ -246,8 +246,8 @@ def _is_heard(status: WorkerStatus, now: int) -> bool:
 
 
 def _settled(bricks: list[BrickReport]) -> list[BrickReport]:
-    """Of several workers of a subvolume that say that they are the active one, it is the one with the youngest epoch;
-    the others are dead, frozen, or about to notice."""
+    """If several workers of a subvolume claim to be active, the one with the highest epoch is; the others are dead,
+    frozen, or about to notice."""
     youngest: dict[int, BrickReport] = {}
     for brick in bricks:
         if brick.state == WorkerState.ACTIVE:
@@ -261,7 +261,7 @@ def _settled(bricks: list[BrickReport]) -> list[BrickReport]:
 
 def _brick(node: str, path: str | None, status: WorkerStatus, live: bool, state: str, reason: str,
            recorder: RecorderReport, checkpoint: CheckpointReport | None) -> BrickReport:
-    """What was true of a worker that is gone is not shown as true."""
+    """The state of a worker that is gone is not shown as current."""
     return BrickReport(
         node=node, path=path, subvolume=0, state=str(state), reason=reason,
         crawl=status.crawl if live else "N/A",
@@ -287,7 +287,7 @@ def checkpoint_report(session: Session, stime: int | None) -> CheckpointReport |
 def recorder_report(port: RecorderPort | BrickPort | None, stime: int | None, keep: float | None,
                     now: Callable[[], int] = time.time_ns) -> RecorderReport:
     """The recorder of a brick. runway_seconds: how long the changelogs since stime stay within its retention of `keep`
-    seconds; what a session still needs is kept longer, but takes room. GlusterFS keeps its own for ever."""
+    seconds; those that a session still needs are kept longer, but take space. GlusterFS keeps its own for ever."""
     status = port.status() if port else None
     running = port is not None and port.holder() is not None
     last = status.last_changelog if status else None

@@ -1,10 +1,9 @@
-"""A session: one master volume, one slave, the settings, and where its state lies.
+"""A session: one master volume, one slave, its settings, and the paths of its state.
 
-Two folders: `folder`, `$GSYNC_HOME/sessions/<name>/`, is of this node alone; `shared` is what all nodes see, on the
-meta volume, and the same as `folder` for a session of one node. session.json says what the session is, gsync.conf its
-settings (config), `wanted` what its admin wants of it (control). Where the master is a GlusterFS volume there is a
-worker for each brick: what is its own lies in folder/brick_<n>/, what it shares with those of the other copies of its
-brick in shared/subvol_<n>/.
+Two directories: `folder`, `$GSYNC_HOME/sessions/<name>/`, belongs to this node; `shared` is visible to all nodes, on
+the meta volume, and is the same as `folder` for a session of one node. session.json identifies the session, gsync.conf
+has its settings (config), `wanted` its wanted state (control). A GlusterFS master has a worker for each brick: its own
+files are in folder/brick_<n>/, those it shares with the workers of the brick's other copies in shared/subvol_<n>/.
 """
 
 from __future__ import annotations
@@ -40,14 +39,14 @@ _REMAINS = (*_EPOCHS, "ledger*.db*", "changelog.db*", "subvol_*", "brick_*")  # 
 
 
 def readable_name(*texts: str, unique: str) -> str:
-    """A name made of what is legible in the texts, and a short hash of `unique`; the same for the same input."""
+    """A name made of the legible parts of the texts and a short hash of `unique`; the same for the same input."""
     words = [re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.")[:24].strip("-.") for text in texts]
     digest = blake2b(os.fsencode(unique), digest_size=4).hexdigest()
     return "-".join([word for word in words if word] + [digest])
 
 
 def auto_volume_name(path: str) -> str:
-    """The name of the volume that is made for a directory (its real path) that a run names as its master."""
+    """The name of the volume made on the fly for a directory (its real path)."""
     return readable_name(os.path.basename(path), unique=path)
 
 
@@ -60,8 +59,8 @@ def default_session_name(master: str, slave: str) -> str:
 
 @dataclass(frozen=True)
 class Part:
-    """A worker's part of a session whose master is a GlusterFS volume: its brick, and the subvolume that this is of.
-    several: whether there are other subvolumes."""
+    """A worker's part of a session whose master is a GlusterFS volume: its brick, and the brick's subvolume. several:
+    there are other subvolumes."""
 
     brick: int
     subvolume: int
@@ -83,7 +82,7 @@ class Session:
     part: Part | None = None
 
     def parts(self, volume: Volume) -> list[Session]:
-        """This session as each of the workers has it that are this node's business."""
+        """This session as each of its workers on this node has it."""
         if volume.gluster is None:
             return [self]
         several = volume.gluster.subvolumes > 1
@@ -92,7 +91,7 @@ class Session:
 
     @property
     def title(self) -> str:
-        """For people: the name, with the number of the brick where there are several."""
+        """For people: the name, with the brick's number if there are several."""
         return self.name if self.part is None else f"{self.name}, brick {self.part.brick}"
 
     @property
@@ -102,7 +101,7 @@ class Session:
 
     @property
     def together(self) -> str:
-        """The folder of all workers of which one at a time is active."""
+        """The directory of all workers of which only one is active at a time."""
         return self.shared if self.part is None else os.path.join(self.shared, f"subvol_{self.part.subvolume}")
 
     @property
@@ -157,7 +156,7 @@ class Session:
 
     @property
     def ledger_db(self) -> str:
-        """On the meta volume there is one for each epoch; this is the last."""
+        """On the meta volume there is one for each epoch; this is the latest."""
         if not self.on_meta_volume:
             return os.path.join(self.together, "ledger.db")
         return os.path.join(self.together, f"ledger.{max(ledger_epochs(self.together), default=0)}.db")
@@ -172,7 +171,7 @@ class Session:
 
     @property
     def lease(self) -> str:
-        """A folder in which the workers of several nodes tell who is the active one."""
+        """A directory in which workers of several nodes agree which one is active."""
         slave = re.sub(r"[^A-Za-z0-9.]+", "-", self.slave).strip("-")[:100]
         number = 0 if self.part is None else self.part.subvolume
         return os.path.join(self.shared, f"{self.volume}_{slave}_subvol_{number}.lock")
@@ -187,11 +186,11 @@ class Session:
 
     @property
     def gsyncd(self) -> str:
-        """Holds, for a session that took over from GlusterFS's own, by which id that knows the slave."""
+        """Holds the id by which GlusterFS's own geo-replication knows the slave, if this session continues it."""
         return os.path.join(self.shared, "gsyncd")
 
     def gsyncd_slave(self) -> str | None:
-        """That id; None for a session that began by itself. A file that is damaged says nothing."""
+        """That id; None for any other session. A damaged file says nothing."""
         with suppress(OSError, ValueError), open(self.gsyncd, encoding="ascii") as file:
             return str(UUID(file.read().strip()))
         return None
@@ -207,11 +206,11 @@ class Session:
 
 
 class SessionHome:
-    """The sessions that this node knows: those of the state folder, and those of the meta volume that the node's own
-    settings name."""
+    """The sessions that this node knows: those of the state directory, and those of the meta volume in the node's
+    settings."""
 
     def __init__(self, home: Home, check: bool = True) -> None:
-        """Without `check`, wrong settings are no error, and the defaults stand for them: for who mends them."""
+        """Without `check`, wrong settings are replaced by the defaults: for whoever repairs them."""
         self.home = home
         self._check = check
         self._folder = os.path.join(home.path, "sessions")
@@ -226,8 +225,8 @@ class SessionHome:
 
     def find_or_new(self, volume: str, slave: str, name: str | None = None,
                     settings: Mapping[str, Any] | None = None) -> Session:
-        """The session of this volume and slave, whatever it is called; else a new one, which `save` makes real. The
-        settings of a new one (by field) decide too whether it lies on the meta volume."""
+        """The session of this volume and slave, whatever its name; otherwise a new one, which `save` writes. settings:
+        of a new one, by field; they also decide whether it lies on the meta volume."""
         found = next((s for s in self.list() if s.volume == volume and s.slave == slave), None)
         if found is not None:
             return found
@@ -240,8 +239,8 @@ class SessionHome:
         return Session(folder, shared, name, volume, slave, time.time_ns(), options)
 
     def save(self, session: Session, settings: Mapping[str, str] | None = None) -> None:
-        """Writes session.json, durably and in one step; for a session on the meta volume here and there. settings:
-        texts by option for the gsync.conf of a new one."""
+        """Write session.json, durably and in one step; for a session on the meta volume in both places. settings: texts
+        by option for the gsync.conf of a new one."""
         values = {"format": FORMAT, "name": session.name, "volume": session.volume, "slave": session.slave,
                   "created": session.created, "shared": session.shared if session.on_meta_volume else None}
         data = json.dumps(values, indent=1).encode("ascii") + b"\n"
@@ -257,7 +256,7 @@ class SessionHome:
             replace_file(os.path.join(folder, _FILE), data)
 
     def _prepare(self, folder: str, session: Session) -> None:
-        """The folder of a session that is to be: empty, but for what an earlier one of the volume and slave left."""
+        """The directory of a new session: empty, except for what an earlier one of the same volume and slave left."""
         remains = self._remains(folder, session)
         if remains is not None and os.path.isdir(remains):
             _prune(remains, _REMAINS)
@@ -269,8 +268,8 @@ class SessionHome:
             _prune(folder, _REMAINS if same else ())
 
     def _remains(self, folder: str, session: Session) -> str | None:
-        """Where is what remains of a deleted session of this volume and slave, whatever it was called; None for a
-        volume that is gone: its slave takes no other one, so nothing can go on."""
+        """Where a deleted session of this volume and slave left its files, whatever its name was; None for a volume
+        that is gone, since its slave accepts no other one."""
         try:
             volume = self.home.get(session.volume)
         except UsageError:
@@ -281,10 +280,9 @@ class SessionHome:
         return os.path.join(os.path.dirname(folder), _DELETED, pair)
 
     def remove(self, session: Session, forget: bool = False) -> None:
-        """Deletes the session, here and on the meta volume. What a later one of the same volume and slave has to go on
-        from stays: the epoch, which may never shrink; what could not be synced, and what must be looked at again, both
-        of which the stime has passed. With `forget` only the epoch stays: for who has made the slave forget its stime.
-        """
+        """Delete the session, here and on the meta volume. A later session of the same volume and slave resumes from
+        what stays: the epoch, which must never shrink; and the failures and doubts that the stime has passed. With
+        `forget` only the epoch stays: for a slave that has forgotten its stime."""
         for folder in filter(os.path.isdir, _folders(session)):
             remains = self._remains(folder, session)
             if remains is None:
@@ -299,7 +297,7 @@ class SessionHome:
             os.unlink(os.path.join(self.home.get(session.volume).needed, session.name))
 
     def get(self, name: str, overrides: Mapping[str, Any] | None = None) -> Session:
-        """UsageError if there is no such session, or its file is damaged. overrides: settings over those of its
+        """UsageError if there is no such session, or its file is damaged. overrides: settings that win over its
         files."""
         check_name("session", name)
         session = self._load(name, overrides)
@@ -312,7 +310,7 @@ class SessionHome:
         return self._load(name)
 
     def the(self, name: str | None) -> Session:
-        """The session of this name; without one, the only session there is. UsageError."""
+        """The session of this name; without a name, the only session. UsageError."""
         if name is not None:
             return self.get(name)
         sessions = self.list()
@@ -322,7 +320,7 @@ class SessionHome:
         return sessions[0]
 
     def names(self) -> list[str]:
-        """The names of what may be sessions, without reading them."""
+        """The names of all sessions, without reading them."""
         found: set[str] = set()
         for folder in (self._folder, self._on_meta_volume()):
             if folder is not None and os.path.isdir(folder):
@@ -335,7 +333,7 @@ class SessionHome:
         return [session for session in loaded if session is not None]
 
     def _on_meta_volume(self) -> str | None:
-        """Where the sessions of all nodes lie, if this node has a meta volume."""
+        """The directory of all nodes' sessions, if this node has a meta volume."""
         if not self.site.use_meta_volume:
             return None
         return os.path.join(self.site.meta_volume_mnt, GEO_REP, "sessions")
@@ -366,12 +364,12 @@ class SessionHome:
 
 
 def _folders(session: Session) -> list[str]:
-    """What all nodes share first."""
+    """The shared one first."""
     return list(dict.fromkeys((session.shared, session.folder)))
 
 
 def _prune(folder: str, kept: Sequence[str]) -> None:
-    """Remove all but what has these names (patterns); fine if there is no such folder."""
+    """Remove everything except these names (patterns). The directory may be missing."""
     with suppress(FileNotFoundError):
         for entry in list(os.scandir(folder)):
             if any(fnmatch(entry.name, pattern) for pattern in kept):
@@ -383,7 +381,7 @@ def _prune(folder: str, kept: Sequence[str]) -> None:
 
 
 def _read(path: str) -> dict[str, Any] | None:
-    """What session.json says; None if there is none. UsageError if it is damaged."""
+    """The contents of session.json; None if there is none. UsageError if it is damaged."""
     try:
         with open(path, encoding="ascii") as file:
             values = json.load(file)

@@ -1,7 +1,7 @@
-"""Volumes whose tree several nodes see: they have one identity, kept on the meta volume, `volumes/<name>/volume.json`.
+"""Volumes that several nodes see: the meta volume keeps their one identity in `volumes/<name>/volume.json`.
 
-With it each node gives the same inodes the same gfids, and a slave knows the volume whoever replicates it. Without a
-meta volume in the node's settings, everything here is as in volume.home.
+So every node gives the same inodes the same gfids, and a slave recognizes the volume whichever node replicates it.
+Without a meta volume in the node's settings, everything here is as in state.home.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ def add_volume(home: Home, name: str, path: str) -> Volume:
 
 
 def new_volume(home: Home, name: str, path: str) -> Volume:
-    """The volume that the directory `path` would be. Nothing is written. UsageError if it is another tree than the one
-    that other nodes know by that name."""
+    """The volume that the directory `path` would be. Nothing is written. UsageError if other nodes know another tree by
+    that name."""
     volume = home.new(name, path)
     meta = site_meta_volume(home)
     return volume if meta is None else _as_known(meta, volume)
 
 
 def keep_volume(home: Home, volume: Volume) -> Volume:
-    """Make what `new_volume` gave a volume, here and for the other nodes, durably."""
+    """Register the result of `new_volume`, here and for the other nodes, durably."""
     meta = site_meta_volume(home)
     if meta is not None and volume.gluster is None:  # GlusterFS tells all nodes the same
         share_volume(meta, volume)
@@ -43,7 +43,7 @@ def keep_volume(home: Home, volume: Volume) -> Volume:
 
 
 def share_volume(meta: MetaVolume, volume: Volume) -> None:
-    """Let the other nodes know who the volume is. UsageError if they know another one by that name."""
+    """Tell the other nodes the volume's identity. UsageError if they know another one by that name."""
     known = _as_known(meta, volume)
     if known.uuid != volume.uuid:
         raise UsageError(f"volume {volume.name}: other nodes added the same tree independently; remove the volume here "
@@ -69,7 +69,7 @@ def share_volume(meta: MetaVolume, volume: Volume) -> None:
 
 
 def site_meta_volume(home: Home) -> MetaVolume | None:
-    """The meta volume that this node's settings name, checked. Faulty if it is not there."""
+    """The meta volume of this node's settings, checked. Faulty if it is unusable."""
     site = config.load_options(config.site_paths(home.path))
     if not site.use_meta_volume:
         return None
@@ -83,7 +83,7 @@ def _path(meta: MetaVolume, volume: Volume) -> str:
 
 
 def _as_known(meta: MetaVolume, volume: Volume) -> Volume:
-    """The volume with the identity by which the other nodes know it, if they do."""
+    """The volume with the identity that other nodes know it by, if they do."""
     path = _path(meta, volume)
     try:
         with open(path, encoding="ascii") as file:

@@ -1,7 +1,7 @@
-"""What the processes of a session say about themselves, and what `gsync status` makes of it.
+"""The status files that a session's processes write about themselves, for `gsync status`.
 
-Status files are JSON, replaced in one step, not fsynced: a snapshot for people, which nothing acts upon. A file
-outlives its writer, so it is believed only while the process that it names runs (pid and start time).
+They are JSON, replaced in one step, not fsynced: a snapshot for people, which nothing acts upon. A file outlives its
+writer, so it is believed only while the process that it names runs (pid and start time).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def write_status(path: str, values: Mapping[str, Any]) -> None:
 
 
 def read_status(path: str) -> dict[str, Any] | None:
-    """What the file says, None if there is none (or none that can be read)."""
+    """The contents of the file, None if there is none or it cannot be read."""
     try:
         with open(path, encoding="ascii") as file:
             values = json.load(file)
@@ -41,7 +41,7 @@ def _no_rate() -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class RecorderReport:
-    """What is told of a brick's recorder; last_changelog as RFC 3339. runway_seconds: see report.recorder_report."""
+    """The state of a brick's recorder; last_changelog as RFC 3339. runway_seconds: see report.recorder_report."""
 
     state: str
     reason: str
@@ -103,7 +103,7 @@ class WorkerStatus:
 
     @classmethod
     def note(cls, path: str, state: str, reason: str = "") -> None:
-        """Writes the status of a worker that does not run, keeping what stays true of it."""
+        """Write the status of a worker that is not running; what remains true of it is kept."""
         last = cls.read(path) or cls()
         cls(state=state, reason=reason, stime=last.stime, entry_stime=last.entry_stime, last_synced=last.last_synced,
             pending=last.pending, failures=last.failures, held=last.held, left_out=last.left_out, lacks=last.lacks,
@@ -113,7 +113,7 @@ class WorkerStatus:
 
     @classmethod
     def of_all(cls, statuses: Sequence[WorkerStatus]) -> WorkerStatus:
-        """What the workers of a session, each with a part of the master, amount to."""
+        """The workers of a session, each with a part of the master, as one."""
         if len(statuses) == 1:
             return statuses[0]
         state = min((s.state for s in statuses), key=_WORST_FIRST.index)
@@ -133,5 +133,5 @@ class WorkerStatus:
 
     @property
     def alive(self) -> bool:
-        """Whether the worker that wrote this still runs."""
+        """Whether the worker that wrote this is still running."""
         return is_alive(self.pid, self.started)

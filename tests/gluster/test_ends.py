@@ -73,8 +73,8 @@ def test_over_from_gsyncd_and_back(tmp_path: Path) -> None:
         plain(made.master, "between")
         (made.master / "theirs" / "a").rename(made.master / "theirs" / "c")
         with closing(GlusterSite(tmp_path, made, config, create=["--from-gsyncd"], to_volume=True)) as site:
-            assert re.search(r"info: brick \S+: the slave holds everything up to \S+Z.*; it goes on from there",
-                             site.created)
+            assert re.search(r"info: brick \S+: the slave holds everything up to \S+Z.*; replication resumes from "
+                             r"there", site.created)
             site.start()
             site.reach("what gsyncd had not got to")
             plain(made.master, "ours")
@@ -110,7 +110,7 @@ def test_run_in_the_foreground(tmp_path: Path) -> None:
             node.slave_arg, tag = arg, slave.name
             changes(made.master, f"{tag}-hybrid")
             planned = node.once("--dry-run").stdout
-            assert "in all: " in planned
+            assert "total: " in planned
             assert f"{tag}-hybrid/a/empty" in planned or f"{tag}-hybrid/empty" in planned
             assert node.sent(node.once())[1] >= 300_000  # the longest file of it
             assert compare(made.master, slave, IGNORED) == []

@@ -132,12 +132,12 @@ class TestSlaveFileSystem:
             place.slave.mkdir()
             place.slave_arg = str(place.slave)
             done = place.once()
-            assert "the slave cannot hold xattrs, acls" in done.stderr
+            assert "the slave cannot store xattrs, acls" in done.stderr
             lost = place.report()["bricks"][0]["left_out"]
             assert lost["xattrs"] > 0
             assert [x for x in compare(place.master, place.slave) if ": xattr " not in x and ": mode " not in x] == []
             created = place.gsync("create", place.master, place.folder / "mnt" / "other", "--name", "other")
-            assert "ramfs keeps no inode numbers" in created.stdout + created.stderr
+            assert "ramfs has no stable inode numbers" in created.stdout + created.stderr
         finally:
             subprocess.run(["umount", place.folder / "mnt"], check=True)
 

@@ -45,7 +45,7 @@ def test_from_an_unknown_host_key_to_a_session(cli: Cli, sshd: Sshd, tmp_path: P
 
     cli(*args(tmp_path, sshd, "--accept-host-key", found[1], "--push-agent"))
     agent = sshd.home / ".local/share/gsync/agent.pyz"
-    assert cli.err == f"info: slave {HOST}:{tmp_path}/copy: the agent is {agent} there\n"
+    assert cli.err == f"info: slave {HOST}:{tmp_path}/copy: the agent is installed as {agent}\n"
     assert agent.is_file()
     (session,) = SessionHome(cli.home).list()
     assert session.options.ssh_config == str(sshd.client_config)
@@ -67,7 +67,7 @@ def test_a_host_that_does_not_answer_can_be_forced(cli: Cli, sshd: Sshd, tmp_pat
     sshd.stop()
     cli(*args(tmp_path, sshd), code=4)
     assert "Connection refused" in cli.err
-    assert "--force creates it all the same" in cli.err
+    assert "--force creates it anyway" in cli.err
     cli(*args(tmp_path, sshd, "--force"))
     assert "Connection refused" in cli.err
     (session,) = SessionHome(cli.home).list()

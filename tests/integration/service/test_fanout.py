@@ -174,7 +174,7 @@ def test_a_session_that_is_deleted_and_made_again_goes_on(site: Site) -> None:
     for number in range(5):
         (site.master / f"file{number}").unlink()
     site.wait(lambda: site.brick("one").held == 5)
-    assert "is Started: gsync stop one first" in site.gsync("delete", "--yes", code=3)
+    assert "is Started; stop it first with gsync stop one" in site.gsync("delete", "--yes", code=3)
     site.gsync("stop")
     epoch = site.brick("one").epoch
     site.gsync("delete", "--yes")

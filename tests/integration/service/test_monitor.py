@@ -92,7 +92,7 @@ def test_a_session_from_its_start_to_its_stop(place: Place) -> None:
     worker = only(place.pids("worker"))
     assert brick(place)["state"] == "Paused"
     (place.master / "b").write_text("b")
-    assert place.gsync("resume", "s").stdout == f"s: goes on; its worker is Active, pid {worker}\n"
+    assert place.gsync("resume", "s").stdout == f"s: resumed; its worker is Active, pid {worker}\n"
     assert wait_until_equal(place.master, place.slave, PATIENCE, 0.1) == []
 
     assert place.gsync("stop", "s").stdout == "s: stopped\n"
@@ -120,7 +120,7 @@ def test_commands_on_all_sessions_and_on_several(place: Place) -> None:
 def test_a_session_that_gsync_run_runs_is_left_to_it(place: Place) -> None:
     with place.follow():
         done = place.gsync("start", code=3)
-        assert "`gsync run` runs it, pid " in done.stderr
+        assert "`gsync run` is running it, pid " in done.stderr
         assert place.gsync("start", "--all").stdout == ""
     place.gsync("start")
     refused = place.gsync("run", place.master, place.slave, "--once", code=3)
