@@ -27,13 +27,16 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gsync.base.database import Database
 from gsync.base.durable import fsync_dir, make_dirs
 from gsync.base.errors import GsyncError, UsageError
 from gsync.base.times import rfc3339
 from gsync.transfer.stores.store import Category, StoreError
+
+if TYPE_CHECKING:
+    import sqlite_utils
 
 TIMEOUT = 60.0      # seconds for a command, and for each step of an HTTP request
 _SCHEMA_VERSION = 1
@@ -95,7 +98,8 @@ class Catalog(Protocol):
 
 
 class SqliteCatalog:
-    """The table `replicas` of an SQLite file. A withdrawn entry leaves its row, so that it stays withdrawn."""
+    """The table `replicas` of an SQLite file, which people query with sqlite-utils' own tools too. A withdrawn entry
+    leaves its row, so that it stays withdrawn."""
 
     def __init__(self, path: str, text: str | None = None, timeout: float = TIMEOUT) -> None:
         self.text = text or f"sqlite:{path}"
@@ -105,11 +109,14 @@ class SqliteCatalog:
         try:
             make_dirs(os.path.dirname(os.fsencode(self._path)))
             with closing(_open(self._path, self._timeout)) as db, db.atomic():
-                db.executemany("INSERT OR IGNORE INTO replicas VALUES (?,?,?,?,?,?,?,?,?,?,NULL)", (
-                    (e.id, e.name, e.store, e.url, e.path, e.size, e.checksum, e.owner, e.request, e.time)
-                    for e in entries))
-                db.executemany("UPDATE replicas SET withdrawn=? WHERE id=?", (
-                    (e.time, e.id) for e in entries if e.action is Action.WITHDRAW))
+                replicas = db.table("replicas")
+                replicas.insert_all((
+                    {"id": e.id, "name": e.name, "store": e.store, "url": e.url, "path": e.path, "size": e.size,
+                     "checksum": e.checksum, "owner": e.owner, "request": e.request, "registered": e.time,
+                     "withdrawn": None} for e in entries), ignore=True)
+                for e in entries:
+                    if e.action is Action.WITHDRAW:
+                        replicas.update(e.id, {"withdrawn": e.time})
         except sqlite3.OperationalError as exc:  # locked, full, not writable
             raise CatalogError(self.text, exc, Category.STORE_DOWN) from exc
         except (sqlite3.Error, GsyncError) as exc:
@@ -120,13 +127,15 @@ class SqliteCatalog:
     def where(self, name: bytes) -> list[tuple[str, bytes]]:
         """Which stores hold a file, and at which path: oldest first."""
         with closing(_open(self._path, self._timeout)) as db:
-            return db.execute("SELECT store, path FROM replicas WHERE name=? AND withdrawn IS NULL ORDER BY registered",
-                              (name,)).fetchall()
+            rows = db.table("replicas").rows_where("name=? AND withdrawn IS NULL", [name], order_by="registered")
+            return [(row["store"], row["path"]) for row in rows]
 
 
-def _open(path: str, timeout: float) -> Database:
+def _open(path: str, timeout: float) -> sqlite_utils.Database:
     """The file, with its table; errors as of sqlite3, UsageError for one of a newer gsync."""
-    return Database.open(path, _SCHEMA, _SCHEMA_VERSION, synchronous="FULL", timeout=timeout)
+    import sqlite_utils  # a fifth of a second that only those wait for who register something
+
+    return sqlite_utils.Database(Database.open(path, _SCHEMA, _SCHEMA_VERSION, synchronous="FULL", timeout=timeout))
 
 
 class JsonLinesCatalog:
