@@ -151,6 +151,31 @@ def test_an_epoch_is_never_taken_twice_however_late_somebody_acts(tmp_path: Path
     assert [path.name for path in folder.iterdir()] == ["epoch.3"]
 
 
+def test_whoever_looked_before_an_epoch_was_taken_does_not_take_it_too(tmp_path: Path, node: Callable[..., Node]
+                                                                      ) -> None:
+    folder = tmp_path / "subvol_0.lock"
+    late = Claims(str(folder))
+    with late.open(make=True) as fd:
+        youngest, _ = late.youngest(fd)
+        a = node("a")
+        assert a.lease.take() == youngest + 1
+        said = (folder / "epoch.1").read_bytes()
+        assert not late.make(fd, Claim(youngest + 1, "late", 1, 1, "t"))
+    assert (folder / "epoch.1").read_bytes() == said
+    a.beat()
+    assert a.lease.held()
+
+
+def test_a_claim_that_was_overtaken_while_it_was_made_does_not_count(tmp_path: Path) -> None:
+    """Whoever saw an older listing makes an epoch that nobody has, but it is not the youngest any more."""
+    folder = tmp_path / "subvol_0.lock"
+    late = Claims(str(folder))
+    with late.open(make=True) as fd:
+        (folder / "epoch.5").write_bytes(Claim(5, "other", 1, 1, "o").to_bytes())
+        assert not late.make(fd, Claim(4, "late", 1, 1, "t"))
+    assert [path.name for path in folder.iterdir()] == ["epoch.5"]
+
+
 def test_files_that_are_no_claims_keep_nobody_out(tmp_path: Path, node: Callable[..., Node]) -> None:
     folder = tmp_path / "subvol_0.lock"
     folder.mkdir()
@@ -197,6 +222,49 @@ def test_a_meta_volume_that_hangs_stops_the_holder_and_keeps_nobody_waiting(
 
 
 # processes
+
+RACER = """
+import sys
+from gsync.engine.lease import MetaLease
+
+lease = MetaLease(sys.argv[1], 3600, "node" + sys.argv[2])
+for word in sys.stdin:
+    if word == "take\\n":
+        print(lease.take() or 0, flush=True)
+    else:
+        lease.release()
+        print("released", flush=True)
+"""
+
+
+def test_of_several_processes_that_take_it_at_once_one_gets_it(tmp_path: Path) -> None:
+    """As often as it is given up. The one that gave it up leaves it to the others."""
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    racers = [subprocess.Popen([sys.executable, "-c", RACER, str(tmp_path / "lock"), str(n)], env=env, text=True,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=1) for n in range(4)]
+
+    def tell(racer: subprocess.Popen[str], word: str) -> None:
+        assert racer.stdin is not None
+        racer.stdin.write(word + "\n")
+
+    def answer(racer: subprocess.Popen[str]) -> str:
+        assert racer.stdout is not None
+        return racer.stdout.readline().strip()
+
+    try:
+        for epoch in range(1, 5):  # each one once: who gave it up waits for the interval
+            for racer in racers:
+                tell(racer, "take")
+            epochs = [int(answer(racer)) for racer in racers]
+            assert sorted(epochs) == [0, 0, 0, epoch]
+            winner = racers[epochs.index(epoch)]
+            tell(winner, "release")
+            assert answer(winner) == "released"
+    finally:
+        for racer in racers:
+            racer.kill()
+            racer.communicate()
+
 
 CONTENDER = """
 import os, random, sys, time
