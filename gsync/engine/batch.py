@@ -42,6 +42,7 @@ class Batch:
                  created: Set[Gfid] = frozenset(), clock: Clock = SYSTEM_CLOCK) -> None:
         self._tree, self._db, self._progress, self._clock = tree, db, progress, clock
         self._check_stop, self._checkpoint = check_stop, checkpoint
+        self._recorder, self._compares = recorder, recursive and floor is not None
         failures = Failures(tree, ledger, progress)
         self._fill = Fill(tree, slave, db, failures, recorder, clock, recursive, floor)
         self._group = Group(db, clock)
@@ -57,6 +58,10 @@ class Batch:
         self._tree.handle_of = self._db.handle_of
         try:
             self._names()
+            if self._compares:
+                # What is compared is found by the recorder's index; what that has not yet would count as gone.
+                self._db.flush()
+                self._recorder.wait_complete(self.last_resolve)
             self._progress.phase = "syncing"
             self._db.parents_to_meta()  # rule 9
             self._data()

@@ -171,11 +171,9 @@ def _why(standing: Standing, recorded: Recorded, history: Reach, interrupted: Hy
     if standing.filtered_otherwise:
         return Why.FILTERS
     since = standing.stime - standing.apart
-    if not history.reaches_back_to(since):
-        return Why.HISTORY
     if standing.taken_over and (recorded.unbroken_since is None or recorded.unbroken_since > since):
         return Why.TAKEN_OVER
-    return None
+    return None if history.reaches_back_to(since) else Why.HISTORY
 
 
 def _resumable(interrupted: Hybrid, standing: Standing, recorded: Recorded, history: Reach, margin: int) -> bool:
@@ -196,6 +194,8 @@ def _floor(standing: Standing, interrupted: Hybrid | None, margin: int) -> int |
     """What an interrupted walk had to compare is still to be compared: it may not have come to it."""
     if standing.set_back:
         return 0
+    if standing.stime is None and standing.fresh:
+        return None
     bounds: list[int] = []
     first = False
     if interrupted is not None:
@@ -203,6 +203,6 @@ def _floor(standing: Standing, interrupted: Hybrid | None, margin: int) -> int |
         bounds.append(interrupted.cut - margin if interrupted.floor is None else interrupted.floor)
     if standing.stime is not None:
         bounds.append(standing.stime - margin)
-    elif not (first or standing.fresh):
+    elif not first:
         bounds.append(0)
-    return min(bounds, default=None)
+    return min(bounds)

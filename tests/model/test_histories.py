@@ -54,7 +54,7 @@ action = st.one_of(
     st.tuples(st.just("cycle stops"), st.integers(0, 20)),             # ... at the nth call of the agent
     st.tuples(st.just("other node")),
     st.tuples(st.just("history lost")),
-    st.tuples(st.just("reset"), files),                                # ... a file at the slave was written to before
+    st.tuples(st.just("reset"), st.integers(0, 40), st.booleans()),    # ... a walk that compares is stopped; a gap
 )
 
 
@@ -137,16 +137,12 @@ def act(w: World, one: tuple[object, ...]) -> None:
     elif what == "history lost":
         w.lose_history()
     elif what == "reset":
-        damage(w, str(args[0]))
+        w.damage()
         w.forget_stime()
-
-
-def damage(w: World, path: str) -> None:
-    """Write to a file at the slave, as nobody should."""
-    file = w.slave / path.partition("/")[2]
-    if path.startswith("m/") and file.is_file() and not file.is_symlink():
-        with open(file, "r+b") as opened:
-            opened.write(b"damaged")
+        act(w, ("cycle stops", args[0]))
+        if args[1]:
+            w.recorder_dies()
+            w.recorder_up()
 
 
 @settings(max_examples=HISTORIES, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -12,14 +13,15 @@ from pathlib import Path
 import pytest
 
 from gsync.base.fsid import Inodes
-from gsync.base.model import NS
+from gsync.base.model import NS, ROOT_GFID, Gfid
 from gsync.engine.parts import Limits
 from gsync.engine.states import Order
 from gsync.master.posix import PosixTree
+from gsync.master.tree import DirReader, Resolved
 from gsync.recorder import detectors
 from gsync.recorder.detector import Detector, Knows
 from gsync.recorder.fanotify import Fanotify
-from lab.model.world import Killed, World
+from lab.model.world import Killed, ModelTree, World
 
 
 def fanotify(root_fd: int, inodes: Inodes, knows: Knows) -> Detector:
@@ -632,4 +634,71 @@ def test_an_adopting_walk_that_begins_anew_compares_what_the_first_one_had_not(w
     (w.slave / "a").write_text("wrong")
     stopped_at(w, "digest")
     w.recorder_dies()
+    done(w)
+
+
+def interrupted(w: World) -> None:
+    """A first walk that has committed the root, its files in place, and not m/d/e."""
+    w.limits = Limits(interim_commit=0.0)
+    w.mkdir("m/d/e")
+    w.mk("m/d/e/a")
+    w.mk("m/b.skip")
+    w.mk("m/c")
+    cut(w)
+
+    def committed() -> None:
+        w.clock.step(10 * NS)  # what has landed does not wait for company any more
+        at(w, "send", stop)
+
+    def stop() -> None:
+        w.order = Order.STOP
+
+    at(w, "commit", lambda: at(w, "commit", committed))
+    w.cycle()
+    assert w.worker is None
+    assert (w.slave / "c").exists()
+
+
+def test_an_interrupted_walk_is_resumed(w: World) -> None:
+    """rule 29: what it has committed is not walked again."""
+    read: list[Gfid] = []
+
+    class Noting(ModelTree):
+        def read_dir(self, gfid: Gfid) -> DirReader | Resolved:
+            read.append(gfid)
+            return super().read_dir(gfid)
+
+    interrupted(w)
+    w.tree_class = Noting
+    w.cycle()
+    assert read and ROOT_GFID not in read
+    done(w)
+
+
+def test_a_walk_is_not_resumed_with_other_patterns(w: World) -> None:
+    w.patterns = ["*.skip"]
+    interrupted(w)
+    w.patterns = []
+    done(w)
+
+
+def test_a_walk_is_not_resumed_at_a_slave_that_was_emptied(w: World) -> None:
+    interrupted(w)
+    for path in w.slave.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    done(w)
+
+
+def test_a_walk_is_not_resumed_after_a_reset_that_asks_for_more(w: World) -> None:
+    """It compared what is younger than the stime; now everything is to be compared."""
+    interrupted(w)
+    done(w)
+    w.lose_history()
+    w.worker_stops()
+    w.mk("m/d/new")
+    cut(w)
+    at(w, "commit", lambda: setattr(w, "order", Order.STOP))
+    w.cycle()
+    (w.slave / "c").write_text("wrong")
+    w.forget_stime()
     done(w)

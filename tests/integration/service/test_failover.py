@@ -163,7 +163,7 @@ def test_a_standby_whose_recorder_has_a_gap_walks_the_tree(two: Site) -> None:
     (two.master / "ghost").unlink()
     passive.start_monitor()
     in_step(two)
-    assert 'why="another worker was active, and not all since its stime is recorded here"' in passive.log()
+    assert "why='another worker was active, and not all since its stime is recorded here'" in passive.log()
 
 
 def _churn(root: Path, seed: int, stop: multiprocessing.synchronize.Event) -> None:

@@ -97,7 +97,8 @@ WALKS = [
      interrupted(0, mark=str(replace(MINE, restored="snap"))), 0, Walk(NOW, 0, Why.SET_BACK)),
     ("the stime was reset meanwhile: everything is compared", RESET, interrupted(STIME - NEAR), 0,
      Walk(NOW, 0, Why.FIRST)),
-    ("the slave was emptied meanwhile", NEW, interrupted(None), 0, Walk(NOW, CUT - NEAR, Why.FIRST)),
+    ("the slave was emptied meanwhile", NEW, interrupted(None), 0, Walk(NOW, None, Why.FIRST)),
+    ("the slave was emptied instead of compared", NEW, interrupted(0), 0, Walk(NOW, None, Why.FIRST)),
 ]
 
 
