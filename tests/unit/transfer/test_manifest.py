@@ -112,15 +112,15 @@ def test_a_path_that_leads_out_of_the_tree_is_refused(path: bytes) -> None:
 
 MILLION = """
 import resource, stat, sys
-from gsync.transfer.archive.manifest import Entry, Header, Writer
+from gsync.transfer.archive.manifest import ManifestEntry, ManifestHeader, ManifestWriter
 from gsync.transfer.archive import eosfile
-writer = Writer(sys.argv[1].encode())
+writer = ManifestWriter(sys.argv[1].encode())
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-writer.add(Entry(b"", stat.S_IFDIR))
+writer.add(ManifestEntry(b"", stat.S_IFDIR))
 for n in range(int(sys.argv[2]) // 2):
-    writer.add(Entry(b"d%d" % n, stat.S_IFDIR))
-    writer.add(Entry(b"d%d/f" % n, stat.S_IFREG, sha256="ab" * 32))
-manifest = writer.finish(Header(b"/x", "v", b"p", 0))
+    writer.add(ManifestEntry(b"d%d" % n, stat.S_IFDIR))
+    writer.add(ManifestEntry(b"d%d/f" % n, stat.S_IFREG, sha256="ab" * 32))
+manifest = writer.finish(ManifestHeader(b"/x", "v", b"p", 0))
 manifest.check()
 count = sum(1 for _ in manifest.entries()) + sum(1 for _ in manifest.reversed_directories())
 count += sum(1 for _ in eosfile.lines(manifest, "tar:///v"))
