@@ -120,7 +120,7 @@ def rebuild(
                                               "here.", autocompletion=completion.stores)] = None,
     dry_run: DryRunOption = False, json: JsonOption = False, state: StateOption = None,
 ) -> int:
-    """Restore a lost manifest, or adopt an archive, from its vault.
+    """Restore a lost manifest, or adopt an archive from a vault.
 
     DIR must be the exact path that was archived.
     """

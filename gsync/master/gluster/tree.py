@@ -96,11 +96,11 @@ class GlusterTree(Tree):
                     for name in os.listdir(graph)
                     if re.fullmatch(r".*-client-\d+", name) and "connected = 1" in told(name, "private")}
         except OSError as exc:
-            raise Transient(f"master: the volume cannot be reached through its mount: {exc.strerror}") from exc
+            raise Transient(f"master: the volume is unreachable through its mount: {exc.strerror}") from exc
 
     def _check(self, exc: OSError) -> None:
         if exc.errno in MASTER_GLUSTER.away:
-            raise Transient(f"master: the volume cannot be reached through its mount: {exc.strerror}") from exc
+            raise Transient(f"master: the volume is unreachable through its mount: {exc.strerror}") from exc
 
     # looking
 
