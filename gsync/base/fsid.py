@@ -306,6 +306,15 @@ def whereabouts(path: bytes) -> tuple[str, list[tuple[int, int]]]:
     return boot_id, above
 
 
+def birth_time(fd: int) -> tuple[int, int] | None:
+    """When the inode came to be, in seconds and ns since the epoch; None where the file system does not tell."""
+    found = _statx(fd, b"", AT_EMPTY_PATH)
+    if not struct.unpack_from("=I", found)[0] & _STATX_BTIME:
+        return None
+    sec, nsec = struct.unpack_from("=qI", found, 80)
+    return sec, nsec
+
+
 def syncfs(fd: int) -> None:
     """Make everything written to the file system of fd durable (syncfs(2)); OSError if a write-back failed."""
     lib = ctypes.CDLL(None, use_errno=True)  # may take seconds: other threads go on

@@ -14,12 +14,13 @@ import secrets
 import shutil
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gsync.base.durable import fsync_dir, make_dirs, replace_file
 from gsync.base.errors import Faulty, LockedError, UsageError
-from gsync.base.fsid import Handles
+from gsync.base.fsid import Handles, birth_time
 from gsync.base.process import Lock
 from gsync.state import format as folder_format
 from gsync.state.gluster import BrickAt, GlusterInfo, node_uuid
@@ -152,7 +153,8 @@ class Volume:
         except OSError as exc:
             raise NotThere(f"{why}: {exc.strerror}; {rest}") from None
         try:
-            if not _same_file_system(self.file_system, file_system_ids(fd)):
+            ids = file_system_ids(fd)
+            if not _same_file_system(self.file_system, ids):
                 raise NotThere(f"{why} is on another file system than before (not mounted, or something else is?); "
                                f"{rest}. If it is the volume all the same, remove the volume and add it again")
             handles = Handles(fd)
@@ -161,15 +163,25 @@ class Volume:
             if handles.root != self.root:
                 raise NotThere(f"{why} is another directory than before (not mounted, or replaced?); {rest}. If it is "
                              "the volume all the same, remove the volume and add it again")
+            if not _same_birth(self.file_system, ids):
+                raise NotThere(f"{why} is on a file system that was made anew under the old id; {rest}. If it is the "
+                               "volume all the same, remove the volume and add it again")
         except BaseException:
             os.close(fd)
             raise
+        if "born" in ids and "born" not in self.file_system:
+            with suppress(UsageError):  # a volume of gsync 0.1 that agrees in all else is believed once
+                _write(replace(self, file_system=dict(self.file_system, born=ids["born"])))
         return fd
 
 
 def file_system_ids(fd: int) -> dict[str, str]:
-    """Ids of the file system of fd that survive a boot: "fsid", and "uuid" if the system tells it."""
+    """Ids of the tree at fd that survive a boot. Of its file system: "fsid", and "uuid" if the system tells it. Of its
+    root: "born", which a new file system with the old uuid does not repeat (rule 47)."""
     ids = {"fsid": f"{os.fstatvfs(fd).f_fsid:x}"}
+    born = birth_time(fd)
+    if born is not None:
+        ids["born"] = f"{born[0]}.{born[1]:09}"
     found = _uuid_by_ioctl(fd) or _uuid_by_device(os.fstat(fd).st_dev)
     if found:
         ids["uuid"] = found
@@ -203,9 +215,14 @@ def _same_file_system(then: Mapping[str, str], now: Mapping[str, str]) -> bool:
     return True
 
 
+def _same_birth(then: Mapping[str, str], now: Mapping[str, str]) -> bool:
+    return then.get("born", now.get("born")) == now.get("born", then.get("born"))
+
+
 def same_tree(one: Volume, other: Volume) -> bool:
     """Whether the roots of two volumes are one directory, seen from two nodes."""
-    return one.root == other.root and _same_file_system(one.file_system, other.file_system)
+    then, now = one.file_system, other.file_system
+    return one.root == other.root and _same_file_system(then, now) and _same_birth(then, now)
 
 
 class Home:
@@ -255,16 +272,8 @@ class Home:
 
     def keep(self, volume: Volume) -> Volume:
         """Register a volume that `new` returned, durably."""
-        values = {"format": FORMAT, "name": volume.name, "kind": volume.kind, "path": volume.path, "uuid": volume.uuid,
-                  "tag": volume.tag.hex(), "root": volume.root.hex(), "file_system": volume.file_system}
-        if volume.gluster:
-            values["gluster"] = volume.gluster.to_json()
         folder_format.mark(self.path)
-        try:
-            make_dirs(volume.folder)
-            replace_file(_file(volume.folder), json.dumps(values, indent=1).encode("ascii") + b"\n")
-        except OSError as exc:
-            raise UsageError(f"{_file(volume.folder)}: {exc.strerror}") from None
+        _write(volume)
         return volume
 
     def get(self, name: str) -> Volume:
@@ -328,6 +337,19 @@ def default_path(environ: Mapping[str, str]) -> str:
         return "/var/lib/gsync"
     state = environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
     return os.path.join(state, "gsync")
+
+
+def _write(volume: Volume) -> None:
+    values: dict[str, Any] = {
+        "format": FORMAT, "name": volume.name, "kind": volume.kind, "path": volume.path, "uuid": volume.uuid,
+        "tag": volume.tag.hex(), "root": volume.root.hex(), "file_system": dict(volume.file_system)}
+    if volume.gluster:
+        values["gluster"] = volume.gluster.to_json()
+    try:
+        make_dirs(volume.folder)
+        replace_file(_file(volume.folder), json.dumps(values, indent=1).encode("ascii") + b"\n")
+    except OSError as exc:
+        raise UsageError(f"{_file(volume.folder)}: {exc.strerror}") from None
 
 
 def _file(folder: str) -> str:

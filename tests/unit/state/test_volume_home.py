@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -156,3 +158,20 @@ def test_a_file_system_is_known_again_and_another_is_not(home: Home, tmp_path: P
         subprocess.run(["umount", one.path], check=True)
         subprocess.run(["mount", "-o", "loop", one.dir / "image", one.path], check=True)
         os.close(volume.open_root())
+
+
+@pytest.mark.root
+def test_47_a_new_file_system_with_the_old_uuid_is_another(home: Home, tmp_path: Path) -> None:
+    """An empty one would empty the only copy that is left. A volume of gsync 0.1 learns the birth at the first look."""
+    with FsImage(tmp_path / "disk", 32 << 20) as disk:
+        volume = home.add("v", str(disk.path))
+        known_to_0_1 = {key: value for key, value in volume.file_system.items() if key != "born"}
+        home.keep(dataclasses.replace(volume, file_system=known_to_0_1))
+        os.close(home.get("v").open_root())
+        assert home.get("v").file_system == volume.file_system
+        disk.unmount()
+        time.sleep(1.1)  # mkfs.ext4 gives the root a birth in whole seconds
+        subprocess.run(["mkfs.ext4", "-q", "-F", "-b", "4096", "-I", "256", "-m", "0", "-U",
+                        volume.file_system["uuid"], disk.dir / "image"], check=True)
+        subprocess.run(["mount", "-o", "loop", disk.dir / "image", disk.path], check=True)
+        assert "made anew" in refusal(home.get("v"))
