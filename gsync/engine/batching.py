@@ -1,14 +1,15 @@
-"""What comes around every batch, of a walk or of changelogs: the master is opened for it, and what the agent left over
-and what is due goes in besides. Not here: what a batch does, and its commit.
+"""What every batch needs, in a walk or from changelogs: the master opened for it, and besides its own work what the
+agent left over and what is due. Not here: what a batch does, and its commit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 
 from gsync.base.clock import Clock
 from gsync.base.errors import Transient
+from gsync.base.model import Gfid
 from gsync.engine.batch import Batch
 from gsync.engine.connection import Connection
 from gsync.engine.parts import Limits, MasterSide, Work
@@ -19,7 +20,7 @@ from gsync.master.tree import Tree
 
 
 class Batching:
-    """The batches of one worker. `tend` is called again and again while one is applied."""
+    """Makes the batches of one worker. A batch calls `tend` again and again while it is applied."""
 
     def __init__(self, master: MasterSide, work: Work, limits: Limits, clock: Clock, progress: Progress,
                  tend: Callable[[], None]) -> None:
@@ -40,15 +41,18 @@ class Batching:
         finally:
             tree.close()
 
-    def make(self, tree: Tree, connection: Connection, stime: int | None, **more: object) -> Batch:
+    def make(self, tree: Tree, connection: Connection, stime: int | None, *, recursive: bool = False,
+             floor: int | None = None, checkpoint: Callable[[], None] = lambda: None,
+             created: Set[Gfid] = frozenset()) -> Batch:
         limits, work = self._limits, self._work
         return Batch(tree, connection.client, work.db, connection.syncer, work.ledger, self._master.recorder,
                      self._progress, self._tend, direct=connection.direct, listed=connection.listed, stime=stime,
                      max_delete=limits.max_delete, ignore_deletes=limits.ignore_deletes,
-                     data_retries=limits.data_retries, clock=self._clock, **more)  # type: ignore[arg-type]
+                     data_retries=limits.data_retries, recursive=recursive, floor=floor, checkpoint=checkpoint,
+                     created=created, clock=self._clock)
 
     def take_leftovers(self, tree: Tree, client: SlaveClient, *, recursive: bool) -> None:
-        """What the agent knows of batches that were not committed (rule 7)."""
+        """Look again at what the agent noted in batches that were not committed (rule 7)."""
         db = self._work.db
         for names in client.leftover_names():
             db.add_names(names)
@@ -59,12 +63,12 @@ class Batching:
                 db.add_names(tree.names_of(gfid))
 
     def is_due(self) -> bool:
-        """Whether deletes were approved, or the time of failures has come."""
+        """Whether a delete was approved, or a failure is to be retried now."""
         due = self._work.ledger.next_due()
         return self._work.ledger.any_approved() or (due is not None and due <= self._clock.now())
 
     def take_due(self) -> None:
-        """They go with this batch."""
+        """Put approved deletes and due retries into this batch."""
         db, ledger = self._work.db, self._work.ledger
         db.add_names(ledger.take_approved())
         for failure in ledger.take_due(self._clock.now()):

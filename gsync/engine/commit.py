@@ -1,8 +1,8 @@
-"""Commits at the slave: nothing is committed by a worker that has lost its lease.
+"""Commits at the slave. A worker that has lost its lease commits nothing.
 
-The order around a commit is what keeps promises over a crash: the doubt of a batch (rule 20) and its failures are
-durable before it, and what the batch knew is forgotten only after it (rule 28). Not here: making sure that an older
-worker changes nothing any more, which is the agent's (it refuses an older epoch).
+The order around a commit keeps the promises over a crash: a batch's doubt (rule 20) and its failures are durable
+before the commit, and the worker forgets the batch only after it (rule 28). Not here: stopping an older worker that
+does not know yet; the agent refuses its epoch.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ class Committer:
 
     def commit(self, connection: Connection, epoch: int, standing: Standing, upto: int | None, *,
                walked: bool = False) -> Standing:
-        """Durable at the slave, then the stime (rule 25), which never goes back; where the worker stands then. walked:
-        all of the master was looked at, not only what this worker's brick has recorded."""
+        """Make everything durable at the slave, then move the stime (rule 25), which never goes back. Return the new
+        standing. walked: this batch looked at the whole master, not only at what this worker's brick has recorded."""
         self.check()
         stime = max(upto or 0, standing.stime or 0) or None
         answer = connection.client.commit(stime, stime, epoch, clear=True, mark=str(standing.mine), walked=walked)
         return standing.committed(stime, answer.left)
 
     def interim(self, connection: Connection, epoch: int) -> None:
-        """In a long walk: what is done is made durable and need not be walked again."""
+        """In a long walk: make durable what is done, so that a resumed walk skips it."""
         self.check()
         self._db.flush()
         connection.client.commit(None, None, epoch, clear=False)

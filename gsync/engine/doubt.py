@@ -1,7 +1,7 @@
-"""What batches have seen of the master before the recorder has: it may have changed on the way unnoticed (rule 20).
+"""Doubt: what batches read from the master before the recorder did, and which may never be recorded (rule 20).
 
-Promise: kept durably before the commit of the batch that saw it, and until the recorder has overtaken it without a
-gap. Not here: the names themselves, which are tables of the ChangelogDB.
+Promise: doubt is kept before the commit of its batch, and until the recorder has overtaken it without a gap. Not here:
+the names in doubt, which are tables of the ChangelogDB.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ _KEYS = ("doubt_time", "doubt_gaps", "doubt_whole")
 
 
 class Doubt:
-    """The doubt of one brick's worker, in its ChangelogDB. `token` makes the name by which slaves remember whose
-    doubt belongs to their stime."""
+    """The doubt of one brick's worker, in its ChangelogDB. `owner` names it: a slave remembers it with the stime, to
+    tell whose doubt belongs to that. `token` makes the name of a new one."""
 
     def __init__(self, db: ChangelogDB, token: Callable[[], str] = lambda: secrets.token_hex(8)) -> None:
         self._db = db
@@ -32,12 +32,12 @@ class Doubt:
 
     @property
     def whole(self) -> bool:
-        """Whether not only names are in doubt, but all of the tree."""
+        """Whether the whole tree is in doubt, not only names."""
         return self._db.fact("doubt_whole") is not None
 
     def keep(self, resolved: int, gaps: int, *, renewed: bool, whole: bool = False) -> None:
-        """Before the commit: the names of this batch, last resolved at `resolved` (ns), are in doubt, or the whole
-        tree. renewed: so are only they, since the batch has looked again at all that was."""
+        """Keep the names of this batch, last resolved at `resolved` (ns), or the whole tree. renewed: the batch has
+        looked again at all earlier doubt."""
         earlier = None if renewed else self._db.fact("doubt_gaps")
         if whole:
             self._db.set_fact("doubt_whole", 1)
@@ -49,7 +49,7 @@ class Doubt:
         self._db.flush()
 
     def settled(self, gaps: int, complete_up_to: int) -> bool:
-        """Whether nothing has to be looked at again: the recorder has no gap since. Drops what it has overtaken."""
+        """Whether nothing has to be looked at again. Drops the doubt that the recorder has overtaken without a gap."""
         since, then = self._db.fact("doubt_time"), self._db.fact("doubt_gaps")
         if since is None:
             return True

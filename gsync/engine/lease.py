@@ -1,10 +1,9 @@
-"""Which worker of a subvolume may work: the holder of its lease, known by an epoch that grows with each taking.
+"""Which worker of a subvolume may work: the holder of its lease. Each claim gets an epoch, larger than any before.
 
-On one node the worker's lock file keeps others out, and only the epoch is counted (LocalLease). Between nodes
-(MetaLease) the lease is a folder on the meta volume. Promise: no epoch is taken twice; a holder that dies, hangs or
-loses the meta volume keeps nobody waiting for longer than the interval and a little; no clocks are compared. That an
-older holder changes nothing any more is seen to by the agent, which refuses its epoch: the lease only decides who
-should work.
+On one node the worker's lock file keeps others out, and LocalLease only counts epochs. Between nodes (MetaLease) the
+lease is a folder on the meta volume. Promise: no epoch is given twice; a holder that dies, hangs or loses the meta
+volume blocks others for little more than the interval; no clocks of two nodes are compared. The lease decides who
+should work. The agent makes sure that an older holder changes nothing any more: it refuses older epochs.
 """
 
 from __future__ import annotations
@@ -34,22 +33,22 @@ class LeaseLost(Exception):
 
 
 class Lease(Protocol):
-    """One worker's claim. Faulty where the claim cannot be made or checked at all."""
+    """One worker's claim. Its methods raise Faulty if the claim can be neither made nor checked."""
 
     def take(self) -> int | None:
         """The epoch of a new claim, larger than any before, durably; None while another worker holds it."""
 
     def held(self) -> bool:
-        """Whether the last claim still stands; looked at before every commit."""
+        """Whether the last claim still stands. The worker asks before every commit."""
 
     def release(self) -> None:
         """Give it up, so that another worker need not wait."""
 
     def beside(self) -> int | None:
-        """The stime (ns) of the worker that holds it instead of this one, if it is known."""
+        """The stime (ns) of the worker that holds the lease instead of this one; None if unknown."""
 
     def committed(self, stime: int) -> None:
-        """The holder's stime (ns), for those that do not hold it."""
+        """Tell the workers that wait this holder's stime (ns)."""
 
 
 class LocalLease:

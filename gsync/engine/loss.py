@@ -1,7 +1,7 @@
-"""What the slave cannot hold: said when the connection is made, counted while inodes are sent.
+"""What the slave cannot hold: logged when the connection is made, counted while inodes are sent.
 
-Names that it cannot hold (hard links, devices, symlinks) are failures in the ledger. Attributes that it cannot hold are
-left out by the agent; here it is counted how often, for status.
+Names that it cannot hold (hard links, devices, symlinks) become failures in the ledger. The agent leaves out attributes
+that it cannot hold; this module counts how often, for status.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ OWNER, TIMES, XATTRS, ACLS, PRIVILEGED = "owner", "times", "xattrs", "acls", "pr
 
 
 class Loss:
-    """Made from what the agent says of itself. The syncer threads call it too."""
+    """What one slave cannot hold, by what its agent found out. The syncer threads call it too."""
 
     def __init__(self, hello: Hello) -> None:
         caps = hello.caps
@@ -34,7 +34,7 @@ class Loss:
             ("names that end in a dot", caps.dots)) if not there]
 
     def __call__(self, st: os.stat_result, xattrs: Xattrs) -> None:
-        """An inode with these attributes is sent: count what does not arrive of them."""
+        """Count the attributes of an inode that is sent and that the slave will not keep."""
         if not self._lacks:
             return
         lost = {kind for name, _ in xattrs if (kind := _kind(name)) in self._lacks}

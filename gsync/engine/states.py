@@ -1,7 +1,7 @@
-"""The states of a worker: what it is at (Life), and what of it is shown (WorkerState).
+"""The states of a worker: what it does (Life), and how status shows that (WorkerState).
 
-Initializing: connecting to the slave. Active: it replicates. Passive: another node's worker does. Paused: the admin
-wants it to rest; the connection stands. Faulty: it cannot go on, `reason` says why. Stopped: it has ended.
+Initializing: it connects to the slave. Active: it replicates. Passive: another node's worker replicates. Paused: the
+admin has paused it; the connection stays open. Faulty: it cannot go on; `reason` says why. Stopped: it has ended.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Order(Enum):
 
 
 class Life(Enum):
-    """What a worker is at. The value names it in the log."""
+    """What a worker does."""
 
     CLAIM = "claiming the lease"
     WAIT = "another worker holds the lease"
@@ -46,7 +46,7 @@ class Life(Enum):
     END = "ended"
 
 
-# What is shown of each. Claiming takes no time, so what was shown before stays.
+# How each is shown. Claiming is short, so the state before it stays on show.
 _SHOWN = {
     Life.WAIT: WorkerState.PASSIVE, Life.STAND_DOWN: WorkerState.FAULTY, Life.CONNECT: WorkerState.INITIALIZING,
     Life.WORK: WorkerState.ACTIVE, Life.HINDERED: WorkerState.FAULTY, Life.APART: WorkerState.ACTIVE,
@@ -55,7 +55,7 @@ _SHOWN = {
 
 
 class Machine:
-    """The life of one worker as it is shown. Every change is logged and told to `changed`."""
+    """Shows the life of one worker: logs every change and calls `changed`."""
 
     def __init__(self, changed: Callable[[], None] = lambda: None) -> None:
         self.shown = WorkerState.INITIALIZING
@@ -65,7 +65,7 @@ class Machine:
         self._changed = changed
 
     def enter(self, life: Life, reason: str = "") -> None:
-        """`reason`: why it is shown as Faulty."""
+        """`reason`: for a state that is shown as Faulty."""
         assert self._life is not Life.END, "a worker that has ended does not go on"
         self._life = life
         if life in _SHOWN:
