@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gsync.cli import completion
-from gsync.cli.options import JsonOption, StateOption
+from gsync.cli.options import JsonOption, StateOption, assigned
 
 if TYPE_CHECKING:
     from gsync.service.preflight import Finding
@@ -72,24 +72,17 @@ def create(
 
 
 def _settings(texts: list[str]) -> dict[str, str]:
-    """The texts of -o by option. UsageError for what is no option, or none of a session."""
+    """The texts of -o by option. UsageError for a wrong one, or one of the node."""
     from gsync.base.errors import UsageError
-    from gsync.session.options import Options, Scope, find
+    from gsync.session.options import Options, Scope
 
-    values: dict[str, str] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise UsageError(f"-o {text}: expected OPTION=VALUE")
-        row = find(name.strip())
+    values = assigned(texts, "-o")
+    for row, value in values.values():
         if row.about.scope is Scope.NODE:
             raise UsageError(f"-o {row.name}: applies to the whole node; use gsync config --site set {row.name} "
                              f"{value}")
-        before = values.get(row.name)
-        # patterns add up
-        values[row.name] = f"{before}\n{value}" if before is not None and row.about.kind == "patterns" else value
-        Options.of({row.field: values[row.name]}, "-o")
-    return values
+        Options.of({row.field: value}, "-o")
+    return {name: value for name, (_, value) in values.items()}
 
 
 def _say(findings: list[Finding]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,7 +13,7 @@ from gsync.cli.options import JsonOption, StateOption
 from gsync.cli.words import no_more, session_and_verb
 
 if TYPE_CHECKING:
-    from gsync.engine.ledger import Ledger
+    from gsync.engine.ledger import Failure, Ledger
     from gsync.session.session import Session
     from gsync.state.home import Home
 
@@ -46,53 +48,63 @@ def failures(
     `list` shows the failures and their reasons. `retry` retries them with the next batch; gsync also retries by itself,
     with growing pauses. `drop` forgets the failures of one inode.
     """
-    import os
-
-    from gsync.base import log
-    from gsync.base.errors import UsageError
-    from gsync.base.model import gfid_parse, gfid_str
-    from gsync.base.times import rfc3339
-    from gsync.cli.output import path_shown, print_json, print_table
-    from gsync.engine.ledger import Failure
+    from gsync.cli.output import print_json
     from gsync.state.home import Home
-
-    def shown(failure: Failure) -> dict[str, object]:
-        return {"what": failure.what, "gfid": failure.gfid and gfid_str(failure.gfid),
-                "path": os.fsdecode(failure.path), "errno": failure.errno, "message": failure.message,
-                "tries": failure.tries, "first": rfc3339(failure.first), "last": rfc3339(failure.last)}
 
     name, verb, rest = session_and_verb(words, VERBS)
     no_more(f"failures {verb}", rest[1:] if verb == "drop" else rest)
     session, ledgers = opened(Home(state), name)
-    try:
-        if verb == "list":
-            rows = [shown(failure) for ledger in ledgers for failure in ledger.all()]
-            if json:
-                print_json(rows)
-            elif not rows:
-                print(f"{session.name}: no failures")
-            else:
-                print_table(["WHAT", "TRIES", "LAST", "PATH", "WHY", "GFID"],
-                            [[str(r["what"]), str(r["tries"]), str(r["last"]), path_shown(str(r["path"])),
-                              str(r["message"]), str(r["gfid"] or "")] for r in rows])
-            return
-        if verb == "retry":
-            count = sum(ledger.hurry() for ledger in ledgers)
-        else:
-            if len(rest) != 1 or not reason:
-                raise UsageError("failures drop: give a GFID as `gsync failures list` shows it, and --reason TEXT")
-            try:
-                count = sum(ledger.drop(gfid_parse(rest[0])) for ledger in ledgers)
-            except ValueError:
-                raise UsageError(f"failures drop: not a GFID: {rest[0]}; `gsync failures list` shows them") from None
-            if not count:
-                raise UsageError(f"failures drop: no failures of {rest[0]}; `gsync failures list` shows them")
-            log.setup(path=session.log)
-            log.get_logger("gsync.failures").info("dropped", gfid=rest[0], reason=reason)
-    finally:
+    with ExitStack() as closing_all:
         for ledger in ledgers:
-            ledger.close()
+            closing_all.callback(ledger.close)
+        if verb == "list":
+            _list(session, ledgers, json)
+            return
+        count = sum(ledger.hurry() for ledger in ledgers) if verb == "retry" else _drop(session, ledgers, rest, reason)
     if json:
         print_json({"session": session.name, "action": verb, "failures": count})
     else:
         print(f"{session.name}: {count} failures " + ("will be retried" if verb == "retry" else "dropped"))
+
+
+def _list(session: Session, ledgers: Sequence[Ledger], json: bool) -> None:
+    from gsync.cli.output import path_shown, print_json, print_table
+
+    rows = [_described(failure) for ledger in ledgers for failure in ledger.all()]
+    if json:
+        print_json(rows)
+        return
+    print_table(["WHAT", "TRIES", "LAST", "PATH", "WHY", "GFID"],
+                [[str(r["what"]), str(r["tries"]), str(r["last"]), path_shown(str(r["path"])), str(r["message"]),
+                  str(r["gfid"] or "")] for r in rows], none=f"{session.name}: no failures")
+
+
+def _described(failure: Failure) -> dict[str, object]:
+    import os
+
+    from gsync.base.model import gfid_str
+    from gsync.base.times import rfc3339
+
+    return {"what": failure.what, "gfid": failure.gfid and gfid_str(failure.gfid), "path": os.fsdecode(failure.path),
+            "errno": failure.errno, "message": failure.message, "tries": failure.tries,
+            "first": rfc3339(failure.first), "last": rfc3339(failure.last)}
+
+
+def _drop(session: Session, ledgers: Sequence[Ledger], gfids: Sequence[str], reason: str | None) -> int:
+    """Forget the failures of one inode, and log why; how many there were."""
+    from gsync.base import log
+    from gsync.base.errors import UsageError
+    from gsync.base.model import gfid_parse
+
+    if len(gfids) != 1 or not reason:
+        raise UsageError("failures drop: give a GFID as `gsync failures list` shows it, and --reason TEXT")
+    (gfid,) = gfids
+    try:
+        count = sum(ledger.drop(gfid_parse(gfid)) for ledger in ledgers)
+    except ValueError:
+        raise UsageError(f"failures drop: not a GFID: {gfid}; `gsync failures list` shows them") from None
+    if not count:
+        raise UsageError(f"failures drop: no failures of {gfid}; `gsync failures list` shows them")
+    log.setup(path=session.log)
+    log.get_logger("gsync.failures").info("dropped", gfid=gfid, reason=reason)
+    return count

@@ -31,64 +31,24 @@ def keys(
     the session uses only its key. To return to your own ssh access, delete `key` and `key.pub` in the session's
     directory, and the line at the slave.
     """
-    import os
-    from dataclasses import replace
-
     from gsync.base.errors import UsageError
     from gsync.cli.output import print_json
-    from gsync.link import account
-    from gsync.link.link import parse_slave
-    from gsync.service.sshoptions import ssh_options
+    from gsync.service.session_key import use_own_key
     from gsync.session.session import SessionHome
     from gsync.state.home import Home
 
     if rotate and not install:
         raise UsageError("keys --rotate: it needs --install, or the session would lose access to the slave")
     chosen = SessionHome(Home(state)).the(session)
-    slave = parse_slave(chosen.slave)
-    slave = replace(slave, port=chosen.options.ssh_port or slave.port)
-    if slave.host is None:
-        raise UsageError(f"session {chosen.name}: slave {slave} is on this host, which needs no key")
-    key = chosen.key
-    if rotate or not os.path.exists(key):
-        key += ".new"
-        _make(chosen, key)
-    with open(key + ".pub", encoding="ascii") as file:
-        public = file.read().strip()
-    where: str | None = None
-    if install:
-        line, where = account.authorize(slave, ssh_options(chosen.options), public)
-    else:
-        line = account.authorized_line(public, slave)
-    if key != chosen.key:
-        os.replace(key + ".pub", chosen.key + ".pub")
-        os.replace(key, chosen.key)
+    made = use_own_key(chosen, install=install, rotate=rotate)
+    target, where = made.slave.target, made.installed_in
     if json:
-        print_json({"session": chosen.name, "key": chosen.key, "line": line, "installed_in": where})
+        print_json({"session": chosen.name, "key": chosen.key, "line": made.line, "installed_in": where})
     elif where is not None:
-        print(f"{slave.target}: the key is installed in {where}; from now on the session uses it ({chosen.key})")
+        print(f"{target}: the key is installed in {where}; from now on the session uses it ({chosen.key})")
     else:
-        print(line)
-        _explain(chosen, slave.target)
-
-
-def _make(session: Session, key: str) -> None:
-    """A new pair of keys, without a passphrase, for this node."""
-    import os
-    import subprocess
-    from contextlib import suppress
-
-    from gsync.base.errors import UsageError
-
-    for path in (key, key + ".pub"):
-        with suppress(FileNotFoundError):
-            os.unlink(path)
-    os.makedirs(session.folder, mode=0o700, exist_ok=True)
-    comment = f"gsync {session.name} {os.uname().nodename}"
-    done = subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", key],
-                          stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise UsageError(f"{key}: ssh-keygen: {done.stderr.strip() or done.stdout.strip()}")
+        print(made.line)
+        _explain(chosen, target)
 
 
 def _explain(session: Session, target: str) -> None:

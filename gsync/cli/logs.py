@@ -54,50 +54,57 @@ def logs(
 
 
 def read(path: str, count: int, follow: bool) -> Iterator[bytes]:
-    """The last `count` lines of a log and of its older files (path.1, …), then, with `follow`, what is added to it,
-    over rotations. FileNotFoundError: there is no log."""
+    """The last `count` lines of a log and of its older files (path.1, …); then, with `follow`, lines that are appended,
+    across rotations. FileNotFoundError if there is no log."""
     import os
     import time
 
-    while True:
-        try:
-            file: BinaryIO = open(path, "rb")  # noqa: SIM115 it is closed below
-            break
-        except FileNotFoundError:
-            if not follow:
-                raise
-            time.sleep(LOOK)
+    file = _opened(path, wait=follow)
     try:
         end = os.fstat(file.fileno()).st_size
         last = _last_lines(file, end, count)
-        older = 1
-        before: list[list[bytes]] = []
-        while len(last) + sum(map(len, before)) < count:
-            try:
-                with open(f"{path}.{older}", "rb") as rotated:
-                    before.append(_last_lines(rotated, os.fstat(rotated.fileno()).st_size,
-                                              count - len(last) - sum(map(len, before))))
-            except FileNotFoundError:
-                break
-            older += 1
-        for part in reversed(before):
-            yield b"".join(part)
+        yield from _older_lines(path, count - len(last))
         yield b"".join(last)
         file.seek(end)
         while follow:
-            piece = file.read(_BLOCK)
-            if piece:
+            if piece := file.read(_BLOCK):
                 yield piece
-                continue
-            following = _next(path, file)
-            if following is None:
+            elif (following := _next(path, file)) is None:
                 time.sleep(LOOK)
             else:
-                yield file.read()  # what came between the last read and the rotation
+                yield file.read()  # written between the last read and the rotation
                 file.close()
                 file = following
     finally:
         file.close()
+
+
+def _opened(path: str, wait: bool) -> BinaryIO:
+    import time
+
+    while True:
+        try:
+            return open(path, "rb")
+        except FileNotFoundError:
+            if not wait:
+                raise
+            time.sleep(LOOK)
+
+
+def _older_lines(path: str, count: int) -> Iterator[bytes]:
+    """The last `count` lines of the rotated files, the oldest first."""
+    import os
+
+    found: list[list[bytes]] = []
+    while count > 0:
+        try:
+            with open(f"{path}.{len(found) + 1}", "rb") as rotated:
+                found.append(_last_lines(rotated, os.fstat(rotated.fileno()).st_size, count))
+        except FileNotFoundError:
+            break
+        count -= len(found[-1])
+    for lines in reversed(found):
+        yield b"".join(lines)
 
 
 def _last_lines(file: BinaryIO, end: int, count: int) -> list[bytes]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gsync.cli import completion
+
+if TYPE_CHECKING:
+    from gsync.session.options import Row
 
 StateOption = Annotated[str | None, typer.Option(
     "--state", metavar="DIR",
@@ -29,16 +32,22 @@ def duration(text: str | None, name: str) -> float | None:
 
 
 def overrides(texts: list[str] | None) -> dict[str, Any]:
-    """The options of --set by field name; patterns add up. UsageError."""
+    """The options of --set by field name. UsageError."""
+    return {row.field: value for row, value in assigned(texts, "--set").values()}
+
+
+def assigned(texts: list[str] | None, flag: str) -> dict[str, tuple[Row, str]]:
+    """The texts OPTION=VALUE by option; patterns add up. UsageError naming the flag."""
     from gsync.base.errors import UsageError
     from gsync.session.options import Kind, find
 
-    values: dict[str, str] = {}
+    values: dict[str, tuple[Row, str]] = {}
     for text in texts or []:
         name, equals, value = text.partition("=")
         if not equals:
-            raise UsageError(f"--set {text}: expected OPTION=VALUE")
-        row = find(name)
-        before = values.get(row.field)
-        values[row.field] = f"{before}\n{value}" if before is not None and row.about.kind is Kind.PATTERNS else value
+            raise UsageError(f"{flag} {text}: expected OPTION=VALUE")
+        row = find(name.strip())
+        if row.name in values and row.about.kind is Kind.PATTERNS:
+            value = f"{values[row.name][1]}\n{value}"
+        values[row.name] = row, value
     return values
