@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gsync.base.clock import Clock
@@ -66,10 +66,14 @@ class Entries:
 
 
 class FakeMaster:
-    """names: of inodes. dirs: what opening a directory gives. inodes: what stat tells; an int is the errno it ends
-    with. digests: of contents. away: errnos that mean that the tree cannot be reached."""
+    """at: what is at a name; nothing where nothing is said. names: of inodes. dirs: what opening a directory gives.
+    stats: what stat tells; an int is the errno it ends with. digests: of contents. away: errnos that mean that the tree
+    cannot be reached."""
 
     def __init__(self) -> None:
+        self.at: dict[Name, Resolved] = {}
+        self.resolved: list[Name] = []
+        self.handle_of: Callable[[Gfid], bytes | None] = lambda gfid: None
         self.names: dict[Gfid, list[Name]] = {}
         self.dirs: dict[Gfid, Reader | Resolved] = {}
         self.chain: list[Name] = []
@@ -97,7 +101,8 @@ class FakeMaster:
         return self.dirs[gfid]
 
     def resolve(self, names: Sequence[Name]) -> list[Resolved]:
-        raise AssertionError("entries that were looked at need no second look")
+        self.resolved += names
+        return [self.at.get(name) or nothing_at(name) for name in names]
 
     def hint(self, gfid: Gfid) -> None:
         self.hints[gfid] = (b"", (b"", b""))
@@ -120,10 +125,13 @@ class FakeMaster:
 
 
 class FakeSlave:
-    """codes: the answers to fills, by gfid (OK if there is none). Everything it is asked for is kept in order."""
+    """codes: the answers to fills, by gfid (OK if there is none); first: those to the first one of each. Everything it
+    is asked for is kept in order."""
 
     def __init__(self) -> None:
         self.codes: dict[Gfid, FillCode] = {}
+        self.first: dict[Gfid, FillCode] = {}
+        self.calls: list[str] = []
         self.vacated: list[Name] = []
         self.displaced: list[Gfid] = []
         self.refused: dict[bytes, int] = {}       # errnos, by base name
@@ -140,18 +148,21 @@ class FakeSlave:
 
     def fill(self, rows: Sequence[FillRow]) -> FillAnswer:
         self.filled += rows
-        return FillAnswer([self.codes.get(row.gfid, FillCode.OK) for row in rows], self.vacated, self.displaced,
+        self.calls.append("fill")
+        codes = [self.first.pop(row.gfid, self.codes.get(row.gfid, FillCode.OK)) for row in rows]
+        vacated, self.vacated = self.vacated, []
+        displaced, self.displaced = self.displaced, []
+        return FillAnswer(codes, vacated, displaced,
                           [RowProblem(i, err, os.strerror(err)) for i, row in enumerate(rows)
                            if (err := self.refused.get(row.bname))])
 
-    def list(self, directory: Gfid, after: bytes | None) -> tuple[list[tuple[bytes, Gfid | None]], bytes | None]:
-        return [(name, None) for name in self.names.get(directory, [])], None
-
     def remove(self, rows: Sequence[RemoveRow], keep_last: bool) -> RemoveAnswer:
         self.removed += rows
+        self.calls.append("remove")
         self.keep_last = keep_last
-        return RemoveAnswer(self.displaced, [RowProblem(i, err, os.strerror(err)) for i, row in enumerate(rows)
-                                             if (err := self.refused.get(row.bname))])
+        displaced, self.displaced = self.displaced, []
+        return RemoveAnswer(displaced, [RowProblem(i, err, os.strerror(err)) for i, row in enumerate(rows)
+                                        if (err := self.refused.get(row.bname))])
 
     def weigh(self, names: Sequence[Name], limit: int) -> int:
         return min(limit + 1, sum(self.weights.get(bname, 1) for _, bname in names))
@@ -164,15 +175,24 @@ class FakeSlave:
         return [self.digests.get(gfid) for gfid in gfids]
 
     def meta(self, rows: Sequence[MetaRow]) -> list[int]:
+        if rows:
+            self.calls.append("meta")
         self.attributes += [row.gfid for row in rows]
         return [self.meta_errors.get(row.gfid, 0) for row in rows]
+
+    def list(self, directory: Gfid, after: bytes | None) -> tuple[list[tuple[bytes, Gfid | None]], bytes | None]:
+        return [(name, None) for name in self.names.get(directory, [])], None
 
 
 class FakeSyncer:
     """errors: what becomes of a file, one after the other; without any it arrives. changes: files that change while
-    they are read."""
+    they are read. on_send: called once, when something is on its way. slow: how often there are no results yet, and
+    the time that goes by meanwhile."""
 
     def __init__(self) -> None:
+        self.on_send: Callable[[], None] | None = None
+        self.slow = 0
+        self.while_waiting: Callable[[], None] = lambda: None
         self.errors: dict[Gfid, list[int]] = {}
         self.changes: set[Gfid] = set()
         self.sent: list[FileRequest] = []
@@ -181,8 +201,15 @@ class FakeSyncer:
     def send(self, *requests: FileRequest) -> None:
         self.sent += requests
         self._out += requests
+        on_send, self.on_send = self.on_send, None
+        if on_send is not None:
+            on_send()
 
     def results(self, wait: bool) -> list[Result]:
+        if self._out and self.slow:
+            self.slow -= 1
+            self.while_waiting()
+            return []
         out, self._out = self._out, []
         return [self._result(request) for request in out]
 
@@ -203,6 +230,7 @@ class Between:
         self.progress = Progress()
         self.failures = Failures(self.master, self.ledger, self.progress)
         self.recorded: list[int] = []   # up to when the recorder was waited for
+        self.on_wait: Callable[[], None] = lambda: None
 
     @property
     def clock(self) -> Clock:
@@ -210,6 +238,7 @@ class Between:
 
     def wait_complete(self, until_ns: int) -> None:
         self.recorded.append(until_ns)
+        self.on_wait()
 
     def dirty(self, *bnames: bytes, parent: Gfid = ROOT_GFID) -> list[int]:
         """Rows of dirty names."""

@@ -6,17 +6,41 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from gsync.base.clock import Clock
 from gsync.base.errors import Transient
 from gsync.base.model import Gfid
 from gsync.engine.batch import Batch
 from gsync.engine.connection import Connection
+from gsync.engine.contents import Contents
+from gsync.engine.enumeration import Enumeration
+from gsync.engine.fill import Fill, Group
+from gsync.engine.flight import Flight
 from gsync.engine.parts import Limits, MasterSide, Work
-from gsync.engine.progress import Progress
+from gsync.engine.progress import Failures, Progress
+from gsync.engine.removals import Removals
 from gsync.engine.worklist import DataNeed, EnumDir
 from gsync.link.client import SlaveClient
 from gsync.master.tree import Tree
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How far a batch looks. stime: of the slave (ns). recursive: known directories below an enumerated one are
+    enumerated too (a walk); then known files whose ctime is not older than `floor` (ns) are suspect: their content is
+    compared and their attributes are set. created: files that are not older than the changelogs of the batch, as far
+    as it was kept in mind."""
+
+    stime: int | None
+    recursive: bool = False
+    floor: int | None = None
+    created: Set[Gfid] = frozenset()
+
+    @property
+    def everything(self) -> bool:
+        """Whether the slave has nothing but what this batch sends."""
+        return self.recursive and self.floor is None
 
 
 class Batching:
@@ -41,15 +65,22 @@ class Batching:
         finally:
             tree.close()
 
-    def make(self, tree: Tree, connection: Connection, stime: int | None, *, recursive: bool = False,
-             floor: int | None = None, checkpoint: Callable[[], None] = lambda: None,
-             created: Set[Gfid] = frozenset()) -> Batch:
-        limits, work = self._limits, self._work
-        return Batch(tree, connection.client, work.db, connection.syncer, work.ledger, self._master.recorder,
-                     self._progress, self._tend, direct=connection.direct, listed=connection.listed, stime=stime,
-                     max_delete=limits.max_delete, ignore_deletes=limits.ignore_deletes,
-                     data_retries=limits.data_retries, recursive=recursive, floor=floor, checkpoint=checkpoint,
-                     created=created, clock=self._clock)
+    def make(self, tree: Tree, connection: Connection, coverage: Coverage,
+             checkpoint: Callable[[], None] = lambda: None) -> Batch:
+        """A batch for what is in the tables. checkpoint: called now and then while directories are read."""
+        db, ledger, limits, slave = self._work.db, self._work.ledger, self._limits, connection.client
+        clock, progress = self._clock, self._progress
+        failures = Failures(tree, ledger, progress)
+        return Batch(
+            tree, db,
+            Fill(tree, slave, db, failures, self._master.recorder, clock, coverage.recursive, coverage.floor),
+            Group(db, clock),
+            Enumeration(tree, slave, db, failures, clock, connection.direct, coverage.everything, coverage.created,
+                        connection.listed),
+            Flight(tree, connection.syncer, failures, progress, limits.data_retries),
+            Removals(tree, slave, db, ledger, failures, progress, clock, limits.max_delete, limits.ignore_deletes),
+            Contents(tree, slave, db, failures, self._tend, coverage.stime),
+            progress, self._tend, checkpoint, clock)
 
     def take_leftovers(self, tree: Tree, client: SlaveClient, *, recursive: bool) -> None:
         """Look again at what the agent noted in batches that were not committed (rule 7)."""

@@ -179,9 +179,7 @@ class Fill:
 
     def catch_up(self, dirs: Iterable[Gfid] = ()) -> None:
         """Wait until the recorder knows all that happened so far; then unknown names are dirty again (rule 10)."""
-        now = self._clock.now()
-        self._db.flush()
-        self._recorder.wait_complete(now)
+        self._wait(self._clock.now())
         self.waited.update(dirs)
         self.waited.update(self._db.parents(NameState.UNKNOWN))
         self._db.move(NameState.UNKNOWN, NameState.DIRTY)
@@ -195,11 +193,20 @@ class Fill:
                 self._give_up(row, errno.ENOENT, "its parent directory does not come to be at the slave")
             return
         if self._stuck > 1:  # what the recorder does not know yet may be missing in a chain
-            self._db.flush()
-            self._recorder.wait_complete(self._clock.now())
+            self._wait(self._clock.now())
         for pargfid in {row.name[0] for row in rows}:
             self._db.add_names(self._tree.parent_chain(pargfid))
         self._db.move(NameState.BLOCKED, NameState.DIRTY)
+
+    def let_suspects_be_found(self, seen: int) -> None:
+        """When all names are filled, the last of which was looked at at `seen` (ns): suspect files are found by the
+        recorder's index, and what that does not have yet would count as gone."""
+        if self._recursive and self._floor is not None:
+            self._wait(seen)
+
+    def _wait(self, until_ns: int) -> None:
+        self._db.flush()
+        self._recorder.wait_complete(until_ns)
 
     def _give_up(self, row: Dirty, err: int, message: str) -> None:
         self._failures.of_name(row.name, err, message)

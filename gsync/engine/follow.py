@@ -10,7 +10,7 @@ from gsync.base.model import Gfid
 from gsync.changelog.layout import Changelog, HistoryGap
 from gsync.changelog.reader import History
 from gsync.changelog.records import Fop, ProblemKind, read_changes
-from gsync.engine.batching import Batching
+from gsync.engine.batching import Batching, Coverage
 from gsync.engine.connection import Connection
 from gsync.engine.feed import Feed, Portion
 from gsync.engine.parts import Limits, Work
@@ -57,7 +57,7 @@ class Follower:
             if again:
                 db.add_doubt()
             self._batching.take_due()
-            batch = self._batching.make(tree, connection, standing.stime, created=created)
+            batch = self._batching.make(tree, connection, Coverage(standing.stime, created=created))
             batch.apply()
             tree.check_whole()
         return batch.last_resolve

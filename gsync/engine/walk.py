@@ -11,7 +11,7 @@ from gsync.base.clock import Clock
 from gsync.base.log import get_logger
 from gsync.base.model import ROOT_GFID
 from gsync.engine.batch import Batch
-from gsync.engine.batching import Batching
+from gsync.engine.batching import Batching, Coverage
 from gsync.engine.commit import Committer
 from gsync.engine.connection import Connection
 from gsync.engine.feed import RecorderView
@@ -42,8 +42,8 @@ class Walker:
             if standing.leftovers:
                 self._batching.take_leftovers(tree, connection.client, recursive=True)
             self._batching.take_due()
-            batch = self._batching.make(tree, connection, standing.stime, recursive=True, floor=plan.floor,
-                                       checkpoint=lambda: self._interim(tree, connection, epoch))
+            batch = self._batching.make(tree, connection, Coverage(standing.stime, recursive=True, floor=plan.floor),
+                                        checkpoint=lambda: self._interim(tree, connection, epoch))
             batch.apply()
             if plan.floor is not None:
                 self._unmet(tree, batch)

@@ -73,6 +73,12 @@ def test_whatever_is_open_is_closed_in_the_end(world: Between) -> None:
     assert reader.closed
 
 
+def test_a_directory_to_be_enumerated_gets_its_attributes_in_the_end(world: Between) -> None:
+    enumeration_of(world).add([EnumDir(FOLDER, None, False, True)])
+    assert world.db.meta(b"", 10, dirs=True) == [FOLDER]
+    assert world.db.take_dirs(10) == [EnumDir(FOLDER, None, False, True)]
+
+
 # known directories: both sides
 
 

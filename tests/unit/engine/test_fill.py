@@ -156,9 +156,16 @@ def test_a_name_is_absent_if_the_recorder_has_caught_up_and_knows_no_such_parent
     fill = fill_of(world)
     item = nothing_at((FOLDER, b"a"), Verdict.UNKNOWN, errno.ENOENT)
     filled(world, item, fill)
+    assert world.named(NameState.UNKNOWN) == [b"a"]
     fill.catch_up()
     filled(world, item, fill)
     assert [name for _, name, _ in world.db.absent(10)] == [(FOLDER, b"a")]
+
+
+def test_directories_that_the_recorder_has_caught_up_with_are_remembered(world: Between) -> None:
+    fill = fill_of(world)
+    fill.catch_up([FOLDER])
+    assert FOLDER in fill.waited
 
 
 def test_a_name_whose_parent_lies_elsewhere_is_never_taken_for_absent(world: Between) -> None:
@@ -258,3 +265,10 @@ def test_the_names_of_a_complete_inode_are_ready(world: Between) -> None:
     world.db.add_waiting([(ROOT_GFID, b"a", NameState.DATA, A), (ROOT_GFID, b"b", NameState.DATA, B)])
     Group(world.db, world.clock).arrived([A], NameState.DATA)
     assert world.named(NameState.READY) == [b"a"]
+
+
+@pytest.mark.parametrize(("recursive", "floor", "waits"), [(True, 5, [77]), (True, None, []), (False, None, [])])
+def test_the_recorder_has_to_catch_up_before_files_are_compared(world: Between, recursive: bool, floor: int | None,
+                                                               waits: list[int]) -> None:
+    fill_of(world, recursive=recursive, floor=floor).let_suspects_be_found(77)
+    assert world.recorded == waits

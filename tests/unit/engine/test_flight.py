@@ -77,6 +77,24 @@ def test_what_fails_again_and_again_is_a_failure_of_its_name(world: Between) -> 
     assert world.failed() == [("name", b"path of a", errno.EIO)]
 
 
+def test_what_has_arrived_may_fail_as_often_again(world: Between) -> None:
+    flight = flight_of(world, retries=1)
+    for errors in ([errno.EIO], [errno.EIO]):
+        world.syncer.errors[A] = errors
+        flight.send([IN_TREE], ())
+        assert landed_all(flight).named == [A]
+
+
+def test_what_was_given_up_may_fail_as_often_again(world: Between) -> None:
+    flight = flight_of(world, retries=1)
+    world.syncer.errors[A] = [errno.EIO] * 2
+    flight.send([IN_TREE], ())
+    assert len(landed_all(flight).failed) == 1
+    world.syncer.errors[A] = [errno.EIO]
+    flight.send([IN_TREE], ())
+    assert landed_all(flight).named == [A]
+
+
 def test_what_may_not_be_read_is_not_tried_again(world: Between) -> None:
     world.syncer.errors[A] = [errno.EACCES]
     flight = flight_of(world)
