@@ -91,6 +91,10 @@ class ChangelogDB:
         self.flush()
         self._db.close()
 
+    def abandon(self) -> None:
+        """Close without what was written since the last `flush`."""
+        self._db.close()
+
     # Writes gather in one transaction until `flush`: per-row commits would cost more than the rows.
 
     def _begin(self) -> None:

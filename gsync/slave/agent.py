@@ -41,7 +41,6 @@ from gsync.link.protocol import (
     text_of,
 )
 from gsync.slave.directory.target import DirectoryTarget
-from gsync.slave.outcome import Step
 from gsync.slave.target import Asked, Operations, Target, is_volume, volume_of
 
 _LIMIT = 10_000            # most rows in one answer
@@ -134,12 +133,11 @@ class _Stdout:
 
 
 class Agent:
-    """One slave and the methods on it. step: told of everything that a crash may follow; beat: called with the
-    pause (seconds) between signs of life that the worker asks for."""
+    """One slave and the methods on it. beat: called with the pause (seconds) between signs of life that the worker asks
+    for."""
 
-    def __init__(self, root: bytes, step: Step = lambda name: None, beat: Callable[[float], None] = lambda seconds: None
-                 ) -> None:
-        self._target = target_of(root, step)
+    def __init__(self, target: Target, beat: Callable[[float], None] = lambda seconds: None) -> None:
+        self._target = target
         self._beat = beat
         self.timeout = _FIRST_TIMEOUT
         self.ends = False
@@ -317,13 +315,13 @@ class Agent:
         return {}
 
 
-def target_of(root: bytes, step: Step) -> Target:
+def target_of(root: bytes) -> Target:
     """The target that a ROOT names."""
     if is_volume(root):
         from gsync.slave.gluster.target import VolumeTarget  # few hosts have a volume
 
-        return VolumeTarget(volume_of(root), step)
-    return DirectoryTarget(root, step)
+        return VolumeTarget(volume_of(root))
+    return DirectoryTarget(root)
 
 
 METHODS: dict[str, Callable[[Agent, Params], Any]] = {
@@ -388,7 +386,7 @@ def serve(root: bytes, stdin: int, stdout: int) -> None:
     """Answer requests about the tree at root until the stream or the agent ends. Silence, or Fenced if it was displaced
     while nothing was asked."""
     sink = _Stdout(stdout)
-    agent = Agent(root, beat=sink.beat)
+    agent = Agent(target_of(root), sink.beat)
     source = _Stdin(stdin, agent.check)
     try:
         _serve(agent, source, sink)

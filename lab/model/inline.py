@@ -17,6 +17,7 @@ from gsync.base.namespace import IndexEntry
 from gsync.link.client import SlaveClient
 from gsync.link.protocol import CommitAnswer, MetaRow
 from gsync.slave.agent import Agent
+from gsync.slave.directory.target import DirectoryTarget
 from gsync.slave.directory.tree import SlaveTree
 from gsync.sync.engine import Flow
 from gsync.sync.postbox import FileRequest, Result
@@ -34,8 +35,9 @@ class InlineClient(SlaveClient):
     def __init__(self, root: Path, world: World) -> None:
         self._world = world
         self._timeout, self._silence, self.ticket = 120, None, secrets.token_hex(16)
-        self._master: tuple[str, list[list[int]]] = ("", [])
-        self.agent = Agent(os.fsencode(root), step=lambda name: world.step("agent " + name))
+        self._master: tuple[str, list[tuple[int, int]]] = ("", [])
+        self._target = DirectoryTarget(os.fsencode(root), step=lambda name: world.step("agent " + name))
+        self.agent = Agent(self._target)
 
     def submit(self, method: str, **params: Any) -> Future[Any]:
         self._world.between(method)
@@ -58,7 +60,8 @@ class InlineClient(SlaveClient):
 
     @property
     def tree(self) -> SlaveTree:
-        return self.agent._operations.tree
+        assert self._target.operations is not None
+        return self._target.operations.tree
 
     def held(self) -> tuple[dict[Name, Gfid], dict[Gfid, bytes]]:
         """Names in the tree and contents by gfid, as the index says and the disk confirms."""

@@ -36,6 +36,7 @@ from gsync.master.posix import PosixTree
 from gsync.master.tree import Filter, Resolved
 from gsync.recorder.recorder import Recorder
 from gsync.recorder.recording import Recording
+from gsync.recorder.status import RecorderStatus, read_status
 from gsync.state.home import Home
 from lab.model.inline import InlineClient, InlineSyncer
 
@@ -276,9 +277,7 @@ class World:
             if self.connection is not None:
                 self.connection.client.die()  # type: ignore[attr-defined]
                 self.connection = None
-            if self.db._open:
-                self.db._db.execute("ROLLBACK")
-            self.db._db.close()
+            self.db.abandon()
             self.ledger.close()
 
     def takes_over(self, node: int) -> None:
@@ -373,9 +372,7 @@ class _Port:
     def __init__(self, world: World) -> None:
         self._world = world
 
-    def status(self) -> object:
-        from gsync.recorder.status import read_status
-
+    def status(self) -> RecorderStatus | None:
         return read_status(self._world.brick.status)
 
     def poke(self) -> None:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.pages import REPOSITORY, blocks, pages, run
+from lab import REPOSITORY
+from lab.pages import blocks, pages, run
 
 _TOLD = [page for page in pages() if any(block.kind == "sh" for block in blocks(page))]
 

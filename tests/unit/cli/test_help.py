@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from gsync.session.options import Row
 from lab.cli import Cli
 from tools import reference
 
@@ -30,7 +31,7 @@ def test_every_option_and_argument_has_a_help_that_begins_with_a_short_sentence(
 
 
 @pytest.mark.parametrize("row", reference.settings(), ids=lambda row: row.name)
-def test_a_settings_help_begins_with_a_short_sentence(row: reference.Row) -> None:
+def test_a_settings_help_begins_with_a_short_sentence(row: Row) -> None:
     first = reference.first_sentence(row.about.help)
     assert len(first) <= WIDTH, first
     assert first[0].isupper() and first.endswith("."), first

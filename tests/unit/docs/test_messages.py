@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from lab.pages import DOCS, REPOSITORY
+from lab import REPOSITORY
+from lab.pages import DOCS
 
 _ROW = re.compile(r"^\| (`.*?) \| ", re.MULTILINE)
 _QUOTED = re.compile(r"`` (.+?) ``|`(.+?)`")

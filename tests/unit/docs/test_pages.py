@@ -9,7 +9,8 @@ import typer
 
 from gsync.cli import main
 from gsync.session.options import table
-from lab.pages import DOCS, REPOSITORY, blocks, pages
+from lab import REPOSITORY
+from lab.pages import DOCS, blocks, pages
 from tools.draw_pictures import IMAGES, PICTURES
 
 _PAGES = pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(REPOSITORY)))
@@ -30,7 +31,7 @@ def test_a_command_is_run_or_has_a_reason(page: Path) -> None:
 
 def test_every_command_and_option_is_in_the_pages() -> None:
     told = "".join(page.read_text() for page in pages())
-    missing = []
+    missing: list[str] = []
 
     def look(command: Any, path: str) -> None:
         for parameter in command.params:
