@@ -1,4 +1,4 @@
-"""`gsync checkpoint`: a moment, and whether everything up to it is at the slave."""
+"""`gsync checkpoint`: a time, and whether the slave holds everything up to it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def checkpoint(
 
 
 def parse(words: Sequence[str], now: int) -> tuple[str | None, str, int | None]:
-    """Session (None: the only one), what to do, and the moment (ns) if it is to be set. UsageError."""
+    """Session (None: the only one), verb, and the time (ns) to set. UsageError."""
     from gsync.base.errors import UsageError
     from gsync.base.times import parse_moment
 
@@ -83,7 +83,7 @@ def _set(session: Session, home: Home, moment: int) -> None:
 
 
 def _standing(session: Session, home: Home) -> dict[str, Any]:
-    """The session's checkpoint, and where each brick stands. UsageError if none is set."""
+    """The session's checkpoint, and each brick's progress. UsageError if none is set."""
     from dataclasses import asdict
 
     from gsync.base.errors import UsageError

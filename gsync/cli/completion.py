@@ -1,7 +1,7 @@
-"""What a shell completes: names of sessions and volumes, verbs, options of config.
+"""Shell completion: names of sessions and volumes, verbs, settings.
 
-Called for each press of a key, so nothing is read or imported but what the answer needs. Whatever is wrong with the
-state folder, there is just nothing to offer.
+Called for each press of a key, so it reads and imports only what the answer needs. If anything is wrong with the state
+directory, there is nothing to offer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import typer
 
 
 def sessions(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Names of sessions, without those that stand there already."""
+    """Names of sessions, without those already given."""
     given = [word for value in ctx.params.values() if isinstance(value, (list, tuple)) for word in value]
     return _fitting(_names(_home(ctx), "sessions"), incomplete, without=given)
 
@@ -25,13 +25,13 @@ def volumes(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def requests(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Ids of requests, the newest ones."""
+    """Ids of requests, the newest."""
     given = [word for value in ctx.params.values() if isinstance(value, (list, tuple)) for word in value]
     return _fitting(_rows(ctx, "SELECT id FROM requests ORDER BY created DESC LIMIT 200"), incomplete, without=given)
 
 
 def archives(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Directories that are archived."""
+    """Archived directories."""
     import os
 
     roots = _rows(ctx, "SELECT root FROM archives WHERE kind = 'archive' ORDER BY root")
@@ -39,7 +39,7 @@ def archives(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def words(verbs: Sequence[str]) -> Callable[[typer.Context, str], list[str]]:
-    """For `COMMAND [SESSION] VERB …`: a session or a verb first, then a verb."""
+    """For `COMMAND [SESSION] VERB …`: first a session or a verb, then a verb."""
     def complete(ctx: typer.Context, incomplete: str) -> list[str]:
         given = list(ctx.params.get("words") or [])
         if any(word in verbs for word in given):
@@ -75,7 +75,7 @@ def stores(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def store_words(ctx: typer.Context, incomplete: str) -> list[str]:
-    """For STORE[,STORE…]: names of registered stores behind the last comma."""
+    """For STORE[,STORE…]: names of registered stores after the last comma."""
     before, comma, last = incomplete.rpartition(",")
     given = before.split(",")
     names = _rows(ctx, "SELECT name FROM stores ORDER BY name")
@@ -83,7 +83,7 @@ def store_words(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def catalogs(incomplete: str) -> list[str]:
-    """How a catalog may begin."""
+    """The forms of a catalog."""
     return _fitting(["default", "sqlite:", "jsonl:", "command:", "https://"], incomplete)
 
 
@@ -113,7 +113,7 @@ def settings(incomplete: str) -> list[str]:
 
 
 def _values(option: str) -> list[str]:
-    """The values of an option that takes one of a few words."""
+    """The values of an option that accepts one of a few words."""
     from gsync.session.options import table
 
     takes = table()[option].takes
@@ -133,7 +133,7 @@ def _home(ctx: typer.Context) -> str:
 
 
 def _rows(ctx: typer.Context, query: str) -> list[Any]:
-    """The first column of what the transfers' database answers; nothing if there is none."""
+    """The first column of a query of the transfers' database; nothing if there is none."""
     import os
     import sqlite3
     from contextlib import closing
@@ -148,7 +148,7 @@ def _rows(ctx: typer.Context, query: str) -> list[Any]:
 
 
 def _names(home: str, kind: str) -> list[str]:
-    """What lies in the folder `kind` of the state folder; sessions, on the meta volume too."""
+    """The entries of the directory `kind` in the state directory; for sessions, on the meta volume too."""
     import os
 
     file = {"sessions": "session.json", "volumes": "volume.json"}[kind]
@@ -161,7 +161,7 @@ def _names(home: str, kind: str) -> list[str]:
 
 
 def _meta_volume(home: str) -> list[str]:
-    """The folder of the nodes' common state, if this node has a meta volume."""
+    """The directory that all nodes share, if this node has a meta volume."""
     import os
 
     from gsync.base import ini

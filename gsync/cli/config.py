@@ -58,7 +58,7 @@ def config(
 
 
 def parse(words: Sequence[str]) -> tuple[str | None, str, list[str]]:
-    """Session (None: the only one), verb, and what follows it; both may be left out. UsageError."""
+    """Session (None: the only one), verb, and the remaining words; both may be left out. UsageError."""
     from gsync.base.errors import UsageError
 
     rest = list(words)
@@ -84,7 +84,7 @@ def _is_option(word: str) -> bool:
 
 
 class _Place:
-    """Whose settings are meant: those of a session, or of the node."""
+    """Whose settings are meant: a session's, or the node's."""
 
     def __init__(self, home: Home, name: str | None, site: bool) -> None:
         from gsync.session import config
@@ -105,7 +105,7 @@ class _Place:
         return config.read_layers(self.paths)
 
     def consequence(self, row: Row) -> str:
-        """What a change of this option does to what runs now."""
+        """How processes that are running take up a change of this option."""
         from gsync.base.process import Lock
         from gsync.session.control import Wanted, read_wanted
 
@@ -189,7 +189,7 @@ def _joined(row: Row, values: Sequence[str]) -> str:
 
 
 def _confirm(row: Row, text: str, yes: bool) -> None:
-    """An option whose change may cost data is asked about first."""
+    """Ask before changing an option that may cost data."""
     from gsync.base.errors import UsageError
     from gsync.cli.output import asked
     from gsync.session.options import Options

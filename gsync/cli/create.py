@@ -1,4 +1,4 @@
-"""`gsync create` and `gsync delete`: sessions come and go."""
+"""`gsync create` and `gsync delete`."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _say(findings: list[Finding]) -> None:
 
 
 def _refused(errors: list[Finding], *, json: bool) -> int:
-    """What is wrong has been said; the exit code."""
+    """The exit code of a refusal, whose findings have been printed."""
     from gsync.cli.output import print_error
 
     may_be_forced = all(error.forcible for error in errors)
@@ -148,7 +148,7 @@ def delete(
 
 
 def _parts(session: Session, home: Home) -> list[Session]:
-    """The session as its workers on this node have it; one whose volume is gone has none but itself."""
+    """The session as its workers on this node have it; if its volume is gone, the session itself."""
     from gsync.base.errors import UsageError
 
     try:
@@ -158,7 +158,7 @@ def _parts(session: Session, home: Home) -> list[Session]:
 
 
 def _check_idle(session: Session, home: Home) -> None:
-    """LockedError if anything works for the session, or is about to."""
+    """LockedError if a process works for the session, or is about to."""
     import os
 
     from gsync.base.errors import LockedError, UsageError
@@ -185,7 +185,7 @@ def _check_idle(session: Session, home: Home) -> None:
 
 
 def _remove(session: Session, home: Home, *, forget: bool) -> bool:
-    """Delete the session, holding the locks that its processes need; whether it had a key of its own."""
+    """Delete the session, holding its locks; whether it had a key of its own."""
     import os
 
     from gsync.base.process import Lock

@@ -1,4 +1,4 @@
-"""`gsync failures`: what could not be synced, and why."""
+"""`gsync failures`: what could not be replicated, and why."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VERBS = ("list", "retry", "drop")
 
 
 def opened(home: Home, name: str | None) -> tuple[Session, list[Ledger]]:
-    """The session, and its ledgers: there is one for each part of the master that has a worker of its own."""
+    """The session and its ledgers: one for each part of the master that has its own worker."""
     from gsync.base.errors import UsageError
     from gsync.engine.ledger import Ledger
     from gsync.session.session import SessionHome

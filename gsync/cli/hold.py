@@ -1,4 +1,4 @@
-"""`gsync hold`: deletes that were held back because one batch would have removed too much."""
+"""`gsync hold`: deletes that are held because one batch would have removed too much."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`gsync keys`: a session's own ssh key, which can do nothing at the slave but replicate into one directory."""
+"""`gsync keys`: a session's own ssh key, which can only replicate into one directory of the slave."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`gsync logs`: the last lines of a log, and what comes after them."""
+"""`gsync logs`: the last lines of a log, and the lines that follow."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _older_lines(path: str, count: int) -> Iterator[bytes]:
 
 
 def _last_lines(file: BinaryIO, end: int, count: int) -> list[bytes]:
-    """At most `count` lines of a file that lie before the offset `end`."""
+    """At most `count` lines of a file before the offset `end`."""
     data, start = b"", end
     while start > 0 and data.count(b"\n") <= count:
         block = min(_BLOCK, start)
@@ -119,7 +119,7 @@ def _last_lines(file: BinaryIO, end: int, count: int) -> list[bytes]:
 
 
 def _next(path: str, file: BinaryIO) -> BinaryIO | None:
-    """The file that follows this one if it has been rotated away; None while it is the log itself."""
+    """The file that follows this one after its rotation; None while it is the log itself."""
     import os
 
     ours = os.fstat(file.fileno())

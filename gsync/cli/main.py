@@ -1,6 +1,6 @@
-"""The `gsync` command: which commands there are, and how every one of them ends (the exit codes of base.errors).
+"""The `gsync` command: the table of commands, and how each of them ends (exit codes of base.errors).
 
-Only the command that is asked for is imported, and it imports what it needs when it runs: a start costs little.
+Only the requested command is imported, and it imports what it needs when it runs, so a start is cheap.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _options(version: bool = typer.Option(False, "--version", callback=_print_ve
 
 
 def make_app(names: Iterable[str] = _COMMANDS) -> typer.Typer:
-    """The program with these commands; with all of them it takes 0.1 s to make, more than what most commands do."""
+    """The program with these commands. All of them take 0.1 s to make, longer than most commands run."""
     app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True,
                       help="Keep a second site in sync by following changelogs.")
     app.callback()(_options)
@@ -93,7 +93,7 @@ def make_app(names: Iterable[str] = _COMMANDS) -> typer.Typer:
 
 
 def call(args: Sequence[str]) -> int:
-    """Runs a command; returns its exit code, negative: to end by that signal. What went wrong is one line on stderr."""
+    """Run a command; its exit code, negative: exit by that signal. An error is one line on stderr."""
     try:
         app = make_app(args[:1] if args and args[0] in _COMMANDS else _COMMANDS)
         code = int(app(list(args), prog_name="gsync", standalone_mode=False) or 0)
@@ -124,7 +124,7 @@ def call(args: Sequence[str]) -> int:
 
 
 def main() -> None:
-    """Ends the process: with the exit code, or by the signal that stopped unfinished work."""
+    """Exit the process: with the exit code, or by the signal that interrupted unfinished work."""
     code = call(sys.argv[1:])
     if code < 0:
         signal.signal(-code, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""`gsync monitor`: the process that keeps the recorders and workers of a node running."""
+"""`gsync monitor`: keeps the recorders and workers of a node running."""
 
 from __future__ import annotations
 

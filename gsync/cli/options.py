@@ -21,7 +21,7 @@ SetOption = Annotated[list[str] | None, typer.Option(
 
 
 def duration(text: str | None, name: str) -> float | None:
-    """Seconds of an option on the command line, which needs its unit. UsageError."""
+    """Seconds of a command-line option, which needs a unit. UsageError."""
     from gsync.base.errors import UsageError
     from gsync.base.times import parse_duration
 

@@ -1,4 +1,4 @@
-"""What commands print: one line for an error, JSON documents for machines, tables for people."""
+"""Prints: one line for an error, JSON documents for machines, tables for people."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gsync.base.model import shown
 
 
 def json_ready(value: Any) -> Any:
-    """The value with every text that is not UTF-8 (a path, os.fsdecode'd) given with its bytes beside it."""
+    """The value, with the bytes added to each text that is not UTF-8 (a path, os.fsdecode'd)."""
     if isinstance(value, str):
         try:
             value.encode("utf-8")
@@ -29,7 +29,7 @@ def json_ready(value: Any) -> Any:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on one line of stdout, at once."""
+    """One JSON document on one line of stdout, flushed."""
     sys.stdout.write(json.dumps(json_ready(value)) + "\n")
     sys.stdout.flush()
 
@@ -38,7 +38,7 @@ _text_json = json.JSONEncoder().encode
 
 
 def path_json(path: bytes) -> str:
-    """A path as JSON; with its bytes beside it if it is not UTF-8."""
+    """A path as JSON, with its bytes if it is not UTF-8."""
     try:
         return _text_json(path.decode())
     except UnicodeDecodeError:
@@ -46,7 +46,7 @@ def path_json(path: bytes) -> str:
 
 
 def print_json_array(texts: Iterable[str], before: str = "", after: str = "") -> None:
-    """A JSON array of objects that are JSON already, on one line of stdout, as they come. before, after: what stands
+    """A JSON array of objects that are already JSON, on one line of stdout, as they come. before, after: the text
     around it."""
     texts = iter(texts)
     sys.stdout.write(before + "[")
@@ -63,14 +63,14 @@ def path_shown(path: str) -> str:
 
 
 def print_error(message: str) -> None:
-    """The one line that an error is."""
+    """The one line of an error."""
     text = " ".join(message.split("\n")).encode("utf-8", "backslashreplace").decode()
     sys.stderr.write(f"gsync: {text}\n")
     sys.stderr.flush()
 
 
 def asked(question: str) -> bool:
-    """Whether the person at the terminal says yes; without one the answer is no."""
+    """Whether the user confirms at the terminal; without a terminal, no."""
     import typer
 
     return sys.stdin.isatty() and typer.confirm(question)
@@ -80,8 +80,8 @@ _LONG = 200  # rows; laying more out for the width of a terminal takes too long
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], none: str = "") -> None:
-    """A table as wide as its contents on a pipe, as the terminal on one (but a long one). none: what is printed instead
-    if it has no rows."""
+    """A table as wide as its contents on a pipe, as wide as the terminal on one (unless it is long). none: printed
+    instead of a table without rows."""
     from itertools import chain
 
     rows = iter(rows)

@@ -1,4 +1,4 @@
-"""`gsync worker` and `gsync agent`: the processes that gsync starts itself, for who wants to start one by hand."""
+"""`gsync worker` and `gsync agent`: processes that gsync starts by itself, to start one by hand."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""How a run is shown: one live line on a terminal, log lines otherwise, JSON events on request.
+"""Shows a run: one live line on a terminal, otherwise log lines, and JSON events on request.
 
-A RunView is the supervisor's Observer. It acts on nothing; it prints changes once.
+A RunView is the supervisor's Observer. It only prints, each change once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PROGRESS_EVERY = 1.0  # seconds between two progress events
 
 
 class Totals:
-    """Files and bytes of the whole run, all workers together: one that is started again counts from nothing."""
+    """Files and bytes of the whole run and all workers: a restarted worker counts from zero."""
 
     def __init__(self) -> None:
         self._done: dict[int, tuple[int, int]] = {}  # by pid
@@ -39,7 +39,7 @@ def _of(done: str, total: str | None) -> str:
 
 
 def progress_line(status: WorkerStatus, files: int, size: int) -> str:
-    """What the live line says: state or phase, files, bytes, rate, time left, lag, failures."""
+    """The live line: state or phase, files, bytes, rate, time left, lag, failures."""
     count = f"{files:,} files"
     if status.state != "Active":
         return f"{status.state}: {status.reason}" if status.reason else "connecting"
@@ -65,7 +65,7 @@ def progress_line(status: WorkerStatus, files: int, size: int) -> str:
 
 
 class LiveLine:
-    """One line on stderr that is drawn again in place."""
+    """One line on stderr that is redrawn in place."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -81,7 +81,7 @@ class LiveLine:
         self._live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
 
     def say(self, text: str) -> None:
-        """A line above, that stays."""
+        """Print a line above, which stays."""
         from rich.text import Text
 
         self._live.console.print(Text(text))
@@ -91,7 +91,7 @@ class LiveLine:
 
 
 class RunView:
-    """Watches one run. `keep` takes the children's own lines (for the session's log)."""
+    """Watches one run. `keep` takes the children's own lines, for the session's log."""
 
     def __init__(self, session: str, keep: Callable[[str], None], *, json: bool, live: LiveLine | None) -> None:
         self._session = session
@@ -150,7 +150,7 @@ class RunView:
             self._live.show(progress_line(status, files, size))
 
     def finish(self, statuses: Sequence[WorkerStatus], exit_code: int) -> str:
-        """The last words: as an event and a log line, and as the text for a terminal."""
+        """The summary: as an event and a log line, and as text for a terminal."""
         files, size = self.totals.take(statuses)
         status = WorkerStatus.of_all(statuses)
         log.info("done", files=files, bytes=size, failures=status.failures, held=status.held,

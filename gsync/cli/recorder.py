@@ -1,4 +1,4 @@
-"""`gsync recorder`: recording on its own, so that history is there when a session starts."""
+"""`gsync recorder`: records a volume on its own, so that a session has a history when it starts."""
 
 from __future__ import annotations
 

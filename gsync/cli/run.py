@@ -1,4 +1,4 @@
-"""`gsync run`: record and replicate in the foreground."""
+"""`gsync run`: records and replicates in the foreground."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _patterns(exclude: list[str], exclude_from: str | None) -> tuple[str, ...]:
 
 @contextmanager
 def _errors_as_events(json: bool) -> Iterator[None]:
-    """With --json an error is an event too, beside the line on stderr."""
+    """With --json an error is also an event, besides the line on stderr."""
     from gsync.base.errors import GsyncError
     from gsync.cli.output import print_json
 
@@ -181,8 +181,8 @@ def _recorder_argv(session: Session, volume: Volume, home: Home) -> list[str]:
 
 
 def _parts(session: Session, volume: Volume) -> list[Session]:
-    """The session as each worker of the run has it: of a GlusterFS volume one for each subvolume, through a brick of it
-    that this node has and that records, if one does. UsageError where there is none for one."""
+    """The session as each worker of the run has it. A GlusterFS volume has one worker for each subvolume, through a
+    brick on this node, preferably one that records. UsageError if a subvolume has none."""
     from gsync.base.errors import UsageError
     from gsync.master.gluster.info import read_info
     from gsync.recorder.port import port_of
@@ -230,7 +230,7 @@ def _recorder(session: Session, volume: Volume, home: Home) -> ProcessSpec | Non
 
 
 def _exit_code(ending: Ending, statuses: Sequence[WorkerStatus]) -> int:
-    """A run that was stopped is done, with failures if there are any."""
+    """A stopped run is done, with failures if there are any."""
     from gsync.service.kept import DONE, DONE_WITH_FAILURES
 
     failed = any(status.failures or status.held for status in statuses)
@@ -240,7 +240,7 @@ def _exit_code(ending: Ending, statuses: Sequence[WorkerStatus]) -> int:
 
 @contextmanager
 def _logging(session: Session, *, quiet: bool) -> Iterator[LogFile]:
-    """Log lines go to the session's log and, unless quiet, to stderr; a traceback to the log alone."""
+    """Log lines go to the session's log and, unless quiet, to stderr; a traceback only to the log."""
     import logging
     import traceback
 

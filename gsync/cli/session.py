@@ -1,4 +1,4 @@
-"""`gsync start`, `stop`, `pause`, `resume`: what is wanted of sessions is written down; monitors and workers act."""
+"""`gsync start`, `stop`, `pause`, `resume`: they write the wanted state; monitors and workers act on it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ def resume(names: Names = None, all_: All = False, no_wait: NoWait = False, json
 
 
 class _Command:
-    """One of the four, on one or several sessions. One that fails does not keep the others from being done."""
+    """One of the four, for one or several sessions. A failure of one session does not keep the others from being
+    handled."""
 
     def __init__(self, verb: str, names: list[str] | None, all_: bool, no_wait: bool, json: bool,
                  state: str | None) -> None:
@@ -126,7 +127,7 @@ class _Command:
     # the order
 
     def _order(self, session: Session) -> bool:
-        """Write down what is wanted; False if there is nothing to do. GsyncError: it makes no sense."""
+        """Write the wanted state; False if there is nothing to do. GsyncError if the command does not apply."""
         from gsync.base.errors import LockedError, UsageError
         from gsync.base.process import Lock
         from gsync.session.control import Wanted, read_wanted, write_wanted
@@ -174,7 +175,7 @@ class _Command:
     # what comes of it
 
     def _outcome(self, session: Session, since: int) -> dict[str, Any]:
-        """Wait for it and tell; GsyncError: the worker is Faulty."""
+        """Wait for the result and print it; GsyncError if the worker is Faulty."""
         if not self.wait:
             self._say(f"{session.name}: {_PAST[self.verb]}")
         elif self.verb == "stop":
@@ -186,7 +187,7 @@ class _Command:
                 "reason": brick.reason}
 
     def _brick(self, session: Session) -> BrickReport:
-        """What status says of the worker of this node, or where it has none of another one."""
+        """The status of this node's worker, or of another node's if this one has none."""
         return self.reports.of(session).bricks[0]
 
     def _wait_for_worker(self, session: Session, since: int) -> None:
@@ -243,7 +244,7 @@ _PAST = {"start": "started", "stop": "stopped", "pause": "paused", "resume": "re
 
 
 def _wait(come: Callable[[], bool], seconds: float) -> None:
-    """Until it has come, or the time is over."""
+    """Until the condition holds, or the time is over."""
     import time
 
     end = time.monotonic() + seconds

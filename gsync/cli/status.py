@@ -1,4 +1,4 @@
-"""`gsync status`: what the sessions and their workers do."""
+"""`gsync status`: the state of sessions and their workers."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def status(
 
 
 def _check(session: str | None, max_lag: float | None, state: str | None) -> int:
-    """Whatever goes wrong is said on stdout, where such checks are read."""
+    """Errors are printed on stdout too, where monitoring systems look for them."""
     from gsync.session.health import Health, verdict
     from gsync.session.report import Reports
     from gsync.state.home import Home
@@ -82,7 +82,7 @@ def _check(session: str | None, max_lag: float | None, state: str | None) -> int
 
 
 def _looks() -> Iterator[None]:
-    """One a second, without end."""
+    """One per second, without end."""
     import time
 
     while True:
@@ -119,7 +119,7 @@ def _watch(reports: Callable[[], list[SessionReport]], detail: bool) -> None:
 
 
 def _reasons(reports: list[SessionReport]) -> list[str]:
-    """A line for each thing that is Faulty or left out, which no column is wide enough for."""
+    """A line for each problem that no column is wide enough for."""
     lines = []
     for report in reports:
         for brick in report.bricks:
@@ -166,7 +166,7 @@ def _row(report: SessionReport, brick: BrickReport, detail: bool) -> list[str]:
 
 
 def when(time: str | None) -> str:
-    """A time of a report for people, in UTC to the second."""
+    """A time of a report for people, in UTC, to the second."""
     return (time or "-").replace("T", " ").partition(".")[0]
 
 

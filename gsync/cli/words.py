@@ -1,4 +1,4 @@
-"""The form `gsync COMMAND [SESSION] [VERB] [ARGUMENT…]`, where the session may be left out, and the first verb."""
+"""Parses `gsync COMMAND [SESSION] [VERB] [ARGUMENT…]`: the session is optional, the first verb is the default."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def session_and_verb(words: Sequence[str] | None, verbs: Sequence[str]) -> tuple[str | None, str, list[str]]:
-    """Session (None: the only one), verb and what follows it. UsageError for an unknown verb."""
+    """Session (None: the only one), verb, and the remaining words. UsageError for an unknown verb."""
     from gsync.base.errors import UsageError
 
     given = list(words or [])
@@ -19,7 +19,7 @@ def session_and_verb(words: Sequence[str] | None, verbs: Sequence[str]) -> tuple
 
 
 def no_more(command: str, rest: Sequence[str]) -> None:
-    """UsageError if a command has got more words than it takes."""
+    """UsageError if there are more words than the command takes."""
     from gsync.base.errors import UsageError
 
     if rest:
