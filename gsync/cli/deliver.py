@@ -107,14 +107,14 @@ def status(config: ConfigOption, nights: NightsArgument = None,
     from datetime import UTC, datetime
 
     from gsync.cli.output import print_json
-    from gsync.transfer.delivery import statuspage
     from gsync.transfer.delivery.rounds import holder
+    from gsync.transfer.delivery.status import LAST
+    from gsync.transfer.delivery.status import document as status_document
 
     settings = _settings(config)
     with _deliveries(state) as deliveries:
         groups = [os.fsencode(night) for night in nights or []]
-        document = statuspage.document(settings, deliveries, datetime.now(UTC), None if everything else statuspage.LAST,
-                                       groups)
+        document = status_document(settings, deliveries, datetime.now(UTC), None if everything else LAST, groups)
     document["pid"] = holder(settings)
     if json:
         print_json(document)

@@ -193,7 +193,7 @@ def test_a_file_that_changes_after_the_freeze_is_not_put(place: Place) -> None:
         here.create()
         place.close()
         (place.tree / "d/e/g").write_text("other\n" * 1000)
-        with pytest.raises(TreeError, match="d/e/g: was changed after the archive was created"):
+        with pytest.raises(TreeError, match="d/e/g: changed after the archive was created"):
             here.do.put(here.root)
         assert here.state == "put failed"
 
@@ -444,7 +444,7 @@ def test_an_orphan_is_taken_up_by_retry(tape: Place, how: signal.Signals) -> Non
     assert process.returncode == -how or how is signal.SIGTERM
     status = tape.status()
     assert (status["state"], status["pid"]) == ("put failed", None)
-    assert status["reason"] == ("its process ended without a word" if how is signal.SIGKILL else "interrupted")
+    assert status["reason"] == ("its process died" if how is signal.SIGKILL else "interrupted")
     assert "resume it with gsync archive put --retry" in tape.run("put", code=2)
     tape.run("put", "--retry")
     tape.run("purge")

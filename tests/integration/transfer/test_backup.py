@@ -181,7 +181,7 @@ def test_a_file_that_changes_meanwhile_counts_as_failed(place: Place) -> None:
     Writes.tree = place.tree
     with pytest.raises(Incomplete):
         backup(place, around=Writes)
-    assert (copy_of(place) / ".sys.b#.backup.err.1").read_text() == "d/old: was changed while it was copied\n"
+    assert (copy_of(place) / ".sys.b#.backup.err.1").read_text() == "d/old: changed while it was copied\n"
 
 
 class Kills(Counting):

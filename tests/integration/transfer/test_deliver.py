@@ -248,7 +248,7 @@ def test_an_audit_finds_what_has_changed_at_the_destination(kept: Nights) -> Non
     rot(place / bad / "sub/guide.txt", b"GUIDE", b"guide")
     (place / bad).rename(place / "away")
     kept.run("audit", code=1)
-    assert "is not there" in kept.units()[bad]["reason"]
+    assert "is missing" in kept.units()[bad]["reason"]
     (place / "away").rename(place / bad)
     kept.run("audit")
     assert {(unit["colour"], unit["reason"]) for unit in kept.units().values()} == {("green", "")}

@@ -137,7 +137,7 @@ def test_a_damaged_index_is_told(root: Path) -> None:
 def test_an_index_that_is_gone_is_told(root: Path) -> None:
     fill(opened(root), b"a")
     os.unlink(root / "00000001.tar.idx")
-    with pytest.raises(StoreError, match="is gone"):
+    with pytest.raises(StoreError, match="is missing"):
         opened(root)
 
 
