@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from gsync.transfer.archive import eosfile
-from gsync.transfer.archive.archiver import Archiver, Verify
+from gsync.transfer.archive.archiver import Archiver
 from gsync.transfer.archive.batches import JobOptions
 from gsync.transfer.archive.disk import DiskTree
+from gsync.transfer.archive.outcome import Verify
 from gsync.transfer.archive.rows import Archives
 from gsync.transfer.queue.registry import Stores
 from gsync.transfer.queue.retry import RetryPolicy

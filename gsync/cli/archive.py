@@ -12,8 +12,9 @@ from gsync.cli import completion
 from gsync.cli.options import JsonOption, StateOption
 
 if TYPE_CHECKING:
-    from gsync.transfer.archive.archiver import Archiver, Verify
+    from gsync.transfer.archive.archiver import Archiver
     from gsync.transfer.archive.batches import JobOptions
+    from gsync.transfer.archive.outcome import Verify
     from gsync.transfer.archive.rows import Archive, Archives
 
 app = typer.Typer(no_args_is_help=True, help="""Archive directories in a vault and bring them back.
@@ -271,8 +272,8 @@ def working(json: bool, verify: str, batch: int, jobs: int, retries: int
     import signal
 
     from gsync.base.errors import UsageError
-    from gsync.transfer.archive.archiver import Verify
     from gsync.transfer.archive.batches import JobOptions
+    from gsync.transfer.archive.outcome import Verify
     from gsync.transfer.queue.retry import RetryPolicy
 
     try:

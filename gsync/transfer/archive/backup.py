@@ -21,11 +21,11 @@ from dataclasses import dataclass, replace
 from gsync.base.errors import UsageError
 from gsync.base.model import NS, shown
 from gsync.transfer.archive import eosfile
-from gsync.transfer.archive.archiver import Incomplete, Verify, ending
 from gsync.transfer.archive.batches import Batches, Failures, JobOptions
 from gsync.transfer.archive.copy import item_of
 from gsync.transfer.archive.disk import DiskTree, TreeError, WalkedEntry
 from gsync.transfer.archive.manifest import Manifest, ManifestEntry, ManifestHeader, ManifestWriter
+from gsync.transfer.archive.outcome import Incomplete, Verify, ending
 from gsync.transfer.archive.rows import Archive, Archives
 from gsync.transfer.queue.registry import StorePath
 from gsync.transfer.queue.requests import TransferState

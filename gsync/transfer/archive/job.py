@@ -6,9 +6,10 @@ It is what the command does with --retry, under the same request. Not here: how 
 from __future__ import annotations
 
 from gsync.base.errors import UsageError
-from gsync.transfer.archive.archiver import Archiver, Verify
+from gsync.transfer.archive.archiver import Archiver
 from gsync.transfer.archive.backup import Backup, Window
 from gsync.transfer.archive.batches import JobOptions, Killed
+from gsync.transfer.archive.outcome import Verify
 from gsync.transfer.archive.rows import Archive, Archives
 from gsync.transfer.queue.handlers import Context
 from gsync.transfer.queue.registry import StorePath

@@ -19,10 +19,10 @@ from pathlib import Path
 import pytest
 
 from gsync.base.errors import LockedError
-from gsync.transfer.archive.archiver import Verify
 from gsync.transfer.archive.batches import Killed
 from gsync.transfer.archive.disk import DiskTree, TreeError
 from gsync.transfer.archive.manifest import ManifestEntry
+from gsync.transfer.archive.outcome import Verify
 from gsync.transfer.kinds import HANDLERS
 from gsync.transfer.queue.orders import Orders
 from gsync.transfer.queue.requests import TransferState
@@ -174,7 +174,7 @@ def test_a_purge_is_refused_when_the_disk_holds_something_else(place: Place) -> 
     os.utime(place.tree / "d/e/g", ns=(st.st_atime_ns, st.st_mtime_ns))
     (place.tree / "d/new").write_text("not archived")
     failed = refused(place, "is not in the archive")
-    assert failed == {"d/e/g": "is not as it was archived: has another checksum", "d/new": "is not in the archive"}
+    assert failed == {"d/e/g": "changed after it was archived: has another checksum", "d/new": "is not in the archive"}
 
 
 def test_a_purge_without_reading_needs_an_earlier_reading(place: Place) -> None:
@@ -211,7 +211,7 @@ def test_what_the_vault_cannot_give_is_named_and_the_rest_comes_back(place: Plac
     assert "d/e/g" in place.run("get", "--dry-run", code=1)
     assert place.markers == [".archive.purge.done"]
     out = place.run("get", code=1)
-    assert "1 entries could not be brought back" in out
+    assert "1 entries could not be restored" in out
     status = place.status()
     assert [entry["path"] for entry in status["failed_entries"]] == ["d/e/g"]
     assert status["state"] == "get failed"
@@ -301,7 +301,7 @@ def test_a_device_that_cannot_be_made_is_named_and_the_rest_comes_back(tape: Pla
         here.do.purge(here.root)
     done = subprocess.run(["setpriv", "--bounding-set=-mknod", *tape.argv("get")], cwd=REPOSITORY, text=True,
                           capture_output=True, check=False)
-    assert (done.returncode, "1 entries could not be brought back" in done.stderr) == (1, True), done
+    assert (done.returncode, "1 entries could not be restored" in done.stderr) == (1, True), done
     assert before.keys() - tape.seen().keys() == {b"d/null"}
     with Here(tape) as here:
         assert here.failed == {"d/null": "Operation not permitted"}
@@ -411,7 +411,7 @@ def test_nested_archives_are_refused(place: Place, where: str) -> None:
 @pytest.mark.parametrize("name", [".archive.manifest", ".archive.more"])
 def test_a_name_that_the_vault_needs_is_refused(tape: Place, name: str) -> None:
     (tape.tree / name).touch()
-    with Here(tape) as here, pytest.raises(TreeError, match="needs in the vault"):
+    with Here(tape) as here, pytest.raises(TreeError, match="uses in the vault"):
         here.create()
 
 
@@ -462,7 +462,7 @@ def test_eos_item_5_one_job_per_directory_and_it_can_be_killed(tape: Place, monk
             assert f"is running already, pid {os.getpid()}" in tape.run("put", code=3)
             row, = json.loads(tape.run("list", "--json"))
             assert row["pid"] == os.getpid()
-            assert "has not ended yet" in tape.run("kill", archive.id[:12], "--timeout", "0.1", code=1)
+            assert "has not exited yet" in tape.run("kill", archive.id[:12], "--timeout", "0.1", code=1)
     monkeypatch.setattr("gsync.transfer.archive.batches._TOLD_EVERY", 0.0)
 
     class KilledMeanwhile(Flaky):

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from gsync.base.model import NS
-from gsync.transfer.archive.archiver import Incomplete, Verify
 from gsync.transfer.archive.backup import Backup, Window
 from gsync.transfer.archive.batches import JobOptions
+from gsync.transfer.archive.outcome import Incomplete, Verify
 from gsync.transfer.archive.rows import Archive, Archives
 from gsync.transfer.queue.registry import StorePath, Stores
 from gsync.transfer.queue.retry import RetryPolicy
@@ -231,7 +231,7 @@ def test_eos_item_2_wrong_options_are_refused(cli: Cli, place: Place, args: tupl
 
 def test_the_command(cli: Cli, place: Place) -> None:
     to = str(place.vault_dir / "x")
-    assert "would look at 4 entries" in cli("backup", str(place.tree), to, "--dry-run")
+    assert "would check 4 entries" in cli("backup", str(place.tree), to, "--dry-run")
     done = json.loads(cli("backup", str(place.tree), to, "--json"))
     assert (done["state"], done["entries"]) == ("backup done", 4)
     assert "backup done" in cli("archive", "list")
