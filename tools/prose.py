@@ -2,7 +2,7 @@
 
 Pages are read with markdown-it, messages with ast: what exceptions, findings and options say, and the commands' help.
 The words are in tools/words.toml. A sentence has at most SENTENCE words, and a short paragraph at most one clause that
-begins with "what". tools/prose-allowed.txt names messages that are left as they are, with the reason.
+begins with "what".
 
 Ready-made tools do not fit: vale comes as a binary that is loaded at run time, proselint reads code as prose and has no
 word list of a project's own. Spelling is codespell's part.
@@ -10,7 +10,6 @@ word list of a project's own. Spelling is codespell's part.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import re
 import sys
@@ -23,7 +22,6 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 ROOT = Path(__file__).resolve().parent.parent
-ALLOWED = ROOT / "tools" / "prose-allowed.txt"
 SENTENCE = 35       # words
 WHAT = 40           # words of a paragraph that allow one more clause that begins with it
 _CALLS = {"About", "Finding", "Option", "Argument", "say", "print", "print_error", "ValueError", "Typer"}
@@ -58,11 +56,6 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.at.path.relative_to(ROOT)}:{self.at.line}: {self.what}"
-
-    @property
-    def key(self) -> str:
-        """How prose-allowed.txt names it: without the line, which moves."""
-        return f"{self.at.path.relative_to(ROOT)}: {' '.join(self.at.text.split())}"
 
 
 def words() -> list[Word]:
@@ -147,28 +140,12 @@ def texts() -> Iterator[Text]:
         yield from of_module(module)
 
 
-def allowed() -> set[str]:
-    if not ALLOWED.exists():
-        return set()
-    return {line for line in ALLOWED.read_text().splitlines() if line and not line.startswith("#")}
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Check the English of pages and messages.")
-    parser.add_argument("--allow", action="store_true", help="print what would have to be allowed")
-    arguments = parser.parse_args()
     known = words()
     found = [problem for text in texts() for problem in problems(text, known)]
-    if arguments.allow:
-        print("\n".join(sorted({problem.key for problem in found})))
-        return 0
-    left = allowed()
-    wrong = [str(problem) for problem in found if problem.key not in left]
-    for line in wrong:
-        print(line)
-    for key in sorted(left - {problem.key for problem in found}):
-        print(f"tools/prose-allowed.txt: note: not needed any more: {key}", file=sys.stderr)
-    return 1 if wrong else 0
+    for problem in found:
+        print(problem)
+    return 1 if found else 0
 
 
 if __name__ == "__main__":

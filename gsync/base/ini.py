@@ -37,7 +37,7 @@ def read(path: str) -> dict[str, str]:
 def sections(path: str) -> dict[str, dict[str, str]]:
     """The values in a file that must be there, by section and option name, in the file's order. UsageError likewise."""
     if not os.path.exists(path):
-        raise UsageError(f"{path}: there is no such file")
+        raise UsageError(f"{path}: no such file")
     return _parsed(path, _text(path), only="SECTION")
 
 

@@ -87,7 +87,7 @@ def _enter(folder: bytes, *, may_be_missing: bool = False) -> bytes:
         except OSError as exc:
             raise _Refused(f"the directory of this key cannot be opened: {exc.strerror}") from exc
         if os.path.lexists(name):
-            raise _Refused("the directory of this key is just changing") from None
+            raise _Refused("the directory of this key is changing") from None
         return b"./" + name
     except OSError as exc:
         if exc.errno in (errno.ELOOP, errno.ENOTDIR):

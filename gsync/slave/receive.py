@@ -45,7 +45,7 @@ def main(root: bytes, watch: Callable[[int], object] = Watch) -> int:
     except Transient as exc:
         error = {"type": "transient", "message": str(exc)}
     except BlockingIOError:
-        error = {"type": "transient", "message": "an agent is just starting there"}
+        error = {"type": "transient", "message": "an agent is starting there"}
     except OSError as exc:
         error = {"type": "io", "message": f"{exc.filename or shown(root)}: {exc.strerror}", "errno": exc.errno}
     except (BadStream, EOFError, Orphaned) as exc:

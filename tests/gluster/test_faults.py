@@ -152,13 +152,13 @@ def test_a_part_of_the_volume_that_is_away_is_not_taken_for_deleted(tmp_path: Pa
             except OSError:
                 pass
         assert 0 < reached < 40
-        site.wait("it says why it waits", lambda: f"a part of it cannot be reached: {node.address}:{brick}" in str(
+        site.wait("it says why it waits", lambda: f"a part of it is unreachable: {node.address}:{brick}" in str(
             site.report()))
         assert sorted(os.listdir(site.slave / "dir")) == names
         site.stop()
         site.set_back(10**18)        # so that the whole volume is to be walked
         site.go_on()
-        site.wait("it says why it waits", lambda: "a part of it cannot be reached" in str(site.report()))
+        site.wait("it says why it waits", lambda: "a part of it is unreachable" in str(site.report()))
         assert sorted(os.listdir(site.slave / "dir")) == names
         site.cluster.start_bricks()
         site.settle("with the other part again")
@@ -169,7 +169,7 @@ def test_a_part_of_the_volume_that_is_away_is_not_taken_for_deleted(tmp_path: Pa
         names = sorted(os.listdir(site.slave / "dir"))
         site.cluster.kill_brick(node, brick)
         site.go_on()
-        site.wait("it says why it waits", lambda: "a part of it cannot be reached" in str(site.report()))
+        site.wait("it says why it waits", lambda: "a part of it is unreachable" in str(site.report()))
         assert sorted(os.listdir(site.slave / "dir")) == names
         site.cluster.start_bricks()
         site.settle("with all that was recorded before")

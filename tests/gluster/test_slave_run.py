@@ -140,7 +140,7 @@ def test_a_part_of_the_volume_is_away(host: SlaveHost, ssh_config: Path, tmp_pat
             (place.master / f"file{n + 1}").rename(place.master / f"moved{n}")
             (place.master / f"file{n + 2}").write_text("changed")
             (place.master / f"new{n}").write_text("new")
-        reason = place.wait_for(lambda brick: "cannot be reached" in (brick["reason"] or ""))["reason"]
+        reason = place.wait_for(lambda brick: "is unreachable" in (brick["reason"] or ""))["reason"]
         assert f"{host.node.bricks}/parted-1" in reason
         host.node.gluster("volume", "start", "parted", "force")
         wait_until("it has gone on", place.equal)

@@ -324,7 +324,7 @@ def test_nothing_is_missing_because_a_part_of_the_volume_is_away(host: SlaveHost
                 assert side.client.known(gfids) == [True] * 20
         side.close()
         for _ in range(2):
-            with pytest.raises(Transient, match=rf"a part of the GlusterFS volume {name} cannot be reached: "
+            with pytest.raises(Transient, match=rf"a part of the GlusterFS volume {name} is unreachable: "
                                                 rf"[0-9.]+:{host.node.bricks}/{name}-1$"):
                 side.connect()
         host.node.gluster("volume", "start", name, "force")

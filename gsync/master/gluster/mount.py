@@ -99,7 +99,7 @@ class VolumeMount:
         """Which part of the volume is away, or else the last error in the client's log."""
         missing = away(self._info)
         if missing:
-            return f"a part of it cannot be reached: {', '.join(map(str, missing))}"
+            return f"a part of it is unreachable: {', '.join(map(str, missing))}"
         try:
             with open(self._log, encoding="utf-8", errors="replace") as file:
                 lines = [line.strip() for line in file if "] E [" in line]

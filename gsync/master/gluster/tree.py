@@ -81,7 +81,7 @@ class GlusterTree(Tree):
         for by_gfid in {self._by_gfid, self._read_by}:
             away = self._info.away(self._connected(f"/proc/self/fd/{by_gfid}/../.meta/graphs/active"))
             if away:
-                raise Transient(f"master: a part of the volume cannot be reached: {', '.join(map(str, away))}")
+                raise Transient(f"master: a part of the volume is unreachable: {', '.join(map(str, away))}")
 
     @staticmethod
     def _connected(graph: str) -> set[str]:

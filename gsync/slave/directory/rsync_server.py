@@ -69,7 +69,7 @@ def main(arguments: Sequence[str], *, strict: bool = False) -> int:
         print("usage: agent --rsync ROOT EPOCH TICKET --server ...", file=sys.stderr)
         return 2
     except BlockingIOError:
-        print("an agent is just starting there", file=sys.stderr)
+        print("an agent is starting there", file=sys.stderr)
         return Transient.exit_code
     except GsyncError as exc:
         print(exc, file=sys.stderr)

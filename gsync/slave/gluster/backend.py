@@ -20,7 +20,7 @@ def open_volume(site: volfile.VolumeSite) -> GlusterVolume:
         return auxmount.AuxMount(site)
 
     def end(signum: int, frame: object) -> None:
-        raise Transient(f"a part of the GlusterFS volume {site.name} is away (or the agent was told to end)")
+        raise Transient(f"a part of the GlusterFS volume {site.name} is unreachable (or the agent was told to exit)")
 
     signal.signal(signal.SIGTERM, end)
     return gfapi.GfapiVolume(site, lib)

@@ -183,7 +183,7 @@ class VolumeTarget:
                 missing = volfile.away(site)
                 if not missing:
                     raise
-                raise Transient(f"a part of the GlusterFS volume {site.name} cannot be reached: {', '.join(missing)}"
+                raise Transient(f"a part of the GlusterFS volume {site.name} is unreachable: {', '.join(missing)}"
                                 ) from exc
         return self._reached
 

@@ -98,5 +98,5 @@ def test_what_is_wrong_is_told_with_file_section_and_option(ini: Path, text: str
 
 
 def test_no_file(ini: Path) -> None:
-    with pytest.raises(UsageError, match="there is no such file"):
+    with pytest.raises(UsageError, match="no such file"):
         read(str(ini), {})
