@@ -23,7 +23,8 @@ from typer.main import get_command
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from gsync.cli.main import EXIT_CODES, make_app
-from gsync.session.options import NOT_HERE, Row, Scope, table
+from gsync.session.glusteroptions import NOT_HERE
+from gsync.session.options import Row, Scope, table
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES, MANUALS = "docs/reference", "docs/man"

@@ -77,7 +77,8 @@ def parse(words: Sequence[str]) -> tuple[str | None, str, list[str]]:
 
 def _is_option(word: str) -> bool:
     from gsync.base import ini
-    from gsync.session.options import NOT_HERE, table
+    from gsync.session.glusteroptions import NOT_HERE
+    from gsync.session.options import table
 
     name = ini.option_name(word)
     return name in table() or name in NOT_HERE or any(name == row.about.gluster for row in table().values())

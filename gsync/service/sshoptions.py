@@ -6,7 +6,8 @@ import os
 import shlex
 
 from gsync.link.openssh import SshOptions
-from gsync.session.options import Options, ssh_words
+from gsync.session.options import Options
+from gsync.session.optionvalues import ssh_words
 from gsync.sync.rsync import RsyncSettings
 
 

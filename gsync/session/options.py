@@ -7,8 +7,6 @@ its check, is a UsageError that names the place and the option.
 from __future__ import annotations
 
 import dataclasses
-import re
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,8 +15,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 
 from gsync.base import ini
 from gsync.base.errors import UsageError
-from gsync.base.times import parse_duration, parse_size, written_duration, written_size
-from gsync.sync.timetable import Timetable
+from gsync.base.times import written_duration, written_size
+from gsync.session.glusteroptions import NOT_HERE
+from gsync.session.optionvalues import (
+    capitals,
+    check_ionice,
+    check_patterns,
+    check_program,
+    check_rsync_options,
+    check_ssh_options,
+    duration_option,
+    parse_bandwidth,
+    pattern_lines,
+    size_option,
+)
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -58,144 +68,6 @@ class About:
     gluster: str = ""       # another name that GlusterFS has for it
 
 
-# values as people write them
-
-def size_option(value: object) -> object:
-    """Bytes of a size's text; numbers are left to the type's check."""
-    return parse_size(value) if isinstance(value, str) else value
-
-
-def parse_bandwidth(value: object) -> object:
-    """A timetable's text as it was written, or the bytes per second of a number."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0:
-        return str(int(value))
-    if isinstance(value, str):
-        Timetable.parse(value)
-        return " ".join(value.split())
-    return value
-
-
-def duration_option(value: object) -> object:
-    """Seconds of a duration's text. A bare number is of seconds: files of before have such, and GlusterFS's options."""
-    if not isinstance(value, str):
-        return value
-    seconds = parse_duration(value, bare="s")
-    return int(seconds) if seconds == int(seconds) else seconds
-
-
-def _lines(value: object) -> object:
-    """One pattern per line; neither empty ones nor comments, as in .gitignore."""
-    lines = value.split("\n") if isinstance(value, str) else value
-    if not isinstance(lines, (list, tuple)):
-        return value
-    return tuple(line for line in lines if not isinstance(line, str) or (line.strip() and not line.startswith("#")))
-
-
-def _check_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
-    for pattern in patterns:
-        import pathspec  # most sessions have no patterns, and do not wait for it
-
-        if "\n" in pattern:
-            raise ValueError(f"not a pattern: {pattern!r}")
-        try:
-            pathspec.GitIgnoreSpec.from_lines([pattern])
-        except ValueError as exc:
-            raise ValueError(f"not a pattern: {pattern!r}") from exc
-    return patterns
-
-
-def _check_words(value: str) -> str:
-    try:
-        shlex.split(value)
-    except ValueError as exc:
-        raise ValueError(f"{exc} (quotes are as in a shell)") from None
-    return value
-
-
-_PER_BOX = "gsync sets it itself"
-_RSYNC_REFUSED = {
-    "-n": "it would send nothing", "--dry-run": "it would send nothing",
-    "-e": "the data uses the session's connection; see ssh-command",
-    "--rsh": "the data uses the session's connection; see ssh-command", "--files-from": _PER_BOX,
-    "--bwlimit": "see bandwidth-limit",
-    "--list-only": "it would send nothing", "--daemon": "gsync starts no daemon",
-    "--remove-source-files": "gsync never changes the master", "--backup": "it would leave extra files at the slave",
-    "-b": "it would leave extra files at the slave", "-u": "it would leave outdated files at the slave",
-    "--update": "it would leave outdated files at the slave", "--existing": "it would leave new files empty",
-    "--ignore-existing": "it would leave outdated files at the slave",
-    "--size-only": "it would leave outdated files at the slave", "--max-size": "it would leave files out",
-    "--min-size": "it would leave files out", "--exclude": "see exclude", "--filter": "see exclude",
-    "-f": "see exclude", "--exclude-from": "see exclude", "--no-inplace": _PER_BOX,
-    "--append": "it could leave files that differ",
-}
-
-
-def _check_rsync_options(value: str) -> str:
-    for word in shlex.split(_check_words(value)):
-        name = word.partition("=")[0]
-        if not word.startswith("-"):
-            raise ValueError(f"{word!r} is not an option of rsync; write options that take a value as --option=value")
-        if name in _RSYNC_REFUSED or name.startswith(("--del", "--no-")):
-            raise ValueError(f"{word}: not allowed: {_RSYNC_REFUSED.get(name, 'gsync decides that')}")
-    return value
-
-
-_SSH_SET = {
-    "batchmode", "clearallforwardings", "connecttimeout", "controlmaster", "controlpath", "controlpersist", "port",
-    "compression", "escapechar", "permitlocalcommand", "remotecommand", "requesttty", "serveralivecountmax",
-    "serveraliveinterval", "forwardagent", "forwardx11"}
-_SSH_FLAGS = {"-i": "IdentityFile", "-c": "Ciphers", "-m": "MACs", "-J": "ProxyJump", "-b": "BindAddress"}
-
-
-def ssh_words(value: str) -> tuple[str, ...]:
-    """The `Name=value` settings in a text of ssh's options: -oName=value, -i FILE, -c CIPHERS, -m, -J, -b.
-
-    ValueError: something else, or what gsync sets itself.
-    """
-    settings: list[str] = []
-    words = shlex.split(_check_words(value))
-    while words:
-        word = words.pop(0)
-        flag, rest = word[:2], word[2:]
-        if flag not in ("-o", *_SSH_FLAGS):
-            raise ValueError(f"{word!r}: allowed are ssh's options -o, {', '.join(_SSH_FLAGS)}; "
-                             "put others into a configuration file of ssh (ssh-config)")
-        if not rest:
-            if not words:
-                raise ValueError(f"{word!r}: its value is missing")
-            rest = words.pop(0)
-        setting = rest if flag == "-o" else f"{_SSH_FLAGS[flag]}={rest}"
-        name = re.split(r"[=\s]", setting, maxsplit=1)[0].lower()
-        if name in _SSH_SET:
-            raise ValueError(f"{setting}: gsync sets {name} itself")
-        settings.append(setting)
-    return tuple(settings)
-
-
-def _check_ssh_options(value: str) -> str:
-    ssh_words(value)
-    return value
-
-
-def _check_program(value: str) -> str:
-    import os
-    import shutil
-
-    if not value or (os.sep in value and not os.path.isabs(value)) or shutil.which(value) is None:
-        raise ValueError("no such executable program")
-    return value
-
-
-def _check_ionice(value: str) -> str:
-    if not re.fullmatch(r"|none|idle|best-effort(:[0-7])?", value):
-        raise ValueError("should be idle, best-effort, best-effort:0 … best-effort:7, or none")
-    return value
-
-
-def _capitals(value: object) -> object:
-    return value.upper() if isinstance(value, str) else value
-
-
 _NODE = Scope.NODE
 _QUEUE = ("queue",)
 _LEVELS = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
@@ -216,15 +88,15 @@ class Options:
     compression: Annotated[bool, About("Compress the ssh connection.")] = False
     rsync_options: Annotated[str, About(
         "Additional options for rsync. For example --compress-choice=zstd --checksum-choice=xxh3.",
-        check=_check_rsync_options)] = ""
-    rsync_command: Annotated[str, About("The rsync program on this host.", check=_check_program)] = "rsync"
+        check=check_rsync_options)] = ""
+    rsync_command: Annotated[str, About("The rsync program on this host.", check=check_program)] = "rsync"
     log_rsync_performance: Annotated[bool, About("Log the statistics of each rsync transfer.")] = False
 
     # what is replicated
     exclude: Annotated[tuple[str, ...], About(
         "Patterns of files to leave out, as in .gitignore. One per line, relative to the root of the master. The "
         "patterns of a session replace those of the node.",
-        kind=Kind.PATTERNS, check=_check_patterns)] = ()
+        kind=Kind.PATTERNS, check=check_patterns)] = ()
     sync_xattrs: Annotated[bool, About("Replicate extended attributes. If false, gsync leaves the slave's alone.")] \
         = True
     sync_acls: Annotated[bool, About("Replicate POSIX ACLs. If false, gsync leaves the slave's alone.")] = True
@@ -261,10 +133,10 @@ class Options:
     ssh_port: Annotated[int, About(
         "Port of the slave's ssh server. 0 uses the port of the slave's address or of the ssh configuration.",
         least=0, most=65535)] = 0
-    ssh_command: Annotated[str, About("The ssh program on this host.", check=_check_program)] = "ssh"
+    ssh_command: Annotated[str, About("The ssh program on this host.", check=check_program)] = "ssh"
     ssh_options: Annotated[str, About(
         "Additional options for ssh. Allowed are -oNAME=VALUE, -i FILE, -c CIPHERS, -m MACS, -J HOST and -b ADDRESS.",
-        check=_check_ssh_options)] = ""
+        check=check_ssh_options)] = ""
     ssh_config: Annotated[str, About("Configuration file of ssh, instead of ~/.ssh/config.")] = ""
 
     # the processes
@@ -276,7 +148,7 @@ class Options:
     ionice: Annotated[str, About(
         "I/O priority of the worker, as for ionice(1). idle, best-effort, or best-effort:0 (highest) to best-effort:7 "
         "(lowest).",
-        check=_check_ionice)] = ""
+        check=check_ionice)] = ""
     worker_timeout: Annotated[int, About(
         "Silence after which the monitor restarts a process. It kills a worker or recorder that is silent for longer.",
         kind=Kind.DURATION, least=10, most=86400)] = 300
@@ -347,41 +219,6 @@ class Options:
 
 def option_name(field: str) -> str:
     return field.replace("_", "-")
-
-
-# Options of GlusterFS that gsync does not have, and why.
-NOT_HERE = {
-    name: why for names, why in (
-        (("checkpoint",), "use `gsync checkpoint`"),
-        (("gluster-command-dir", "slave-gluster-command-dir", "secondary-gluster-command-dir", "gluster-command",
-          "gluster-cli-options"), "gsync finds gluster in the PATH"),
-        (("gluster-params", "slave-gluster-params", "secondary-gluster-params"),
-         "gsync chooses the options of its own mounts"),
-        (("access-mount", "slave-access-mount", "secondary-access-mount"),
-         "a worker's mount of a volume is private, and ends with the worker"),
-        (("timeout",), "use slave-timeout"),
-        (("isolated-slaves", "isolated-secondarys", "isolated-secondaries", "allow-network"),
-         "GlusterFS ignores it too"),
-        (("remote-gsyncd",), "gsync copies its agent to the slave by itself"),
-        (("special-sync-mode",), "use adopt to take over an existing copy"),
-        (("gfid-conflict-resolution",), "the master always wins a conflict"),
-        (("changelog-archive-format",), "gsync always uses one tar file a month; see changelog-archive-size"),
-        (("changelog-log-level", "gluster-log-level", "cli-log-level", "slave-gluster-log-level",
-          "secondary-gluster-log-level"), "each session has one log; see log-level"),
-        (("slave-log-level", "secondary-log-level", "slave-log-file", "secondary-log-file"),
-         "the agent has no log of its own; its errors are in the session's log"),
-        (("log-file", "changelog-log-file", "gluster-log-file", "slave-gluster-log-file",
-          "secondary-gluster-log-file"), "each session's log is in its own directory; see `gsync logs`"),
-        (("tar-command",), "tarssh does not use tar"),
-        (("ssh-options-tar", "rsync-ssh-options"),
-         "a session has one ssh connection; use ssh-options"),
-        (("rsync-opt-existing", "rsync-opt-ignore-missing-args", "use-rsync-xattrs"),
-         "rsync sends only file data; gsync sends names and attributes itself"),
-        (("pid-file", "state-file", "state-socket-unencoded", "working-dir", "session-owner", "stime-xattr-prefix",
-          "georep-session-working-dir", "glusterd-uuid", "primary-bricks", "secondary-bricks", "master-bricks",
-          "slave-bricks"), "internal to GlusterFS"),
-        (("use-tarssh",), "use sync-method tarssh"),
-    ) for name in names}
 
 
 @dataclass(frozen=True)
@@ -469,8 +306,8 @@ def unknown(name: str) -> str:
 # The library that checks values is imported when there is one to check: most runs have none, and it takes longer to
 # import than all the rest of the start.
 
-_READ = {Kind.SIZE: size_option, Kind.DURATION: duration_option, Kind.PATTERNS: _lines, Kind.RATES: parse_bandwidth,
-         Kind.CAPITALS: _capitals}
+_READ = {Kind.SIZE: size_option, Kind.DURATION: duration_option, Kind.PATTERNS: pattern_lines,
+         Kind.RATES: parse_bandwidth, Kind.CAPITALS: capitals}
 
 
 @cache

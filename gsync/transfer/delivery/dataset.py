@@ -23,7 +23,7 @@ from pydantic.fields import FieldInfo
 from gsync.base import ini
 from gsync.base.errors import UsageError
 from gsync.base.times import written_duration, written_size
-from gsync.session.options import duration_option, size_option
+from gsync.session.optionvalues import duration_option, size_option
 from gsync.transfer.delivery import units
 
 COMMON, ALERTS, LOGGING = "common", "alerts", "logging"

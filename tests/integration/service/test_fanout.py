@@ -195,6 +195,7 @@ def test_a_session_that_is_deleted_and_made_again_goes_on(site: Site) -> None:
     assert (slave / "new").exists()
     assert (slave / "renamed").exists()
     assert site.brick("again").epoch > epoch
+    site.wait(lambda: "batch synced" in site.session_log("again"))  # said after the checkpoint is reached
     log = site.session_log("again")
     assert "crawl=History" in log
     assert sum(map(int, re.findall(r"batch synced .*? files=(\d+)", log))) == 1  # the rename sent nothing

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from gsync.base import ini
 from gsync.base.errors import UsageError
 from gsync.session import config
-from gsync.session.options import NOT_HERE, Kind, Options, Scope, find, table
+from gsync.session.glusteroptions import NOT_HERE
+from gsync.session.options import Kind, Options, Scope, find, table
 from lab import REPOSITORY
 
 OPTIONS_OF_GLUSTERFS = """
