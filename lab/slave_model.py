@@ -19,10 +19,11 @@ from gsync.base.model import NS, ROOT_GFID, STATE_DIR, Gfid, Name
 from gsync.base.namespace import IndexEntry
 from gsync.link import protocol
 from gsync.link.protocol import FillRow, MetaRow, RemoveRow
+from gsync.slave.directory.folders import OPEN_DIR
 from gsync.slave.directory.identity import Taken, probe, take
 from gsync.slave.directory.operations import DirectoryOperations
 from gsync.slave.directory.recover import recover
-from gsync.slave.directory.tree import OPEN_DIR, SlaveTree
+from gsync.slave.directory.tree import SlaveTree
 from gsync.slave.limbo import LIMBO_NEW, LIMBO_OLD
 from gsync.slave.target import Operations
 
@@ -203,7 +204,7 @@ class Planner:
         self._sweep()
 
     def quiet(self, stime: int) -> None:
-        """The empty batch of a quiet tree, later: what waits in limbo goes [26]."""
+        """The empty batch of a quiet tree, later: what waits in limbo goes (rule 26)."""
         self.apply.commit(stime, stime, 0, clear=True)
         self._sweep()
 

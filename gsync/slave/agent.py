@@ -1,24 +1,17 @@
-"""The agent: serves one worker over stdin and stdout (`agent ROOT`).
+"""The agent: the methods that a worker can ask for, on one slave, whatever it is (target).
 
-It answers requests one by one (frames: gsync/base/rpc.py, rows: gsync/link/protocol.py), and only the
-methods in the table below. It ends when its stdin does, after `timeout` seconds of silence, and after an error that
-leaves its index in doubt: the next one recovers. While nothing is asked it deletes what a commit has let go.
+Only the methods in the table below are answered (rows: gsync/link/protocol.py). The agent ends after an error that
+leaves its index in doubt: the next one recovers. Not here: the pipes to the worker (serve).
 Standard library only, Python 3.9.
 """
 
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import platform
-import select
 import sqlite3
-import sys
-import threading
-import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any, TypeVar
 
 import gsync
@@ -40,96 +33,13 @@ from gsync.link.protocol import (
     name_of_json,
     text_of,
 )
-from gsync.slave.directory.target import DirectoryTarget
-from gsync.slave.target import Asked, Operations, Target, is_volume, volume_of
+from gsync.slave.target import Asked, Operations, Target
 
 _LIMIT = 10_000            # most rows in one answer
-_FIRST_TIMEOUT = 120.0     # seconds for the hello to come
-_SWEEP_CHECK = 64          # deletions between two looks at stdin
-_LOOK_EVERY = 1.0          # seconds between two looks of an idle agent at its pass
+FIRST_TIMEOUT = 120.0      # seconds for the hello to come
 
 Row = TypeVar("Row")
 Params = dict[str, Any]
-
-
-class Silence(Exception):
-    """The worker has said nothing for too long: the connection is dead."""
-
-
-class _Stdin:
-    """stdin with a limit for silence; read() is what rpc.read_frame needs. idle: called now and then while waiting."""
-
-    def __init__(self, fd: int, idle: Callable[[], None]) -> None:
-        self._fd = fd
-        self._idle = idle
-        self._data = b""
-        self.timeout = _FIRST_TIMEOUT
-
-    def waiting(self, seconds: float = 0) -> bool:
-        """Whether there is something to read (the end of the stream too)."""
-        return bool(self._data) or bool(select.select([self._fd], [], [], seconds)[0])
-
-    def read(self, size: int) -> bytes:
-        if not self._data:
-            until = time.monotonic() + self.timeout
-            while not self.waiting(max(0.0, min(_LOOK_EVERY, until - time.monotonic()))):
-                if time.monotonic() >= until:
-                    raise Silence
-                self._idle()
-            self._data = os.read(self._fd, max(size, 1 << 16))
-        data, self._data = self._data[:size], self._data[size:]
-        return data
-
-
-class _Stdout:
-    """stdout with a limit for a peer that does not read; any thread may write."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._lock = threading.Lock()
-        self._said = time.monotonic()
-        self._beating: threading.Thread | None = None
-        self._over = threading.Event()
-        os.set_blocking(fd, False)
-
-    def write(self, data: bytes, timeout: float) -> None:
-        with self._lock:
-            self._write(data, timeout)
-
-    def _write(self, data: bytes, timeout: float) -> None:
-        view = memoryview(data)
-        while view:
-            try:
-                view = view[os.write(self._fd, view):]
-            except BlockingIOError:
-                if not select.select([], [self._fd], [], timeout)[1]:
-                    raise Silence from None
-        self._said = time.monotonic()
-
-    def beat(self, seconds: float) -> None:
-        """From now on say something at least so often, whatever else is being done."""
-        self._beating = threading.Thread(target=self._beat, args=(seconds,), name="heartbeat", daemon=True)
-        self._beating.start()
-
-    def _beat(self, seconds: float) -> None:
-        pause = seconds
-        while not self._over.wait(pause):
-            pause = self._said + seconds - time.monotonic()
-            if pause <= 0:
-                pause = seconds
-                if self._lock.acquire(blocking=False):  # else an answer is on its way just now
-                    try:
-                        self._write(rpc.encode(rpc.BEAT), seconds)
-                    except (OSError, Silence):
-                        return  # the thread that answers finds out for itself
-                    finally:
-                        self._lock.release()
-
-    def end(self) -> None:
-        """No beat after this."""
-        self._over.set()
-        if self._beating is not None:
-            self._beating.join()
 
 
 class Agent:
@@ -139,7 +49,7 @@ class Agent:
     def __init__(self, target: Target, beat: Callable[[float], None] = lambda seconds: None) -> None:
         self._target = target
         self._beat = beat
-        self.timeout = _FIRST_TIMEOUT
+        self.timeout = FIRST_TIMEOUT
         self.ends = False
         self._swept = True
 
@@ -160,7 +70,7 @@ class Agent:
             return {"id": request.get("id"), "error": self._error(exc)}
 
     def check(self) -> None:
-        """Fenced once a younger connection has taken the slave over [invariant 9]."""
+        """Fenced once a younger connection has taken the slave over (invariant 9)."""
         self._target.check()
 
     def _error(self, exc: Exception) -> dict[str, Any]:
@@ -315,15 +225,6 @@ class Agent:
         return {}
 
 
-def target_of(root: bytes) -> Target:
-    """The target that a ROOT names."""
-    if is_volume(root):
-        from gsync.slave.gluster.target import VolumeTarget  # few hosts have a volume
-
-        return VolumeTarget(volume_of(root))
-    return DirectoryTarget(root)
-
-
 METHODS: dict[str, Callable[[Agent, Params], Any]] = {
     "look": Agent.look, "survey": Agent.survey, "hello": Agent.hello, "leftovers": Agent.leftovers, "fill": Agent.fill,
     "remove": Agent.remove, "weigh": Agent.weigh,
@@ -380,64 +281,3 @@ def _numbers(count: int, places: Sequence[int], answers: Sequence[int], problems
     for place, answer in zip(places, answers):
         numbers[place] = answer
     return {"answers": numbers}
-
-
-def serve(root: bytes, stdin: int, stdout: int) -> None:
-    """Answer requests about the tree at root until the stream or the agent ends. Silence, or Fenced if it was displaced
-    while nothing was asked."""
-    sink = _Stdout(stdout)
-    agent = Agent(target_of(root), sink.beat)
-    source = _Stdin(stdin, agent.check)
-    try:
-        _serve(agent, source, sink)
-    finally:
-        sink.end()
-        agent.close()
-
-
-def _serve(agent: Agent, source: _Stdin, sink: _Stdout) -> None:
-    def still_ours() -> bool:
-        agent.check()
-        return True
-
-    while True:
-        more = not source.waiting()
-        while more:
-            more = agent.tidy(_now_and_then(lambda: still_ours() and not source.waiting())) and not source.waiting()
-        source.timeout = agent.timeout
-        request = rpc.read_frame(source)  # type: ignore[arg-type]
-        if request is None:
-            return
-        answer = agent.answer(request)
-        sink.write(rpc.encode(answer), agent.timeout)
-        if agent.ends:
-            break
-    if "error" not in answer:
-        with suppress(Fenced):
-            agent.tidy(_now_and_then(still_ours))
-
-
-def _now_and_then(look: Callable[[], bool]) -> Callable[[], bool]:
-    """What looks at every so many of its calls, and says True at the others."""
-    calls = itertools.count(1)
-    return lambda: next(calls) % _SWEEP_CHECK != 0 or look()
-
-
-def run(root: bytes) -> int:
-    """Serve one worker over stdin and stdout; the exit status."""
-    stdout = os.dup(1)
-    os.dup2(2, 1)  # nothing but frames may go to the worker, whoever prints
-    try:
-        serve(root, 0, stdout)
-    except Fenced as exc:
-        print(exc, file=sys.stderr)
-        return Fenced.exit_code
-    except Silence:
-        print("nothing heard from the worker, ending", file=sys.stderr)
-        return Transient.exit_code
-    except Transient as exc:
-        print(exc, file=sys.stderr)
-        return Transient.exit_code
-    except BrokenPipeError:
-        return Transient.exit_code
-    return 0

@@ -1,4 +1,4 @@
-"""One connection at a time works in a slave tree, and the younger epoch wins [invariant 9].
+"""One connection at a time works in a slave tree, and the younger epoch wins (invariant 9).
 
 Where several workers bring their parts of one master (streams, protocol.stream_of), they work one after the other:
 epochs and passes are of a stream, and the agent of another stream is waited for, not ended. So what one of them asks
@@ -27,17 +27,25 @@ import socket
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from gsync.base.errors import SlaveError, Transient
 from gsync.link.protocol import Busy, Fenced, stream_of
 
 AGENT_LOCK, RECEIVERS_LOCK = b"lock", b"receivers.lock"
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_PATIENCE = 5.0   # seconds that those have who have to end by themselves
-_OTHERS = 2.0     # seconds that the agent of another session has, if its connection has just ended
-_DYING = 30.0     # seconds that a killed process may take, in the middle of a write to a slow disk
-_PAUSE = 0.01
+
+class Patience(NamedTuple):
+    """In seconds: what those have who have to end by themselves; the agent of another session, whose connection may
+    just have ended; a killed process, in the middle of a write to a slow disk. pause: between two looks."""
+
+    own: float = 5.0
+    others: float = 2.0
+    dying: float = 30.0
+    pause: float = 0.01
+
+
+PATIENCE = Patience()
 
 
 class Pass:
@@ -197,10 +205,10 @@ def at_work(folder_fd: int) -> str:
     return ""
 
 
-def wait_for_others(lock_fd: int, session: str, stream: str) -> None:
+def wait_for_others(lock_fd: int, session: str, stream: str, patience: Patience = PATIENCE) -> None:
     """SlaveError while the agent of another session works there, Busy while that of another stream of ours does: it is
     not ours to end."""
-    until = time.monotonic() + _OTHERS
+    until = time.monotonic() + patience.others
     while True:
         known = holder(lock_fd)
         other = str(known.get("session", session))
@@ -212,10 +220,10 @@ def wait_for_others(lock_fd: int, session: str, stream: str) -> None:
                 raise Busy("another brick's worker is at it")
             raise SlaveError(f"session {other} works there ({_described(holder(lock_fd))}): a slave tree belongs to "
                              f"one session; stop that one, or choose another directory")
-        time.sleep(_PAUSE)
+        time.sleep(patience.pause)
 
 
-def lock_agent(lock_fd: int, own: Pass, session: str, stream: str) -> None:
+def lock_agent(lock_fd: int, own: Pass, session: str, stream: str, patience: Patience = PATIENCE) -> None:
     """Hold the agent's lock; an older connection's agent is ended for that. SlaveError if it cannot be; Busy if one of
     another stream was faster."""
     def attempt() -> bool:
@@ -226,14 +234,14 @@ def lock_agent(lock_fd: int, own: Pass, session: str, stream: str) -> None:
         return False
 
     _displace(attempt, lock_fd, own, lambda left: SlaveError(
-        f"another gsync agent works there ({_described(holder(lock_fd))}) and {left}: end it"))
+        f"another gsync agent works there ({_described(holder(lock_fd))}) and {left}: end it"), patience)
     own.check()  # the lock may have come free because somebody younger has ended its holder
     os.ftruncate(lock_fd, 0)
     os.pwrite(lock_fd, json.dumps({"pid": os.getpid(), "uid": os.geteuid(), "host": socket.gethostname(),
                                    "session": session, "stream": stream}).encode(), 0)
 
 
-def receivers_gone(lock: Callable[[], None], lock_fd: int, own: Pass) -> None:
+def receivers_gone(lock: Callable[[], None], lock_fd: int, own: Pass, patience: Patience = PATIENCE) -> None:
     """End the receivers and rsync servers of older connections; `lock` keeps new ones off."""
     def attempt() -> bool:
         try:
@@ -243,29 +251,30 @@ def receivers_gone(lock: Callable[[], None], lock_fd: int, own: Pass) -> None:
         return True
 
     _displace(attempt, lock_fd, own, lambda left: Transient(
-        f"receivers of an earlier connection are still at work there, and {left}"))
+        f"receivers of an earlier connection are still at work there, and {left}"), patience)
 
 
 def _described(known: dict[str, Any]) -> str:
     return f"pid {known.get('pid', '?')} of uid {known.get('uid', '?')} on {known.get('host', '?')}"
 
 
-def _displace(attempt: Callable[[], bool], lock_fd: int, own: Pass, refusal: Callable[[str], Exception]) -> None:
+def _displace(attempt: Callable[[], bool], lock_fd: int, own: Pass, refusal: Callable[[str], Exception],
+              patience: Patience) -> None:
     """Get a lock, killing those who hold it."""
-    until = time.monotonic() + _PATIENCE
+    until = time.monotonic() + patience.own
     left = "could not be ended from here (another host, container or account)"
     while not attempt():
         own.check()
         for pid in _holders(lock_fd):
             try:
-                _kill(pid, lock_fd)
+                _kill(pid, lock_fd, patience)
             except PermissionError:
                 left = f"could not be ended: process {pid} is another account's"
             except TimeoutError:
                 raise refusal(f"does not end though it was killed: process {pid}") from None
         if time.monotonic() > until:
             raise refusal(left)
-        time.sleep(_PAUSE)
+        time.sleep(patience.pause)
 
 
 # processes
@@ -293,17 +302,17 @@ def _holds(pid: int, lock_fd: int) -> bool:
     return False
 
 
-def _kill(pid: int, lock_fd: int) -> None:
+def _kill(pid: int, lock_fd: int, patience: Patience) -> None:
     """SIGKILL, and wait for the end of all it was writing. TimeoutError, PermissionError."""
     try:
         handle = os.pidfd_open(pid)
     except AttributeError:  # a Python that was built without
         os.kill(pid, signal.SIGKILL)
-        until = time.monotonic() + _DYING
+        until = time.monotonic() + patience.dying
         while _holds(pid, lock_fd):
             if time.monotonic() > until:
                 raise TimeoutError from None
-            time.sleep(_PAUSE)
+            time.sleep(patience.pause)
         return
     except ProcessLookupError:
         return
@@ -311,7 +320,7 @@ def _kill(pid: int, lock_fd: int) -> None:
         if not _holds(pid, lock_fd):  # the number may be another process's by now
             return
         signal.pidfd_send_signal(handle, signal.SIGKILL)
-        if not select.select([handle], [], [], _DYING)[0]:
+        if not select.select([handle], [], [], patience.dying)[0]:
             raise TimeoutError
     except ProcessLookupError:
         pass

@@ -54,9 +54,9 @@ def main(folder: bytes) -> int:
 
 
 def _for_volume(volume: bytes, word: str) -> int:
-    from gsync.slave import agent, receive
+    from gsync.slave import receive, serve
 
-    return agent.run(volume) if word == "agent" else receive.main(volume)
+    return serve.run(volume) if word == "agent" else receive.main(volume)
 
 
 def _words() -> list[str]:
@@ -96,9 +96,9 @@ def _enter(folder: bytes, *, may_be_missing: bool = False) -> bytes:
 
 
 def _agent(root: bytes) -> int:
-    from gsync.slave import agent
+    from gsync.slave import serve
 
-    return agent.run(root)
+    return serve.run(root)
 
 
 def _probe(folder: bytes) -> int:

@@ -38,9 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("usage: agent ROOT | --receive ROOT | --rsync ROOT EPOCH TICKET --server ... | --forced ROOT | "
               "--authorize", file=sys.stderr)
         return UsageError.exit_code
-    from gsync.slave import agent
+    from gsync.slave import serve
 
-    return agent.run(os.fsencode(arguments[0]))
+    return serve.run(os.fsencode(arguments[0]))
 
 
 if __name__ == "__main__":

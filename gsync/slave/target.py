@@ -93,7 +93,7 @@ class Target(Protocol):
         """Take it, and bring it into order after whatever went before. SlaveError, Fenced, Transient."""
 
     def check(self) -> None:
-        """Fenced once a younger connection has taken it over [invariant 9]."""
+        """Fenced once a younger connection has taken it over (invariant 9)."""
 
     def sweep(self, goes_on: Callable[[], bool]) -> bool:
         """Delete what commits have let go, while goes_on; False if there may be more."""

@@ -29,7 +29,7 @@ SHARES = 6  # of the steps, for each test
 _DIES = """
 import os, signal, sys
 sys.path.insert(0, sys.argv.pop(2))
-from gsync.slave import agent, program
+from gsync.slave import serve
 left = int(sys.argv.pop(1))
 def step(name):
     global left
@@ -37,8 +37,8 @@ def step(name):
     if left < 0:
         print(name, file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
-agent.Agent.__init__.__defaults__ = (step, *agent.Agent.__init__.__defaults__[1:])
-sys.exit(program.main())
+os.umask(0)
+sys.exit(serve.run(os.fsencode(sys.argv[1]), step))
 """
 
 

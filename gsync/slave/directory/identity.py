@@ -20,7 +20,7 @@ from gsync.base.fsid import whereabouts
 from gsync.base.model import NS, STATE_DIR, shown
 from gsync.link.protocol import Caps, stream_of
 from gsync.slave import fence
-from gsync.slave.directory.tree import OPEN_DIR, make_state, place_of
+from gsync.slave.directory.folders import OPEN_DIR, make_state, place_of
 from gsync.slave.outcome import succeeds
 
 _FORMAT = 1
@@ -44,7 +44,7 @@ class Taken:
 
 
 def take(root: bytes, volume: str, volume_name: str, adopt: bool, make: bool = False, *, session: str = "",
-         epoch: int = 0, ticket: str = "") -> Taken:
+         epoch: int = 0, ticket: str = "", patience: fence.Patience = fence.PATIENCE) -> Taken:
     """Take ROOT as the slave of this volume, from an older connection of the session if need be; with `make` it is
     made if only its last folder is missing. SlaveError says why not; nothing is written then. Fenced: a younger one
     has it."""
@@ -56,7 +56,7 @@ def take(root: bytes, volume: str, volume_name: str, adopt: bool, make: bool = F
         known, empty = inspect(root_fd, volume, adopt)
         state_fd = _make_state(root_fd)
         try:
-            lock_fd, own = _lock(state_fd, session, epoch, ticket or secrets.token_hex(8))
+            lock_fd, own = _lock(state_fd, session, epoch, ticket or secrets.token_hex(8), patience)
             taken = Taken(root, lock_fd, own, empty)
             try:
                 _make_room(state_fd)
@@ -163,14 +163,14 @@ def _make_state(root_fd: int) -> int:
                 os.fchmod(root_fd, lifted)
 
 
-def _lock(state_fd: int, session: str, epoch: int, ticket: str) -> tuple[int, fence.Pass]:
+def _lock(state_fd: int, session: str, epoch: int, ticket: str, patience: fence.Patience) -> tuple[int, fence.Pass]:
     lock_fd = fence.open_lock(state_fd, fence.AGENT_LOCK)
     try:
         stream = stream_of(ticket)
-        fence.wait_for_others(lock_fd, session, stream)
+        fence.wait_for_others(lock_fd, session, stream, patience)
         own = fence.announce(state_fd, epoch, ticket)
         try:
-            fence.lock_agent(lock_fd, own, session, stream)
+            fence.lock_agent(lock_fd, own, session, stream, patience)
         except BaseException:
             own.close()
             raise
@@ -182,7 +182,7 @@ def _lock(state_fd: int, session: str, epoch: int, ticket: str) -> tuple[int, fe
 
 def _make_room(state_fd: int) -> None:
     """On a full disk, delete the files that were being received: else the index, which recovery has to write to, could
-    never grow again. They count for nothing [23]."""
+    never grow again. They count for nothing (rule 23)."""
     free = os.fstatvfs(state_fd)
     if free.f_bavail * free.f_frsize >= _ROOM:
         return

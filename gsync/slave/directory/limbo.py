@@ -15,7 +15,8 @@ from hashlib import blake2b
 
 from gsync.base.model import Gfid
 from gsync.base.namespace import IndexEntry
-from gsync.slave.directory.tree import OPEN_DIR, Inode, SlaveTree
+from gsync.slave.directory.folders import OPEN_DIR
+from gsync.slave.directory.tree import Inode, SlaveTree
 from gsync.slave.limbo import LIMBO_NEW, LIMBO_OLD, Waiting, gfid_in_limbo, name_in_limbo
 from gsync.slave.outcome import Step
 
@@ -148,7 +149,7 @@ class Limbo:
     # emptying limbo/old
 
     def clear(self, stime: int | None) -> int:
-        """Let go what nobody can want any more [25]; how many entries."""
+        """Let go what nobody can want any more (rule 25); how many entries."""
         tree, index = self._tree, self._index
         after, gone = b"", 0
         while True:

@@ -257,8 +257,8 @@ class DirectoryOperations:
     def commit(self, stime: int | None, entry_stime: int | None, epoch: int, clear: bool,
                mark: str | None = None, walked: bool = False) -> CommitAnswer:
         """Make everything durable; then set the stime and, beside it, the worker's mark, and forget what was in doubt;
-        then, if `clear`, let go what no later batch can want [25], of any stream. stime None: an interim commit, after
-        which everything stays in doubt. walked: the stime holds for all streams."""
+        then, if `clear`, let go what no later batch can want (rule 25), of any stream. stime None: an interim commit,
+        after which everything stays in doubt. walked: the stime holds for all streams."""
         index = self.index
         index.check_epoch(epoch)
         self.tree.turn()

@@ -10,10 +10,7 @@ Standard library only, Python 3.9. The cost per small file decides gsync's speed
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
-import fcntl
-import mmap
 import os
 import sqlite3
 import stat
@@ -26,44 +23,22 @@ from gsync.base.model import ROOT_GFID, Gfid, check_bname
 from gsync.base.namespace import UNKNOWN_CTIME, IndexEntry
 from gsync.link import stream
 from gsync.link.protocol import RESERVED, MetaRow
-from gsync.link.stream import BadStream, ItemHeader
+from gsync.link.stream import ItemHeader
+from gsync.slave.directory.longfiles import LongFiles
 from gsync.slave.directory.tree import SlaveTree
 from gsync.slave.fence import show
 from gsync.slave.receiver import Input, Receiver, Watch
 
-_PIECE = 1 << 20
-_DIRECT = 4 << 20  # what is written past the page cache at once
-_ALIGNED = 4096  # where such a write may begin and end, on nearly every disk
-# Bytes of a long file, and files, that are handed to the disk together, so that the commit's syncfs is short.
-_WRITE_BACK, _WRITE_BACK_FILES = 16 << 20, 4000
+_WRITE_BACK_FILES = 4000  # files that are handed to the disk together, so that the commit's syncfs is short
 _DIRS_KEPT = 200
-_SYNC_FILE_RANGE_WRITE = 2
-_FALLOC_PUNCH_HOLE = 0x01 | 0x02  # with FALLOC_FL_KEEP_SIZE
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _write_back(fd: int, offset: int, length: int) -> None:
-    """Start writing this range to disk; a hint, so its result does not matter."""
-    _libc.sync_file_range(fd, ctypes.c_int64(offset), ctypes.c_int64(length), _SYNC_FILE_RANGE_WRITE)
 
 
 def _write_back_all(fd: int) -> None:
-    """The same for a whole file system. An error is still there to be found by the agent: it has a descriptor of its
+    """Have a whole file system written. An error is still there to be found by the agent: it has a descriptor of its
     own."""
     with contextlib.suppress(OSError):
         syncfs(fd)
-
-
-def _punch(fd: int, offset: int, length: int) -> None:
-    """Make a hole; where the file system has none, zeros."""
-    if _libc.fallocate(fd, _FALLOC_PUNCH_HOLE, ctypes.c_int64(offset), ctypes.c_int64(length)) == 0:
-        return
-    zeros = bytes(min(length, _PIECE))
-    end = offset + length
-    while offset < end:
-        offset += os.pwrite(fd, zeros[:end - offset], offset)
 
 
 class _Dir:
@@ -94,8 +69,7 @@ class TreeReceiver(Receiver):
         self._row_items: list[int] = []
         self._new_files = 0
         self._writer: threading.Thread | None = None
-        self._past_cache = True  # whether this file system has not refused writes past the page cache yet
-        self._aligned: memoryview | None = None
+        self._long = LongFiles(source)
 
     def _show(self, epoch: int, ticket: str) -> Callable[[], None]:
         return show(self._tree.state_fd, epoch, ticket).check
@@ -141,7 +115,7 @@ class TreeReceiver(Receiver):
                 where.uid, where.gid = st.st_uid, st.st_gid
             before_data = head.bname_size + head.xattrs_size
             if self._unread:
-                torn = self._extents(fd, head.size, punch=False)
+                torn = self._take_long(fd, head.size, punch=False)
             else:
                 torn = data[-1]
                 if head.size:
@@ -165,7 +139,7 @@ class TreeReceiver(Receiver):
         fd = self._tree.open_file(head.gfid, os.O_WRONLY)
         try:
             if self._unread:
-                torn = self._extents(fd, head.size, punch=True)
+                torn = self._take_long(fd, head.size, punch=True)
             else:
                 torn = data[-1]
                 if not torn:
@@ -176,75 +150,13 @@ class TreeReceiver(Receiver):
         if torn:
             raise OSError(errno.EAGAIN, "the source changed while it was read")
 
-    # long data
 
-    def _extents(self, fd: int, size: int, punch: bool) -> int:
-        """Write the extents of one item and set the length; the trailer. With `punch`, what lies between them
-        becomes holes."""
-        end = written_back = 0
-        while True:
-            offset, length = stream.EXTENT.unpack(self._in.take(stream.EXTENT.size))
-            if not length:
-                break
-            if offset < end or offset + length > size:
-                raise BadStream("extents out of order")
-            self._in.left = length
-            try:
-                if punch and offset > end:
-                    _punch(fd, end, offset - end)
-                self._copy(fd, offset, length)
-            except OSError:
-                self._in.drain(self._in.left)
-                raise
-            end = offset + length
-            if end - written_back >= _WRITE_BACK:
-                _write_back(fd, written_back, end - written_back)
-                written_back = end
-        torn = self._in.take(1)[0]
-        self._unread = False
-        if not torn:
-            if punch and size > end:
-                _punch(fd, end, size - end)
-            os.ftruncate(fd, size)
-        return torn
-
-    def _copy(self, fd: int, offset: int, length: int) -> None:
-        """Move one extent into the file, as far as possible past the page cache: the processor has half the work then,
-        and what the host keeps in memory stays there."""
-        end = offset + length
-        if self._past_cache and length >= _DIRECT and offset % _ALIGNED == 0:
-            if self._aligned is None:
-                self._aligned = memoryview(mmap.mmap(-1, _DIRECT))  # begins with a page of memory
-            self._set_direct(fd, True)
-            try:
-                while self._past_cache and (size := min(end - offset, _DIRECT) // _ALIGNED * _ALIGNED):
-                    self._in.fill(self._aligned[:size])
-                    self._write_direct(fd, self._aligned[:size], offset)
-                    offset += size
-            finally:
-                self._set_direct(fd, False)
-        self._in.copy(fd, offset, end - offset)
-
-    def _set_direct(self, fd: int, direct: bool) -> None:
-        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    def _take_long(self, fd: int, size: int, *, punch: bool) -> int:
+        """The data of a long file, into it; the trailer."""
         try:
-            fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT if direct else flags & ~os.O_DIRECT)
-        except OSError as exc:
-            if exc.errno != errno.EINVAL:
-                raise
-            self._past_cache = False
-
-    def _write_direct(self, fd: int, data: memoryview, offset: int) -> None:
-        """Through the page cache after all, if the file system does not like where this begins or how long it is."""
-        done = 0
-        while done < len(data):
-            try:
-                done += os.pwrite(fd, data[done:], offset + done)
-            except OSError as exc:
-                if exc.errno != errno.EINVAL or not self._past_cache:
-                    raise
-                self._past_cache = False
-                self._set_direct(fd, False)
+            return self._long.write(fd, size, punch=punch)
+        finally:
+            self._unread = self._long.unread
 
     # the end of a box
 

@@ -1,4 +1,4 @@
-"""Makes the index true again after an agent has ended, however it ended [27].
+"""Makes the index true again after an agent has ended, however it ended (rule 27).
 
 Everything that may have changed since the last commit is known: touched names, limbo/old, limbo/new. It is read from
 the file system; identity comes from the handles that `touched` keeps. Where handles are not lasting, nobody can say

@@ -15,8 +15,8 @@ import sys
 from collections.abc import Sequence
 
 from gsync.base.errors import GsyncError, SlaveError, Transient
+from gsync.slave.directory.folders import OPEN_DIR, open_state
 from gsync.slave.directory.landlock import confine
-from gsync.slave.directory.tree import OPEN_DIR, open_state
 from gsync.slave.fence import RECEIVERS_LOCK, open_lock, show, take_shared
 
 PATH = "/usr/local/bin:/usr/bin:/bin"

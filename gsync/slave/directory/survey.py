@@ -20,8 +20,8 @@ from gsync.base.fsid import Handles
 from gsync.base.model import NS, STATE_DIR, shown
 from gsync.link.survey import NUMBERS, Survey
 from gsync.slave import fence
+from gsync.slave.directory.folders import OPEN_DIR, place_of
 from gsync.slave.directory.identity import ACL_OF_A_PROBE, inspect, open_root
-from gsync.slave.directory.tree import OPEN_DIR, place_of
 
 _SOME_ID = 54321
 # What file systems lack that cannot be tried without making names. Names of kinds as in session.loss.

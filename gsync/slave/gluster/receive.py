@@ -17,7 +17,7 @@ import random
 import stat
 from collections.abc import Callable
 from contextlib import suppress
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from gsync.base.model import ROOT_GFID, Gfid, check_bname
 from gsync.link import stream
@@ -25,8 +25,7 @@ from gsync.link.protocol import RESERVED
 from gsync.link.stream import BadStream, ItemHeader
 from gsync.slave import fence
 from gsync.slave.gluster.backend import open_volume
-from gsync.slave.gluster.target import VolumePass, kept_site, run_folder, show
-from gsync.slave.gluster.volfile import VolumeSite
+from gsync.slave.gluster.target import kept_site, run_folder, show
 from gsync.slave.gluster.volume import File, GlusterVolume, Node, set_node_attrs
 from gsync.slave.limbo import LIMBO_NEW, name_in_limbo
 from gsync.slave.receiver import Input, Receiver
@@ -43,20 +42,29 @@ class NotArrived(OSError):
         super().__init__(errno.EIO, f"it did not arrive whole: {what}")
 
 
-class VolumeReceiver(Receiver):
-    """Puts files into a volume."""
+class Right(Protocol):
+    """The right of a connection to work in the volume: a VolumePass."""
 
-    def __init__(self, volume: GlusterVolume, site: VolumeSite, folder: int, source: Input, out: BinaryIO) -> None:
+    def check(self) -> None: ...
+    def look(self) -> None: ...
+
+
+class VolumeReceiver(Receiver):
+    """Puts files into a volume. show: the pass of the connection with this epoch and ticket; Fenced if it has none (any
+    more). choose: which pieces of long files are read back."""
+
+    def __init__(self, volume: GlusterVolume, show: Callable[[int, str], Right], source: Input, out: BinaryIO,
+                 choose: random.Random) -> None:
         super().__init__(source, out)
-        self._volume, self._site = volume, site
-        self._folder = folder
-        self._own: VolumePass | None = None
+        self._volume = volume
+        self._show_pass = show
+        self._right: Right | None = None
         self._attachable: dict[Gfid, bool] = {}
-        self._choose = random.Random()
+        self._choose = choose
 
     def _show(self, epoch: int, ticket: str) -> Callable[[], None]:
-        own = self._own = show(self._volume, self._site, fence.show(self._folder, epoch, ticket), epoch, ticket)
-        return own.check
+        self._right = self._show_pass(epoch, ticket)
+        return self._right.check
 
     def _end_of_box(self) -> None:
         self._attachable.clear()
@@ -167,8 +175,8 @@ class VolumeReceiver(Receiver):
             raise NotArrived("other bytes are there than were sent")
 
     def _look(self) -> None:
-        assert self._own is not None
-        self._own.look()
+        assert self._right is not None
+        self._right.look()
 
     def _extents(self, file: File, size: int, new: bool) -> int:
         """Write the extents of one item and set the length; the trailer."""
@@ -252,7 +260,11 @@ def receive(name: str, source: Input, out: BinaryIO, watch: Callable[[int], obje
     fence.take_shared(fence.open_lock(folder, fence.RECEIVERS_LOCK))  # until the end of this process
     watch(folder)
     volume = open_volume(site)
+
+    def shown(epoch: int, ticket: str) -> Right:
+        return show(volume, site, fence.show(folder, epoch, ticket), epoch, ticket)
+
     try:
-        VolumeReceiver(volume, site, folder, source, out).serve()
+        VolumeReceiver(volume, shown, source, out, random.Random()).serve()
     finally:
         volume.close()

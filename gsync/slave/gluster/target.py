@@ -1,6 +1,6 @@
 """The slave that is a GlusterFS volume: takes it, and brings it into order (see gsync/slave/target.py).
 
-One connection at a time works in the volume, whichever of its hosts it comes by [invariant 9]. Its pass is a file in
+One connection at a time works in the volume, whichever of its hosts it comes by (invariant 9). Its pass is a file in
 .gsync/passes of the volume; a younger hello removes it. On one host the locks of gsync/slave/fence.py hold as for a
 directory, in /run/gsync: who is displaced is killed. On another host nobody can be killed: there everyone looks at his
 pass before a change unless he has looked within the last half second, and the younger hello waits for longer than that.

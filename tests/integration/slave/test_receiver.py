@@ -18,7 +18,6 @@ from gsync.link.client import SlaveClient
 from gsync.link.link import Channel
 from gsync.link.local import LocalLink
 from gsync.link.protocol import FillRow
-from gsync.slave.directory.receive import TreeReceiver
 from lab import REPOSITORY
 from lab.engines import local
 from lab.trees import MIB
@@ -177,16 +176,6 @@ def test_long_extents_of_every_alignment_arrive(talk: Talk) -> None:
     assert talk.box(long_item((0, whole), (second, odd_end), (third, odd_start), size=size)) == []
     arrived = (talk.root / ".gsync/limbo/new" / G.hex()).read_bytes()
     assert arrived == whole + bytes(3 * 4096) + odd_end + bytes(77) + odd_start + bytes(9)
-
-
-def test_what_the_disk_does_not_take_past_the_page_cache_goes_through_it(tmp_path: Path) -> None:
-    receiver = object.__new__(TreeReceiver)
-    receiver._past_cache = True
-    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
-    receiver._set_direct(fd, True)
-    receiver._write_direct(fd, memoryview(b"x" * 1001), 7)  # EINVAL from a file system on a disk
-    assert os.pread(fd, 2000, 0) == bytes(7) + b"x" * 1001
-    os.close(fd)
 
 
 def test_bytes_of_an_item_that_fails_are_drained(talk: Talk) -> None:

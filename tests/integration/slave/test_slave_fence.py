@@ -125,13 +125,12 @@ def test_an_agent_that_nobody_can_kill_refuses_everything_and_ends(root: Path, c
     wait_until(lambda: not holders(root.parent / "other", "lock"))  # by itself, though nothing is asked
 
 
-def test_what_cannot_be_ended_is_said(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_ended_is_said(root: Path) -> None:
     """Here because it is this very process; else it is on another host, in a container or another account's."""
     root.mkdir()
-    monkeypatch.setattr(fence, "_PATIENCE", 0.02)
     held = take(os.fsencode(root), VOLUME, "v", False, session="s")
     with pytest.raises(SlaveError, match=rf"another gsync agent works there \(pid {os.getpid()} of uid"):
-        take(os.fsencode(root), VOLUME, "v", False, session="s", epoch=1)
+        take(os.fsencode(root), VOLUME, "v", False, session="s", epoch=1, patience=fence.Patience(own=0.02))
     with pytest.raises(Fenced):
         held.own.check()
     held.close()
