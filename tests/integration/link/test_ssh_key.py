@@ -94,7 +94,8 @@ def test_a_run_over_the_key_makes_an_equal_tree(sshd: Sshd, tmp_path: Path, meth
     place.once()
     name = place.report()["name"]
     place.gsync("config", name, "set", "ssh-config", sshd.client_config)
-    assert place.gsync("keys", name, "--install").stdout.startswith(f"{HOST}: the key is in {sshd.home}/.ssh/")
+    said = place.gsync("keys", name, "--install").stdout
+    assert said.startswith(f"{HOST}: the key is installed in {sshd.home}/.ssh/")
     own = sshd.dir / "authorized_keys"
     kept = own.read_text()
     own.write_text("")  # nobody comes in with anything else now
