@@ -31,7 +31,7 @@ def authorized_line(public_key: str, slave: Slave, python: str = "python3",
     agent as they are called there, from the account's home."""
     command = shlex.join([python, "-I", agent, "--forced", os.fsdecode(slave.path)])
     if not command.isprintable():
-        raise UsageError(f"slave {slave}: a path with such characters cannot be named in authorized_keys")
+        raise UsageError(f"slave {slave}: its path has characters that authorized_keys cannot hold")
     quoted = command.replace('"', '\\"')
     return f'restrict,command="{quoted}" {public_key}'
 

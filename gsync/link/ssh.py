@@ -186,10 +186,11 @@ class SshLink:
 
     def _check_forced(self) -> None:
         """Whether the forced program at the other end is the one of this gsync and this slave."""
-        again = "bring it there with gsync keys SESSION --install, or gsync create --push-agent"
+        again = "install it with gsync keys SESSION --install or gsync create --push-agent"
         if self._host.protocol != str(rpc.PROTOCOL):
-            raise SlaveError(f"slave {self.slave}: the agent there is another gsync's ({self._host.gsync}; it speaks "
-                             f"protocol {self._host.protocol}, this one {rpc.PROTOCOL}): {again}")
+            raise SlaveError(f"slave {self.slave}: the agent there is from another version of gsync "
+                             f"({self._host.gsync}; it speaks protocol {self._host.protocol}, this one "
+                             f"{rpc.PROTOCOL}): {again}")
         if self._host.directory != self.slave.path:
             there = shown(self._host.directory or b"?")
             raise SlaveError(f"slave {self.slave}: the session's key is for {there} there; put the line that gsync "
@@ -282,7 +283,7 @@ def _socket_path() -> str:
         os.mkdir(folder, 0o700)
     st = os.lstat(folder)
     if not stat.S_ISDIR(st.st_mode) or st.st_uid != os.geteuid() or st.st_mode & 0o077:
-        raise UsageError(f"{folder} is not a folder of ours with mode 0700: somebody else has made it; remove it")
+        raise UsageError(f"{folder} is not ours with mode 0700: somebody else created it; remove it")
     path = f"{folder}/{os.getpid()}-{next(_counter)}"
     with suppress(FileNotFoundError):
         os.unlink(path)  # of a dead process with the same pid

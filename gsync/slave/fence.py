@@ -81,7 +81,7 @@ class Pass:
 def fenced(epoch: int, passes: dict[str, int]) -> Fenced:
     younger = max(passes.values(), default=None)
     who = f"a worker with epoch {younger}" if younger is not None else "another worker"
-    return Fenced(f"{who} has taken the slave over, this one has epoch {epoch}")
+    return Fenced(f"{who} has taken over the slave; this one has epoch {epoch}")
 
 
 def _names(passes_fd: int, stream: str) -> dict[str, int]:
@@ -217,9 +217,9 @@ def wait_for_others(lock_fd: int, session: str, stream: str, patience: Patience 
             return
         if time.monotonic() > until:
             if other == session:
-                raise Busy("another brick's worker is at it")
-            raise SlaveError(f"session {other} works there ({_described(holder(lock_fd))}): a slave tree belongs to "
-                             f"one session; stop that one, or choose another directory")
+                raise Busy("the worker of another brick is using the slave")
+            raise SlaveError(f"session {other} is using this slave ({_described(holder(lock_fd))}): a slave belongs to "
+                             f"one session; stop that one or choose another directory")
         time.sleep(patience.pause)
 
 
@@ -230,11 +230,11 @@ def lock_agent(lock_fd: int, own: Pass, session: str, stream: str, patience: Pat
         if _try(lock_fd):
             return True
         if holder(lock_fd).get("stream", "") != stream:
-            raise Busy("another brick's worker is at it")
+            raise Busy("the worker of another brick is using the slave")
         return False
 
     _displace(attempt, lock_fd, own, lambda left: SlaveError(
-        f"another gsync agent works there ({_described(holder(lock_fd))}) and {left}: end it"), patience)
+        f"another gsync agent is running there ({_described(holder(lock_fd))}) and {left}: stop it"), patience)
     own.check()  # the lock may have come free because somebody younger has ended its holder
     os.ftruncate(lock_fd, 0)
     os.pwrite(lock_fd, json.dumps({"pid": os.getpid(), "uid": os.geteuid(), "host": socket.gethostname(),
@@ -251,7 +251,7 @@ def receivers_gone(lock: Callable[[], None], lock_fd: int, own: Pass, patience: 
         return True
 
     _displace(attempt, lock_fd, own, lambda left: Transient(
-        f"receivers of an earlier connection are still at work there, and {left}"), patience)
+        f"receivers of an earlier connection are still running there, and {left}"), patience)
 
 
 def _described(known: dict[str, Any]) -> str:
@@ -262,16 +262,16 @@ def _displace(attempt: Callable[[], bool], lock_fd: int, own: Pass, refusal: Cal
               patience: Patience) -> None:
     """Get a lock, killing those who hold it."""
     until = time.monotonic() + patience.own
-    left = "could not be ended from here (another host, container or account)"
+    left = "cannot be stopped from here (it runs on another host, in a container or as another user)"
     while not attempt():
         own.check()
         for pid in _holders(lock_fd):
             try:
                 _kill(pid, lock_fd, patience)
             except PermissionError:
-                left = f"could not be ended: process {pid} is another account's"
+                left = f"cannot be stopped: process {pid} belongs to another user"
             except TimeoutError:
-                raise refusal(f"does not end though it was killed: process {pid}") from None
+                raise refusal(f"does not exit though it was killed: process {pid}") from None
         if time.monotonic() > until:
             raise refusal(left)
         time.sleep(patience.pause)

@@ -62,7 +62,7 @@ def _for_volume(volume: bytes, word: str) -> int:
 def _words() -> list[str]:
     asked = os.environb.get(_ENVIRONMENT.encode())
     if asked is None:
-        raise _Refused("this key is for gsync alone, there is no shell")
+        raise _Refused("this key is for gsync only; it gives no shell")
     if not _COMMAND.fullmatch(asked):
         raise _Refused("not allowed with this key")
     return asked.decode("ascii").split(" ")[1:]
@@ -81,17 +81,18 @@ def _enter(folder: bytes, *, may_be_missing: bool = False) -> bytes:
         return b"."
     except FileNotFoundError:
         if not may_be_missing:
-            raise _Refused("the directory of this key is not there") from None
+            raise _Refused("the directory of this key does not exist") from None
         try:
             os.fchdir(open_beneath(root, above, _OPEN) if above else root)
         except OSError as exc:
             raise _Refused(f"the directory of this key cannot be opened: {exc.strerror}") from exc
         if os.path.lexists(name):
-            raise _Refused("the directory of this key is changing") from None
+            raise _Refused("the directory of this key is being created") from None
         return b"./" + name
     except OSError as exc:
         if exc.errno in (errno.ELOOP, errno.ENOTDIR):
-            raise _Refused("a symlink or file is in the way to the directory of this key: name its real path") from None
+            raise _Refused("the path to the directory of this key leads through a symlink or a file: use its real path"
+                           ) from None
         raise _Refused(f"the directory of this key cannot be opened: {exc.strerror}") from exc
 
 

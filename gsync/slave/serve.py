@@ -167,7 +167,7 @@ def run(root: bytes, step: Step = lambda name: None) -> int:
         print(exc, file=sys.stderr)
         return Fenced.exit_code
     except Silence:
-        print("nothing heard from the worker, ending", file=sys.stderr)
+        print("nothing heard from the worker; exiting", file=sys.stderr)
         return Transient.exit_code
     except Transient as exc:
         print(exc, file=sys.stderr)

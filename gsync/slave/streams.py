@@ -30,7 +30,7 @@ class Streams:
         """Fenced if a worker with a younger epoch has been here."""
         known = self.fact(self.key("epoch"))
         if isinstance(known, int) and epoch < known:
-            raise Fenced(f"a worker with a younger epoch ({known}, this one has {epoch}) has taken the slave over")
+            raise Fenced(f"a worker with a newer epoch ({known}; this one has {epoch}) has taken over the slave")
 
     def key(self, fact: str) -> str:
         """Under which a fact of the connection's stream is kept."""

@@ -133,7 +133,7 @@ def test_run_in_the_foreground(tmp_path: Path) -> None:
         (made.slave / f"{SLAVE}-hybrid" / "renamed").write_bytes(b"changed at the copy")
         (made.slave / f"{SLAVE}-history" / "renamed").unlink()
         (made.slave / "foreign").mkdir()
-        assert "it is not empty and no gsync slave" in node.once(code=4).stderr
+        assert "it is neither empty nor a gsync slave" in node.once(code=4).stderr
         files, _ = node.sent(node.once("--adopt"))
         assert 2 <= files <= 4
         assert compare(made.master, made.slave, IGNORED) == []

@@ -237,7 +237,7 @@ def test_a_foreign_volume_is_taken_over(host: SlaveHost, ssh_config: Path, tmp_p
     changes(place.master, "a")
     shutil.copytree(place.master / "a" / "moved", place.mount / "a" / "moved")
     (place.mount / "foreign").write_bytes(b"x")
-    assert "it is not empty and no gsync slave" in place.once(code=4).stderr
+    assert "it is neither empty nor a gsync slave" in place.once(code=4).stderr
     place.once("--adopt")
     assert place.differences() == []
 
@@ -254,10 +254,10 @@ def test_what_cannot_be_a_slave_is_said_in_one_line(host: SlaveHost, ssh_config:
         return done.stderr.strip().splitlines()[-1]
 
     assert "the GlusterFS volume stopped is not started (Stopped): gluster volume start stopped" in said("s::stopped")
-    assert "there is no GlusterFS volume never there: see gluster volume list" in said("s::never")
+    assert "no such GlusterFS volume there: never; see gluster volume list" in said("s::never")
     host.volume("foreign")
     host.node.path("/mnt/foreign/file").touch()
-    assert "it is not empty and no gsync slave: give an empty volume" in said("s::foreign")
+    assert "it is neither empty nor a gsync slave: use an empty volume" in said("s::foreign")
     host.volume("norsync")
     created = subprocess.run(place.argv("create", place.master, "s::norsync", "-o", f"ssh-config={ssh_config}", "-o",
                                         "sync-method=rsync"), env=place.env, stdin=subprocess.DEVNULL,
@@ -268,7 +268,7 @@ def test_what_cannot_be_a_slave_is_said_in_one_line(host: SlaveHost, ssh_config:
     created = subprocess.run(place.argv("create", place.master, "s::neither", "-o", f"ssh-config={ssh_config}"),
                              env=place.env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     assert created.returncode == 4
-    assert "there is no GlusterFS volume neither there" in created.stdout + created.stderr
+    assert "no such GlusterFS volume there: neither" in created.stdout + created.stderr
     host.volume("named")
     place.gsync("create", place.master, "s::named", "--name", "named", "-o", f"ssh-config={ssh_config}")
     assert "s::named" in place.gsync("status").stdout

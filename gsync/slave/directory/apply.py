@@ -130,7 +130,7 @@ class DirectoryNames(Names[list[IndexEntry], Claimed]):
                 mine.remove(entry)
                 break
         if bname.endswith(b".") and not self._tree.caps.dots:
-            raise OSError(errno.EINVAL, "the slave keeps no dot at the end of a name")
+            raise OSError(errno.EINVAL, "the slave drops a dot at the end of a name")
         occupant = None if place is Attachment.UNATTACHED and self._is_empty(pargfid) else \
             self._index.get(pargfid, bname)
         if occupant is None:
@@ -170,8 +170,8 @@ class DirectoryNames(Names[list[IndexEntry], Claimed]):
         if alike == [] or (other is not None and other.gfid != row.gfid):
             with suppress(FileNotFoundError):  # it may have come already, before the other one
                 self._tree.discard(self._tree.new_fd, name_in_limbo(row.gfid))
-            raise OSError(errno.EEXIST, f"the slave cannot tell it from {shown(other.bname)}" if other is not None else
-                          "the slave takes the name for that of another file")
+            raise OSError(errno.EEXIST, "the slave takes it for the name of another file" if other is None else
+                          f"the slave cannot distinguish it from {shown(other.bname)}")
         return other
 
     def _spellings(self, pargfid: Gfid, bname: bytes) -> list[bytes] | None:

@@ -101,8 +101,8 @@ def inspect(root_fd: int, volume: str, adopt: bool) -> tuple[dict[str, object] |
         raise SlaveError(f"it is the slave of another volume, {known.get('volume_name')} ({known.get('volume')})")
     empty = not any(name not in _NOT_OURS for name in map(os.fsencode, os.listdir(root_fd)))
     if known is None and not empty and not adopt:
-        raise SlaveError("it is not empty and no gsync slave: give an empty directory, or --adopt to take over a "
-                         "copy that was made by other means")
+        raise SlaveError("it is neither empty nor a gsync slave: use an empty directory, or --adopt to take over "
+                         "an existing copy")
     return known, empty
 
 
@@ -110,7 +110,7 @@ def open_root(root: bytes) -> int:
     try:
         return os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise SlaveError(f"there is no directory {shown(root)}: make it, and mount what belongs there") from None
+        raise SlaveError(f"no such directory: {shown(root)}; create it, or mount its file system") from None
     except NotADirectoryError:
         raise SlaveError(f"{shown(root)} is not a directory") from None
     except OSError as exc:
@@ -124,7 +124,7 @@ def _read_identity(root_fd: int) -> dict[str, object] | None:
         return None
     except OSError as exc:
         if exc.errno in (errno.ENOTDIR, errno.ELOOP):
-            raise SlaveError(f"{shown(STATE_DIR)} in it is not a directory: it must be gsync's own") from exc
+            raise SlaveError(f"{shown(STATE_DIR)} in it is not a directory, but the name is gsync's own") from exc
         raise SlaveError(f"{shown(STATE_DIR)} in it cannot be opened: {exc.strerror}") from exc
     try:
         fd = os.open(b"identity", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=state_fd)
@@ -141,7 +141,7 @@ def _read_identity(root_fd: int) -> dict[str, object] | None:
         except (ValueError, KeyError, TypeError) as exc:
             raise SlaveError(f"{shown(STATE_DIR)}/identity is damaged: {exc}") from exc
     if form > _FORMAT:
-        raise SlaveError(f"its state has format {form}, written by a newer gsync: use that one")
+        raise SlaveError(f"its state has format {form}, written by a newer gsync: upgrade gsync here")
     return dict(known)
 
 

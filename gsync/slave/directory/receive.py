@@ -184,7 +184,7 @@ class TreeReceiver(Receiver):
         """The slave has this inode by another name: the sender has to ask where it belongs."""
         where = self._dirs.get(entry.pargfid) or self._open_dir(entry.pargfid)
         os.unlink(entry.bname, dir_fd=where.fd)
-        self._failed.append((number, errno.EEXIST, "the slave has this file by another name"))
+        self._failed.append((number, errno.EEXIST, "the slave has this file under another name"))
 
 
 def _write(fd: int, data: memoryview) -> None:

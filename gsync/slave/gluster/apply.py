@@ -194,8 +194,8 @@ class VolumeNames(Names[Node, Node]):
 
     def detach(self, row: FillRow | RemoveRow, occupant: Node, *, keep_name: bool) -> None:
         if not self._limbo.lives_at(occupant, row.pargfid, row.bname):
-            raise OSError(errno.EBUSY, "the volume has this directory by another name too, as after a rename that was "
-                                       "cut off; what is at this name stays")
+            raise OSError(errno.EBUSY, "the volume has this directory under another name too, as after an "
+                                       "interrupted rename; this name is left as it is")
         name = name_in_limbo(occupant.gfid)
         self._state.wait_in_limbo(Waiting(name, row.since, row.bname))
         if keep_name and not occupant.is_dir:

@@ -191,7 +191,7 @@ class AuxMount:
     def _path_of_dir(self, gfid: Gfid) -> bytes:
         path = os.getxattr(self._path(gfid), GFID2PATH).rstrip(b"\0")
         if path.startswith(b"<gfid:"):  # so says a brick that has just been started
-            raise Transient(f"the volume {self.name} does not tell yet where its directory {gfid_str(gfid)} is")
+            raise Transient(f"the volume {self.name} does not say yet where its directory {gfid_str(gfid)} is")
         return path
 
     def names(self, gfid: Gfid) -> Iterator[tuple[bytes, Node]]:

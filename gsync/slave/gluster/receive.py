@@ -39,7 +39,7 @@ class NotArrived(OSError):
     """The bricks do not say what was sent to them. It is tried again."""
 
     def __init__(self, what: str) -> None:
-        super().__init__(errno.EIO, f"it did not arrive whole: {what}")
+        super().__init__(errno.EIO, f"it did not arrive intact: {what}")
 
 
 class Right(Protocol):
@@ -121,7 +121,7 @@ class VolumeReceiver(Receiver):
         the master. Unless the file itself has come to be elsewhere."""
         there = self._volume.at(pargfid, bname)
         if (there is None or there.gfid != gfid) and self._volume.node(gfid) is not None:
-            raise FileExistsError(errno.EEXIST, "the slave has this file by another name")
+            raise FileExistsError(errno.EEXIST, "the slave has this file under another name")
         with suppress(FileNotFoundError):
             self._volume.unlink(pargfid, bname)
 
@@ -172,7 +172,7 @@ class VolumeReceiver(Receiver):
         if not new:
             file.truncate(len(content))
         if file.pread(len(content) + 1, 0) != content:
-            raise NotArrived("other bytes are there than were sent")
+            raise NotArrived("the volume has other bytes than were sent")
 
     def _look(self) -> None:
         assert self._right is not None
@@ -237,7 +237,7 @@ class _Pieces:
         """NotArrived if something else is there."""
         for offset, length, digest in self._kept + ([self._last] if self._last else []):
             if _digest(file.pread(length, offset)) != digest:
-                raise NotArrived(f"other bytes are there than were sent, at {offset}")
+                raise NotArrived(f"the volume has other bytes than were sent, at {offset}")
 
 
 def _digest(data: bytes | memoryview) -> bytes:

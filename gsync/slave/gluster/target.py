@@ -66,7 +66,7 @@ def run_folder(volume_id: str) -> int:
     st = os.fstat(fd)
     if st.st_uid != os.geteuid() or st.st_mode & 0o022:
         os.close(fd)
-        raise SlaveError(f"{os.fsdecode(path)} is not root's alone: somebody else has made it; remove it")
+        raise SlaveError(f"{os.fsdecode(path)} does not belong to root alone: somebody else created it; remove it")
     return fd
 
 
@@ -197,7 +197,7 @@ class VolumeTarget:
             raise SlaveError(f"it is the slave of another volume, {known.get('volume_name')} ({known.get('volume')})")
         empty = all(bname == STATE_DIR for bname, _ in self._volume.names(ROOT_GFID))
         if known is None and not empty and not adopt:
-            raise SlaveError("it is not empty and no gsync slave: give an empty volume, or --adopt to take over a "
+            raise SlaveError("it is neither empty nor a gsync slave: use an empty volume, or --adopt to take over a "
                              "volume that GlusterFS replicated to (files whose gfids are not the master's are "
                              "replaced)")
         return known, empty
@@ -206,7 +206,7 @@ class VolumeTarget:
         there = self._volume.at(ROOT_GFID, STATE_DIR)
         if there is None or self._volume.node(_IDENTITY) is None:
             if there is not None and there.gfid != limbo.STATE:
-                raise SlaveError(f"{os.fsdecode(STATE_DIR)} in it is not of gsync's making: remove it")
+                raise SlaveError(f"{os.fsdecode(STATE_DIR)} in it was not created by gsync: remove it")
             return None
         file = self._volume.open(_IDENTITY)
         try:
@@ -217,7 +217,7 @@ class VolumeTarget:
         finally:
             file.close()
         if form > _FORMAT:
-            raise SlaveError(f"its state has format {form}, written by a newer gsync: use that one")
+            raise SlaveError(f"its state has format {form}, written by a newer gsync: upgrade gsync here")
         return dict(known)
 
     def look(self, volume: str, adopt: bool, make: bool, master: Whereabouts) -> bool:

@@ -105,11 +105,11 @@ def find(volume: str) -> VolumeSite:
     if info.findtext("opRet") != "0":
         why = (info.findtext("opErrstr") or "gluster gives no reason").strip()
         if "does not exist" in why:
-            raise SlaveError(f"there is no GlusterFS volume {volume} there: see gluster volume list")
+            raise SlaveError(f"no such GlusterFS volume there: {volume}; see gluster volume list")
         raise Transient(f"gluster volume info {volume}: {why}")
     found = info.find("volInfo/volumes/volume")
     if found is None:
-        raise SlaveError(f"there is no GlusterFS volume {volume} there: see gluster volume list")
+        raise SlaveError(f"no such GlusterFS volume there: {volume}; see gluster volume list")
     state = found.findtext("statusStr")
     if state != "Started":
         raise SlaveError(f"the GlusterFS volume {volume} is not started ({state}): gluster volume start {volume}")

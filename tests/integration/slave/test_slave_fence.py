@@ -101,7 +101,7 @@ def test_an_older_agent_is_ended(root: Path, clients: list[SlaveClient], freeze:
 def test_an_older_epoch_never_displaces_a_younger_one(root: Path, clients: list[SlaveClient]) -> None:
     new = connect(local(root), 7)
     clients.append(new)
-    with pytest.raises(Fenced, match="epoch 7 has taken the slave over, this one has epoch 6"):
+    with pytest.raises(Fenced, match="epoch 7 has taken over the slave; this one has epoch 6"):
         connect(local(root), 6)
     new.ping()
     new.close()
@@ -129,7 +129,7 @@ def test_what_cannot_be_ended_is_said(root: Path) -> None:
     """Here because it is this very process; else it is on another host, in a container or another account's."""
     root.mkdir()
     held = take(os.fsencode(root), VOLUME, "v", False, session="s")
-    with pytest.raises(SlaveError, match=rf"another gsync agent works there \(pid {os.getpid()} of uid"):
+    with pytest.raises(SlaveError, match=rf"another gsync agent is running there \(pid {os.getpid()} of uid"):
         take(os.fsencode(root), VOLUME, "v", False, session="s", epoch=1, patience=fence.Patience(own=0.02))
     with pytest.raises(Fenced):
         held.own.check()

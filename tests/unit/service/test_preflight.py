@@ -65,8 +65,8 @@ def test_everything_that_is_wrong_is_said_at_once_and_nothing_is_left(world: Wor
     config.set_value(site, "meta-volume-mnt", str(world.folder / "meta"))
     config.set_value(site, "use-meta-volume", "true")
     said = texts(world.create(Probe(measure=lambda volume: HUGE)), Level.ERROR)
-    for text in (f"nothing is mounted at {world.folder}/meta", "it is not empty and no gsync slave", "not enough space",
-                 "not enough inodes"):
+    for text in (f"nothing is mounted at {world.folder}/meta", "it is neither empty nor a gsync slave",
+                 "not enough space", "not enough inodes"):
         assert sum(text in line for line in said) == 1, (text, said)
     assert not os.path.exists(world.folder / "meta")
     assert sorted(os.listdir(world.copy)) == ["foreign"]

@@ -194,7 +194,7 @@ def test_a_root_that_is_a_file_is_refused(agent: Program, root: Path) -> None:
 
 def test_a_directory_with_something_in_it_is_refused_and_left_as_it_is(agent: Program, root: Path) -> None:
     (root / "precious").write_bytes(b"data")
-    assert "not empty and no gsync slave" in refusal(agent)
+    assert "neither empty nor a gsync slave" in refusal(agent)
     assert [p.name for p in root.iterdir()] == ["precious"]
 
 
@@ -216,7 +216,7 @@ def test_the_agent_of_another_session_is_not_displaced(
     pid = agent.hello().pid
     agents.append(Program(zipapp, root))
     said = refusal(agents[1], session="another", epoch=9)
-    assert "session home_backup works there" in said
+    assert "session home_backup is using this slave" in said
     assert f"pid {pid} " in said
     assert agent.call("ping") == {}
 
@@ -225,7 +225,7 @@ def test_a_state_folder_that_is_a_symlink_is_refused(agent: Program, root: Path,
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (root / ".gsync").symlink_to(elsewhere)
-    assert "must be gsync's own" in refusal(agent)
+    assert "the name is gsync's own" in refusal(agent)
     assert list(elsewhere.iterdir()) == []
 
 
