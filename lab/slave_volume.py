@@ -86,10 +86,11 @@ class MemoryVolume:
     """refuses_twins: as a volume of one brick. Without, a second inode with a gfid is the caller's fault. dead: whose
     process this was has been killed. calls: what would be round trips to the bricks."""
 
-    name, id, write_through = "volume", "00000000-0000-0000-0000-000000000001", False
+    name, id = "volume", "00000000-0000-0000-0000-000000000001"
 
     def __init__(self, *, refuses_twins: bool = False) -> None:
         self.refuses_twins = refuses_twins
+        self.write_through = False
         self.inodes: dict[Gfid, Inode] = {ROOT_GFID: Inode(stat.S_IFDIR | 0o755)}
         self.dead = False
         self.calls = 0

@@ -1,6 +1,6 @@
 """A file counts only if the volume holds what was sent: what is lost on the way is found, whatever was acknowledged.
 
-The volume here is a wrapper of logic alone: dictionaries that lose writes. Real ones are tests/gluster's.
+The volume is one in memory that loses writes. Real ones are tests/gluster's.
 """
 
 from __future__ import annotations
@@ -15,75 +15,42 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from gsync.base import rpc
+from gsync.base.model import ROOT_GFID, Gfid
 from gsync.link import stream
 from gsync.slave.gluster.receive import VolumeReceiver
-from gsync.slave.gluster.volume import Node
-from gsync.slave.limbo import LIMBO_NEW, name_in_limbo
+from gsync.slave.gluster.target import make_folders
+from gsync.slave.limbo import LIMBO_NEW
 from gsync.slave.receiver import Input
+from lab.slave_volume import MemoryFile, MemoryVolume
 
 GFID = b"file" * 4
 
 
-class Held:
+class LosingFile(MemoryFile):
     """A File whose writes `lose` may change."""
 
-    def __init__(self, volume: Losing, gfid: bytes) -> None:
+    def __init__(self, volume: Losing, gfid: Gfid) -> None:
+        super().__init__(volume, gfid)
         self.volume, self.gfid = volume, gfid
 
     def pwrite(self, data: bytes | memoryview, offset: int) -> None:
         data = self.volume.lose(bytes(data), offset)
-        held = self.volume.files[self.gfid]
-        held.extend(bytes(max(0, offset + len(data) - len(held))) if data else b"")
-        held[offset:offset + len(data)] = data
-
-    def pread(self, size: int, offset: int) -> bytes:
-        return bytes(self.volume.files[self.gfid][offset:offset + size])
-
-    def truncate(self, size: int) -> None:
-        held = self.volume.files[self.gfid]
-        del held[size:]
-        held.extend(bytes(size - len(held)))
+        if data:
+            super().pwrite(data, offset)
 
     def sync(self) -> None:
         self.volume.synced.append(self.gfid)
 
-    def close(self) -> None:
-        pass
 
-
-class Losing:
-    """As much of a Volume as a receiver uses."""
-
-    refuses_twins = False
-
+class Losing(MemoryVolume):
     def __init__(self, lose: Callable[[bytes, int], bytes], write_through: bool = False) -> None:
+        super().__init__()
         self.lose, self.write_through = lose, write_through
-        self.files: dict[bytes, bytearray] = {}
-        self.places: dict[tuple[bytes, bytes], bytes] = {}
-        self.synced: list[bytes] = []
+        self.synced: list[Gfid] = []
+        make_folders(self)
 
-    def node(self, gfid: bytes) -> Node | None:
-        held = self.files.get(gfid)
-        return None if held is None else Node(gfid, 0o100644, 0, 0, len(held), 1, 0, 0, 0)
-
-    def at(self, pargfid: bytes, bname: bytes) -> Node | None:
-        gfid = self.places.get((pargfid, bname))
-        return None if gfid is None else self.node(gfid)
-
-    def make(self, pargfid: bytes, bname: bytes, gfid: bytes, *_more: object) -> None:
-        self.files[gfid] = bytearray()
-        self.places[pargfid, bname] = gfid
-
-    def unlink(self, pargfid: bytes, bname: bytes) -> None:
-        del self.files[self.places.pop((pargfid, bname))]
-
-    def open(self, gfid: bytes, write: bool = False) -> Held:
-        return Held(self, gfid)
-
-    open_short = open
-
-    def set_attrs(self, *_what: object) -> None:
-        pass
+    def open(self, gfid: Gfid, write: bool = False) -> LosingFile:
+        return LosingFile(self, gfid)
 
 
 class Anyone:
@@ -137,7 +104,7 @@ def test_what_arrived_counts(content: tuple[bytes, bool]) -> None:
     for write_through in (False, True):
         volume = Losing(nothing_lost, write_through)
         assert received(volume, content[0], long=content[1]) == []
-        assert volume.files[GFID] == content[0]
+        assert volume.inodes[GFID].data == content[0]
         assert volume.synced == [GFID] * write_through
 
 
@@ -154,14 +121,15 @@ def test_what_did_not_arrive_is_told_and_leaves_nothing(
     if lose(b"ab", 0) == b"a" and content[1]:  # the length is set at the end; the hole is found by its bytes
         assert "other bytes" in str(failed)
     assert [row[:2] for row in failed] == [[0, errno.EIO]]
-    assert "did not arrive whole" in str(failed[0][2])
-    assert volume.files == {}
-    assert (LIMBO_NEW, name_in_limbo(GFID)) not in volume.places
+    assert "did not arrive intact" in str(failed[0][2])
+    assert GFID not in volume.inodes
+    assert list(volume.names(LIMBO_NEW)) == []
 
 
 def test_a_gfid_that_the_volume_has_by_another_name_is_not_made_again() -> None:
     volume = Losing(nothing_lost)
-    volume.make(b"other" * 3 + b"!", b"name", GFID)
+    volume.make(ROOT_GFID, b"name", GFID, 0o100644)
     failed = received(volume, b"x", long=False)
     assert [row[:2] for row in failed] == [[0, errno.EEXIST]]
-    assert list(volume.files) == [GFID]
+    assert volume.inodes[GFID].nlink == 1
+    assert volume.inodes[GFID].data == b""

@@ -338,7 +338,7 @@ def test_killed_while_directories_are_open_that_should_be_closed(root: Path) -> 
     def work() -> None:
         def die(n: int, name: str) -> None:
             if name == "renamed":
-                slave.tree.settle = lambda: None  # type: ignore[method-assign]
+                slave.tree.settle = lambda: None
                 raise Killed
 
         world = World()
