@@ -42,6 +42,7 @@ _SYS_STATX = {"x86_64": 332, "aarch64": 291, "riscv64": 291, "ppc64le": 383, "s3
 _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 0x04, 0x08
 _BIRTH_TYPE, _KIND_TYPE = -1, -3
 _STATX_BTIME = 0x800
+_STATX_ATTR_MOUNT_ROOT = 0x2000
 # Numbers that last as long as the inode is cached, whatever is said of handles and birth times (linux/magic.h): FAT,
 # exFAT, and FUSE, where some programs number as they go and begin again with each mount (libfuse does).
 _MAKES_UP_NUMBERS = (0x4D44, 0x2011BAB0, 0x65735546)
@@ -51,12 +52,15 @@ _MOUNT_PREFIX = struct.pack("=i", -2)
 
 
 class _Buffers(threading.local):
-    """struct file_handle {u32 bytes; int type; u8 handle[]} and a mount id, one pair per thread."""
+    """struct file_handle {u32 bytes; int type; u8 handle[]} and a mount id, one pair per thread; and where there are no
+    handles, whether what statx saw is the root of a mount."""
 
     def __init__(self) -> None:
         self.raw = bytearray(8 + _MAX_HANDLE)
         self.handle = ctypes.byref((ctypes.c_char * len(self.raw)).from_buffer(self.raw))
-        self.mount = ctypes.byref(ctypes.c_int())
+        self.mount_id = ctypes.c_int()
+        self.mount = ctypes.byref(self.mount_id)
+        self.mount_root = False
 
 
 _buffers = _Buffers()
@@ -88,6 +92,7 @@ def _statx(dirfd: int, name: bytes, flags: int) -> bytes:
 def _birth_handle_at(dirfd: int, name: bytes, flags: int) -> bytes:
     """For file systems without handles: inode number and birth time."""
     found = _statx(dirfd, name, flags)
+    _buffers.mount_root = bool(struct.unpack_from("=Q", found, 8)[0] & _STATX_ATTR_MOUNT_ROOT)
     ino = struct.unpack_from("=Q", found, 32)[0]
     sec, nsec = struct.unpack_from("=qI", found, 80)
     return struct.pack("=iQqI", _BIRTH_TYPE, ino, sec, nsec)
@@ -140,6 +145,7 @@ class Handles:
         self.root = self._at(root_fd, b"", AT_EMPTY_PATH)
         self.lasting = self._at is not _kind_handle_at
         self.real = self._at is _handle_at
+        self._mount = _buffers.mount_id.value
         self.by_handle = False
         if self.real:
             try:
@@ -155,6 +161,11 @@ class Handles:
     def of_fd(self, fd: int) -> bytes:
         """Handle of the open inode (O_PATH descriptors too)."""
         return self._at(fd, b"", AT_EMPTY_PATH)
+
+    def is_mounted(self) -> bool:
+        """Whether something is mounted at the name that this thread has just asked for with `at` (rule 46); st_dev does
+        not tell of another part of the same file system."""
+        return _buffers.mount_id.value != self._mount if self.real else _buffers.mount_root
 
     def open(self, handle: bytes, flags: int) -> int:
         """A new descriptor of the inode; OSError: ESTALE if it is gone, EPERM without the privilege."""
@@ -200,8 +211,9 @@ class Inodes:
         while True:
             try:
                 handle = self.handles.at(dirfd, bname)
+                mounted = self.handles.is_mounted()
                 st = os.stat(bname, dir_fd=dirfd, follow_symlinks=False)
-                if st.st_dev != self.dev:
+                if mounted or st.st_dev != self.dev:
                     handle = _MOUNT_PREFIX + pargfid + bname
                 elif not stat.S_ISREG(st.st_mode) and self.handles.at(dirfd, bname) != handle:
                     continue  # replaced between the two looks; for a regular file its descriptor tells later
@@ -220,7 +232,7 @@ class Inodes:
 
 def is_mount_handle(handle: bytes) -> bool:
     """Whether Inodes.look made this handle for a mount point: there is nothing of ours below it."""
-    return handle[:4] == _MOUNT_PREFIX
+    return handle[:4] == _MOUNT_PREFIX and len(handle) > 20
 
 
 _openat2_missing = False

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from gsync.base.clock import Clock
+from gsync.base.fsid import is_mount_handle
 from gsync.base.log import get_logger
 from gsync.base.model import Gfid, Name, shown
 from gsync.engine.progress import Failures
@@ -36,6 +37,7 @@ _NO_PROGRESS = (FillCode.PARENT, FillCode.CYCLE, FillCode.ERROR)
 
 class _Slave(Protocol):
     def fill(self, rows: Sequence[FillRow]) -> FillAnswer: ...
+    def weigh(self, names: Sequence[Name], limit: int) -> int: ...
 
 
 class _Master(Protocol):
@@ -97,7 +99,9 @@ class Fill:
                 self._not_there(item, rowid, states)
                 continue
             assert item.attrs is not None
-            if item.attrs.is_dir and self._db.building(item.gfid):
+            if is_mount_handle(item.handle) and (not item.attrs.is_dir or self._slave.weigh([item.name], 1)):
+                states.settle(item, NameState.DONE, rowid)  # rule 46: what the slave has there stays
+            elif item.attrs.is_dir and self._db.building(item.gfid):
                 states.settle(item, NameState.BUILDING, rowid)
             elif item.gfid in flying:
                 states.settle(item, NameState.DATA, rowid)
