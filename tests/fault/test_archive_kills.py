@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gsync.transfer.archive import disk as tree
+from gsync.transfer.archive.flags import SETFLAGS
 from lab.archives import Here, Place, changes, small_tree
 
 STEPS = ["rename", "unlink", "mkdir", "rmdir", "link", "symlink", "fsync", "chmod", "utime", "setxattr", "chown"]
@@ -28,7 +28,7 @@ class Steps:
             setattr(os, name, self._wrapped(getattr(os, name)))
         real = fcntl.ioctl
         setattr(fcntl, "ioctl", lambda fd, request, *args: (  # noqa: B010 typed as what it is not
-            self._wrapped(real) if request == tree._SETFLAGS else real)(fd, request, *args))
+            self._wrapped(real) if request == SETFLAGS else real)(fd, request, *args))
 
     def _wrapped(self, real: Callable[..., Any]) -> Callable[..., Any]:
         def step(*args: Any, **more: Any) -> Any:

@@ -26,6 +26,7 @@ from gsync.transfer.archive.purge import Purge
 from gsync.transfer.archive.put import Put
 from gsync.transfer.archive.rebuild import Rebuild
 from gsync.transfer.archive.rows import Archive, Archives
+from gsync.transfer.archive.statefiles import StateFiles
 from gsync.transfer.archive.steps import refuse
 from gsync.transfer.stores.store import Store
 
@@ -74,7 +75,7 @@ class Archiver:
             job.batches.stage("thawing")
             job.tree.thaw_all()
             job.restore.end()
-            job.tree.set_marker(None)
+            StateFiles(job.tree).set(None)
             job.gone = True
 
     def rebuild(self, root: bytes, store: str | None) -> Archive:

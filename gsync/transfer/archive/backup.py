@@ -24,6 +24,7 @@ from gsync.transfer.archive import eosfile
 from gsync.transfer.archive.batches import Batches, Failures, JobOptions
 from gsync.transfer.archive.copy import item_of
 from gsync.transfer.archive.disk import DiskTree, TreeError, WalkedEntry
+from gsync.transfer.archive.inventory import Inventory
 from gsync.transfer.archive.manifest import Manifest, ManifestEntry, ManifestHeader, ManifestWriter
 from gsync.transfer.archive.outcome import Incomplete, Verify, ending
 from gsync.transfer.archive.rows import Archive, Archives
@@ -177,7 +178,8 @@ class _Job:
 
         try:
             excluded = frozenset(os.fsencode(name) for name in self._excluded)
-            for entry in self._tree.entries(False, self._batches.count, excluded, wanted, failed, hashed=False):
+            for entry in Inventory(self._tree).entries(False, self._batches.count, excluded, wanted, failed,
+                                                       hashed=False):
                 writer.add(entry)
             self._archives.fail(self._archive, iter(failures))
             since = self._began - self._window.seconds * NS if self._window.seconds else 0

@@ -11,10 +11,12 @@ from gsync.base.model import shown
 from gsync.transfer.archive import eosfile
 from gsync.transfer.archive.copy import Vault
 from gsync.transfer.archive.disk import DiskTree
+from gsync.transfer.archive.inventory import Inventory
 from gsync.transfer.archive.jobs import Jobs
 from gsync.transfer.archive.manifest import ManifestHeader, ManifestWriter
 from gsync.transfer.archive.outcome import ending, log_line
 from gsync.transfer.archive.rows import Archive, Archives
+from gsync.transfer.archive.statefiles import StateFiles
 from gsync.transfer.queue.requests import TransferState
 
 
@@ -32,14 +34,14 @@ class Creation:
                 if known is not None:
                     tree.thaw_all()
                     tree.root_mtime = self._jobs.root_mtime(known)
-                    tree.set_marker(None)
+                    StateFiles(tree).set(None)
                     archive = self._archives.change(archive, store=store)
                 return self._create(self._archives.begin(archive, "create"), tree, vault)
 
     def survey(self, root: bytes, store: str) -> tuple[int, int]:
         """What `create` would freeze, entries and bytes; refuses what it would refuse, and changes nothing."""
         with self._new(root, store) as (tree, _, _):
-            return tree.survey(lambda entries, size: None)
+            return Inventory(tree).survey(lambda entries, size: None)
 
     @contextmanager
     def _new(self, root: bytes, store: str) -> Iterator[tuple[DiskTree, Vault, Archive | None]]:
@@ -50,7 +52,7 @@ class Creation:
         refuse_nested(self._archives, root)
         tree = DiskTree(root)
         try:
-            strange = tree.marker()
+            strange = StateFiles(tree).present()
             if known is None and strange is not None:
                 raise UsageError(f"{shown(root)}: holds {shown(strange)} of an archive unknown here; "
                                  "gsync archive rebuild adopts it from its vault")
@@ -66,26 +68,26 @@ class Creation:
         batches = self._jobs.batches(archive)
         try:
             batches.stage("looking")
-            entries, _ = tree.survey(batches.count)
+            entries, _ = Inventory(tree).survey(batches.count)
             batches.stage("freezing", entries)
             frozen = tree.can_freeze()
             writer = ManifestWriter(self._archives.manifest_path(archive))
             try:
-                for entry in tree.entries(frozen, batches.count):
+                for entry in Inventory(tree).entries(frozen, batches.count):
                     writer.add(entry)
                 manifest = writer.finish(ManifestHeader(archive.root, archive.store, archive.place,
                                                         self._jobs.clock.now(),
                                                 os.geteuid(), os.getegid()))
             finally:
                 writer.close()
-            tree.set_marker(eosfile.INIT, eosfile.lines(manifest, vault.store.url))
-            tree.append_log(log_line("create", f"{manifest.header.directories} directories, "
+            StateFiles(tree).set(eosfile.INIT, eosfile.lines(manifest, vault.store.url))
+            StateFiles(tree).append_log(log_line("create", f"{manifest.header.directories} directories, "
                                                f"{manifest.header.files} files, {manifest.header.bytes} bytes",
                                      self._jobs.clock.now()))
         except BaseException as exc:
             batches.close()
             tree.thaw_all()
-            tree.set_marker(None)
+            StateFiles(tree).set(None)
             self._archives.end(archive, *ending(exc))
             self._archives.remove(archive)
             raise

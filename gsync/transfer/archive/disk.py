@@ -1,43 +1,36 @@
-"""The disk side of an archive: the tree that is frozen, checked, removed and brought back.
+"""The disk side of an archive: a tree, by descriptors below its root; no symlink is followed.
 
-Everything goes by directory descriptors below the root and follows no symlink; a file that is brought back is completed
-in a scratch folder at the root (`.archive.tmp`) and then renamed into place. A tree is *frozen* with the immutable flag
-(chattr +i) on every file and directory, which needs root and a file system that has the flag. The root's own mtime is
-the user's: what gsync writes there leaves it as it was. Safe for several threads.
-Not here: what the entries should be (manifest), in which order (archive).
+A tree is *frozen* by the immutable flag (chattr +i) on every file and directory, which needs root and a file system
+that has the flag. The root's own mtime is the user's: what gsync writes there leaves it as it was. Safe for several
+threads.
+Not here: reading a tree into a manifest (inventory), bringing files back (restore), gsync's own files at the root
+(statefiles), which entries in which order (put, purge, get).
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import stat
-import struct
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from typing import IO, BinaryIO, NamedTuple
 
-from gsync.base.database import Database
 from gsync.base.errors import GsyncError
 from gsync.base.fsid import open_beneath, syncfs
 from gsync.base.model import shown
 from gsync.link.protocol import Caps, MetaRow
 from gsync.slave.directory.attrs import set_attrs
-from gsync.transfer.archive.eosfile import LOG, MANIFEST, MARKERS, MORE, NEW, RESERVED
+from gsync.transfer.archive.eosfile import RESERVED
+from gsync.transfer.archive.flags import IMMUTABLE, flags_of, set_immutable
 from gsync.transfer.archive.manifest import ManifestEntry, Xattrs
 
 DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 PLACE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _BLOCK = 1 << 20
-
-_GETFLAGS, _SETFLAGS = 0x80086601, 0x40086602  # FS_IOC_*FLAGS, linux/fs.h
-IMMUTABLE, _APPEND = 0x10, 0x20
-_NO_FLAGS = (errno.ENOTTY, errno.EOPNOTSUPP, errno.EPERM, errno.ENOSYS, errno.EINVAL)
 
 # An entry that cannot be made as it was, by this user or on this file system.
 _OF_ONE_ENTRY = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP, errno.ENAMETOOLONG, errno.EILSEQ,
@@ -81,32 +74,6 @@ def about(path: bytes) -> Iterator[None]:
         yield
     except OSError as exc:
         raise TreeError(path, exc.strerror or str(exc)) from exc
-
-
-def flags_of(fd: int) -> int:
-    """The inode's flags (chattr), 0 where the file system has none."""
-    out = bytearray(8)
-    try:
-        fcntl.ioctl(fd, _GETFLAGS, out)
-    except OSError as exc:
-        if exc.errno in _NO_FLAGS:
-            return 0
-        raise
-    return int(struct.unpack_from("=I", out)[0])
-
-
-def set_immutable(fd: int, wanted: bool) -> bool:
-    """Whether the inode is immutable, or not, as wanted now; False where that cannot be set."""
-    flags = flags_of(fd)
-    if bool(flags & IMMUTABLE) == wanted:
-        return True
-    try:
-        fcntl.ioctl(fd, _SETFLAGS, struct.pack("=q", flags ^ IMMUTABLE))
-    except OSError as exc:
-        if exc.errno in _NO_FLAGS:
-            return False
-        raise
-    return True
 
 
 class DiskTree:
@@ -169,7 +136,7 @@ class DiskTree:
         """A regular file, to read; TreeError if it is something else."""
         with about(path):
             with self.parent(path) as (dirfd, name):
-                fd = _open_quietly(dirfd, name)
+                fd = open_quietly(dirfd, name)
             with open(fd, "rb", buffering=0) as file:
                 if not stat.S_ISREG(os.fstat(fd).st_mode):
                     raise TreeError(path, "is no longer a regular file")
@@ -212,124 +179,6 @@ class DiskTree:
                 yield WalkedEntry(path, fd, name, st)
                 if stat.S_ISDIR(st.st_mode) and st.st_dev == self.dev:
                     below.write(path.hex().encode("ascii") + b"\n")
-
-    def survey(self, told: Callable[[int, int], None]) -> tuple[int, int]:
-        """Look whether all of it can be archived, changing nothing: how many entries there are, and bytes.
-
-        TreeError for a nested archive, another file system, what cannot be read, and what is immutable already (it
-        could not be told later from what gsync has frozen)."""
-        count = size = 0
-        with about(b""):
-            self._refuse_flags(b"", self.root_fd)
-        for found in self.walk():
-            if found.name in MARKERS:
-                raise TreeError(found.path, "belongs to an archive inside this one: archives cannot be nested")
-            if found.path in (MANIFEST, MORE):
-                raise TreeError(found.path, "has a name that gsync uses in the vault: rename it")
-            if found.st.st_dev != self.dev:
-                raise TreeError(found.path, "is on another file system: unmount it, or archive it separately")
-            with about(found.path):
-                if stat.S_ISDIR(found.st.st_mode):
-                    fd = os.open(found.name, DIR, dir_fd=found.dirfd)
-                elif stat.S_ISREG(found.st.st_mode):
-                    fd = _open_quietly(found.dirfd, found.name)
-                    size += found.st.st_size
-                else:
-                    fd = -1
-                if fd >= 0:
-                    try:
-                        self._refuse_flags(found.path, fd)
-                    finally:
-                        os.close(fd)
-            count += 1
-            told(count, size)
-        return count, size
-
-    def _refuse_flags(self, path: bytes, fd: int) -> None:
-        if self.privileged and flags_of(fd) & (IMMUTABLE | _APPEND):
-            raise TreeError(path, "is immutable or append-only (see lsattr); run chattr -i -a first")
-
-    def entries(self, freeze: bool, told: Callable[[int, int], None], excluded_xattrs: frozenset[bytes] = frozenset(),
-                wanted: Callable[[WalkedEntry], bool] = lambda found: True,
-                failed: Callable[[TreeError], None] | None = None, hashed: bool = True) -> Iterator[ManifestEntry]:
-        """Everything that is in the tree, the root first, each frozen (if so asked) before it is read.
-
-        Further hard links come with the path of the first one. What `wanted` refuses is left out (directories never
-        are). With `failed`, an entry that cannot be read is told there and left out, else it is a TreeError.
-        hashed False: files come without a checksum, to be read later.
-        """
-        links = Database.temporary(
-            "CREATE TABLE links (ino INTEGER PRIMARY KEY, path BLOB, sha256 TEXT, ctime INTEGER)")
-        try:
-            with about(b""):
-                if freeze:
-                    set_immutable(self.root_fd, True)
-                yield self._entry(b"", os.fstat(self.root_fd), b"/proc/self/fd/%d" % self.root_fd, excluded_xattrs)
-            count = size = 0
-            for found in self.walk():
-                try:
-                    if found.st.st_dev != self.dev:
-                        raise TreeError(found.path, "is on another file system")
-                    if not stat.S_ISDIR(found.st.st_mode) and not wanted(found):
-                        continue
-                    with about(found.path):
-                        entry = self._met(found, freeze, excluded_xattrs, links, hashed)
-                except TreeError as exc:
-                    if failed is None:
-                        raise
-                    failed(exc)
-                    continue
-                count += 1
-                size += entry.size if entry.has_content else 0
-                told(count, size)
-                yield entry
-        finally:
-            links.close()
-
-    def _met(self, found: WalkedEntry, freeze: bool, excluded: frozenset[bytes], links: Database,
-             hashed: bool) -> ManifestEntry:
-        st = found.st
-        first = None
-        if st.st_nlink > 1 and not stat.S_ISDIR(st.st_mode):
-            first = links.execute("SELECT path, sha256, ctime FROM links WHERE ino = ?",
-                                  (_signed(st.st_ino),)).fetchone()
-        sha256 = first[1] if first else ""
-        if stat.S_ISDIR(st.st_mode) or stat.S_ISREG(st.st_mode):
-            flags = DIR if stat.S_ISDIR(st.st_mode) else 0
-            fd = os.open(found.name, flags, dir_fd=found.dirfd) if flags else _open_quietly(found.dirfd, found.name)
-            try:
-                if freeze:
-                    set_immutable(fd, True)
-                now = os.fstat(fd)
-                if (now.st_ino, stat.S_IFMT(now.st_mode)) != (st.st_ino, stat.S_IFMT(st.st_mode)):
-                    raise TreeError(found.path, "was replaced while it was read")
-                if not flags and not first and hashed:
-                    sha256 = hash_of(fd)[1]
-                    if not _same(os.fstat(fd), now):
-                        raise TreeError(found.path, "is being written to")
-                entry = replace(self._entry(found.path, now, b"/proc/self/fd/%d" % fd, excluded, sha256=sha256),
-                                ctime=st.st_ctime_ns)  # freezing it has changed that
-            finally:
-                os.close(fd)
-        else:
-            target = os.readlink(found.name, dir_fd=found.dirfd) if stat.S_ISLNK(st.st_mode) else None
-            entry = self._entry(found.path, st, b"/proc/self/fd/%d/%s" % (found.dirfd, found.name), excluded,
-                                target=target)
-        if first:
-            return replace(entry, link=first[0], ctime=first[2])
-        if st.st_nlink > 1 and not entry.is_dir:
-            links.execute("INSERT INTO links VALUES (?, ?, ?, ?)",
-                          (_signed(st.st_ino), found.path, sha256, entry.ctime))
-        return entry
-
-    def _entry(self, path: bytes, st: os.stat_result, place: bytes, excluded: frozenset[bytes], sha256: str = "",
-               target: bytes | None = None) -> ManifestEntry:
-        regular = stat.S_ISREG(st.st_mode)
-        return ManifestEntry(
-            path, stat.S_IFMT(st.st_mode), st.st_size if regular else 0, st.st_mtime_ns, st.st_ctime_ns, st.st_uid,
-            st.st_gid, stat.S_IMODE(st.st_mode), sha256, target, None,
-            st.st_rdev if stat.S_ISBLK(st.st_mode) or stat.S_ISCHR(st.st_mode) else 0,
-            regular and st.st_blocks * 512 < st.st_size, self.xattrs(place, stat.S_ISLNK(st.st_mode), excluded))
 
     def xattrs(self, place: bytes, is_link: bool, excluded: frozenset[bytes] = frozenset()) -> Xattrs:
         """The xattrs and ACLs of an inode that an archive keeps, by name."""
@@ -518,8 +367,6 @@ class DiskTree:
         frozen = bool(flags_of(self.root_fd) & IMMUTABLE)
         return frozen or (set_immutable(self.root_fd, True) and set_immutable(self.root_fd, False))
 
-    # gsync's own files at the root
-
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
         """Around a change of gsync's own at the root: it is allowed though the root is frozen, and the root's times
@@ -537,51 +384,6 @@ class DiskTree:
             if frozen:
                 set_immutable(self.root_fd, True)
 
-    def marker(self) -> bytes | None:
-        """The name of the state file at the root, if there is one."""
-        return next((name for name in MARKERS if self.look(name) is not None), None)
-
-    def set_marker(self, name: bytes | None, content: Iterator[bytes] | None = None) -> None:
-        """Have exactly this state file at the root, durably (None: none, and no log); its content is kept if there
-        is one, else `content` is written."""
-        with about(name or b""), self.undisturbed():
-            present = [other for other in MARKERS if self.look(other) is not None]
-            if name is not None and name not in present:
-                if present and content is None:
-                    os.rename(present.pop(), name, src_dir_fd=self.root_fd, dst_dir_fd=self.root_fd)
-                else:
-                    self._write(name, content or iter(()))
-            for other in present:
-                if other != name:
-                    os.unlink(other, dir_fd=self.root_fd)
-            for other in (LOG, NEW) if name is None else ():
-                with suppress(FileNotFoundError):
-                    os.unlink(other, dir_fd=self.root_fd)
-            os.fsync(self.root_fd)
-
-    def _write(self, name: bytes, content: Iterator[bytes]) -> None:
-        fd = os.open(NEW, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644,
-                     dir_fd=self.root_fd)
-        with open(fd, "wb") as file:
-            for line in content:
-                file.write(line)
-            file.flush()
-            os.fsync(fd)
-        os.rename(NEW, name, src_dir_fd=self.root_fd, dst_dir_fd=self.root_fd)
-
-    def append_log(self, line: str) -> None:
-        """A line for the log beside the state file."""
-        with about(LOG), self.undisturbed():
-            fd = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644,
-                         dir_fd=self.root_fd)
-            try:
-                if self.privileged:  # it is the user's as the tree is
-                    root = os.fstat(self.root_fd)
-                    os.fchown(fd, root.st_uid, root.st_gid)
-                os.write(fd, line.encode("utf-8", "backslashreplace") + b"\n")
-            finally:
-                os.close(fd)
-
     def sync(self) -> None:
         """Everything written to the file system of the tree is on its disk afterwards."""
         with about(b""):
@@ -597,18 +399,9 @@ def hash_of(fd: int) -> tuple[int, str]:
     return at, digest.hexdigest()
 
 
-def _open_quietly(dirfd: int, name: bytes) -> int:
+def open_quietly(dirfd: int, name: bytes) -> int:
     """Open to read, leaving the atime alone where that is allowed."""
     try:
         return os.open(name, FILE | os.O_NOATIME, dir_fd=dirfd)
     except PermissionError:
         return os.open(name, FILE, dir_fd=dirfd)
-
-
-def _same(one: os.stat_result, other: os.stat_result) -> bool:
-    return (one.st_size, one.st_mtime_ns, one.st_ino) == (other.st_size, other.st_mtime_ns, other.st_ino)
-
-
-def _signed(ino: int) -> int:
-    """An inode number as SQLite can hold it."""
-    return ino - (1 << 64) if ino >= 1 << 63 else ino

@@ -19,6 +19,7 @@ from gsync.transfer.archive.manifest import Manifest, ManifestError
 from gsync.transfer.archive.outcome import Verify, ending, log_line
 from gsync.transfer.archive.restore import Restore
 from gsync.transfer.archive.rows import Archive, Archives
+from gsync.transfer.archive.statefiles import StateFiles
 from gsync.transfer.archive.steps import refuse
 from gsync.transfer.queue.requests import TransferState
 from gsync.transfer.stores.store import Store
@@ -79,13 +80,15 @@ class Jobs:
                 batches = self.batches(archive)
                 job = Job(archive, manifest, vault, tree, batches)
                 try:
-                    tree.set_marker(eosfile.marker(operation, False), None if tree.marker() or manifest is None else
+                    StateFiles(tree).set(eosfile.marker(operation, False),
+                                         None if StateFiles(tree).present() or manifest is None else
                                     eosfile.lines(manifest, vault.store.url))
-                    tree.append_log(log_line(operation, "resumed" if retry else "started", self.clock.now()))
+                    StateFiles(tree).append_log(log_line(operation, "resumed" if retry else "started",
+                                                         self.clock.now()))
                     yield job
                     if not job.gone:
-                        tree.set_marker(eosfile.marker(operation, True))
-                        tree.append_log(log_line(operation, "done", self.clock.now()))
+                        StateFiles(tree).set(eosfile.marker(operation, True))
+                        StateFiles(tree).append_log(log_line(operation, "done", self.clock.now()))
                 except BaseException as exc:
                     batches.close()
                     self._failed(job, before, exc)
@@ -105,8 +108,8 @@ class Jobs:
         job.archive = self.archives.end(job.archive, state, reason, operation=job.falls_to or job.archive.operation,
                                          checked=0 if job.falls_to else before.checked)
         with suppress(GsyncError, OSError):  # the database says it already
-            job.tree.set_marker(eosfile.marker(job.archive.operation, False))
-            job.tree.append_log(log_line(job.archive.operation, f"failed: {reason}", self.clock.now()))
+            StateFiles(job.tree).set(eosfile.marker(job.archive.operation, False))
+            StateFiles(job.tree).append_log(log_line(job.archive.operation, f"failed: {reason}", self.clock.now()))
 
     def vault(self, name: str, place: bytes) -> Vault:
         """The part of a store that holds an archive."""

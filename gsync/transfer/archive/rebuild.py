@@ -14,6 +14,7 @@ from gsync.transfer.archive.jobs import Jobs
 from gsync.transfer.archive.manifest import Manifest, ManifestHeader
 from gsync.transfer.archive.outcome import log_line
 from gsync.transfer.archive.rows import Archive
+from gsync.transfer.archive.statefiles import StateFiles
 
 
 class Rebuild:
@@ -50,9 +51,9 @@ class Rebuild:
                     archive, operation="purge" if empty else "get", done=int(empty), frozen=int(frozen),
                     reason="" if empty else "rebuilt while the directory was not empty; gsync archive get --retry "
                                             "completes it, gsync archive status lists what may be missing")
-                tree.set_marker(eosfile.marker("purge" if empty else "get", empty),
+                StateFiles(tree).set(eosfile.marker("purge" if empty else "get", empty),
                                 eosfile.lines(manifest, vault.store.url))
-            tree.append_log(log_line("rebuild", f"{header.directories} directories, {header.files} files",
+            StateFiles(tree).append_log(log_line("rebuild", f"{header.directories} directories, {header.files} files",
                                      self._jobs.clock.now()))
         finally:
             tree.close()

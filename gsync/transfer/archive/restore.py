@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
-from gsync.transfer.archive.disk import DIR, FILE, IMMUTABLE, PLACE, DiskTree, about, flags_of, set_immutable
+from gsync.transfer.archive.disk import DIR, FILE, PLACE, DiskTree, about
 from gsync.transfer.archive.eosfile import SCRATCH
+from gsync.transfer.archive.flags import IMMUTABLE, flags_of, set_immutable
 from gsync.transfer.archive.manifest import ManifestEntry
 
 _CHUNK, _HOLE = 64 << 10, 4 << 10  # a sparse file is written in chunks; zeros of a hole's length, aligned, are left out

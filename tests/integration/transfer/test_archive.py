@@ -21,6 +21,7 @@ import pytest
 from gsync.base.errors import LockedError
 from gsync.transfer.archive.batches import Killed
 from gsync.transfer.archive.disk import DiskTree, TreeError
+from gsync.transfer.archive.inventory import Inventory
 from gsync.transfer.archive.manifest import ManifestEntry
 from gsync.transfer.archive.outcome import Verify
 from gsync.transfer.kinds import HANDLERS
@@ -380,15 +381,15 @@ def test_after_the_last_try_it_has_failed_and_retry_goes_on(place: Place) -> Non
 def test_a_create_that_fails_is_undone(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     small_tree(place)
     before = place.seen()
-    real = DiskTree.entries
+    real = Inventory.entries
 
-    def torn(self: DiskTree, *args: object, **more: object) -> Iterator[object]:
+    def torn(self: Inventory, *args: object, **more: object) -> Iterator[object]:
         yield from itertools.islice(real(self, *args, **more), 6)  # type: ignore[arg-type]
         raise TreeError(b"d/x", "cannot be read")
 
     with Here(place) as here:
         with monkeypatch.context() as patch:
-            patch.setattr(DiskTree, "entries", torn)
+            patch.setattr(Inventory, "entries", torn)
             with pytest.raises(TreeError):
                 here.create()
         assert here.state == "none"
@@ -474,7 +475,7 @@ def test_eos_item_5_one_job_per_directory_and_it_can_be_killed(tape: Place, monk
     with (Here(tape, around=lambda store: KilledMeanwhile(store, 0, Category.TRANSIENT)) as other,  # type: ignore
           pytest.raises(Killed)):
         other.do.put(other.root)
-    assert "no job works on it" in tape.run("kill", str(tape.tree))
+    assert "no job is running" in tape.run("kill", str(tape.tree))
     with Here(tape) as here:
         assert here.state == "put failed"
         request = here.transfers.request(here.archives.the(here.root).request)

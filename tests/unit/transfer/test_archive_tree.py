@@ -12,8 +12,10 @@ import pytest
 
 from gsync.transfer.archive import eosfile
 from gsync.transfer.archive.disk import DiskTree, TreeError
+from gsync.transfer.archive.inventory import Inventory
 from gsync.transfer.archive.manifest import Manifest, ManifestEntry, ManifestHeader, ManifestWriter
 from gsync.transfer.archive.restore import Restore
+from gsync.transfer.archive.statefiles import StateFiles
 from lab.trees import Entry as Seen
 from lab.trees import _differences, make_everything, scan
 
@@ -49,7 +51,7 @@ def disk(tree: Path) -> Iterator[DiskTree]:
 
 def manifest_of(disk: DiskTree, folder: Path, freeze: bool = False) -> Manifest:
     writer = ManifestWriter(os.fsencode(folder / "manifest"))
-    for entry in disk.entries(freeze, nothing):
+    for entry in Inventory(disk).entries(freeze, nothing):
         writer.add(entry)
     return writer.finish(ManifestHeader(disk.root, "v", b"p", 0))
 
@@ -64,7 +66,7 @@ def test_everything_is_brought_back(tmp_path: Path, tree: Path, freeze: bool) ->
     before = state_of(tree)
     disk = DiskTree(os.fsencode(tree))
     try:
-        disk.survey(nothing)
+        Inventory(disk).survey(nothing)
         manifest = manifest_of(disk, tmp_path, freeze)
         for _, entry in manifest.entries():
             assert disk.content_differs(entry, read=True) == ""
@@ -120,17 +122,17 @@ def test_the_time_of_freezing_is_not_the_ctime_of_a_file(disk: DiskTree, tree: P
 
 def test_state_files_leave_the_root_as_it_was(disk: DiskTree, tree: Path, tmp_path: Path) -> None:
     before = state_of(tree)
-    disk.set_marker(eosfile.INIT, iter([b"{}\n"]))
-    disk.append_log("made")
+    StateFiles(disk).set(eosfile.INIT, iter([b"{}\n"]))
+    StateFiles(disk).append_log("made")
     manifest_of(disk, tmp_path, freeze=PRIVILEGED)
-    disk.set_marker(eosfile.marker("put", False))
-    disk.append_log("going")
-    disk.set_marker(eosfile.marker("put", True))
-    assert disk.marker() == b".archive.put.done"
+    StateFiles(disk).set(eosfile.marker("put", False))
+    StateFiles(disk).append_log("going")
+    StateFiles(disk).set(eosfile.marker("put", True))
+    assert StateFiles(disk).present() == b".archive.put.done"
     assert (tree / ".archive.put.done").read_text() == "{}\n"
     assert (tree / ".archive.log").read_text() == "made\ngoing\n"
     assert changes(before, tree) == []
-    disk.set_marker(None)
+    StateFiles(disk).set(None)
     assert sorted(os.listdir(tree)) == ["d", "empty"]
 
 
@@ -138,18 +140,18 @@ def test_state_files_leave_the_root_as_it_was(disk: DiskTree, tree: Path, tmp_pa
 def test_a_nested_archive_is_refused(disk: DiskTree, tree: Path, name: bytes) -> None:
     (tree / "d" / os.fsdecode(name)).touch()
     with pytest.raises(TreeError, match="nested"):
-        disk.survey(nothing)
+        Inventory(disk).survey(nothing)
 
 
 @pytest.mark.root
 def test_an_entry_that_is_immutable_already_is_refused(disk: DiskTree, tree: Path) -> None:
     fd = os.open(tree / "empty", os.O_RDONLY)
-    from gsync.transfer.archive.disk import set_immutable
+    from gsync.transfer.archive.flags import set_immutable
 
     set_immutable(fd, True)
     os.close(fd)
     with pytest.raises(TreeError, match="empty: is immutable"):
-        disk.survey(nothing)
+        Inventory(disk).survey(nothing)
 
 
 def test_both_checks_tell_what_is_wrong(disk: DiskTree, tree: Path, tmp_path: Path) -> None:
