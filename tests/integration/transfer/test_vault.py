@@ -307,11 +307,11 @@ def test_desi_7_a_command_that_lies_about_its_success_is_found_out(root: Path, t
     """DESI's backup returned True when htar had failed."""
     tape = Tape(tmp_path / "tape")
     vault = opened(root, **{**tape.options, "put-command": "true {name}"})
-    with pytest.raises(StoreError, match=r"ended well, but 00000001\.tar has -1 bytes"):
+    with pytest.raises(StoreError, match=r"succeeded, but 00000001\.tar has -1 bytes"):
         fill(vault, b"a")
     assert vault.stat(b"a") is None
 
 
 def test_commands_that_are_missing_are_told(root: Path) -> None:
-    with pytest.raises(UsageError, match="get-command, size-command, delete-command must be set too"):
+    with pytest.raises(UsageError, match="get-command, size-command, delete-command must be set as well"):
         opened(root, put_command="true")
