@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,9 +13,7 @@ from gsync.cli.options import SetOption, StateOption, duration, overrides
 
 if TYPE_CHECKING:
     from gsync.base.logfile import LogFile
-    from gsync.service.kept import Ending, ProcessSpec
     from gsync.session.session import Session
-    from gsync.session.status import WorkerStatus
     from gsync.state.home import Home, Volume
 
 
@@ -141,10 +139,10 @@ def _error_event(message: str, exit_code: int) -> dict[str, Any]:
 def _supervise(session: Session, given: dict[str, Any], volume: Volume, home: Home, *, once: bool, json: bool) -> int:
     import sys
     import time
-    from json import dumps
 
     from gsync.cli.output import print_error, print_json
     from gsync.cli.progress import LiveLine, RunView
+    from gsync.service.foreground import exit_code, run_recorder, worker_specs
     from gsync.service.kept import DONE_WITH_FAILURES
     from gsync.service.supervisor import Supervisor
 
@@ -152,16 +150,15 @@ def _supervise(session: Session, given: dict[str, Any], volume: Volume, home: Ho
     live = LiveLine() if sys.stderr.isatty() and not json else None
     with _logging(session, quiet=live is not None) as logfile:
         view = RunView(session.name, logfile.line, json=json, live=live)
-        args = ["--settings", dumps(given), *(["--once-until", str(until)] if once else [])]
-        supervisor = Supervisor([_worker(part, home, args) for part in _parts(session, volume)],
-                                _recorder(session, volume, home), view, once=once)
+        supervisor = Supervisor(worker_specs(session, volume, home, given, until if once else None),
+                                run_recorder(session, volume, home), view, once=once)
         try:
             ending = supervisor.run()
         finally:
             if live is not None:
                 live.close()
         statuses = supervisor.look()
-        code = _exit_code(ending, statuses)
+        code = exit_code(ending, statuses)
         summary = view.finish(statuses, code)
         if code > DONE_WITH_FAILURES:
             if json:
@@ -172,70 +169,6 @@ def _supervise(session: Session, given: dict[str, Any], volume: Volume, home: Ho
     if supervisor.signal is not None and once:
         return -supervisor.signal  # the work was not done
     return code
-
-
-def _recorder_argv(session: Session, volume: Volume, home: Home) -> list[str]:
-    from gsync.service.child import child_argv, recorder_args
-
-    return child_argv("gsync.recorder", recorder_args(volume.name, home.path, session.options))
-
-
-def _parts(session: Session, volume: Volume) -> list[Session]:
-    """The session as each worker of the run has it. A GlusterFS volume has one worker for each subvolume, through a
-    brick on this node, preferably one that records. UsageError if a subvolume has none."""
-    from gsync.base.errors import UsageError
-    from gsync.master.gluster.info import read_info
-    from gsync.recorder.port import port_of
-    from gsync.recorder.status import FAULTY
-
-    if volume.gluster is None:
-        return [session]
-    info = read_info(volume.gluster.name, volume.gluster.host)
-    if info.lacks():
-        raise UsageError(f"volume {volume.name}: its changes are not recorded; run " + "; ".join(
-            f"gluster volume set {info.name} {name} {value}" for name, value in info.lacks().items()))
-    chosen: dict[int, Session] = {}
-    for part in session.parts(volume):
-        assert part.part is not None
-        status = port_of(volume, part.part.brick).status()
-        if part.part.subvolume not in chosen or (status is not None and status.state != FAULTY):
-            chosen[part.part.subvolume] = part
-    for brick in info.bricks:
-        if brick.subvolume not in chosen:
-            raise UsageError(f"volume {volume.name}: no brick on this node has the data of brick {brick}; use gsync "
-                             "create and gsync start, which work on all nodes")
-    return list(chosen.values())
-
-
-def _worker(session: Session, home: Home, args: list[str]) -> ProcessSpec:
-    from gsync.base.durable import make_dirs
-    from gsync.service.child import child_argv
-    from gsync.service.kept import ProcessSpec, WorkerStatusFile
-
-    make_dirs(session.own.encode("utf-8", "surrogateescape"))
-    brick = ["--brick", str(session.part.brick)] if session.part else []
-    name = f"worker of brick {session.part.brick}" if session.part else "worker"
-    argv = child_argv("gsync.service.run_worker", [session.name, "--home", home.path, *brick, *args])
-    return ProcessSpec(name, argv, WorkerStatusFile(session.worker_status), session.worker_lock)
-
-
-def _recorder(session: Session, volume: Volume, home: Home) -> ProcessSpec | None:
-    """None for a GlusterFS volume, which records by itself."""
-    from gsync.service.kept import recorder_spec
-
-    if volume.gluster is not None:
-        return None
-    return recorder_spec("recorder", volume.brick(), session.options.worker_timeout,
-                         _recorder_argv(session, volume, home))
-
-
-def _exit_code(ending: Ending, statuses: Sequence[WorkerStatus]) -> int:
-    """A stopped run is done, with failures if there are any."""
-    from gsync.service.kept import DONE, DONE_WITH_FAILURES
-
-    failed = any(status.failures or status.held for status in statuses)
-    assert ending.code is not None  # a child of this process
-    return DONE_WITH_FAILURES if ending.code == DONE and failed else ending.code
 
 
 @contextmanager
@@ -268,10 +201,11 @@ def _dry_run(session: Session, volume: Volume, home: Home, *, json: bool) -> int
     from gsync.base.times import shown_size
     from gsync.cli.output import path_shown, print_json
     from gsync.service.dryrun import dry_run
+    from gsync.service.foreground import recorder_argv
 
     found: Counter[str] = Counter()
     size = 0
-    for line in dry_run(session, volume, home, _recorder_argv(session, volume, home)):
+    for line in dry_run(session, volume, home, recorder_argv(session, volume, home)):
         found[line.action] += 1
         size += line.size
         path = os.fsdecode(line.path)
