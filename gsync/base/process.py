@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import fcntl
 import os
-import time
 from types import TracebackType
 
+from gsync.base.clock import SYSTEM_CLOCK, Clock
 from gsync.base.errors import LockedError, UsageError
 
 _SYS_IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "ppc64le": 273, "s390x": 282, "i686": 289}
@@ -36,12 +36,12 @@ def is_stopped(pid: int) -> bool:
         return False
 
 
-def started_at(pid: int) -> int | None:
+def started_at(pid: int, clock: Clock = SYSTEM_CLOCK) -> int | None:
     """When the process started, in ns since the epoch, to about 10 ms, by the clock as it is set now."""
     ticks = start_time(pid)
     if ticks is None:
         return None
-    boot = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    boot = clock.now() - int(clock.boottime() * 1e9)
     return boot + ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 

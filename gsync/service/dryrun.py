@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import stat
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from gsync.base.clock import SYSTEM_CLOCK, Clock
 from gsync.base.errors import Faulty, LockedError, Transient
 from gsync.base.model import NS, ROOT_GFID, Attrs, Gfid
 from gsync.engine.states import Order
@@ -163,7 +163,8 @@ def _slave_names(slave: SlaveNames, gfid: Gfid) -> Iterator[tuple[bytes, Gfid | 
             return
 
 
-def dry_run(session: Session, volume: Volume, home: Home, recorder_argv: list[str]) -> Iterator[Planned]:
+def dry_run(session: Session, volume: Volume, home: Home, recorder_argv: list[str],
+            clock: Clock = SYSTEM_CLOCK) -> Iterator[Planned]:
     """The plan of a session that is not running. A recorder runs meanwhile, to index the tree.
 
     A slave that is not ours yet stays so. One that would be adopted is not inspected: everything would be compared. A
@@ -173,7 +174,7 @@ def dry_run(session: Session, volume: Volume, home: Home, recorder_argv: list[st
     parts = Parts(session, volume, home, threading.Event(), lambda: Order.RUN)
     status = WorkerStatus.read(session.worker_status)
     first = status is None or status.stime is None
-    with _recorded(volume, recorder_argv), closing(parts), closing(parts.open_tree()) as tree, \
+    with _recorded(volume, recorder_argv, clock), closing(parts), closing(parts.open_tree()) as tree, \
             closing(parts.link()) as link, closing(parts.client(link)) as client:
         if client.look(volume.uuid, session.options.adopt, first):
             epoch = lease_of(session, home).take()
@@ -187,14 +188,14 @@ def dry_run(session: Session, volume: Volume, home: Home, recorder_argv: list[st
 
 
 @contextmanager
-def _recorded(volume: Volume, recorder_argv: list[str]) -> Iterator[None]:
+def _recorded(volume: Volume, recorder_argv: list[str], clock: Clock) -> Iterator[None]:
     """With an up-to-date index. A recorder that was not running before is stopped afterwards. A GlusterFS volume needs
     none."""
     if volume.gluster is not None:
         yield
         return
     port = RecorderPort(volume.brick(), timeout=1.0)
-    now = time.time_ns()
+    now = clock.now()
     child = None if port.holder() else Attached(recorder_argv, lambda line: None)
     try:
         while not _is_recorded(port, now):

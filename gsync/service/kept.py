@@ -15,10 +15,11 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import FrameType, TracebackType
 from typing import Protocol
 
+from gsync.base.clock import SYSTEM_CLOCK, Clock
 from gsync.base.durable import make_dirs, replace_file
 from gsync.base.process import Lock, start_time
 from gsync.base.retry import Schedule, Tries
@@ -82,13 +83,14 @@ def _arguments(argv: Sequence[str]) -> Sequence[str]:
 @dataclass(frozen=True)
 class WorkerStatusFile:
     path: str
+    clock: Clock = field(default=SYSTEM_CLOCK, kw_only=True)
 
     def says_stopped(self, pid: int) -> bool:
         status = WorkerStatus.read(self.path)
         return status is not None and (status.state, status.pid) == ("Stopped", pid)
 
     def note(self, state: str, reason: str = "") -> None:
-        WorkerStatus.note(self.path, state, reason)
+        WorkerStatus.note(self.path, state, reason, self.clock)
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ class SessionStatusFile(WorkerStatusFile):
 @dataclass(frozen=True)
 class RecorderStatusFile:
     path: str
+    clock: Clock = SYSTEM_CLOCK
 
     def says_stopped(self, pid: int) -> bool:
         status = recording.read_status(self.path)
@@ -125,7 +128,8 @@ class RecorderStatusFile:
     def note(self, state: str, reason: str = "") -> None:
         last = recording.read_status(self.path)
         if last is not None:
-            recording.write_status(self.path, replace(last, state=state, reason=reason, updated=time.time_ns()))
+            recording.write_status(self.path, replace(last, state=state, reason=reason,
+                                                      updated=self.clock.now()))
 
 
 def worker_spec(session: Session, argv: list[str]) -> ProcessSpec:

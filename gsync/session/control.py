@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from gsync.base.clock import SYSTEM_CLOCK, Clock
 from gsync.base.durable import replace_file
 from gsync.base.errors import UsageError
 from gsync.engine.states import Order
@@ -42,9 +43,9 @@ def _check_there(session: Session) -> None:
     os.stat(os.path.dirname(session.shared))
 
 
-def write_wanted(session: Session, wanted: Wanted) -> None:
+def write_wanted(session: Session, wanted: Wanted, clock: Clock = SYSTEM_CLOCK) -> None:
     """Durably and in one step."""
-    data = json.dumps({"state": wanted.value, "since": time.time_ns()}).encode("ascii") + b"\n"
+    data = json.dumps({"state": wanted.value, "since": clock.now()}).encode("ascii") + b"\n"
     replace_file(session.wanted, data)
 
 

@@ -13,7 +13,6 @@ import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from hashlib import blake2b
 from typing import Any
 from uuid import UUID
 
+from gsync.base.clock import SYSTEM_CLOCK, Clock
 from gsync.base.durable import fsync_dir, make_dirs, replace_file
 from gsync.base.errors import UsageError
 from gsync.engine.ledger import ledger_epochs
@@ -209,10 +209,11 @@ class SessionHome:
     """The sessions that this node knows: those of the state directory, and those of the meta volume in the node's
     settings."""
 
-    def __init__(self, home: Home, check: bool = True) -> None:
+    def __init__(self, home: Home, check: bool = True, clock: Clock = SYSTEM_CLOCK) -> None:
         """Without `check`, wrong settings are replaced by the defaults: for whoever repairs them."""
         self.home = home
         self._check = check
+        self._clock = clock
         self._folder = os.path.join(home.path, "sessions")
         self._site: Options | None = None
 
@@ -236,7 +237,7 @@ class SessionHome:
         options = config.load_options(config.site_paths(self.home.path), settings)
         folder = os.path.join(self._folder, name)
         shared = os.path.join(options.meta_volume_mnt, GEO_REP, "sessions", name) if options.use_meta_volume else folder
-        return Session(folder, shared, name, volume, slave, time.time_ns(), options)
+        return Session(folder, shared, name, volume, slave, self._clock.now(), options)
 
     def save(self, session: Session, settings: Mapping[str, str] | None = None) -> None:
         """Write session.json, durably and in one step; for a session on the meta volume in both places. settings: texts

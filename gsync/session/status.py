@@ -7,11 +7,11 @@ writer, so it is believed only while the process that it names runs (pid and sta
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from gsync.base.clock import SYSTEM_CLOCK, Clock
 from gsync.base.durable import replace_file
 from gsync.base.process import is_alive
 
@@ -102,14 +102,14 @@ class WorkerStatus:
         write_status(path, asdict(self))
 
     @classmethod
-    def note(cls, path: str, state: str, reason: str = "") -> None:
+    def note(cls, path: str, state: str, reason: str = "", clock: Clock = SYSTEM_CLOCK) -> None:
         """Write the status of a worker that is not running; what remains true of it is kept."""
         last = cls.read(path) or cls()
         cls(state=state, reason=reason, stime=last.stime, entry_stime=last.entry_stime, last_synced=last.last_synced,
             pending=last.pending, failures=last.failures, held=last.held, left_out=last.left_out, lacks=last.lacks,
             path=last.path, recorder=last.recorder,
             files_done=last.files_done, bytes_done=last.bytes_done, epoch=last.epoch,
-            updated=time.time_ns()).write(path)
+            updated=clock.now()).write(path)
 
     @classmethod
     def of_all(cls, statuses: Sequence[WorkerStatus]) -> WorkerStatus:

@@ -10,10 +10,10 @@ import json
 import os
 import secrets
 import stat
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 
+from gsync.base.clock import SYSTEM_CLOCK, Clock
 from gsync.base.durable import replace_file
 from gsync.base.errors import SlaveError
 from gsync.base.fsid import whereabouts
@@ -44,7 +44,8 @@ class Taken:
 
 
 def take(root: bytes, volume: str, volume_name: str, adopt: bool, make: bool = False, *, session: str = "",
-         epoch: int = 0, ticket: str = "", patience: fence.Patience = fence.PATIENCE) -> Taken:
+         epoch: int = 0, ticket: str = "", patience: fence.Patience = fence.PATIENCE,
+         clock: Clock = SYSTEM_CLOCK) -> Taken:
     """Take ROOT as the slave of this volume, from an older connection of the session if need be; with `make` it is
     made if only its last folder is missing. SlaveError says why not; nothing is written then. Fenced: a younger one
     has it."""
@@ -61,7 +62,7 @@ def take(root: bytes, volume: str, volume_name: str, adopt: bool, make: bool = F
             try:
                 _make_room(state_fd)
                 if known is None:
-                    _write_identity(state_fd, volume, volume_name)
+                    _write_identity(state_fd, volume, volume_name, clock.now() // NS)
             except BaseException:
                 taken.close()
                 raise
@@ -196,8 +197,8 @@ def _make_room(state_fd: int) -> None:
         os.close(new_fd)
 
 
-def _write_identity(state_fd: int, volume: str, volume_name: str) -> None:
-    identity = {"format": _FORMAT, "volume": volume, "volume_name": volume_name, "created": int(time.time())}
+def _write_identity(state_fd: int, volume: str, volume_name: str, created: int) -> None:
+    identity = {"format": _FORMAT, "volume": volume, "volume_name": volume_name, "created": created}
     replace_file(b"identity", json.dumps(identity).encode() + b"\n", dir_fd=state_fd)
 
 

@@ -13,7 +13,8 @@ from contextlib import suppress
 from datetime import date, timedelta
 from hashlib import blake2b
 
-from gsync.base.model import Gfid
+from gsync.base.clock import SYSTEM_CLOCK, Clock
+from gsync.base.model import NS, Gfid
 from gsync.base.namespace import IndexEntry
 from gsync.slave.directory.folders import OPEN_DIR
 from gsync.slave.directory.tree import Inode, SlaveTree
@@ -29,11 +30,12 @@ _FOREIGN = b"x."  # begins the names of inodes in limbo/old that no gfid is know
 class Limbo:
     """delete_retention: seconds that deleted things stay in the trash, 0: they do not go there."""
 
-    def __init__(self, tree: SlaveTree, delete_retention: int, step: Step) -> None:
+    def __init__(self, tree: SlaveTree, delete_retention: int, step: Step, clock: Clock = SYSTEM_CLOCK) -> None:
         self._tree = tree
         self._index = tree.index
         self._retention = delete_retention
         self._step = step
+        self._clock = clock
         self.exposed: set[Gfid] = set()  # files that have one more link, in limbo/link
 
     def is_last_link(self, found: Inode, gfid: Gfid | None) -> bool:
@@ -240,7 +242,7 @@ class Limbo:
                 except ValueError:
                     continue
                 end = time.mktime((day + timedelta(days=1)).timetuple())
-                if end + self._retention < time.time():
+                if end + self._retention < self._clock.now() / NS:
                     self._tree.discard(trash, os.fsencode(name))
         finally:
             os.close(trash)

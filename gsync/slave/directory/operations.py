@@ -13,6 +13,7 @@ import stat
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
+from gsync.base.clock import SYSTEM_CLOCK, Clock
 from gsync.base.fsid import syncfs
 from gsync.base.model import ROOT_GFID, STATE_DIR, Gfid, Name
 from gsync.base.namespace import IndexEntry
@@ -40,10 +41,10 @@ class DirectoryOperations:
     follow."""
 
     def __init__(self, tree: SlaveTree, adopt: bool = False, delete_retention: int = 0,
-                 step: Step = lambda name: None) -> None:
+                 step: Step = lambda name: None, clock: Clock = SYSTEM_CLOCK) -> None:
         self.tree = tree
         self.index = tree.index
-        self.limbo = Limbo(tree, delete_retention, step)
+        self.limbo = Limbo(tree, delete_retention, step, clock)
         self.step = step
         # Where handles are not lasting, recovery gives up what was touched: now it is as if others had made it.
         self.in_doubt = not tree.handles.lasting and bool(tree.index.touched_names(None, 1))

@@ -9,12 +9,12 @@ import os
 import platform
 import stat
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 
 import gsync
 from gsync.base import rpc
+from gsync.base.clock import SYSTEM_CLOCK, Clock
 from gsync.base.errors import SlaveError
 from gsync.base.fsid import Handles
 from gsync.base.model import NS, STATE_DIR, shown
@@ -35,7 +35,7 @@ _WITHOUT = {
 }
 
 
-def survey(root: bytes, volume: str, adopt: bool) -> Survey:
+def survey(root: bytes, volume: str, adopt: bool, clock: Clock = SYSTEM_CLOCK) -> Survey:
     """Look at ROOT as the slave of this volume. SlaveError if there is nothing at all to look at."""
     state, problems, busy = "missing", [], ""
     if os.path.lexists(root) or not os.path.isdir(os.path.dirname(root)):
@@ -60,7 +60,7 @@ def survey(root: bytes, volume: str, adopt: bool) -> Survey:
             lacks.add(NUMBERS)
     finally:
         os.close(fd)
-    return Survey(rpc.PROTOCOL, gsync.__version__, platform.python_version(), os.geteuid(), time.time_ns(), state,
+    return Survey(rpc.PROTOCOL, gsync.__version__, platform.python_version(), os.geteuid(), clock.now(), state,
                   problems, busy, space.f_bavail * space.f_frsize if space.f_blocks else sys.maxsize,
                   space.f_favail if space.f_files else None,
                   file_system, sorted(lacks))

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable
 
+from gsync.base.clock import SYSTEM_CLOCK, Clock
 from gsync.link.protocol import stream_of
 from gsync.link.survey import Survey
 from gsync.slave.directory.identity import Taken, keep_apart, look, probe, take
@@ -24,9 +25,10 @@ from gsync.slave.target import Asked, Opened, Whereabouts
 class DirectoryTarget:
     """A Target. step: told of everything that a crash may follow."""
 
-    def __init__(self, root: bytes, step: Step = lambda name: None) -> None:
+    def __init__(self, root: bytes, step: Step = lambda name: None, clock: Clock = SYSTEM_CLOCK) -> None:
         self._root = root
         self._step = step
+        self._clock = clock
         self._taken: Taken | None = None
         self._tree: SlaveTree | None = None
         self.operations: DirectoryOperations | None = None
@@ -45,12 +47,12 @@ class DirectoryTarget:
 
     def survey(self, volume: str, adopt: bool, master: Whereabouts) -> Survey:
         keep_apart(self._root, *master)
-        return survey(self._root, volume, adopt)
+        return survey(self._root, volume, adopt, self._clock)
 
     def open(self, asked: Asked) -> Opened:
         keep_apart(self._root, *asked.master)
         self._taken = take(self._root, asked.volume, asked.volume_name, asked.adopt, asked.make,
-                           session=asked.session, epoch=asked.epoch, ticket=asked.ticket)
+                           session=asked.session, epoch=asked.epoch, ticket=asked.ticket, clock=self._clock)
         tree = self._tree = SlaveTree(self._root)
         index = tree.index
         index.stream = stream_of(asked.ticket or "0" * 8)
@@ -62,7 +64,7 @@ class DirectoryTarget:
             tree.caps = tree.caps._replace(xattr=False, trusted=False)
         if "acls" in asked.leave:
             tree.caps = tree.caps._replace(acl=False)
-        operations = DirectoryOperations(tree, asked.adopt, asked.delete_retention, self._step)
+        operations = DirectoryOperations(tree, asked.adopt, asked.delete_retention, self._step, self._clock)
         unclean = unclean or operations.in_doubt
         recover(tree, operations.limbo, operations.step)
         with index.transaction():

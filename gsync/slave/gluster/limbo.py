@@ -12,7 +12,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import date, timedelta
 
-from gsync.base.model import ROOT_GFID, Gfid, Name
+from gsync.base.clock import SYSTEM_CLOCK, Clock
+from gsync.base.model import NS, ROOT_GFID, Gfid, Name
 from gsync.link.protocol import RESERVED
 from gsync.slave.gluster.state import VolumeState
 from gsync.slave.gluster.volume import GlusterVolume, Node
@@ -47,12 +48,13 @@ class VolumeLimbo:
     every change, raises Fenced once a younger connection has taken the volume over."""
 
     def __init__(self, volume: GlusterVolume, state: VolumeState, delete_retention: int, step: Step,
-                 look: Callable[[], None]) -> None:
+                 look: Callable[[], None], clock: Clock = SYSTEM_CLOCK) -> None:
         self._volume = volume
         self._state = state
         self._retention = delete_retention
         self._step = step
         self._look = look
+        self._clock = clock
 
     def recover(self) -> None:
         """After an agent has ended, however it ended (rule 27): to be called before anything else is done."""
@@ -217,5 +219,6 @@ class VolumeLimbo:
                 day = date.fromisoformat(bname.decode("ascii"))
             except ValueError:
                 continue
-            if time.mktime((day + timedelta(days=1)).timetuple()) + self._retention < time.time():
+            end = time.mktime((day + timedelta(days=1)).timetuple())
+            if end + self._retention < self._clock.now() / NS:
                 self._discard(TRASH, bname, node)

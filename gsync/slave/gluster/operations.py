@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
+from gsync.base.clock import SYSTEM_CLOCK, Clock
 from gsync.base.model import ROOT_GFID, STATE_DIR, Gfid, Name
 from gsync.link.protocol import (
     ABSENT,
@@ -37,13 +38,13 @@ class VolumeOperations:
 
     def __init__(self, volume: GlusterVolume, state: VolumeState, adopt: bool = False, delete_retention: int = 0,
                  step: Step = lambda name: None, look: Callable[[], None] = lambda: None,
-                 leave: frozenset[str] = frozenset()) -> None:
+                 leave: frozenset[str] = frozenset(), clock: Clock = SYSTEM_CLOCK) -> None:
         self.volume = volume
         self.state = state
         self.step = step
         self._look = look
         self._leave = leave
-        self._limbo = VolumeLimbo(volume, state, delete_retention, step, look)
+        self._limbo = VolumeLimbo(volume, state, delete_retention, step, look, clock)
         self._desired = Desired(VolumeNames(volume, state, self._limbo, adopt, step, look, leave), step)
         self._listed: Gfid | None = None
 

@@ -23,6 +23,7 @@ from typing import Any
 
 import gsync
 from gsync.base import rpc
+from gsync.base.clock import SYSTEM_CLOCK, Clock
 from gsync.base.durable import replace_file
 from gsync.base.errors import SlaveError, Transient
 from gsync.base.model import NS, ROOT_GFID, STATE_DIR, Gfid
@@ -154,9 +155,10 @@ def show(volume: GlusterVolume, site: volfile.VolumeSite, local: fence.Pass, epo
 class VolumeTarget:
     """A Target. step: told of everything that a crash may follow."""
 
-    def __init__(self, name: str, step: Step = lambda name: None) -> None:
+    def __init__(self, name: str, step: Step = lambda name: None, clock: Clock = SYSTEM_CLOCK) -> None:
         self._name = name
         self._step = step
+        self._clock = clock
         self._site: volfile.VolumeSite | None = None
         self._reached: GlusterVolume | None = None
         self._state: state.VolumeState | None = None
@@ -234,8 +236,8 @@ class VolumeTarget:
         space = reached.space()
         if full := _full(self._name, space):
             problems.append(full)
-        return Survey(rpc.PROTOCOL, gsync.__version__, platform.python_version(), os.geteuid(), time.time_ns(), kind,
-                      problems, self._busy(), space.free, space.inodes, "glusterfs", [], reached.id)
+        return Survey(rpc.PROTOCOL, gsync.__version__, platform.python_version(), os.geteuid(), self._clock.now(),
+                      kind, problems, self._busy(), space.free, space.inodes, "glusterfs", [], reached.id)
 
     def _busy(self) -> str:
         """Which session works there now by way of this host, "" if none does."""
@@ -265,7 +267,7 @@ class VolumeTarget:
         kept.check_epoch(asked.epoch)
         unclean = kept.fact("clean") == 0
         operations = VolumeOperations(volume, kept, asked.adopt, asked.delete_retention, self._step, self._pass.look,
-                                 asked.leave)
+                                 asked.leave, self._clock)
         kept.facts.update({kept.key("epoch"): asked.epoch, "clean": 0, "session": asked.session})
         kept.begin()
         operations.recover()
@@ -321,7 +323,8 @@ class VolumeTarget:
         reached = self._volume
         if reached.node(_IDENTITY) is None:
             reached.make(limbo.STATE, b"identity", _IDENTITY, stat.S_IFREG | 0o600)
-        identity = {"format": _FORMAT, "volume": volume, "volume_name": volume_name, "created": int(time.time())}
+        identity = {"format": _FORMAT, "volume": volume, "volume_name": volume_name, "created":
+                    self._clock.now() // NS}
         file = reached.open(_IDENTITY, write=True)
         try:
             file.pwrite(json.dumps(identity).encode() + b"\n", 0)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -128,10 +127,10 @@ class DataSetContext:
     def down(self, down: Down) -> None:
         """Something is down: noted with the time since when, and told once it has lasted."""
         row = self.db.set_row(self.dataset.name)
-        since = row.down_since if row is not None and row.down_since else time.time_ns()
+        since = row.down_since if row is not None and row.down_since else self.db.transfers.clock.now()
         _log.warning("unavailable", set=self.dataset.name, what=down.what, why=down.reason)
         told = row is not None and row.down_told
-        if not told and time.time_ns() - since >= self.settings.alerts.down_after * NS:
+        if not told and self.db.transfers.clock.now() - since >= self.settings.alerts.down_after * NS:
             self.alarm.tell("down", f"{self.dataset.name}: {down.what}", down.reason)
             told = True
         self.db.change_set(self.dataset.name, down_since=since, down_what=down.reason, down_told=told, note="")
@@ -144,7 +143,7 @@ class DataSetContext:
             if row.down_told:
                 self.alarm.tell("recovered", f"{self.dataset.name}: {what}", f"it was down: {row.down_what}")
         self.db.change_set(self.dataset.name, down_since=0, down_what="", down_told=False, note=note,
-                            looked=time.time_ns())
+                            looked=self.db.transfers.clock.now())
 
     # units
 

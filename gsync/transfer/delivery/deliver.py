@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -96,7 +95,7 @@ class DataSetDelivery:
                 if new:
                     self._find_new()
                     for row in self._db.in_state(self.dataset.name, (UnitState.WAITING,)):
-                        if row.not_before <= time.time_ns():
+                        if row.not_before <= self._db.transfers.clock.now():
                             self._bring(row, done)
                 self._late.fetch(done)
             self._context.up("source", note)
@@ -263,7 +262,7 @@ class DataSetDelivery:
             self._context.set_back(row)
             row = self._context.fresh(row)
         tries = row.tries + 1
-        comparison = self._retry.judge(exc.category, tries, time.time_ns())
+        comparison = self._retry.judge(exc.category, tries, self._db.transfers.clock.now())
         _log.warning("a unit failed", set=self.dataset.name, unit=row, tries=tries, error=exc)
         with suppress(KilledByOrder):
             if comparison.again is not None:

@@ -16,10 +16,10 @@ import os
 import secrets
 import stat
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
+from gsync.base.clock import SYSTEM_CLOCK, Clock
 from gsync.base.errors import UsageError
 from gsync.base.fate import STORE
 from gsync.base.fsid import open_beneath, syncfs
@@ -53,10 +53,11 @@ class DirStore:
 
     kind = "dir"
 
-    def __init__(self, root: bytes, name: str = "", url: str = "") -> None:
+    def __init__(self, root: bytes, name: str = "", url: str = "", clock: Clock = SYSTEM_CLOCK) -> None:
         self.name = name or shown(root)
         self.url = url or os.fsdecode(root)
         self._root = root
+        self._clock = clock
         self._caps = Caps(root=os.geteuid() == 0, chown=os.geteuid() == 0, trusted=os.geteuid() == 0)
         self._local = threading.local()
         self._swept: set[tuple[int, int]] = set()
@@ -213,7 +214,7 @@ class DirStore:
             if name.startswith(PART):
                 with contextlib.suppress(FileNotFoundError):
                     old = os.stat(name, dir_fd=folder, follow_symlinks=False)
-                    if old.st_mtime_ns < time.time_ns() - _OLD_PART and old.st_ctime_ns < time.time_ns() - _OLD_PART:
+                    if max(old.st_mtime_ns, old.st_ctime_ns) < self._clock.now() - _OLD_PART:
                         os.unlink(name, dir_fd=folder)
 
     # other entries
