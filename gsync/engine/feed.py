@@ -47,7 +47,7 @@ def restart_position(stime: int) -> int:
 
 
 class Feed:
-    """Reads on from a position (ns, always the end of a slice that was read)."""
+    """Lists the changelogs after a position (ns, always the end of a slice that was read)."""
 
     def __init__(self, history: History, batch_size: int) -> None:
         self._history, self._batch_size = history, batch_size
@@ -55,7 +55,7 @@ class Feed:
     def take(self, position: int, complete_up_to: int | None) -> Portion:
         """Whole changelogs after position, up to the batch size and at least one. HistoryGap if some are missing.
 
-        complete_up_to is what the recorder said before: what it covers is listed now.
+        complete_up_to is what the recorder said before; the changelogs up to then are listed now.
         """
         changelogs: list[Changelog] = []
         size = 0

@@ -82,7 +82,7 @@ class Fill:
         keep: list[Dirty] = []
         for row in page:
             if row.tries > MAX_TRIES:
-                self._give_up(row, errno.ELOOP, "the name does not settle")
+                self._give_up(row, errno.ELOOP, "the name keeps changing")
             else:
                 keep.append(row)
         return keep
@@ -194,7 +194,7 @@ class Fill:
         rows = self._db.names(NameState.BLOCKED, PAGE)
         if self._stuck > MAX_STUCK:
             for row in rows:
-                self._give_up(row, errno.ENOENT, "its parent directory does not come to be at the slave")
+                self._give_up(row, errno.ENOENT, "its parent directory never appeared at the slave")
             return
         if self._stuck > 1:  # what the recorder does not know yet may be missing in a chain
             self._wait(self._clock.now())

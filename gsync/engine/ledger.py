@@ -2,7 +2,7 @@
 
 A row is about a name (its inode never got there) or about a gfid (its data or attributes are stale). The stime may
 pass a row, because `status` counts it. A row goes when a later batch, which tries it again with growing pauses,
-had no trouble with it. A held delete is a name that the master has no more and the slave keeps until somebody
+had no trouble with it. A held delete is a name that the master no longer has and the slave keeps until somebody
 approves.
 """
 
@@ -86,7 +86,7 @@ class Ledger:
         return self._rows("WHERE tried=1")
 
     def settle(self) -> None:
-        """The batch is committed: rows that it tried and that did not fail again are mended."""
+        """The batch is committed: rows that it tried and that did not fail again are resolved."""
         with self._db.atomic():
             self._db.execute("DELETE FROM failures WHERE tried=1")
             self._db.execute("DELETE FROM held WHERE tried=1")
@@ -168,8 +168,8 @@ class Ledger:
 class SharedLedger(Ledger):
     """The ledger of a worker of several that take over from each other: a file per epoch in the folder.
 
-    A frozen worker may be in the middle of a transaction and hold SQLite's lock for ever. So the next one goes on with
-    a copy, made when the slave takes nothing from the older one any more: what that writes then is of no account.
+    A frozen worker may hold SQLite's lock for ever, in the middle of a transaction. So the next worker continues with a
+    copy, made once the slave refuses the older worker: what that one writes afterwards does not count.
     """
 
     def __init__(self, folder: str) -> None:
@@ -177,11 +177,11 @@ class SharedLedger(Ledger):
         self._folder = folder
 
     def rest(self) -> None:
-        """While another worker is at it."""
+        """Another worker is active: let go of the file."""
         self._reopen(":memory:")
 
     def begin(self, epoch: int) -> None:
-        """Go on where the one before was. To be called once the slave knows the epoch; Transient."""
+        """Continue with the ledger of the worker before, once the slave knows the epoch. Transient."""
         path = os.path.join(self._folder, f"ledger.{epoch}.db")
         before = ledger_epochs(self._folder)
         try:
@@ -195,13 +195,13 @@ class SharedLedger(Ledger):
             raise Transient(f"the ledger on the meta volume: {exc}") from exc
 
     def _reopen(self, path: str) -> None:
-        db = _connect(path, wal=False)  # of write-ahead logs other nodes see nothing
+        db = _connect(path, wal=False)  # other nodes cannot see a write-ahead log
         self._db.close()
         self._db = db
 
 
 def ledger_epochs(folder: str) -> list[int]:
-    """The epochs of which there are ledgers in the folder of a SharedLedger."""
+    """The epochs that have a ledger in the folder of a SharedLedger."""
     return sorted(int(match[1]) for name in os.listdir(folder)
                   if (match := re.fullmatch(r"ledger\.([0-9]+)\.db", name)))
 
@@ -218,10 +218,10 @@ def _copy(old: str, new: str) -> None:
                     os.unlink(new + ".new" + end)
         if _versions(old) == before:
             break
-        time.sleep(_COPY_AGAIN)  # its worker has not noticed yet that it is not the active one any more
+        time.sleep(_COPY_AGAIN)  # its worker has not noticed yet that it is no longer the active one
     else:
-        raise OSError(f"{old}: changes all the time")
-    db = Database.open(new + ".new", wal=False, synchronous="FULL")  # takes back what was begun and not committed
+        raise OSError(f"{old}: keeps changing")
+    db = Database.open(new + ".new", wal=False, synchronous="FULL")  # rolls back what was not committed
     try:
         if db.execute("PRAGMA quick_check").fetchone()[0] != "ok":
             raise sqlite3.DatabaseError(f"{old} is damaged")

@@ -1,6 +1,6 @@
-"""The choice of the engine: by the sync-method, and for `auto` per file.
+"""Chooses the engine: by the sync-method, and for `auto` per file.
 
-`auto` gives rsync the long files that the slave has already, for its delta transfer, and the stream everything else.
+`auto` gives large files that the slave already has to rsync, for its delta transfer, and everything else to the stream.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DELTA_FROM = 4 << 20  # bytes; below, starting rsync costs more than it can save
 
 
 class AutoEngine:
-    """An Engine over two others. make_rsync: None where rsync cannot be used, or would not pay."""
+    """An Engine over two others. make_rsync: None where rsync cannot be used, or saves nothing."""
 
     direct = True
 
@@ -43,7 +43,7 @@ class AutoEngine:
             self._rsync.move(delta, report)
 
     def _size(self, request: FileRequest) -> int:
-        """The present length; 0 if it cannot be told, the stream says why then."""
+        """The present size; 0 if it is unknown: the stream then reports why."""
         with suppress(OSError):
             fd, st = self._source.open(request.gfid)
             os.close(fd)
@@ -66,10 +66,10 @@ class AutoEngine:
 
 def engine_maker(method: str, link: Link, client: SlaveClient, source: Source, epoch: int,
                  rsync: RsyncSettings | None = None) -> Callable[[Flow], Engine]:
-    """What a Syncer makes its engines with. method: rsync, tarssh or auto. With rsync no 'D' requests may be given."""
+    """A maker of engines for a Syncer. method: rsync, tarssh or auto. rsync takes no 'D' requests."""
     if method == "rsync" and link.slave.is_volume:
-        raise SlaveError(f"slave {link.slave}: sync-method rsync does not go to a GlusterFS volume, where it was seen "
-                         f"to leave files empty and say nothing: use auto or tarssh")
+        raise SlaveError(f"slave {link.slave}: sync-method rsync cannot write to a GlusterFS volume, where rsync "
+                         f"can silently leave files empty; use auto or tarssh")
 
     def make_rsync(flow: Flow) -> Engine:
         return RsyncEngine(link, client, source, epoch, flow, rsync)

@@ -1,4 +1,4 @@
-"""What is to be moved, on its way from the worker to the syncer threads: bounded, and nobody polls."""
+"""Requests on their way from the worker to the syncer threads: a bounded queue that nobody polls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class FileRequest(NamedTuple):
     """Move one file's data.
 
     place: 'N' a new file, to limbo; 'D' a new file straight to (dirgfid, bname) in an unattached directory; 'P' into
-    the inode that the slave has. size is what was last seen: a hint for the choice of the engine and for bounds.
+    the inode that the slave has. size: the last known size, a hint for choosing the engine and for bounds.
     """
 
     gfid: Gfid
@@ -24,8 +24,8 @@ class FileRequest(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What became of one request. errno 0: the slave has it (not yet durable). `bytes` is the length of what was moved.
-    `changed`: the source changed meanwhile, so it has to be looked at again."""
+    """The result of one request. errno 0: the slave has the file (not yet durable). `bytes`: how many were sent.
+    `changed`: the source changed meanwhile, so the file has to be looked at again."""
 
     request: FileRequest
     errno: int
@@ -35,13 +35,13 @@ class Result(NamedTuple):
 
 
 class Closed(Exception):
-    """The box takes and gives no more."""
+    """The box is closed."""
 
 
 class PostBox:
-    """Requests wait here. `append` blocks while the box is full, `take` while it is empty.
+    """A queue of requests. `append` blocks while it is full, `take` while it is empty.
 
-    A thread takes what is there, up to its fair share: with more, one thread would carry all while others idle.
+    A thread takes at most its fair share; otherwise one thread would do all the work while the others idle.
     """
 
     def __init__(self, capacity: int, capacity_bytes: int, share: int) -> None:
@@ -54,8 +54,8 @@ class PostBox:
         self._filled = threading.Condition(lock)
 
     def append(self, *requests: FileRequest) -> None:
-        """Put requests in, each once there is room; Closed if the box is, or gets, closed. One that alone is larger
-        than the box is taken when the box is empty."""
+        """Add requests, each as soon as there is room. A request larger than the box is accepted when the box is empty.
+        Closed if the box is closed, or gets closed."""
         with self._room:
             for request in requests:
                 while not self._closed and self._requests and (
@@ -69,7 +69,7 @@ class PostBox:
             self._filled.notify_all()
 
     def take(self, wait: bool = True) -> list[FileRequest]:
-        """What is in the box, up to a share; with `wait` at least one. Closed once the box is closed."""
+        """Take requests, up to a share; with `wait`, at least one. Closed once the box is closed."""
         with self._filled:
             while wait and not self._requests and not self._closed:
                 self._filled.wait()
@@ -86,7 +86,7 @@ class PostBox:
             return box
 
     def close(self) -> None:
-        """Take and give no more: everyone who waits gets Closed, and so does everyone who comes."""
+        """Close the box: every waiting and every later call raises Closed."""
         with self._room:
             self._closed = True
             self._requests.clear()

@@ -1,4 +1,4 @@
-"""The rsync engine: delta transfer, for long files that the slave has already.
+"""The rsync engine: delta transfer for large files that the slave already has.
 
 rsync reads from a folder of symlinks to /proc/<pid>/fd/<n>, so the inodes that were opened and checked are what is
 sent, whatever happens to names meanwhile; it writes to limbo/link/<gfid>: new files, which the agent takes from there,
@@ -38,7 +38,7 @@ _MOST_FILES = 256  # open at once
 _TIED = ("import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); parent = int(sys.argv[1]); "
          "os.getppid() == parent or os._exit(30); os.execvp(sys.argv[2], sys.argv[2:])")
 
-_LOOK = 0.25  # seconds between two looks whether to pause, or to go at another rate
+_LOOK = 0.25  # seconds between two checks for a pause or a new rate
 
 _PARTIAL = (23, 24)  # some files failed, or were gone
 _LINK = (10, 12, 14, 20, 30, 35, 255)  # socket, protocol stream, IPC, signals, timeouts, ssh
@@ -46,21 +46,21 @@ _LINK = (10, 12, 14, 20, 30, 35, 255)  # socket, protocol stream, IPC, signals, 
 
 @dataclass(frozen=True)
 class RsyncSettings:
-    """What the user has a say in: the program (of this host), further options, and whether to log what each transfer
-    came to."""
+    """What the user can set: the program on this host, more options, and whether to log the statistics of each
+    transfer."""
 
     command: str = "rsync"
     options: tuple[str, ...] = ()
     log: bool = False
 
     def there(self) -> bool:
-        """Whether there is such a program."""
+        """Whether the program exists."""
         return shutil.which(self.command) is not None
 
 
 def rsync_argv(command: str, reach: Sequence[bytes], source: bytes, rate: float | None, sparse: bool, noatime: bool,
                extra: Sequence[str]) -> list[bytes]:
-    """rsync from the folder of symlinks to limbo; the list of files comes on its stdin."""
+    """The command line: from the folder of symlinks to limbo; rsync reads the list of files from stdin."""
     argv = [os.fsencode(command), b"-L", b"--inplace", b"--ignore-times", b"--files-from=-", b"--from0",
             b"--no-relative", b"--no-protect-args", b"--stats", b"--no-human-readable"]
     if sparse:
@@ -103,13 +103,13 @@ class _File:
 
 
 class _OtherRate(Exception):
-    """The rate that holds is not the one that rsync was started with."""
+    """The rate has changed since rsync was started."""
 
 
 class RsyncEngine:
     """An Engine that runs rsync once or twice per box. SlaveError if there is no rsync here or there.
 
-    A pause stops it, and one that is under way when the rate changes begins again where it was.
+    A pause stops rsync. When the rate changes, a running transfer is restarted and resumes where it was.
     """
 
     direct = False
@@ -136,7 +136,7 @@ class RsyncEngine:
             report(self._move(box[start:start + self._files_at_once]))
 
     def flush(self, report: Report) -> None:
-        """Nothing is ever held back."""
+        """`move` reports everything."""
 
     def abort(self) -> None:
         with self._lock:
@@ -195,7 +195,7 @@ class RsyncEngine:
             raise
 
     def _look(self, file: _File) -> None:
-        """Note how the source is now."""
+        """Note the present state of the source."""
         file.st = self._source.fstat(file.fd)
         if file.request.place == "N":
             st, xattrs = file.st, self._source.xattrs(file.request.gfid, file.fd, file.st)
@@ -203,8 +203,8 @@ class RsyncEngine:
                                 xattrs)
 
     def _land(self, new: Sequence[_File], last: bool) -> list[_File]:
-        """Have the agent finish new files; those whose source changed, so that they must be sent again. Of a source
-        that keeps changing the last state that rsync got is taken, and reported as changed."""
+        """Have the agent finish new files; returns those whose source changed, so that they must be sent again. If a
+        source keeps changing, the last state that rsync got is taken and reported as changed."""
         rows = [LandedRow(file.meta, ANY_SIZE if last and file.changed() else file.st.st_size)
                 for file in new if file.meta is not None]
         again: list[_File] = []
@@ -212,12 +212,12 @@ class RsyncEngine:
             if err == errno.EAGAIN and not last and file.changed():
                 again.append(file)
             elif err:
-                file.fail(errno.EIO if err < 0 else err, "slave: it did not arrive" if err < 0 else
+                file.fail(errno.EIO if err < 0 else err, "slave: the file did not arrive" if err < 0 else
                           "slave: " + os.strerror(err))
         return again
 
     def _run(self, files: Sequence[_File]) -> None:
-        """Let rsync move these files; those that it could not move are marked."""
+        """Let rsync move these files; mark those that it could not move."""
         for sparse in (False, True):
             part = [file for file in files if file.sparse is sparse]
             if part:
@@ -235,7 +235,7 @@ class RsyncEngine:
         sent = re.search(r"^Total bytes sent: (\d+)", out, re.M)
         if self._settings.log:
             _log.info("rsync", files=len(files), **_performance(out))
-        self._flow.pay(int(sent[1]) if sent else 0)  # it has kept to a share; the streams beside it may have had all
+        self._flow.pay(int(sent[1]) if sent else 0)  # it kept to a share; others may have used all
         if status == 0:
             return
         if status not in _PARTIAL:
@@ -251,12 +251,12 @@ class RsyncEngine:
                     if err in SLAVE.full:
                         raise SlaveError(f"slave {self._link.slave}: {os.strerror(err)}")
                     by_name[name].fail(err, line)
-        if not blamed:  # it does not say which: none of them counts
+        if not blamed:  # rsync does not say which: all of them count as failed
             for file in files:
-                file.fail(errno.EIO, "; ".join(said[-2:]) or f"rsync ended with status {status}")
+                file.fail(errno.EIO, "; ".join(said[-2:]) or f"rsync exited with status {status}")
 
     def _rsync(self, names: bytes, sparse: bool) -> tuple[int, str, list[str]]:
-        """Run rsync, again whenever the rate has changed meanwhile: exit status, stdout, lines of stderr."""
+        """Run rsync, and again each time the rate changes: exit status, stdout, lines of stderr."""
         while True:
             try:
                 return self._rsync_at(self._flow.share, names, sparse)
@@ -289,7 +289,7 @@ class RsyncEngine:
         return process.returncode, out.decode("utf-8", "replace"), said
 
     def _watch(self, process: subprocess.Popen[bytes], share: float | None, names: bytes) -> tuple[bytes, bytes]:
-        """Feed and drain rsync to its end: it stands still in a pause, and is ended when the rate has changed."""
+        """Feed and drain rsync until it exits: a pause stops it, a new rate ends it."""
         given: bytes | None = names
         paused = False
         try:
@@ -300,7 +300,7 @@ class RsyncEngine:
                     given = None  # it is kept
                 if self._flow.paused() != paused:
                     paused = not paused
-                    # The sender alone: what it has started must not stay stopped for ever if we are killed now.
+                    # Only the sender: its children must not stay stopped for ever if we are killed now.
                     process.send_signal(signal.SIGSTOP if paused else signal.SIGCONT)
                 elif not paused and self._flow.share != share:
                     process.terminate()
@@ -311,8 +311,8 @@ class RsyncEngine:
                 process.send_signal(signal.SIGCONT)
 
     def _error(self, status: int, said: Sequence[str]) -> GsyncError:
-        """What it means that rsync as a whole failed."""
-        words = "; ".join(said[-3:]) or f"rsync ended with status {status}"
+        """The error for an rsync that failed as a whole."""
+        words = "; ".join(said[-3:]) or f"rsync exited with status {status}"
         for line in said:
             number = re.search(r"\((\d+)\)$", line)
             if number and int(number[1]) in SLAVE.full:
@@ -325,7 +325,7 @@ class RsyncEngine:
 
 
 def _performance(out: str) -> dict[str, int]:
-    """What --stats says, in bytes."""
+    """The figures of --stats, in bytes."""
     words = {"size": "Total transferred file size", "literal": "Literal data", "matched": "Matched data",
              "sent": "Total bytes sent", "received": "Total bytes received"}
     found = ((key, re.search(rf"^{word}: (\d+)", out, re.M)) for key, word in words.items())

@@ -1,7 +1,7 @@
 """The threads that move file data: each takes what is in the PostBox and moves it with an engine of its own.
 
-Promise: every request sent gets exactly one result, or `results` raises. One bad file hurts no other. A broken link
-or a slave that cannot take data ends all threads; the error comes out of `send` and `results`.
+Promise: every request sent gets exactly one result, or `results` raises. One bad file does not affect the others. If
+the link breaks or the slave can take no data, all threads end, and `send` and `results` raise the error.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _log = get_logger(__name__)
 
 CAPACITY = 16384  # requests in the box
 CAPACITY_BYTES = 128 << 20
-SHARE = 4096  # requests of one box: the fuller, the cheaper is the slave's index for each
-VOLUME_SHARE = 100  # to a volume, which has no index and takes much longer for each: all receivers have to get some
+SHARE = 4096  # requests per box: the more, the less the slave's index costs for each
+VOLUME_SHARE = 100  # to a volume, which has no index and takes much longer for each: every receiver must get some
 _PATIENCE = 0.5
 
 
@@ -44,15 +44,15 @@ class Syncer:
             thread.start()
 
     def send(self, *requests: FileRequest) -> None:
-        """Have requests moved; blocks while too much is waiting. Raises what ended the syncer."""
+        """Queue requests; blocks while too many are waiting. Raises the error that ended the syncer."""
         try:
             self._postbox.append(*requests)
         except Closed:
             self._raise()
 
     def results(self, wait: bool) -> list[Result]:
-        """The results that have come since the last call; with `wait`, half a second is given to the first of them, so
-        that the caller can look at other things too. Raises what ended the syncer."""
+        """The results since the last call. With `wait`, wait up to half a second for the first, so that the caller can
+        do other things too. Raises the error that ended the syncer."""
         with self._news:
             if wait and not self._results and not self._closed:
                 self._news.wait(_PATIENCE)
@@ -62,7 +62,7 @@ class Syncer:
             return results
 
     def close(self) -> None:
-        """Stop now: what is under way is broken off. Returns when all threads have ended."""
+        """Stop now and abort transfers under way. Returns when all threads have ended."""
         self._end(None)
         for thread in self._threads:
             thread.join()
@@ -79,7 +79,7 @@ class Syncer:
             self._news.notify_all()
 
     def _end(self, error: BaseException | None) -> None:
-        """Close everything; the first error is the one that is told."""
+        """Close everything; the first error is the one that is raised."""
         with self._news:
             first = not self._closed
             self._closed = True
@@ -97,7 +97,7 @@ class Syncer:
             self._serve()
         except (Closed, Stopped):
             pass
-        except Exception as exc:  # noqa: BLE001 a thread's top: it comes home with `results`
+        except Exception as exc:  # noqa: BLE001 a thread's top: `results` raises it
             if not isinstance(exc, GsyncError) and not self._closed:
                 _log.error("a syncer thread failed", error=repr(exc))
             self._end(exc)
@@ -109,7 +109,7 @@ class Syncer:
                 if self._closed:
                     return
                 self._engines.append(engine)
-            out = False  # whether the engine may hold results back
+            out = False  # whether the engine may still have results to report
             while True:
                 box = self._postbox.take(wait=not out)
                 if box:

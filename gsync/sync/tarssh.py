@@ -1,7 +1,7 @@
 """The stream engine: whole files as one stream to a receiver at the slave (format: gsync/link/stream.py).
 
-Small files are read whole and leave in big writes; long ones go by sendfile, hole by hole. A box may still be on its
-way while the next one is being sent; its results come with the receiver's answer.
+Small files are read whole and sent in big writes; large ones are sent with sendfile, holes left out. The next box is
+sent while one is still on its way; its results come with the receiver's answer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _WRITE = 256 << 10  # bytes gathered before they are written
 _READ = 128 << 10  # an extent up to this is read and gathered instead of sent by itself
 _LIMITED_PIECE = 256 << 10  # longest extent under a rate limit
 _AT_ONCE = 1 << 20  # what one sendfile sends: a pause waits for it
-_LOOK = 128 << 10  # what is looked at for being zeros
+_LOOK = 128 << 10  # bytes checked for zeros at once
 _TRIES = 3
 _BOXES_OUT = 2
 _BLOCK = 4096  # not sparse, whatever its count of blocks says
@@ -59,7 +59,7 @@ class StreamEngine:
         self._flow = flow
         self._out = deque[_Box]()
         self._boxes = 0
-        self._gathered: list[bytes] = []  # what goes out with the next write
+        self._gathered: list[bytes] = []  # goes out with the next write
         self._size = 0
         self._gather(stream.encode_hello(epoch, ticket))
         self._ready = False
@@ -135,7 +135,7 @@ class StreamEngine:
             raise slave_wide
 
     def _lost(self) -> GsyncError:
-        """The link broke while writing: the reason may be among the answers."""
+        """The error after the link broke while writing: the answers may tell the reason."""
         while (answer := self._answers.get()) is not None:
             if "error" in answer:
                 return error_of(self._link.slave, answer["error"])
@@ -188,11 +188,11 @@ class StreamEngine:
             os.close(fd)
 
     def _xattrs(self, fd: int, st: os.stat_result, request: FileRequest) -> bytes:
-        """The xattrs that go along, encoded; b"" with data alone."""
+        """The encoded xattrs to send; b"" if only data is sent."""
         if request.place == "P":
             return b""
         if request.place == "D" and st.st_nlink > 1:
-            raise OSError(errno.EMLINK, "it has other names too")
+            raise OSError(errno.EMLINK, "the file has other names too")
         xattrs = self._source.xattrs(request.gfid, fd, st)
         if not xattrs:
             return b""
@@ -202,7 +202,7 @@ class StreamEngine:
         return blob
 
     def _send_short(self, fd: int, st: os.stat_result, request: FileRequest, box: _Box, last: bool) -> bool:
-        """Send a file in one piece. If it changed while it was read nothing is sent, unless this is the last try."""
+        """Send a file in one piece. If it changed while it was read, send nothing, except on the last try."""
         xattrs = self._xattrs(fd, st, request)
         data = _read(fd, st.st_size)
         changed = self._source.changed(fd, st)
@@ -213,7 +213,7 @@ class StreamEngine:
         return True
 
     def _send_long(self, fd: int, st: os.stat_result, request: FileRequest, box: _Box) -> bool:
-        """Send a file extent by extent; False if it shrank, so that what was sent does not count."""
+        """Send a file extent by extent; False if it shrank, so that what was sent is void."""
         size = st.st_size
         self._gather(_header(request, st, self._xattrs(fd, st, request), size, 0))
         box.items.append(None)
@@ -237,7 +237,7 @@ class StreamEngine:
         return False
 
     def _send_extent(self, fd: int, offset: int, length: int) -> None:
-        """Send one extent; _Torn, after padding, if the source does not hold it (any more)."""
+        """Send one extent; _Torn, after padding, if the source no longer has it."""
         if length <= _READ:
             data, cause = b"", None
             try:
@@ -301,7 +301,7 @@ def _header(request: FileRequest, st: os.stat_result, xattrs: bytes, size: int, 
 
 
 class _Torn(Exception):
-    """The source does not hold what it promised: it shrank, or cannot be read (then `cause` says why)."""
+    """The source is shorter than announced, or cannot be read (then `cause` says why)."""
 
     def __init__(self, cause: OSError | None) -> None:
         super().__init__(cause)
@@ -331,7 +331,7 @@ def _pieces(offset: int, end: int, longest: int) -> Iterator[tuple[int, int]]:
 
 
 def _extents(fd: int, size: int, longest: int) -> Iterator[tuple[int, int]]:
-    """(offset, length) of what is no hole, as far as `size`."""
+    """(offset, length) of everything that is not a hole, up to `size`."""
     at = 0
     while at < size:
         try:
@@ -348,7 +348,7 @@ def _extents(fd: int, size: int, longest: int) -> Iterator[tuple[int, int]]:
 
 
 def _not_zero(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """The same for a source that does not tell where its holes are."""
+    """The same for a source that does not report its holes."""
     for offset, length in _pieces(0, size, _LOOK):
         try:
             data = _read(fd, length, offset)

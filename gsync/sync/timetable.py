@@ -1,8 +1,8 @@
 """The bandwidth limit: one rate, or rates by the day of the week and the time of day.
 
-Text: entries separated by `;`, each `[DAYS] [HH:MM-HH:MM] RATE`; the last one that fits the moment holds. RATE is a
-number of bytes per second such as 500K or 10M, 0 is no limit; DAYS such as Mon-Fri or Sat,Sun; times are local, and a
-span over midnight belongs to the day on which it begins. `0; Mon-Fri 08:00-18:00 10M` limits office hours.
+Text: entries separated by `;`, each `[DAYS] [HH:MM-HH:MM] RATE`; the last one that matches the moment applies. RATE
+is a number of bytes per second such as 500K or 10M, 0 is no limit; DAYS such as Mon-Fri or Sat,Sun; times are local, a
+range over midnight belongs to the day on which it begins. `0; Mon-Fri 08:00-18:00 10M` limits office hours.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class RateWindow:
 
 @dataclass(frozen=True)
 class Timetable:
-    """What holds when; without any entry that fits there is no limit."""
+    """The limit at each moment; without a matching entry there is none."""
 
     entries: tuple[RateWindow, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> Timetable:
-        """ValueError saying which part is wrong."""
+        """Parse the text. ValueError names the part that is wrong."""
         return cls(tuple(_entry(part) for part in text.split(";") if part.strip()))
 
     @property
@@ -75,11 +75,11 @@ def _entry(text: str) -> RateWindow:
 def _times(text: str) -> tuple[int, int]:
     match = _TIMES.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!r} is not a span of time such as 08:00-18:00")
+        raise ValueError(f"{text!r} is not a time range such as 08:00-18:00")
     hours, minutes = (int(match[1]), int(match[3])), (int(match[2]), int(match[4]))
     start, end = (hour * 60 + minute for hour, minute in zip(hours, minutes, strict=True))
     if max(minutes) > 59 or start >= _DAY or end > _DAY or start == end:
-        raise ValueError(f"{text!r} is not a span of time such as 08:00-18:00")
+        raise ValueError(f"{text!r} is not a time range such as 08:00-18:00")
     return start, end
 
 
@@ -89,5 +89,5 @@ def _days(text: str) -> range | list[int]:
         begin = _DAYS.index(first[:3] if len(first) >= 3 else first)
         end = _DAYS.index(last[:3] if len(last) >= 3 else last) if dash else begin
     except ValueError:
-        raise ValueError(f"{text!r} is neither a day such as Mon nor days such as Mon-Fri") from None
+        raise ValueError(f"{text!r} is neither a day such as Mon nor a range of days such as Mon-Fri") from None
     return range(begin, end + 1) if begin <= end else [*range(begin, 7), *range(end + 1)]

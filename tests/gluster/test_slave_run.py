@@ -263,8 +263,8 @@ def test_what_cannot_be_a_slave_is_said_in_one_line(host: SlaveHost, ssh_config:
                                         "sync-method=rsync"), env=place.env, stdin=subprocess.DEVNULL,
                              capture_output=True, text=True, check=False)
     assert created.returncode == 2
-    assert "sync-method rsync does not go to a GlusterFS volume" in created.stderr
-    assert "sync-method rsync does not go to a GlusterFS volume" in said("s::norsync", "--sync-method", "rsync")
+    assert "sync-method rsync cannot write to a GlusterFS volume" in created.stderr
+    assert "sync-method rsync cannot write to a GlusterFS volume" in said("s::norsync", "--sync-method", "rsync")
     created = subprocess.run(place.argv("create", place.master, "s::neither", "-o", f"ssh-config={ssh_config}"),
                              env=place.env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     assert created.returncode == 4
