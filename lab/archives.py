@@ -1,4 +1,4 @@
-"""An archive for tests: a tree, a vault, a state folder, and the gsync command as a process or called here."""
+"""An archive for tests: a tree, a vault, a state directory, and the gsync command as a process or called here."""
 
 from __future__ import annotations
 

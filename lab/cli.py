@@ -1,4 +1,4 @@
-"""The gsync command called in this process, with a state folder of its own."""
+"""The gsync command called in this process, with a state directory of its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gsync.state.home import Home
 
 
 class Cli:
-    """Calls gsync with a state folder of its own."""
+    """Calls gsync with a state directory of its own."""
 
     def __init__(self, folder: Path, capture: pytest.CaptureFixture[str]) -> None:
         self.home = Home(str(folder / "home"))

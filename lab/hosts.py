@@ -153,7 +153,7 @@ def sshd_on(host: Host, folder: Path) -> Iterator[Path]:
 
 
 class Node(Place):
-    """A host with a state folder of its own, that replicates what all nodes of its site do."""
+    """A host with a state directory of its own, that replicates what all nodes of its site do."""
 
     def __init__(self, site: Path, host: Host, settings: str) -> None:
         folder = site / host.name

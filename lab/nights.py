@@ -39,7 +39,7 @@ def night_of(days_ago: int) -> str:
 
 
 class Nights:
-    """A source, staging, a destination, a vault and a state folder below one folder. `args` go with each command."""
+    """A source, staging, a destination, a vault and a state directory below one folder. `args` go with each command."""
 
     def __init__(self, folder: Path, *, source: str = "", name: str = "raw") -> None:
         self.folder = folder

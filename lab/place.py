@@ -1,4 +1,4 @@
-"""A master, a slave and a state folder in one folder, and the real `gsync` command on them."""
+"""A master, a slave and a state directory in one folder, and the real `gsync` command on them."""
 
 from __future__ import annotations
 

@@ -260,7 +260,7 @@ def index_manual(shown: Sequence[Command]) -> str:
 def settings_manual(rows: Sequence[Row]) -> str:
     text = (_head("gsync.conf", 5, "settings of gsync") + ".SH DESCRIPTION\n" + _roff(
         "Settings have the form `name = value`, below a line `[gsync]`. The files are /etc/gsync/gsync.conf, "
-        "gsync.conf in the state folder, and gsync.conf in a session's folder; the later one wins. `gsync config` "
+        "gsync.conf in the state directory, and gsync.conf in a session's folder; the later one wins. `gsync config` "
         "reads and changes them.") + ".SH SETTINGS\n")
     for row in rows:
         facts = "; ".join(f"{key}: {value}" for key, value in _facts(row, str))

@@ -85,5 +85,5 @@ DISK = Side(
     away=frozenset({errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.EIO}),
     passing=frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM}))
 
-# The state folder.
+# The state directory.
 STATE = Side()

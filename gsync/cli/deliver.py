@@ -228,7 +228,7 @@ def _ordered(what: str, config: str, nights: list[str], dry_run: bool, kill_file
 
 def _plan(config: str, backups: bool, json: bool, state: str | None, only: str = "", groups: list[bytes] | None = None
           ) -> int:
-    """Print what would be done. Nothing is written, not even a state folder."""
+    """Print what would be done. Nothing is written, not even a state directory."""
     from gsync.cli.output import path_shown, print_json, print_table
     from gsync.state.home import Home
     from gsync.transfer.delivery.rounds import Rounds

@@ -81,7 +81,7 @@ def check_apart(volume: Volume, slave: Slave, home: Home) -> None:
         if _is_within(path, brick.path) or _is_within(brick.path, path):
             raise UsageError(f"slave {_shown(path)} and brick {_shown(brick.path)} of the master lie in each other")
     if _is_within(home.path, path):
-        raise UsageError(f"state folder {_shown(home.path)} lies inside the slave {_shown(path)}; "
+        raise UsageError(f"state directory {_shown(home.path)} lies inside the slave {_shown(path)}; "
                          "choose another one with --state")
 
 

@@ -1,4 +1,4 @@
-"""The format version of a state folder, in its file `format`: migrates an older folder and refuses a newer one.
+"""The format version of a state directory, in its file `format`: migrates an older folder and refuses a newer one.
 
 Promise: if killed at any moment, the next start repeats the migration and loses nothing. The steps handle files as
 those versions wrote them and use no code that a later version may change.
@@ -23,7 +23,7 @@ _log = get_logger(__name__)
 
 
 def check(path: str, step: Callable[[str], None] = lambda name: None) -> None:
-    """Migrate the state folder to VERSION; fine if it does not exist yet. Calls `step` before each durable step.
+    """Migrate the state directory to VERSION; fine if it does not exist yet. Calls `step` before each durable step.
 
     UsageError: a newer gsync made it, or it cannot be read or migrated. LockedError: one of its sessions is running.
     """
@@ -32,22 +32,22 @@ def check(path: str, step: Callable[[str], None] = lambda name: None) -> None:
         if version is None or version == VERSION:
             return
         if version > VERSION:
-            raise UsageError(f"state folder {path}: format {version} was made by a newer gsync; this one supports "
+            raise UsageError(f"state directory {path}: format {version} was made by a newer gsync; this one supports "
                              f"formats up to {VERSION}: use the newer gsync, or another folder with --state")
         _migrate(path, step)
     except OSError as exc:
         where = exc.filename if isinstance(exc.filename, str) else path
-        raise UsageError(f"state folder {path}: {where}: {exc.strerror}") from None
+        raise UsageError(f"state directory {path}: {where}: {exc.strerror}") from None
 
 
 def mark(path: str) -> None:
-    """Create a new state folder with its version, before anything else goes into it. UsageError."""
+    """Create a new state directory with its version, before anything else goes into it. UsageError."""
     try:
         if not os.path.lexists(_file(path)):
             make_dirs(path)
             replace_file(_file(path), b"%d\n" % VERSION)
     except OSError as exc:
-        raise UsageError(f"state folder {path}: {exc.strerror}; choose another one with --state or $GSYNC_HOME") \
+        raise UsageError(f"state directory {path}: {exc.strerror}; choose another one with --state or $GSYNC_HOME") \
             from None
 
 
@@ -98,7 +98,7 @@ def _from_1(path: str, step: Callable[[str], None]) -> None:
             pid = Lock(os.path.join(folder, lock), name).holder()
             if pid is not None:
                 raise LockedError(f"session {name}: runs with an older gsync, pid {pid}; stop it, so that the state "
-                                  f"folder {path} can be brought to format 2")
+                                  f"directory {path} can be brought to format 2")
         old.append((folder, values))
     for folder, values in old:
         text = "".join(f"{line}\n" for option, value in values.pop("options").items()

@@ -226,7 +226,7 @@ def same_tree(one: Volume, other: Volume) -> bool:
 
 
 class Home:
-    """The state folder: `path`, or the one that `default_path` names, migrated to the format of this gsync."""
+    """The state directory: `path`, or the one that `default_path` names, migrated to the format of this gsync."""
 
     def __init__(self, path: str | None = None) -> None:
         self.path = os.path.abspath(path or default_path(os.environ))
@@ -330,7 +330,7 @@ class Home:
 
 
 def default_path(environ: Mapping[str, str]) -> str:
-    """$GSYNC_HOME, else /var/lib/gsync for root, else the user's state folder."""
+    """$GSYNC_HOME, else /var/lib/gsync for root, else the user's state directory."""
     if environ.get("GSYNC_HOME"):
         return environ["GSYNC_HOME"]
     if os.geteuid() == 0:

@@ -6,7 +6,7 @@
         sent = gsync.send("result.dat", to=["tape:2024"], failover=["scratch"], register="default")
         print(sent.at, sent.pending, sent.failed)
 
-It works on the state folder's database; no daemon has to run for `send`, and `gsync queue run` does what is pending.
+It works on the state directory's database; no daemon has to run for `send`, and `gsync queue run` does what is pending.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Status:
 
 
 class Client:
-    """gsync's transfers, of the state folder `home` (default: $GSYNC_HOME, /var/lib/gsync, or the user's own).
+    """gsync's transfers, of the state directory `home` (default: $GSYNC_HOME, /var/lib/gsync, or the user's own).
 
     stores: the registry of named stores (add, all, check, ban, allow). One thread. Every method raises
     `gsync.base.errors.GsyncError`: UsageError for wrong arguments, StoreError for a store. looking: the folder is not

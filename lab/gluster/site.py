@@ -23,7 +23,7 @@ IGNORED = (b".gsync", b".trashcan")
 
 
 class GsyncNode(Place):
-    """A master node with a state folder of its own, and a monitor."""
+    """A master node with a state directory of its own, and a monitor."""
 
     def __init__(self, folder: Path, host: Node, ssh_config: Path) -> None:
         folder.mkdir()

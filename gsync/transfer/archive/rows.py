@@ -103,7 +103,7 @@ def _id_of(*names: bytes) -> str:
 
 
 class Archives:
-    """The archives of the state folder `home`, in its database. One object per thread. under: the transfer as which
+    """The archives of the state directory `home`, in its database. One object per thread. under: the transfer as which
     jobs run, if a worker of the queue begins them."""
 
     def __init__(self, transfers: Transfers, home: str, under: Transfer | None = None) -> None:

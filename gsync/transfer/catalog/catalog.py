@@ -6,7 +6,7 @@ Not here: when a block is due and what happens after an error (publish, send).
 
 A catalog is written as one word, for `--register` and in a request's record:
 
-    default                 the file catalog.db in gsync's state folder
+    default                 the file catalog.db in gsync's state directory
     sqlite:/PATH            an SQLite file, table `replicas`
     jsonl:/PATH             a file with one JSON object per line, appended
     command:PROGRAM ARG...  a program that reads the entries, one JSON object per line, from stdin; no shell
@@ -291,7 +291,7 @@ def parse_catalog(text: str) -> str:
 
 
 def open_catalog(text: str, home: str) -> Catalog:
-    """The catalog that a word names; `home`: gsync's state folder. UsageError."""
+    """The catalog that a word names; `home`: gsync's state directory. UsageError."""
     text = parse_catalog(text)
     kind, _, rest = text.partition(":")
     if text == "default":

@@ -232,8 +232,8 @@ _ELSEWHERE = {
     "hpss": "see vault, and `gsync store add` for hsi and htar",
     "hpss-status": "gsync asks the vault itself",
     "sleep": "see interval; with a unit, such as 1m",
-    "temporary": "gsync keeps what it has to remember in its state folder", "scratch": "gsync keeps what it has to "
-    "remember in its state folder",
+    "temporary": "gsync keeps what it has to remember in its state directory", "scratch": "gsync keeps what it has to "
+    "remember in its state directory",
     "ssh": "see ssh-config, which can name everything",
     "size": "the log file is kept to 10 MiB", "backups": "five older log files are kept",
     "to": "see mail-to in [alerts]",

@@ -35,7 +35,7 @@ LOCK = ".gsync-deliver.lock"
 
 
 def lock_of(dataset: DataSet) -> Lock:
-    """Held by the process that works on a data set: in its staging folder, whatever state folder it uses."""
+    """Held by the process that works on a data set: in its staging folder, whatever state directory it uses."""
     return Lock(os.path.join(dataset.staging, LOCK), f"gsync deliver of {dataset.name} ({dataset.staging})")
 
 

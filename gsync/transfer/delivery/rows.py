@@ -156,7 +156,7 @@ class Deliveries:
             if row is not None and row[1] != dataset.destination and db.execute(
                     "SELECT 1 FROM deliver_units WHERE dataset=?", (dataset.name,)).fetchone():
                 raise UsageError(f"data set {dataset.name}: a data set of this name delivers to {row[1]}, not to "
-                                 f"{dataset.destination}; use another name or another state folder (--state)")
+                                 f"{dataset.destination}; use another name or another state directory (--state)")
             db.execute("INSERT INTO deliver_sets (name, staging, destination) VALUES (?,?,?) ON CONFLICT (name) DO "
                        "UPDATE SET staging=excluded.staging, destination=excluded.destination",
                        (dataset.name, dataset.staging, dataset.destination))

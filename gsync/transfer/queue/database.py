@@ -62,8 +62,8 @@ class _File(Database):
 
 
 class QueueDatabase:
-    """The file in the state folder `home`, made if it is missing. looking: this process only reads; a missing file then
-    counts as empty and is not made. patience: seconds to wait for another writer."""
+    """The file in the state directory `home`, made if it is missing. looking: this process only reads; a missing
+    file then counts as empty and is not made. patience: seconds to wait for another writer."""
 
     def __init__(self, home: str, schema: str, version: int, *, looking: bool = False, clock: Clock = SYSTEM_CLOCK,
                  patience: float = PATIENCE) -> None:

@@ -70,7 +70,7 @@ _MUTABLE = {"size", "checksum", "tries", "not_before", "worker", "lease", "categ
 
 
 class Transfers(QueueDatabase):
-    """The database in the state folder `home`; looking, clock, patience: as for QueueDatabase."""
+    """The database in the state directory `home`; looking, clock, patience: as for QueueDatabase."""
 
     def __init__(self, home: str, looking: bool = False, *, clock: Clock = SYSTEM_CLOCK, patience: float = PATIENCE
                  ) -> None:

@@ -137,7 +137,7 @@ class _Job:
 
 
 class QueueWorker:
-    """One worker on the database in the state folder `home`.
+    """One worker on the database in the state directory `home`.
 
     reread: gives the settings as they are now, asked a few times a minute; while it raises a GsyncError those that are
     known hold. request: that one alone. once: end when nothing is left that can be done now. told: where results are

@@ -322,7 +322,7 @@ def test_the_second_daemon_is_refused_with_the_pid_of_the_first(nights: Nights) 
         for verb in ("run", "once"):
             done = nights.run(verb, code=3)
             assert done.stderr.strip().splitlines()[-1].endswith(f"is running already, pid {daemon.pid}")
-        other = Nights(nights.folder / "other")  # another state folder and file, the same staging
+        other = Nights(nights.folder / "other")  # another state directory and file, the same staging
         other.write_ini(staging=nights.staging)
         assert f"pid {daemon.pid}" in other.run("once", code=3).stderr
         assert nights.status()["pid"] == daemon.pid

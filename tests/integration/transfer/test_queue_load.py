@@ -97,7 +97,7 @@ class Arrivals:
 
 
 def make(tmp_path: Path, load: Load) -> tuple[str, list[Path]]:
-    """The state folder with everything submitted, and the destinations."""
+    """The state directory with everything submitted, and the destinations."""
     home = str(tmp_path / "home")
     db = Transfers(home)
     stores = Stores(db)

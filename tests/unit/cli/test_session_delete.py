@@ -138,7 +138,7 @@ def test_nobody_waits_for_a_deleted_session(home: Home) -> None:
 class TestOnAMetaVolume:
     @pytest.fixture
     def nodes(self, tmp_path: Path) -> list[Home]:
-        """Two nodes' state folders, with one meta volume."""
+        """Two nodes' state directories, with one meta volume."""
         (tmp_path / "meta" / "geo-rep").mkdir(parents=True)
         (tmp_path / "photos").mkdir()
         homes = []

@@ -56,7 +56,7 @@ def wait(condition: Callable[[], object], step: Callable[[], None] = lambda: Non
 
 
 class World:
-    """A state folder with sessions, and monitors on it, whose workers and recorders do what `code` and `records` say
+    """A state directory with sessions, and monitors on it, whose workers and recorders do what `code` and `records` say
     when they start. `late` seconds are added to the monitors' clock; `ours`: whether they may end what they find;
     `mounted`: whether anything is mounted anywhere."""
 

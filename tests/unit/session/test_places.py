@@ -118,7 +118,7 @@ def world(tmp_path: Path) -> Path:
         ("to-sub/deep", "slave .* lies inside the master"),
         ("to-master/new", "slave .* lies inside the master"),
         (".", "master .* lies inside the slave"),
-        ("home", "state folder .* lies inside the slave"),
+        ("home", "state directory .* lies inside the slave"),
         ("home/sessions/../..", "master .* lies inside the slave"),
     ],
 )

@@ -1,4 +1,4 @@
-"""State folders and databases of other versions: older ones are brought up, newer ones refused in one line."""
+"""State directories and databases of other versions: older ones are brought up, newer ones refused in one line."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OPTIONS_OF_1 = {
 
 
 def make_1(path: Path, *names: str) -> None:
-    """A state folder as format 1 had it."""
+    """A state directory as format 1 had it."""
     for name in names:
         folder = path / "sessions" / name
         folder.mkdir(parents=True)
@@ -201,7 +201,7 @@ class TestFolder:
                 env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True,
                 check=False, timeout=60)
             assert done.returncode == 2, done.stderr
-            assert done.stderr.startswith(f"gsync: state folder {tmp_path / name}: ")
+            assert done.stderr.startswith(f"gsync: state directory {tmp_path / name}: ")
             assert "Read-only file system" in done.stderr
             assert done.stderr.count("\n") == 1
 

@@ -32,7 +32,7 @@ NOW = RetryPolicy(first_pause=0.0, longest_pause=0.0)
 
 
 class Place:
-    """Two directories, a state folder, and short ways to use them."""
+    """Two directories, a state directory, and short ways to use them."""
 
     def __init__(self, folder: Path) -> None:
         self.home = str(folder / "home")
