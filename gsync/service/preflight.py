@@ -116,7 +116,7 @@ def _here(session: Session, volume: Volume, home: Home, probe: Probe) -> list[Fi
                                "mount the meta volume, or run gsync config --site set use-meta-volume false"))
     if parse_slave(session.slave).is_volume:
         if options.sync_method == "rsync":
-            findings.append(_usage("sync-method rsync is not possible to a GlusterFS volume; use auto or tarssh"))
+            findings.append(_usage("sync-method rsync cannot write to a GlusterFS volume; use auto or tarssh"))
     elif options.sync_method != "tarssh" and probe.program(options.rsync_command) is None:
         findings.append(_no_rsync(options.sync_method, "on this host"))
     return findings

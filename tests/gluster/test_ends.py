@@ -142,11 +142,11 @@ def test_run_in_the_foreground(tmp_path: Path) -> None:
         node.gsync("volume", "add", "--gluster", "apart")
         node.master = Path("apart")
         said = node.once(code=2).stderr
-        assert "its changes are not recorded: gluster volume set apart changelog.changelog on; gluster" in said
+        assert "its changes are not recorded; run gluster volume set apart changelog.changelog on; gluster" in said
         for option in ("changelog.changelog", "geo-replication.indexing"):
             made.nodes[0].gluster("volume", "set", "apart", option, "on")
         said = node.once(code=2).stderr
-        assert "a run works through the bricks of this node, and none of them holds what brick" in said
+        assert "no brick on this node has the data of brick" in said
 
 
 def equal(master: Path, slave: Path) -> bool:
