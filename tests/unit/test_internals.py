@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,21 @@ def tests() -> set[str]:
 def test_every_citation_leads_somewhere(known: dict[str, set[int]]) -> None:
     wrong = [f"{path.relative_to(REPOSITORY)} cites {kind} {number}, which there is not"
              for path in texts() for kind, number in citations(path.read_text()) if number not in known[kind]]
+    assert wrong == []
+
+
+def said(module: Path) -> Iterator[str]:
+    """The comments and docstrings of a module."""
+    with module.open("rb") as file:
+        for token in tokenize.tokenize(file.readline):
+            if token.type == tokenize.COMMENT or (token.type == tokenize.STRING and token.string.startswith('"""')):
+                yield token.string
+
+
+def test_a_citation_says_what_it_cites() -> None:
+    bare = re.compile(r"(?<![\w\])}])\[(?:invariants? )?\d{1,2}(?:, \d{1,2})*\]")
+    wrong = [f"{path.relative_to(REPOSITORY)}: {text.strip()}" for path in texts() if path.suffix == ".py"
+             for text in said(path) if bare.search(text)]
     assert wrong == []
 
 
