@@ -20,7 +20,7 @@ from gsync.transfer.queue.registry import Stores
 from gsync.transfer.queue.retry import RetryPolicy
 from gsync.transfer.queue.transfers import Transfers
 from gsync.transfer.stores.store import Store
-from gsync.transfer.stores.vault import make_vault
+from gsync.transfer.stores.vaultfiles import make_vault
 from lab import REPOSITORY
 from lab.trees import Entry, _differences, scan
 

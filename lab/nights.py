@@ -26,7 +26,7 @@ from gsync.transfer.delivery.checksums import line_of, walk
 from gsync.transfer.delivery.context import Summary
 from gsync.transfer.delivery.rounds import Rounds
 from gsync.transfer.queue.registry import open_store
-from gsync.transfer.stores.vault import make_vault
+from gsync.transfer.stores.vaultfiles import make_vault
 from lab import REPOSITORY
 
 PATIENCE = 120.0

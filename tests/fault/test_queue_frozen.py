@@ -54,7 +54,7 @@ def test_others_look_spool_and_say_who_holds_it(cli: Cli, frozen: int, looks: li
         cli(*command)
     spooled = json.loads(cli("queue", "submit", str(tmp_path / "a"), str(tmp_path / "b"), "--json"))["id"]
     said = cli.fails("queue", "kill", "--owner", "me", "--yes", code=3)
-    assert f"process {frozen} is stopped in the middle of writing to it; kill -CONT {frozen} lets it go on" in said
+    assert f"process {frozen} was stopped while writing to it; kill -CONT {frozen} resumes it" in said
     assert json.loads(cli("queue", "list", "--kind", "queue", "--json")) == []
     a_job_on_an_archive_goes_on(cli, tmp_path)
     os.kill(frozen, signal.SIGCONT)

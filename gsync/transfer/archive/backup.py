@@ -1,9 +1,9 @@
-"""Backups: a live tree is copied to a place in a store, as well as it goes.
+"""Backups: a live tree copied into a store, skipping what cannot be copied.
 
 Promise: what cannot be copied is named, and holds up nothing else; a file that changes while it is copied counts as not
 copied; what is at the destination already, unchanged, is not sent again; nothing is deleted there. A backup that was
 killed is shown as failed, there too. Integers alone decide what is in the time window.
-Not here: freezing, purging, bringing back (archive).
+Not here: freezing, purging, bringing back (archiver).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Entries in batches over a few threads: how archive and backup get through a tree.
+"""Works through the entries of a tree in batches, in a few threads.
 
-Counts what is done, writes it down once a second, and looks whether the job is to be killed. Memory is bounded by a few
+Counts what is done, records it once a second, and checks whether the job was killed. Memory is bounded by a few
 batches. Not here: what is done with an entry.
 """
 

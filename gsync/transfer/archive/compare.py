@@ -1,6 +1,6 @@
 """The two copies of an archive compared: is what is on the disk in the vault, what would an operation find to do.
 
-Nothing is changed. Not here: what follows from it (archive).
+Nothing is changed. Not here: what follows from it (purge, archiver).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The copy of an archive in a store: each entry is put, checked and given back as its manifest says.
 
-Not here: which entries, in which order (archive); the manifest's own copy there (manifestcopy); how a store keeps
+Not here: which entries, in which order (put, get); the manifest's own copy there (manifestcopy); how a store keeps
 things (store).
 """
 

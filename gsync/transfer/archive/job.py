@@ -1,6 +1,6 @@
 """What the queue does with an archive's or a backup's request that somebody wants tried again (`gsync queue retry`).
 
-It is what the command does with --retry, under the same request. Not here: how a job is begun by a command (archives).
+It is what the command does with --retry, under the same request. Not here: how a command begins a job (jobs).
 """
 
 from __future__ import annotations

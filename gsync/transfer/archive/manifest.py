@@ -4,7 +4,7 @@ The first line is the header, then come the directories (each after its parent, 
 then a last line that holds the SHA-256 of all lines before it: a manifest that was cut off or changed is told from a
 whole one. Lines are ASCII; a name that is not UTF-8 has its bytes in base64 under the key with `_b64`. Times are whole
 nanoseconds. Memory does not grow with the number of entries: reading is line by line, from any line on, also backwards.
-Not here: looking at trees (tree), EOS's own format (eosfile).
+Not here: reading trees (inventory), EOS's own format (eosfile).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a purged tree is brought back with: each entry is completed in a scratch folder, then renamed into place.
 
 The folder is `.archive.tmp` at the root, private; what fails leaves the tree as it was. Safe for several threads.
-Not here: which entries, in which order (archive); what the tree is otherwise (tree).
+Not here: which entries, in which order (get); the tree otherwise (disk).
 """
 
 from __future__ import annotations

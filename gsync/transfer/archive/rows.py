@@ -1,9 +1,9 @@
-"""What is archived or backed up, and how far each one is: tables in $GSYNC_HOME/transfers.db, which are the truth.
+"""The archives and backups and their progress: tables in $GSYNC_HOME/transfers.db, which are the truth.
 
 An archive is known by its directory, a backup by its source and destination; each has an id that is made from these,
 and a folder `archives/<id>` with its lock and manifest. The state files in the tree only show what is in here. A job on
 one is a request of kind "archive" or "backup" with a single transfer, the whole: `gsync queue` shows and kills it.
-Not here: doing anything with the bytes (archive, backup).
+Not here: moving any bytes (archiver, backup).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Telling people that they have to act: by mail, or with a command of theirs.
+"""Alerts tell people to act: by mail, or with a command of theirs.
 
-Promise: an alert that cannot be given is logged, and delivers nothing late: the call returns within a time, and raises
-nothing. Who calls sees to it that the same thing is told once.
+Promise: an alert that cannot be sent is logged, and holds up no delivery: the call returns within the time limit and
+raises nothing. The caller makes sure that the same thing is told once.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Delivered units read anew: what lies at the destination, and in the vault, against the list that came with it.
+"""Audits: delivered units and their backups read back and compared with their checksum lists.
 
-Done when it is ordered (`gsync deliver audit`), since it reads everything. A unit that differs is red and is told;
-nothing at the destination is touched. What the vault has lost is put into it again by the next backup.
+They run only when ordered (`gsync deliver audit`), since they read everything. A unit that differs turns red and raises
+an alert; the destination is not touched. The next backup restores what the vault has lost.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Backup of delivered units to a vault, a night at a time.
 
 Promise: a unit counts as backed up only once the vault says that all of it is durable, and what was put is what the
-unit's list says. Not here: when that is due (deliver, dataset), how a vault keeps things (stores/vault).
+unit's list says. Not here: how a vault keeps its members (stores/vault).
 """
 
 from __future__ import annotations

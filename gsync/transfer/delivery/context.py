@@ -1,7 +1,7 @@
 """What all kinds of work on one data set share: its folders, its source, the rows of its units, and telling of them.
 
-Here a unit that a killed process was at is finished, or set back to where it can be done again. Not here: the work
-(deliver, latefiles, deliverbackup), the steps on the disk (placement).
+A unit that a killed process was working on is finished here, or set back to a state from which it resumes. Not here:
+the work (deliver, latefiles, backup, audit), the steps on disk (placement).
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class DataSetContext:
         self._opened: ReadyFolder | None = None
 
     def close(self) -> None:
-        """Let go of the source; it is opened again when it is needed."""
+        """Close the source; it is opened again when needed."""
         if self._opened is not None:
             self._opened.close()
             self._opened = None
@@ -99,7 +99,7 @@ class DataSetContext:
         return self._opened
 
     def asked(self, call: Callable[[], _T]) -> _T:
-        """What the source says of itself as a whole; any error is the source's: Down."""
+        """Ask the source about itself as a whole; any error means that it is down: Down."""
         try:
             with self.stop_signal.watch(self.close):
                 return call()
@@ -125,7 +125,7 @@ class DataSetContext:
         return os.fsencode(units.fill(self.dataset.checksum_file, unit.fields))
 
     def down(self, down: Down) -> None:
-        """Something is down: noted with the time since when, and told once it has lasted."""
+        """Record since when something is down, and alert once it has lasted."""
         row = self.db.set_row(self.dataset.name)
         since = row.down_since if row is not None and row.down_since else self.db.transfers.clock.now()
         _log.warning("unavailable", set=self.dataset.name, what=down.what, why=down.reason)
@@ -136,7 +136,7 @@ class DataSetContext:
         self.db.change_set(self.dataset.name, down_since=since, down_what=down.reason, down_told=told, note="")
 
     def up(self, what: str, note: str) -> None:
-        """It can be used (again). note: what the data set waits for nevertheless."""
+        """Record that it is usable again. note: what the data set waits for nevertheless."""
         row = self.db.set_row(self.dataset.name)
         if row is not None and row.down_since:
             _log.info("available again", set=self.dataset.name, what=what)
@@ -192,7 +192,7 @@ class DataSetContext:
             self.put_aside(row)
 
     def set_back(self, row: Delivery) -> None:
-        """It waits again, and no try is charged."""
+        """Set the unit back to waiting; no try is charged."""
         row = self.fresh(row)
         if row.state in AT_WORK:
             with suppress(KilledByOrder, OSError):
@@ -249,7 +249,7 @@ class DataSetContext:
             placement.prune(self.quarantine, row.path)
 
     def tell(self, row: Delivery, event: str, reason: str) -> None:
-        """The same of the same unit is told once."""
+        """Alert, once for the same event and reason of a unit."""
         if row.told != f"{event}: {reason}":
             self.alarm.tell(event, f"{self.dataset.name} {shown(row.path)}", reason, {
                 "set": self.dataset.name, "unit": str(row), "request": row.request, **row.problems})

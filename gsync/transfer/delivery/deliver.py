@@ -1,9 +1,9 @@
 """Delivery of one data set: each ready unit is pulled, verified, locked, and moved into place by one rename.
 
-Promise: a unit is delivered once, whole and verified, or put aside with the reason; a failure of the source, the disk
-or this process at any moment loses nothing and counts as nothing: the unit is taken up again from what is on the disk.
-Not here: when to look (rounds), what all work on a data set shares (deliverysite), late files, backups, what is
-remembered (deliverdb), the steps on the disk (placement), the source (source).
+Promise: a unit is delivered once, whole and verified, or quarantined with the reason. If the source, the disk or this
+process fails at any moment, nothing is lost and no try is charged: the unit resumes from what is on disk. Not here:
+when to check (rounds), what all work on a data set shares (context), late files (latefiles), backups (backup), the rows
+of units (rows), the steps on disk (placement), the source (source).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _log = get_logger(__name__)
 
 
 class DataSetDelivery:
-    """Works on one data set; one object at a time does (the caller holds the lock)."""
+    """Works on one data set. One object at a time does so: the caller holds the lock."""
 
     def __init__(self, dataset: DataSet, settings: DeliverySettings, deliveries: Deliveries, stores: Stores,
                  alarm: Alarm,
@@ -59,7 +59,7 @@ class DataSetDelivery:
     # one look
 
     def cycle(self, *, only: str = "") -> Summary:
-        """Do all that is due. only: CATCHUP, BACKUP or CHECKSUM (an audit), nothing but that. Stopped: it is to end."""
+        """Do everything that is due; only: just CATCHUP, BACKUP or CHECKSUM (an audit). Stopped: told to end."""
         done = Summary()
         try:
             self._stop_signal.check()
@@ -80,7 +80,7 @@ class DataSetDelivery:
         return done
 
     def _with_source(self, done: Summary, new: bool) -> None:
-        """What needs the source. That it, or a disk, cannot be used is noted, and told when it lasts."""
+        """The work that needs the source. If it or a disk is unusable, record that, and alert once it has lasted."""
         note = ""
         try:
             with _ours("staging", self._context.staging):
@@ -165,7 +165,7 @@ class DataSetDelivery:
             self._failed(self._context.fresh(row), StoreError(f"internal error: {exc!r}", Category.TRANSIENT), done)
 
     def _pulled(self, row: Delivery) -> Listing | None:
-        """Staging holds what the source has of the unit; None: there is nothing to do."""
+        """Pull the unit into staging; None: there is nothing to do."""
         if placement.exists(os.path.join(self._context.destination, row.path)):
             _log.warning("already at the destination, not verified", set=self.dataset.name, unit=row)
             placement.remove(os.path.join(self._context.staging, row.path))
@@ -189,7 +189,7 @@ class DataSetDelivery:
         return listing
 
     def _check_room(self, row: Delivery, listing: Listing) -> None:
-        """Down if the unit would leave less free than is to be kept."""
+        """Down if the unit would leave less space than min-free."""
         staged = os.path.join(self._context.staging, row.path)
         to_come = sum(file.size for file in listing.files.values() if differs(file, staged))
         with _ours("staging", self._context.staging):
@@ -208,8 +208,8 @@ class DataSetDelivery:
         return self._context.source().mirror(listing, staged, frozenset(wrong))
 
     def _verified(self, row: Delivery, listing: Listing) -> tuple[Delivery, Comparison]:
-        """The verdict on what is in staging. What is wrong is looked at twice: the source may have changed under us,
-        and what arrived may have been damaged on the way."""
+        """Compare staging with the checksum list. A mismatch is checked twice: the source may have changed, and
+        the data may have been damaged on the way."""
         staged = os.path.join(self._context.staging, row.path)
         row = self._db.change(row, state=UnitState.VERIFYING)
         comparison = self._context.verify(row, staged)
@@ -284,7 +284,7 @@ class DataSetDelivery:
             done.quarantined += 1
 
     def _to_quarantine(self, row: Delivery, reason: str, comparison: Comparison | None) -> None:
-        """Put aside what there is of the unit, with the reason beside it."""
+        """Quarantine what there is of the unit, with the reason beside it."""
         staged, aside = os.path.join(self._context.staging, row.path), os.path.join(self._context.quarantine, row.path)
         row = self._db.change(row, reason=reason, problems=problems(comparison) if comparison else {})
         try:
@@ -305,7 +305,7 @@ class DataSetDelivery:
     # without doing anything
 
     def plan(self) -> list[tuple[str, str, str]]:
-        """What would be done: what, unit, details. Looks at the source, changes nothing. Down: it cannot be asked."""
+        """What would be done: action, unit, details. Reads the source, changes nothing. Down: it is unreachable."""
         source = self._context.source()
         if self.dataset.checksum_lock and self._context.asked(lambda: source.locked(self.dataset.checksum_lock)):
             return [("wait", "", f"the source's checksum lock {self.dataset.checksum_lock} exists")]

@@ -1,7 +1,7 @@
 """Late files: units that were delivered, or quarantined, are compared with the source once more.
 
-Promise: they come in one exchange of the whole unit, verified before; late files that are wrong change nothing.
-Not here: when that is due (deliver, dataset).
+Promise: late files arrive by one exchange of the whole unit, which is verified first; wrong late files change nothing.
+Not here: the data set's other work (deliver).
 """
 
 from __future__ import annotations

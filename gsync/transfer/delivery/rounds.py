@@ -1,7 +1,7 @@
 """The rounds of `gsync deliver`: every data set of a file, once or again and again; one process per data set.
 
-Promise: of two that work on one data set the second is refused; the order to end, by signal or kill file, is followed
-within a second or two, and what was under way is taken up the next time; trouble of one data set is not another's.
+Promise: a second process for the same data set is refused. A signal or the kill file stops the work within a second or
+two, and it resumes the next time. Trouble with one data set does not affect the others.
 """
 
 from __future__ import annotations

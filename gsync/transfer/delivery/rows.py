@@ -1,7 +1,7 @@
-"""What delivery remembers of its units, in the database of transfers, and how `gsync queue` sees them.
+"""The rows of units in the database of transfers, and how `gsync queue` sees them.
 
-A unit is one request with one transfer (and one for the backup, where there is a vault): both sides change in one
-transaction, so that what `gsync queue kill` or `retry` says is never lost. Queue workers leave these kinds alone.
+A unit is one request with one transfer, and one for the backup if there is a vault. Both sides change in one
+transaction, so no order of `gsync queue kill` or `retry` is lost. Queue workers do not touch these kinds.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What replication could not sync, as the queue shows it: a request of kind `failure` per session, by its ledgers.
+"""Replication failures as the queue shows them: one request of kind `failure` per session, from its ledgers.
 
-The ledgers stay where they are, with the sessions (on several nodes: on the meta volume, one per epoch): their workers
-need them in the transaction that goes with a batch, and on whichever node they run. The queue reads them and gives the
-same orders as `gsync failures`. The pauses between tries are the queue's; but a row never becomes FAILED by
-itself, since the stime has passed it: it goes when it is mended, or when a person drops it.
+The ledgers stay with the sessions (on several nodes: on the meta volume, one per epoch), whose workers need them in
+the transaction of a batch, on whichever node they run. The queue reads them and gives the same orders as `gsync
+failures`. The pauses between tries are the queue's; but a row never becomes FAILED by itself, since the stime has
+passed it: it goes when it is mended, or when a person drops it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The stores that have names, which of them are left alone for now, and what a place in a store is called.
+"""The registry of named stores, which of them are banned, and how paths in stores are written.
 
-Names, options and bans lie in the transfers' database, so all processes of this node see the same. A store that was
-named by its URL alone can be banned too. Not here: how to open a kind of store (stores/).
+Names, options and bans are in the transfers' database, so all processes of this node see the same. A store named only
+by its URL can be banned too. Not here: what a kind of store is made of (stores/).
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Stores:
         """Register a store, after opening it; UsageError if the name is taken."""
         check_name("store", name)
         if url.startswith("tar:///"):
-            from gsync.transfer.stores.vault import make_vault
+            from gsync.transfer.stores.vaultfiles import make_vault
 
             make_vault(url.removeprefix("tar://"))
         store = open_store(url, name, options)

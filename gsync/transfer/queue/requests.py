@@ -1,6 +1,6 @@
-"""Requests, their operations and the transfers of these: as they are put in, and as the database has them.
+"""Requests, their operations and the transfers of these as values: as submitted, and as stored.
 
-A request has operations in an order, an operation has transfers. Not here: how they change (database).
+A request has operations in an order, an operation has transfers. Not here: how they change (transfers).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class NewTransfer:
 
 @dataclass(frozen=True, slots=True)
 class NewOperation:
-    """kind names who does it (worker.Handler); arguments are for that one."""
+    """kind names the handler; arguments are for it."""
 
     kind: str
     transfers: Sequence[NewTransfer]

@@ -1,7 +1,7 @@
-"""What becomes of a transfer that did not work: one policy for the queue, archive, delivery and send.
+"""What becomes of a transfer that failed: one policy for the queue, archive, delivery and send.
 
-A try is charged for what may be the transfer's own trouble. A store that is down charges nobody: it is left alone for a
-while (banned), and the transfers wait for it. Corrupt data is fetched again, from another replica where there is one.
+A try is charged for what may be the transfer's own fault. A store that is down charges no try: it is banned for a
+while, and the transfers wait for it. Corrupt data is fetched again, from another replica if there is one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Requests that wait in files because the database cannot be written, or before it has to be.
+"""Requests that wait in files while the database cannot be written.
 
-<id>.json is a request that is to be taken in, <id>.<pid>-<start>.busy one that this process is still at: it is to be
-taken in only if the process dies. A file is there whole or not at all.
+<id>.json is a request to take in. <id>.<pid>-<start>.busy is one that a process is still working on, to take in only if
+that process dies. A file is there whole or not at all.
 """
 
 from __future__ import annotations

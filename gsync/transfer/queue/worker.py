@@ -1,11 +1,10 @@
-"""Works off the queue: takes what is due, does it in jobs, writes down what became of it.
+"""The queue's worker: acquires due transfers, carries them out in jobs, and records the results.
 
-One thread (`run`) decides and writes: it takes transfers (submitter), gives up on jobs that stand still (monitor), and
-writes results (reporter), by the policy of retry. Job threads move the bytes: a job is transfers of one owner, one link
-and one kind; what goes into a store becomes durable together. Promise: whatever happens to this process, nothing is
-lost or done twice. What a worker that is gone has held is examined by another one before it is NEW again; what a worker
-says of a transfer counts only while that is its own. Any number of workers on one database.
-Not here: what is done for a kind (handlers), states (database).
+One thread (`run`) decides and writes: it acquires transfers (submitter), abandons jobs that make no progress (monitor),
+and writes results (reporter) by the retry policy. Job threads move the bytes: a job is transfers of one owner, link and
+kind, made durable together. Promise: whatever happens to this process, nothing is lost or done twice. Another worker
+examines what a dead one held before it is NEW again; a worker's result counts only while the transfer is its own. Any
+number of workers share a database. Not here: what is done for a kind (handlers), states (transfers), leases (leases).
 """
 
 from __future__ import annotations
@@ -139,9 +138,9 @@ class _Job:
 class QueueWorker:
     """One worker on the database in the state directory `home`.
 
-    reread: gives the settings as they are now, asked a few times a minute; while it raises a GsyncError those that are
-    known hold. request: that one alone. once: end when nothing is left that can be done now. told: where results are
-    told (transfer, state, reason).
+    handlers: what carries out each kind; other kinds are left alone. reread: returns the current settings, asked a few
+    times a minute; while it raises a GsyncError the known ones stay in effect. request: work on that one alone. once:
+    end when nothing more can be done now. told: called with each result (transfer, state, reason).
     """
 
     def __init__(self, home: str, settings: QueueSettings | None = None, *,
@@ -202,7 +201,7 @@ class QueueWorker:
         return True
 
     def _end(self) -> None:
-        """What is running is broken off and NEW again at once."""
+        """Abandon what is running; it is NEW again at once."""
         self._stop.set()
         try:
             self._drain(self._settings.lease)
@@ -243,7 +242,7 @@ class QueueWorker:
                       job_timeout=settings.job_timeout)
 
     def _recover(self) -> None:
-        """What dead workers had is looked at: done, or NEW again."""
+        """Examine what dead workers held: done, or NEW again."""
         for worker in self._leases.workers() - {self.id} - self._dead:
             if is_dead(worker):
                 self._dead.add(worker)
@@ -312,7 +311,7 @@ class QueueWorker:
                 self._abandon(job, [_Result(t, StoreError(silence, Category.TRANSIENT)) for t in job.transfers])
 
     def _abandon(self, job: _Job, results: list[_Result]) -> None:
-        """Go on without the job's thread. What it holds open is closed, so that it ends if it can."""
+        """Continue without the job's thread. Close what it holds open, so that it ends if it can."""
         job.abandoned = True
         self._jobs.remove(job)
         job.tools.close()

@@ -1,4 +1,4 @@
-"""A vault: append-only tar files and an index file for each, as tape-like storage likes them.
+"""A vault: append-only tar files and an index file for each, as tape-like storage wants them.
 
     <vault>/gsync-vault.json    says that this is one
             00000001.tar        members, with all attributes in pax headers: any tar reads them
@@ -15,61 +15,29 @@ With commands set (for hsi, htar and the like) tars are kept by these alone, and
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
-import io
-import json
 import os
-import re
-import secrets
 import sqlite3
 import stat
 import tarfile
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, BinaryIO
 
-from gsync.base.durable import fsync_dir, replace_file
 from gsync.base.errors import UsageError
-from gsync.base.model import NS, shown
+from gsync.base.model import shown
+from gsync.base.times import parse_size
 from gsync.transfer.stores.store import BLOCK, Category, Content, Item, StoreError, new_digest, parts_of, store_io
 from gsync.transfer.stores.tape import Tape
-from gsync.transfer.stores.vaultindex import PAGE, Member, VaultContents, VaultIndex, named, record_of, text_of
+from gsync.transfer.stores.vaultbatch import TarBatch
+from gsync.transfer.stores.vaultfiles import VaultFiles
+from gsync.transfer.stores.vaultindex import PAGE, Member, VaultContents
 
-FORMAT = 1
-MARKER = "gsync-vault.json"
 OPTIONS = ("tar-size", *Tape.OPTIONS)
-_INDEX = re.compile(r"([0-9]{8})\.tar\.idx")
 _MOST = 20_000           # entries of one tar: what a batch keeps in memory
 _TAR_SIZE = 4 << 30      # bytes after which a batch begins another tar
-_TAR_BLOCK = 512
-_SIZE_DIGITS = 20
-
-
-def make_vault(root: str) -> None:
-    """Make an empty directory a vault; fine if it is one. UsageError if it is not there, or not empty."""
-    try:
-        names = os.listdir(root)
-    except OSError as exc:
-        raise UsageError(f"vault {root}: {exc.strerror}; create the directory first") from None
-    if MARKER in names:
-        return
-    if [name for name in names if name != "lost+found" and not name.startswith(f".{MARKER}.")]:
-        raise UsageError(f"vault {root}: neither an empty directory nor a vault")
-    replace_file(os.path.join(root, MARKER), json.dumps({"format": FORMAT}).encode() + b"\n")
-
-
-@dataclass(slots=True)
-class _Batch:
-    """What is being put together: a tar under a temporary name, and the lines of its index."""
-
-    file: io.BufferedRandom | None = None
-    path: str = ""
-    records: list[dict[str, Any]] = field(default_factory=list)
-    entries: dict[bytes, Member | None] = field(default_factory=dict)
-    new: set[bytes] = field(default_factory=set)  # paths at which nothing may have been
 
 
 class VaultStore:
@@ -83,6 +51,7 @@ class VaultStore:
         self.url = url or "tar://" + os.fsdecode(root)
         self._root = os.fsdecode(root)
         self._tape = Tape(self.name, self._root, options or {})
+        self._files = VaultFiles(self.name, self._root, self._tape)
         self._tar_size = _size_of(self.name, (options or {}).get("tar-size"), _TAR_SIZE)
         self._lock = threading.RLock()
         self._local = threading.local()
@@ -95,23 +64,12 @@ class VaultStore:
 
     def close(self) -> None:
         """What is not committed is dropped."""
-        self._drop(self._batch)
-        self._local.batch = None
+        self._drop()
         self._catalog.close()
         self._tape.close()
 
     def probe(self) -> None:
-        try:
-            with open(os.path.join(self._root, MARKER), encoding="ascii") as file:
-                values = json.load(file)
-        except FileNotFoundError:
-            raise StoreError(f"store {self.name}: {self._root} is not a vault (not mounted?); gsync store add "
-                             "makes a vault of an empty directory", Category.STORE_DOWN, errno.ENOENT) from None
-        except (OSError, ValueError) as exc:
-            raise StoreError(f"store {self.name}: {self._root}/{MARKER}: {exc}", Category.STORE_DOWN) from exc
-        if values.get("format") != FORMAT:
-            raise StoreError(f"store {self.name}: the vault has format {values.get('format')}, written by a newer "
-                             "gsync", Category.PERMANENT)
+        self._files.probe()
         self._tape.probe()
 
     # looking
@@ -144,7 +102,7 @@ class VaultStore:
             return True  # it is in an index alone, and that was read back
         with self._lock:
             size = self._catalog.size_of_tar(entry.tar)
-        return self._tape.holds(entry.tar, size) and os.path.exists(os.path.join(self._root, entry.tar + ".idx"))
+        return self._files.holds(entry.tar, size)
 
     def checksum(self, path: bytes, algorithm: str = "sha256") -> str:
         entry = self._file(path)
@@ -195,8 +153,8 @@ class VaultStore:
                 raise self._error("put", path, errno.EEXIST)
             self._make_parents(path)
             given = item or Item(path, stat.S_IFREG, uid=os.geteuid(), gid=os.getegid())
-            content, offset = self._append(path, source, given)
-            self._note(Member(_whole(given, path, content.size), self._batch_tar(), offset, content.sha256),
+            content, offset = self._begun().append(path, source, given)
+            self._begun().note(Member(_whole(given, path, content.size), self._batch_tar(), offset, content.sha256),
                        new=there is None)
             self._roll()
             return content
@@ -210,10 +168,8 @@ class VaultStore:
             if there is not None or not path:
                 raise self._error("make", path, errno.EEXIST)
             self._make_parents(path)
-            info = self._info(path, item, tarfile.SYMTYPE)
-            info.linkname = os.fsdecode(item.target)
-            self._write_header(info)
-            self._note(Member(replace(item, path=path, kind=stat.S_IFLNK, size=len(item.target),
+            self._begun().add(path, item, tarfile.SYMTYPE, item.target)
+            self._begun().note(Member(replace(item, path=path, kind=stat.S_IFLNK, size=len(item.target),
                                       xattrs=item.xattrs or ()), self._batch_tar()), new=True)
             self._roll()
 
@@ -225,10 +181,8 @@ class VaultStore:
                     return
                 raise self._error("link", path, errno.EEXIST)
             self._make_parents(path)
-            info = self._info(path, of.item, tarfile.LNKTYPE)
-            info.linkname = os.fsdecode(first)
-            self._write_header(info)
-            self._note(replace(of, item=replace(of.item, path=path, target=of.item.target or first)), new=True)
+            self._begun().add(path, of.item, tarfile.LNKTYPE, first)
+            self._begun().note(replace(of, item=replace(of.item, path=path, target=of.item.target or first)), new=True)
             self._roll()
 
     def mkdir(self, path: bytes, item: Item | None = None) -> None:
@@ -249,7 +203,7 @@ class VaultStore:
             if there is None:
                 raise self._error("set the attributes of", path, errno.ENOENT)
             old = there.item
-            self._note(replace(there, item=replace(
+            self._begun().note(replace(there, item=replace(
                 old, mode=item.mode, uid=item.uid, gid=item.gid, mtime=item.mtime, ctime=item.ctime or old.ctime,
                 xattrs=old.xattrs if item.xattrs is None else item.xattrs)))
 
@@ -265,9 +219,7 @@ class VaultStore:
                 with self._lock:
                     if self._catalog.children(path, b"", 1):
                         raise self._error("remove", path, errno.ENOTEMPTY)
-            batch = self._begun()
-            batch.records.append({"gone": text_of(path)})
-            batch.entries[path] = None
+            self._begun().note_removed(path)
 
     def move(self, old: bytes, new: bytes) -> None:
         with self.batch():
@@ -280,7 +232,7 @@ class VaultStore:
             if new.startswith(old + b"/"):
                 raise self._error("move", new, errno.EINVAL)
             self._make_parents(new)
-            self._begun().records.append({"move": text_of(old), "to": text_of(new)})
+            self._begun().note_moved(old, new)
             self._flush()
 
     # batches
@@ -297,16 +249,15 @@ class VaultStore:
             self._commit()
         finally:
             self._local.inside = False
-            self._drop(self._batch)
-            self._local.batch = None
+            self._drop()
 
     @property
-    def _batch(self) -> _Batch | None:
+    def _batch(self) -> TarBatch | None:
         return getattr(self._local, "batch", None)
 
-    def _begun(self) -> _Batch:
+    def _begun(self) -> TarBatch:
         if self._batch is None:
-            self._local.batch = _Batch()
+            self._local.batch = TarBatch(self.name, self._root, self._tape)
         assert self._batch is not None
         return self._batch
 
@@ -314,81 +265,40 @@ class VaultStore:
         return self._batch.entries if self._batch else {}
 
     def _batch_tar(self) -> str:
-        return os.path.basename(self._batch.path) if self._batch else ""
+        return self._batch.tar if self._batch else ""
 
-    def _drop(self, batch: _Batch | None) -> None:
-        if batch is not None and batch.file is not None:
-            batch.file.close()
-            with suppress(FileNotFoundError):
-                os.unlink(batch.path)
-            batch.file = None
+    def _drop(self) -> None:
+        batch, self._local.batch = self._batch, None
+        if batch is not None:
+            batch.drop()
 
     def _flush(self) -> None:
-        """Commit what the batch of this thread holds, so that the catalog knows it."""
+        """Commit what this thread's batch holds, so that the catalog knows it."""
         if self._batch is not None:
             self._commit()
 
     def _roll(self) -> None:
-        """Begin another tar where this one is large enough."""
+        """Start another tar if this one is large enough."""
         batch = self._begun()
-        if len(batch.records) >= _MOST or (batch.file is not None and batch.file.tell() >= self._tar_size):
+        if len(batch.records) >= _MOST or batch.size >= self._tar_size:
             self._commit()
 
     def _commit(self) -> None:
         batch, self._local.batch = self._batch, None
-        if batch is None or not batch.records:
-            self._drop(batch)
+        if batch is None:
             return
         try:
-            with store_io(self.name, "make durable", b""), self._lock, self._only_one():
+            if not batch.records:
+                return
+            with store_io(self.name, "make durable", b""), self._lock, self._files.alone():
                 self._refresh()
                 for path in batch.new:
                     if self._catalog.entry(path) is not None:  # another process was faster
                         raise self._error("put", path, errno.EEXIST)
-                self._publish(batch)
+                self._catalog.apply(self._files.publish(batch))
                 self._remove_dead()
         finally:
-            self._drop(batch)
-
-    def _publish(self, batch: _Batch) -> None:
-        """Caller holds the vault's lock. Tar, then index, each durable before it has its name; then read back."""
-        name = f"{self._next_number():08d}.tar"
-        size = 0
-        if batch.file is not None:
-            batch.file.write(bytes(2 * _TAR_BLOCK))
-            batch.file.flush()
-            os.fsync(batch.file.fileno())
-            size = batch.file.tell()
-            self._tape.keep(batch.path, name, size)
-        lines = [json.dumps({"vault": FORMAT, "tar": name if size else None, "size": size})]
-        lines += [json.dumps(named(record, os.path.basename(batch.path), name)) for record in batch.records]
-        body = "\n".join(lines).encode("ascii") + b"\n"
-        body += json.dumps({"end": len(batch.records), "sha256": hashlib.sha256(body).hexdigest()}).encode() + b"\n"
-        index = os.path.join(self._root, name + ".idx")
-        self._tape.keep_index(body, name + ".idx")
-        replace_file(index, body)
-        fsync_dir(self._root)
-        with open(index, "rb") as file:
-            with suppress(OSError):
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            if file.read() != body:
-                raise StoreError(f"store {self.name}: {index} differs from what was written", Category.CORRUPT)
-        self._catalog.apply(self._read_index(name + ".idx"))
-
-    def _next_number(self) -> int:
-        """Behind the last index. A tar that has this number already was never indexed, and is written over."""
-        found = (_INDEX.fullmatch(name) for name in os.listdir(self._root))
-        return max((int(match[1]) for match in found if match), default=0) + 1
-
-    @contextmanager
-    def _only_one(self) -> Iterator[None]:
-        """Among all processes: what leaves temporary names behind now is dead."""
-        fd = os.open(os.path.join(self._root, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(fd)
+            batch.drop()
 
     def _remove_dead(self) -> None:
         """Tars of which no member is left."""
@@ -401,7 +311,7 @@ class VaultStore:
     def _refresh(self) -> None:
         """Read the indexes that are not in the catalog yet."""
         with self._lock, store_io(self.name, "read its indexes", b""):
-            names = sorted(name for name in os.listdir(self._root) if _INDEX.fullmatch(name))
+            names = self._files.indexes()
             known = self._catalog.indexes()
             gone = known - set(names)
             if gone:
@@ -412,22 +322,7 @@ class VaultStore:
                 self._catalog.clear()
                 fresh = names
             for name in fresh:
-                self._catalog.apply(self._read_index(name))
-
-    def _read_index(self, name: str) -> VaultIndex:
-        """CORRUPT if it is not closed, or not what it was closed with."""
-        with open(os.path.join(self._root, name), "rb") as file:
-            body = file.read()
-        try:
-            head, _, tail = body[:-1].rpartition(b"\n")
-            end = json.loads(tail)
-            rows = [json.loads(line) for line in head.split(b"\n")]
-            if end["sha256"] != hashlib.sha256(head + b"\n").hexdigest() or end["end"] != len(rows) - 1:
-                raise ValueError("its SHA-256 does not match")
-            return VaultIndex(name, rows[0]["tar"], int(rows[0]["size"]), rows[1:])
-        except (ValueError, KeyError, TypeError, IndexError) as exc:
-            raise StoreError(f"store {self.name}: index {name} is damaged: {exc}; restore it from a copy of the "
-                             "vault", Category.CORRUPT) from exc
+                self._catalog.apply(self._files.read_index(name))
 
     # entries
 
@@ -474,91 +369,10 @@ class VaultStore:
     def _make_dir(self, path: bytes, item: Item | None, new: bool) -> None:
         given = item or Item(path, stat.S_IFDIR, mode=0o755, uid=os.geteuid(), gid=os.getegid())
         if path:
-            self._write_header(self._info(path, given, tarfile.DIRTYPE))
+            self._begun().add(path, given, tarfile.DIRTYPE)
         # Directories that two processes make at once are no conflict.
-        self._note(Member(replace(_whole(given, path, 0), kind=stat.S_IFDIR), self._batch_tar() if path else ""))
-
-    def _note(self, entry: Member, new: bool = False) -> None:
-        batch = self._begun()
-        batch.entries[entry.item.path] = entry
-        batch.records.append(record_of(entry))
-        if new:
-            batch.new.add(entry.item.path)
-
-    # the tar
-
-    def _tar(self) -> io.BufferedRandom:
-        batch = self._begun()
-        if batch.file is None:
-            self._tape.sweep()
-            while True:
-                batch.path = os.path.join(self._root, f".part.{os.getpid()}.{secrets.token_hex(4)}")
-                fd = os.open(batch.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-                fcntl.flock(fd, fcntl.LOCK_SH)  # for as long as it is written: see sweep
-                if os.fstat(fd).st_nlink:
-                    break
-                os.close(fd)  # swept by somebody else before it was locked
-            batch.file = io.BufferedRandom(io.FileIO(fd, "r+b"), BLOCK)
-        return batch.file
-
-    def _info(self, path: bytes, item: Item, kind: bytes) -> tarfile.TarInfo:
-        info = tarfile.TarInfo(os.fsdecode(path))
-        info.type, info.mode, info.uid, info.gid = kind, item.mode, item.uid, item.gid
-        info.mtime = item.mtime // NS
-        sign, (sec, nsec) = ("-" if item.mtime < 0 else ""), divmod(abs(item.mtime), NS)
-        info.pax_headers = {"mtime": f"{sign}{sec}.{nsec:09d}", **{
-            "SCHILY.xattr." + name.decode(): os.fsdecode(value) for name, value in item.xattrs or () if _is_text(name)}}
-        return info
-
-    def _write_header(self, info: tarfile.TarInfo) -> None:
-        with store_io(self.name, "put", os.fsencode(info.name)):
-            self._tar().write(_header(info))
-
-    def _append(self, path: bytes, source: BinaryIO, item: Item) -> tuple[Content, int]:
-        """The member's header and data; the header again once its size is known. What the source breaks is cut off."""
-        info = self._info(path, item, tarfile.REGTYPE)
-        headers = {**info.pax_headers, "size": "0" * _SIZE_DIGITS}  # of one length, whatever the size becomes
-        info.pax_headers = headers
-        with store_io(self.name, "put", path):
-            tar = self._tar()
-            begin = tar.tell()
-        try:
-            with store_io(self.name, "put", path):
-                tar.write(_header(info))
-                offset = tar.tell()
-            digest, size = hashlib.sha256(), 0
-            while block := source.read(BLOCK):
-                with store_io(self.name, "put", path):
-                    tar.write(block)
-                digest.update(block)
-                size += len(block)
-            with store_io(self.name, "put", path):
-                tar.write(bytes(-size % _TAR_BLOCK))
-                end = tar.tell()
-                info.size = size
-                headers["size"] = f"{size:0{_SIZE_DIGITS}d}"
-                tar.seek(begin)
-                tar.write(_header(info))
-                tar.seek(end)
-        except BaseException:
-            with suppress(OSError):
-                tar.seek(begin)
-                tar.truncate()
-            raise
-        return Content(size, digest.hexdigest()), offset
-
-
-def _is_text(name: bytes) -> bool:
-    """Whether pax can have it as a keyword; where it cannot, the index alone has the xattr."""
-    try:
-        return "=" not in name.decode()
-    except UnicodeDecodeError:
-        return False
-
-
-def _header(info: tarfile.TarInfo) -> bytes:
-    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
-
+        self._begun().note(Member(replace(_whole(given, path, 0), kind=stat.S_IFDIR),
+                                  self._batch_tar() if path else ""))
 
 def _whole(item: Item, path: bytes, size: int) -> Item:
     return replace(item, path=path, kind=stat.S_IFREG, size=size, target=None, xattrs=item.xattrs or ())
@@ -567,7 +381,7 @@ def _whole(item: Item, path: bytes, size: int) -> Item:
 def _size_of(name: str, text: Any, default: int) -> int:
     if text is None:
         return default
-    match = re.fullmatch(r"([0-9]+)([KMGT]?)", str(text))
-    if not match:
-        raise UsageError(f"store {name}: tar-size {text!r}: a number of bytes, as 500M or 4G")
-    return max(int(match[1]) << 10 * " KMGT".index(match[2] or " "), 1)
+    try:
+        return max(parse_size(str(text)), 1)
+    except ValueError as exc:
+        raise UsageError(f"store {name}: tar-size {text!r}: {exc}") from None

@@ -20,7 +20,7 @@ from gsync.transfer.queue.registry import StorePath, Stores
 from gsync.transfer.queue.retry import RetryPolicy
 from gsync.transfer.queue.transfers import Transfers
 from gsync.transfer.stores.store import Category, Store, StoreError
-from gsync.transfer.stores.vault import make_vault
+from gsync.transfer.stores.vaultfiles import make_vault
 from lab.archives import Place, changes
 from lab.cli import Cli
 from lab.trees import make_everything, scan

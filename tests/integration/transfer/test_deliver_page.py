@@ -78,7 +78,7 @@ def test_it_refers_to_nothing_but_its_own_files(nights: Nights) -> None:
 def test_it_shows_states_reasons_and_names(nights: Nights) -> None:
     index = (nights.page / "index.html").read_text()
     assert "2 units need attention" in index
-    assert "what the link" in index
+    assert "the target of the link" in index
     night = (nights.page / f"night-raw-{night_of(3)}.html").read_text()
     assert "&lt;script&gt;" in night
     assert "\\n\\xff" in night

@@ -17,7 +17,7 @@ import pytest
 
 from gsync.transfer.queue.registry import open_store
 from gsync.transfer.stores.store import Category, Item, Store, StoreError
-from gsync.transfer.stores.vault import make_vault
+from gsync.transfer.stores.vaultfiles import make_vault
 from lab.sshd import HOST, Sshd
 from lab.tape import Tape
 

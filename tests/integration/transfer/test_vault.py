@@ -17,7 +17,8 @@ import pytest
 
 from gsync.base.errors import UsageError
 from gsync.transfer.stores.store import Category, Item, StoreError
-from gsync.transfer.stores.vault import VaultStore, make_vault
+from gsync.transfer.stores.vault import VaultStore
+from gsync.transfer.stores.vaultfiles import make_vault
 from lab import REPOSITORY as ROOT
 from lab.tape import Tape
 

@@ -29,7 +29,8 @@ from gsync.transfer.queue.requests import NewOperation, NewRequest, TransferStat
 from gsync.transfer.queue.retry import RetryPolicy
 from gsync.transfer.queue.transfers import Transfers
 from gsync.transfer.stores.store import Category, StoreError, category_of
-from gsync.transfer.stores.vault import VaultStore, make_vault
+from gsync.transfer.stores.vault import VaultStore
+from gsync.transfer.stores.vaultfiles import make_vault
 from lab import REPOSITORY as ROOT
 from lab.tape import Tape
 from tests.unit.transfer.test_queue_worker import NOW, Place, failing
