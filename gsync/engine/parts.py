@@ -59,7 +59,7 @@ class MasterSide:
 
 @dataclass(frozen=True)
 class Work:
-    """What is to do, what was in doubt, what could not be done."""
+    """The worker's own tables: what is to do, what is in doubt, what failed."""
 
     db: ChangelogDB
     doubt: Doubt

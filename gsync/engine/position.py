@@ -78,12 +78,12 @@ class Standing:
 
     @property
     def taken_over(self) -> bool:
-        """Another worker set the stime: what was in doubt then (rule 20) is not known here."""
+        """Whether another worker set the stime, so that its doubt (rule 20) is not known here."""
         return self.stime is not None and self.mark is not None and self.mark.by != self.mine.by
 
     @property
     def set_back(self) -> bool:
-        """What is old at the master may be other than it was."""
+        """Whether the master was set back to a snapshot since the stime, so that even old files may differ."""
         return self.mark is not None and self.mark.restored != self.mine.restored
 
     @property
@@ -92,25 +92,25 @@ class Standing:
 
     @property
     def apart(self) -> int:
-        """ns by which the stime may be off, since it is by the clock of another node."""
+        """ns by which the stime may be off because another node's clock made it."""
         return CLOCKS_APART if self.taken_over else 0
 
     def has_broken(self, why: Why, past: int = 0) -> Standing:
-        """The changelogs do not tell all any more."""
+        """The changelogs do not tell everything any more."""
         return replace(self, following=False, broken=why, past=max(past, self.past))
 
     def follows(self, position: int) -> Standing:
         return replace(self, following=True, broken=None, position=position)
 
     def committed(self, stime: int | None, limbo: int) -> Standing:
-        """After a commit: what the slave keeps with the stime is this worker's."""
+        """After a commit the slave keeps this worker's mark with the stime."""
         if stime is None:
             return replace(self, limbo=limbo)
         return replace(self, stime=stime, mark=self.mine, limbo=limbo)
 
 
 class Reach(Protocol):
-    """The changelogs, as far as `choose` asks."""
+    """What `choose` asks of the history."""
 
     def reaches_back_to(self, time: int) -> bool: ...
 
@@ -127,7 +127,8 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Follow:
-    """Go on with the changelogs after `position`. doubts_all: until the recorder has overtaken now, all is in doubt."""
+    """Follow the changelogs after `position`. doubts_all: the whole tree is in doubt until the recorder has overtaken
+    this moment."""
 
     position: int
     doubts_all: bool = False
@@ -147,7 +148,8 @@ class Walk:
 
 def choose(standing: Standing, recorded: Recorded, history: Reach, interrupted: Hybrid | None,
            writers_apart: int = 0) -> Follow | Walk:
-    """How to go on. writers_apart: ns by which the clocks that ctimes come from may be behind the one of the stime."""
+    """How to go on. writers_apart: ns by which the clocks that stamp ctimes may be behind the one that stamps
+    stimes."""
     why = _why(standing, recorded, history, interrupted)
     if why is None:
         assert standing.stime is not None
@@ -177,8 +179,8 @@ def _why(standing: Standing, recorded: Recorded, history: Reach, interrupted: Hy
 
 
 def _resumable(interrupted: Hybrid, standing: Standing, recorded: Recorded, history: Reach, margin: int) -> bool:
-    """Whether what the interrupted walk has done still counts: it was about the same tree, through the same patterns,
-    the slave has kept it, all changes since its cut are recorded, and it compared no less than is needed now."""
+    """Whether what the interrupted walk has done still counts: same tree, same patterns, the slave has kept it, all
+    changes since its cut are recorded, and it compared no less than is needed now."""
     return (interrupted.gaps == recorded.gaps and interrupted.mark == str(standing.mine) and not standing.fresh
             and _compares_enough(interrupted, _floor(standing, None, margin), standing)
             and history.reaches_back_to(interrupted.cut))
@@ -191,7 +193,8 @@ def _compares_enough(interrupted: Hybrid, floor: int | None, standing: Standing)
 
 
 def _floor(standing: Standing, interrupted: Hybrid | None, margin: int) -> int | None:
-    """What an interrupted walk had to compare is still to be compared: it may not have come to it."""
+    """From which ctime on files are compared. What an interrupted walk had to compare is still to be compared: it may
+    not have reached it."""
     if standing.set_back:
         return 0
     if standing.stime is None and standing.fresh:

@@ -46,7 +46,7 @@ _HOLDS_LEASE = {Life.CONNECT, Life.WORK, Life.HINDERED, Life.APART, Life.REJOIN}
 
 
 class Worker:
-    """Built from what it works on (see parts). `run` does everything; a test may call `connect` and `cycle` instead."""
+    """One worker, built from parts. `run` is its whole life; the model calls `connect` and `cycle` instead."""
 
     def __init__(self, slave: SlaveSide, master: MasterSide, work: Work, lease: Lease, *, limits: Limits | None = None,
                  instructions: Instructions | None = None, listeners: Listeners | None = None,
@@ -84,7 +84,8 @@ class Worker:
     # its life
 
     def run(self) -> int:
-        """Work until stopped, or until in step with `once`; the exit code. GsyncError: a person has to act."""
+        """Work until told to stop, or with `once` until in step. Return the exit code. GsyncError: a person has to
+        act."""
         life = Life.CLAIM
         try:
             while life is not Life.END:
@@ -118,13 +119,13 @@ class Worker:
             return Life.REST
 
     def _may_pass(self, exc: GsyncError) -> bool:
-        """Whether to connect again: the slave was there before, and may be again."""
+        """Whether to connect again: the slave was reachable before, and the error may pass."""
         if self._loss is None or not isinstance(exc, Transient | SlaveError):
             return False
         return self._orders.once is None or (self._tries.failed < TRIES_ONCE and isinstance(exc, Transient))
 
     def _let_go(self) -> None:
-        """Of the lease first: whoever waits for it need not wait for our goodbyes."""
+        """Release the lease first: whoever waits for it need not wait until the connection is closed."""
         self._settled = False
         self._lease.release()
         self._disconnect()
@@ -137,7 +138,7 @@ class Worker:
     # the states
 
     def _claim(self) -> Life:
-        """An epoch to work in, if no other worker has one."""
+        """Take the lease, unless another worker holds it."""
         self._reason = self._problem()
         if not self._reason:
             epoch = self._lease.take()
@@ -153,8 +154,8 @@ class Worker:
         return status.reason if status is not None and status.is_faulty else ""
 
     def _wait(self) -> Life:
-        """Another worker has the lease. This one keeps its own stime current, so that its recorder need not keep what
-        is at the slave already."""
+        """Another worker holds the lease. Keep this one's stime current, so that its recorder need not keep changelogs
+        that are at the slave already."""
         self._progress.phase = "waiting"
         stime = self._lease.beside()
         if stime is not None and stime > (self._standing.stime or 0):
@@ -191,7 +192,7 @@ class Worker:
         return Life.APART if apart else Life.HINDERED if self._reason else Life.WORK
 
     def _stay_apart(self) -> Life:
-        """In step, and not connected, so that other subvolumes have the slave."""
+        """In step, and not connected, so that the workers of other subvolumes can use the slave."""
         self.tend()
         self._committer.check()
         if self._problem():
@@ -226,7 +227,7 @@ class Worker:
         _log.info("connected", stime=stime, epoch=epoch)
 
     def _my_turn(self, epoch: int) -> Connection:
-        """A connection, once the workers of the other subvolumes leave the slave to this one."""
+        """Connect as soon as the workers of the other subvolumes leave the slave to this one."""
         while True:
             self.tend()
             try:
@@ -245,8 +246,9 @@ class Worker:
             self._connection = None
 
     def tend(self) -> None:
-        """For whoever is busy or waits for long: show the state, follow orders; raise Stopped, LeaseLost, or what has
-        ended the connection. Paused it stays here, with nothing under way but what was asked for before."""
+        """Show the state and obey orders. Whoever works or waits for long calls this again and again. It raises
+        Stopped, LeaseLost, or what has ended the connection. While paused it does not return, and nothing new
+        begins."""
         order = self._orders.order()
         if order is Order.PAUSE:
             self._machine.pause()
@@ -283,7 +285,7 @@ class Worker:
 
     @property
     def at_rest(self) -> bool:
-        """In step, and nothing is left to do even if nothing happens any more."""
+        """Whether the slave is in step and nothing is left to do until the master changes."""
         return self._pace.in_step and not self._standing.limbo and not self._work.doubt.any
 
     # one step
@@ -312,13 +314,13 @@ class Worker:
             return self._follow(recorded)
         except HistoryGap as exc:
             _log.warning("history is missing, walking the tree", error=exc)
-            # What is read after the walk must not begin with that changelog again; but a clock may have been set back.
+            # After the walk, reading must not begin with that changelog again, unless a clock was set back since.
             may_pass = exc.ts * NS < self._clock.now() + SUSPECT_MARGIN
             self._standing = self._standing.has_broken(Why.HISTORY, exc.ts + 1 if may_pass else 0)
             return True
 
     def _choose(self, recorded: Recorded) -> Walk | None:
-        """How to go on: the walk that is needed, or by the changelogs from now on."""
+        """Decide how to go on. Return the walk that is needed; None: from now on the changelogs are followed."""
         course = choose(self._standing, recorded, self._master.history, Hybrid.load(self._work.db),
                         self._master.writers_apart)
         if isinstance(course, Walk):
@@ -348,7 +350,7 @@ class Worker:
         if again and self._work.doubt.whole:
             self._standing = self._standing.has_broken(Why.DOUBT)
             return True
-        # What the recorder said when it settled the doubt, and no later.
+        # Up to what the recorder said when it settled the doubt, and no later.
         piece = self._follower.take(self._standing, recorded.complete_up_to)
         others = self._standing.leftovers or again or self._batching.is_due()
         if self._follower.gathers(piece) and not others and self._orders.once is None:
@@ -377,8 +379,7 @@ class Worker:
                   took=self._clock.monotonic() - started)
 
     def _idle(self, piece: Portion) -> bool:
-        """In step: let the stime follow, so that limbo empties and a checkpoint is reached on a quiet tree (rule
-        26)."""
+        """In step: let the stime follow the clock, so that limbo empties and checkpoints are reached (rule 26)."""
         self._progress.phase = "waiting"
         self._pace = replace(self._pace, crawl=Crawl.CHANGELOG, in_step=True)
         if piece.upto is None or piece.upto <= (self._standing.stime or 0):
@@ -414,13 +415,13 @@ class Worker:
         return self._is_waited_for(piece.upto) or (self._orders.once is not None and piece.upto >= self._orders.once)
 
     def _is_done(self) -> bool:
-        # With others it may wait for their stimes, and these may have ended.
+        # Where the slave is shared, limbo may wait for the stimes of workers that have ended.
         return (self._orders.once is not None and self._pace.in_step
                 and (self._standing.stime or 0) >= self._orders.once
                 and (self._slave.shares or not self._standing.limbo) and not self._work.doubt.any)
 
     def _commit(self, upto: int | None, *, walked: bool = False) -> None:
-        """Doubt and failures are durable by now; what was due and what was to do are forgotten only after."""
+        """Commit. Doubt and failures are durable by now; the worker forgets the batch only afterwards."""
         assert self._connection is not None
         self._progress.phase = "committing"
         self._standing = self._committer.commit(self._connection, self._epoch, self._standing, upto, walked=walked)
@@ -431,7 +432,7 @@ class Worker:
         self._progress.phase = "waiting"
 
     def _settle(self) -> None:
-        """The batch is committed: only now may what it knew be forgotten (rule 28)."""
+        """After the commit: forget the batch (rule 28)."""
         self._work.ledger.settle()
         self._work.db.reset()
         self._standing = replace(self._standing, leftovers=False)

@@ -37,12 +37,19 @@ user = st.one_of(
     st.tuples(st.just("symlink"), st.sampled_from(["x", "../y"]), files),
     st.tuples(st.just("chmod"), places, st.sampled_from([0o700, 0o755, 0o750])),
 )
+# What is there before most histories begin: without it most of what they try to do has nothing to do it to.
+TREE = ("user", [("mkdir", "m/d"), ("mkdir", "m/e"), ("mk", "m/a", "1"), ("mk", "m/d/a", "22"), ("ln", "m/a", "m/e/b"),
+                 ("mkdir", "m/d/e"), ("mk", "m/d/e/a", "333"), ("mk", "o/a", "1")])
 several = st.lists(user, min_size=1, max_size=4)
 action = st.one_of(
     st.tuples(st.just("user"), several),
     st.tuples(st.just("user"), several),
+    st.tuples(st.just("user"), several),
+    st.tuples(st.just("user"), several),
+    st.tuples(st.just("cut")),
     st.tuples(st.just("cut")),
     st.tuples(st.just("poll")),
+    st.tuples(st.just("cycle")),
     st.tuples(st.just("cycle")),
     st.tuples(st.just("cycle while"), several, st.integers(0, 12)),     # the user goes on at the nth call of the agent
     st.tuples(st.just("cycle dies"), st.integers(0, 40)),              # ... at the nth durable step
@@ -54,8 +61,10 @@ action = st.one_of(
     st.tuples(st.just("cycle stops"), st.integers(0, 20)),             # ... at the nth call of the agent
     st.tuples(st.just("other node")),
     st.tuples(st.just("history lost")),
-    st.tuples(st.just("reset"), st.integers(0, 40), st.booleans()),    # ... a walk that compares is stopped; a gap
+    st.tuples(st.just("reset"), st.integers(3, 12), st.booleans()),    # a walk that compares all is stopped; a gap
 )
+beginning: st.SearchStrategy[list[tuple[object, ...]]] = st.sampled_from(
+    [[TREE], [TREE, ("cut",), ("cycle",)], [TREE, ("cut",), ("cycle",), ("cut",), ("cycle",)], []])
 
 
 def do(w: World, op: tuple[object, ...]) -> None:
@@ -137,6 +146,8 @@ def act(w: World, one: tuple[object, ...]) -> None:
     elif what == "history lost":
         w.lose_history()
     elif what == "reset":
+        for one_before in ("cut", "cycle", "cut", "cycle"):
+            act(w, (one_before,))
         w.damage()
         w.forget_stime()
         act(w, ("cycle stops", args[0]))
@@ -147,18 +158,19 @@ def act(w: World, one: tuple[object, ...]) -> None:
 
 @settings(max_examples=HISTORIES, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True,
           phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink))
-@given(st.lists(action, min_size=3, max_size=25), st.booleans())
-def test_every_history_converges(history: list[tuple[object, ...]], interim: bool) -> None:
-    converges(history, interim)
+@given(beginning, st.lists(action, min_size=3, max_size=25), st.booleans())
+def test_every_history_converges(begin: list[tuple[object, ...]], history: list[tuple[object, ...]], interim: bool
+                                 ) -> None:
+    converges(begin + history, interim)
 
 
 @settings(max_examples=HISTORIES // 4, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
-@given(st.lists(action, min_size=3, max_size=25))
-def test_every_history_converges_where_the_slaves_inodes_are_known_by_name_alone(history: list[tuple[object, ...]]
-                                                                                ) -> None:
+@given(beginning, st.lists(action, min_size=3, max_size=25))
+def test_every_history_converges_where_the_slaves_inodes_are_known_by_name_alone(
+        begin: list[tuple[object, ...]], history: list[tuple[object, ...]]) -> None:
     """A slave on FAT and its kind."""
     with mock.patch.object(fsid, "_makes_up_numbers", lambda fd: os.readlink(f"/proc/self/fd/{fd}").endswith("/s")):
-        converges(history)
+        converges(begin + history)
 
 
 def converges(history: list[tuple[object, ...]], interim: bool = False) -> None:
