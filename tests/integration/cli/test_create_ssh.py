@@ -59,7 +59,7 @@ def test_what_is_wrong_there_is_said_at_once(cli: Cli, sshd: Sshd, tmp_path: Pat
     answer = json.loads(cli(*args(tmp_path, sshd, "-o", "sync-method=rsync", "--json"), code=4))
     assert [finding["level"] for finding in answer["findings"]] == ["error"]
     answer = json.loads(cli(*args(tmp_path, sshd, "--json", folder="a/b"), code=4))
-    assert "there is no directory" in answer["findings"][0]["text"]
+    assert "no such directory" in answer["findings"][0]["text"]
     assert cli.home.list() == []
 
 

@@ -163,7 +163,7 @@ class TestRefused:
         (place.slave / "stale").touch()
         done = place.once(code=4)
         (line,) = [line for line in done.stderr.splitlines() if line.startswith("gsync: ")]
-        assert "not empty" in line
+        assert "neither empty nor a gsync slave" in line
         assert "--adopt" in line
         assert place.sent(place.once("--adopt")) == (0, 0)
         assert compare(place.master, place.slave) == []
@@ -171,7 +171,7 @@ class TestRefused:
     def test_slave_missing_or_of_another_volume(self, place: Place) -> None:
         for more in ([], ["--dry-run"]):
             missing = place.gsync("run", place.master, place.folder / "no" / "where", "--once", *more, code=4)
-            assert f"there is no directory {place.folder}/no/where" in missing.stderr
+            assert f"no such directory: {place.folder}/no/where" in missing.stderr
         place.gsync("run", place.master, place.folder / "new", "--dry-run")
         assert not (place.folder / "new").exists()
         place.gsync("run", place.master, place.folder / "new", "--once")

@@ -101,7 +101,7 @@ class TestCreate:
             f"info: slave {copy}/new: the first start creates the directory"]
         assert not (copy / "new").exists()
         (line,) = findings(cli, tree, copy / "a" / "b", code=4)
-        assert f"there is no directory {copy}/a/b" in line
+        assert f"no such directory: {copy}/a/b" in line
 
     @pytest.mark.parametrize("slave", ["tree/sub", ".", "tree"])
     def test_trees_that_lie_in_each_other(self, cli: Cli, tree: Path, tmp_path: Path, slave: str) -> None:

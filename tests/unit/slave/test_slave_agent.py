@@ -183,7 +183,7 @@ def refusal(agent: Program, **more: Any) -> str:
 
 def test_a_missing_root_is_refused(agent: Program, root: Path) -> None:
     root.rmdir()
-    assert "there is no directory" in refusal(agent)
+    assert "no such directory" in refusal(agent)
 
 
 def test_a_root_that_is_a_file_is_refused(agent: Program, root: Path) -> None:
