@@ -39,7 +39,7 @@ class Files:
         self.folder = os.fsencode(folder)
         self._root = os.open(folder, os.O_RDONLY)
         self._inodes = Inodes(self._root, TAG)
-        self._paths: dict[Gfid, bytes] = {}
+        self.paths: dict[Gfid, bytes] = {}
         self.errors: dict[Gfid, int] = {}
         self.meddle: Callable[[bytes], None] = lambda path: None
         self.opened = 0
@@ -60,7 +60,7 @@ class Files:
     def know(self, name: bytes) -> Gfid:
         seen = self._inodes.look(self._root, ROOT_GFID, name)
         assert seen is not None
-        self._paths[seen.gfid] = self.path(name)
+        self.paths[seen.gfid] = self.path(name)
         return seen.gfid
 
     # the Source
@@ -68,10 +68,10 @@ class Files:
     def open(self, gfid: Gfid) -> tuple[int, os.stat_result]:
         if gfid in self.errors:
             raise OSError(self.errors[gfid], os.strerror(self.errors[gfid]))
-        if gfid not in self._paths:
+        if gfid not in self.paths:
             raise FileNotFoundError(errno.ENOENT, "gone")
         self.opened += 1
-        fd = os.open(self._paths[gfid], os.O_RDONLY | os.O_NOFOLLOW)
+        fd = os.open(self.paths[gfid], os.O_RDONLY | os.O_NOFOLLOW)
         if self._inodes.gfid(self._inodes.handles.of_fd(fd)) != gfid:
             os.close(fd)
             raise FileNotFoundError(errno.ENOENT, "another inode")

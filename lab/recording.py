@@ -292,12 +292,12 @@ class Injecting:
     """A detector with hints of the test's between its own."""
 
     def __init__(self, inner: Detector) -> None:
-        self._inner = inner
+        self.inner = inner
         self.extra: list[Hint] = []
 
     def __getattr__(self, name: str) -> object:
-        return getattr(self._inner, name)
+        return getattr(self.inner, name)
 
     def read(self) -> list[Hint]:
         extra, self.extra = self.extra, []
-        return [*self._inner.read(), *extra]
+        return [*self.inner.read(), *extra]

@@ -149,7 +149,7 @@ class Slave:
                  adopt: bool = False, delete_retention: int = 0) -> None:
         self.root = os.fsencode(root)
         self.steps: list[str] = []
-        self._on_step = on_step
+        self.on_step = on_step
         self.taken: Taken = take(self.root, "volume", "volume", adopt)
         try:
             self.tree = SlaveTree(self.root)
@@ -166,7 +166,7 @@ class Slave:
 
     def _step(self, name: str) -> None:
         self.steps.append(name)
-        self._on_step(len(self.steps) - 1, name)
+        self.on_step(len(self.steps) - 1, name)
 
     def close(self) -> None:
         self.tree.close()

@@ -15,7 +15,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 HOST = "gsync-test"
@@ -26,12 +26,12 @@ class Sshd:
 
     `client_config` is for `ssh -F`: it knows `gsync-test` and `127.0.0.1`, both leading here. `forced_command`
     is what the key may run (SSH_ORIGINAL_COMMAND holds what was asked). With `known=False` the client has
-    never seen the host key, so a strict client refuses.
+    never seen the host key, so a strict client refuses. `environment` is that of what runs there.
     """
 
     def __init__(
         self, folder: str | os.PathLike[str], *, forced_command: str | None = None, known: bool = True,
-        max_sessions: int = 10,
+        max_sessions: int = 10, environment: Mapping[str, str] | None = None,
     ) -> None:
         self.dir = Path(folder).absolute()
         self.dir.mkdir(parents=True, exist_ok=True)
@@ -47,6 +47,7 @@ class Sshd:
         authorized = self.dir / "authorized_keys"
         authorized.write_text(options + self.identity.with_suffix(".pub").read_text())
         self._max_sessions = max_sessions
+        self._environment = {"HOME": str(self.home), **(environment or {})}
         self.port = 0
         self._authorized = authorized
         self.start()
@@ -78,7 +79,8 @@ class Sshd:
                 f"StrictModes no\nUsePAM {pam}\nUseDNS no\nPrintMotd no\n"
                 "PasswordAuthentication no\nKbdInteractiveAuthentication no\nPubkeyAuthentication yes\n"
                 "PermitRootLogin prohibit-password\nSubsystem sftp internal-sftp\nMaxStartups 100\n"
-                f"MaxSessions {self._max_sessions}\nSetEnv HOME={self.home}\n"
+                f"MaxSessions {self._max_sessions}\nSetEnv"
+                + "".join(f' "{name}={value}"' for name, value in self._environment.items()) + "\n"
             )
             self._process = subprocess.Popen(
                 [sshd, "-D", "-f", config, "-E", log], stdin=subprocess.DEVNULL, start_new_session=True
@@ -138,6 +140,16 @@ class Sshd:
 
     def __exit__(self, *_exc: object) -> None:
         self.stop()
+
+
+def below(pid: int, word: bytes) -> list[int]:
+    """The descendants of a process that were started with this argument."""
+    found = []
+    for each in descendants(pid):
+        with contextlib.suppress(OSError):
+            if word in Path(f"/proc/{each}/cmdline").read_bytes().split(b"\0"):
+                found.append(each)
+    return found
 
 
 def descendants(pid: int) -> Iterator[int]:

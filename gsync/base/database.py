@@ -40,7 +40,7 @@ class Database(sqlite3.Connection):
                              check_same_thread=not threads)
         db.path = path
         try:
-            db._prepare(schema, version, migrations or {}, wal, synchronous, cache_kib, readonly)
+            cls._prepare(db, schema, version, migrations or {}, wal, synchronous, cache_kib, readonly)
         except BaseException:
             db.close()
             raise

@@ -74,11 +74,12 @@ class Htime:
 class HtimeWriter:
     """Adds to the newest HTIME file of a changelogs folder; makes one, that begins `now`, where there is none.
 
-    What a crash left unreadable at its end is cut off. last_ts is the last one listed, -1 if none is.
+    What a crash left unreadable at its end is cut off. last_ts is the last one listed, -1 if none is. most: records of
+    a file.
     """
 
-    def __init__(self, folder: bytes, now: int) -> None:
-        self._folder = folder
+    def __init__(self, folder: bytes, now: int, most: int = MOST_RECORDS) -> None:
+        self._folder, self._most = folder, most
         self.last_ts = -1
         self._fd = -1
         files = layout.htime_paths(folder)
@@ -102,7 +103,7 @@ class HtimeWriter:
             return
         data = b"".join(layout.changelog_path(self._folder, ts) + b"\0" for ts in tss)
         size = len(data) // len(tss)
-        if self._count >= MOST_RECORDS or (self._count and size != self._size):  # full, or the folder was moved
+        if self._count >= self._most or (self._count and size != self._size):  # full, or the folder was moved
             self._begin(max(self.last_ts, self.start + 1))
         os.pwrite(self._fd, data, size * self._count)  # over what a failed call may have left
         os.fsync(self._fd)

@@ -17,6 +17,7 @@ from typing import BinaryIO, NamedTuple, TypeAlias
 from gsync.base.model import Gfid, Name, check_bname, gfid_str
 
 HEADER = b"GlusterFS Changelog | version: v1.2 | encoding : 2\n"
+_BLOCK = 1 << 16  # small: the values of a part are gone before the garbage collector looks at them often
 
 
 class Fop(IntEnum):
@@ -166,9 +167,9 @@ def read_changes(file: BinaryIO) -> Iterator[Changes]:
         yield Changes([], [], [], problems)
 
 
-def read_records(file: BinaryIO) -> Iterator[Record | Problem]:
-    """Everything that a changelog holds, with what cannot be read in its place."""
-    scan = _Scan(file)
+def read_records(file: BinaryIO, block: int = _BLOCK) -> Iterator[Record | Problem]:
+    """Everything that a changelog holds, with what cannot be read in its place. block: bytes read at a time."""
+    scan = _Scan(file, block)
     for matches in scan.blocks():
         gfids = _Gfids()
         for m in matches:
@@ -215,7 +216,6 @@ _FOPS = {b"%d" % fop: fop for fop in Fop}
 _META_FOPS = {b"%d" % fop for fop in META_FOPS}
 _LENGTH_FOPS = {b"%d" % fop for fop in (Fop.XATTROP, Fop.FXATTROP)}  # recorded where a sharded file changes its length
 
-_BLOCK = 1 << 16  # small: the values of a part are gone before the garbage collector looks at them often
 _LONGEST_RECORD = 1 << 16  # longer than any real one: a path of 64 KiB
 
 
@@ -252,9 +252,9 @@ def _record(m: re.Match[bytes], gfids: _Gfids) -> Record:
 class _Scan:
     """Finds the records of a changelog, block by block, and notes what is none."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, block: int = _BLOCK) -> None:
         self.base = 0  # the offset in the file of the block at hand
-        self._file = file
+        self._file, self._block = file, block
         self._problems: list[Problem] = []
         self._end = 0
 
@@ -264,7 +264,7 @@ class _Scan:
         if pattern is None:
             return
         rest = b""
-        while block := self._file.read(_BLOCK):
+        while block := self._file.read(self._block):
             block = rest + block
             yield self._matches(pattern, block)
             rest = block[self._end :]

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from gsync.base import durable
 from gsync.changelog import layout, records
-from gsync.changelog.htime import HtimeWriter
+from gsync.changelog.htime import MOST_RECORDS, HtimeWriter
 from gsync.changelog.layout import Changelog
 from gsync.changelog.records import HEADER, Record
 
@@ -25,15 +25,15 @@ class ChangelogWriter:
 
     `now` is the clock in whole seconds. The constructor repairs what a crash left: it adds a slice that is missing from
     the list, cuts a torn record off the live file and rolls it. A slice without records writes nothing, not even in
-    HTIME: GlusterFS lists those, but its readers do not need them.
+    HTIME: GlusterFS lists those, but its readers do not need them. list_size: entries of an HTIME file.
     """
 
-    def __init__(self, folder: bytes, now: int) -> None:
+    def __init__(self, folder: bytes, now: int, list_size: int = MOST_RECORDS) -> None:
         self.folder = os.path.abspath(folder)
         self.pending = 0  # bytes of records that wait for roll()
         self._live: BinaryIO | None = None
         durable.make_dirs(layout.htime_folder(self.folder))
-        self._list = HtimeWriter(self.folder, now)
+        self._list = HtimeWriter(self.folder, now, list_size)
         self._unlisted = [changelog.ts for changelog in layout.stored(self.folder, self._list.last_ts)]
         self.last_ts = max([self._list.start - 1, self._list.last_ts, *self._unlisted])
         self._recover_live(now)

@@ -264,6 +264,12 @@ class MetaLease:
     def committed(self, stime: int) -> None:
         self._stime = stime
 
+    def beat(self) -> None:
+        """Renew the claim now; in time, the thread does so by itself."""
+        if self._mine is not None:
+            with suppress(TimeoutError):
+                self._do(self._renew).result(self._answer)
+
     def close(self) -> None:
         """End the thread, if it can end."""
         self._jobs.put(None)
@@ -281,7 +287,7 @@ class MetaLease:
             try:
                 asked = self._jobs.get(timeout=pause)
             except queue.Empty:
-                self._beat()
+                self._renew()
             else:
                 if asked is None:
                     return
@@ -337,8 +343,9 @@ class MetaLease:
         self._claims.rewrite(fd, claim)
         return claim
 
-    def _beat(self) -> None:
-        assert self._mine is not None
+    def _renew(self) -> None:
+        if self._mine is None:
+            return
         begun = self._clock()
         self._next = begun + self._interval / 4
         if begun - self._beat_at >= self._interval:

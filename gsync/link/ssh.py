@@ -32,14 +32,14 @@ _log = get_logger(__name__)
 _SSH_FAILED = 255
 # What ssh says, after the reason, when the program that leads it to the host has ended (that has no port).
 _PROXY_ENDED = re.compile(r"^kex_exchange_identification: |UNKNOWN port 65535")
-_NOT_FORCED = (77, 127, 2)  # exit statuses: of the forced program that refuses, of a shell without gsync or with it
+NOT_FORCED = (77, 127, 2)  # exit statuses: of the forced program that refuses, of a shell without gsync or with it
 INSTALLED_IN, INSTALLED_AS = ".local/share/gsync", "agent.pyz"  # below the account's home
 _MARK = "gsync-probe"
 _counter = itertools.count(1)
 
 
 # In one line, with double quotes only and no backslash: every login shell passes that on unharmed in single quotes.
-_PROBE = "; ".join([
+PROBE = "; ".join([
     f"echo {_MARK}",
     "grep -qw aes /proc/cpuinfo 2>/dev/null && echo aes",
     'cache="${XDG_CACHE_HOME:-$HOME/.cache}/gsync"',
@@ -58,7 +58,7 @@ _PROBE = "; ".join([
     "done",
 ])
 _STAY = "echo end; exec cat >/dev/null"
-_PUSH = "; ".join([  # $1: folder, $2: name, $3: size
+PUSH = "; ".join([  # $1: folder, $2: name, $3: size
     "umask 077",
     'cd && mkdir -p "$1" && cd "$1" && cat >".$2.$$" && test $(wc -c <".$2.$$") -eq "$3" && mv -f ".$2.$$" "$2" '
     '&& echo "$(pwd -P)/$2" && exit 0',
@@ -119,7 +119,7 @@ class SshLink:
         self._restricted = self._options.identity is not None
         fast = self._fast_ciphers()
         offered = fast is not None and self._remembers_aes()
-        self._host = Host.parse(self._open(fast if offered else None, self._shell_command(f"{_PROBE}; {_STAY}")))
+        self._host = Host.parse(self._open(fast if offered else None, self._shell_command(f"{PROBE}; {_STAY}")))
         if fast is not None and self._host.aes != offered:
             self.close()
             self._remember_aes(self._host.aes)
@@ -200,7 +200,7 @@ class SshLink:
         """Put the agent into a folder over there; its path."""
         agent = bundle.zipapp()
         _log.info("bringing the agent along", slave=self.slave, bytes=len(agent))
-        channel = self.spawn([b"/bin/sh", b"-c", _PUSH.encode(), b"gsync", os.fsencode(folder), name.encode(),
+        channel = self.spawn([b"/bin/sh", b"-c", PUSH.encode(), b"gsync", os.fsencode(folder), name.encode(),
                               b"%d" % len(agent)])
         try:
             with suppress(OSError):
@@ -241,7 +241,7 @@ class SshLink:
 
     def error(self, channel: Channel) -> GsyncError:
         status = channel.end()
-        if self._restricted and status in _NOT_FORCED:
+        if self._restricted and status in NOT_FORCED:
             return SlaveError(f"slave {self.slave}: the session's key cannot be used: "
                               + "; ".join(channel.said()[-1:]) + "; see gsync keys SESSION")
         if status != _SSH_FAILED:

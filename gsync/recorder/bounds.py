@@ -16,10 +16,18 @@ class Keep(NamedTuple):
     archive: int = 256 << 20
 
 
+class Pace(NamedTuple):
+    """In seconds: between two reports on a quiet tree, and between two looks whether the root is back."""
+
+    heartbeat: float = 1.0
+    root: float = 1.0
+
+
 class Bounds(NamedTuple):
     hints: HintLimits = HintLimits()
     scan: ScanSizes = ScanSizes()
     keep: Keep = Keep()
+    pace: Pace = Pace()
 
 
 BOUNDS = Bounds()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from gsync.base.errors import Faulty, UsageError
 from gsync.base.fsid import Inodes
 from gsync.base.log import get_logger
@@ -26,12 +28,17 @@ def inotify(root_fd: int, inodes: Inodes, knows: Knows) -> Detector:
 
 def auto(root_fd: int, inodes: Inodes, knows: Knows) -> Detector:
     """The first that works."""
+    return first_of({"fanotify": fanotify, "inotify": inotify}, root_fd, inodes, knows)
+
+
+def first_of(factories: Mapping[str, DetectorFactory], root_fd: int, inodes: Inodes, knows: Knows) -> Detector:
+    """The first of these, by name, that works."""
     why = []
-    for factory in (fanotify, inotify):
+    for name, factory in factories.items():
         try:
             detector = factory(root_fd, inodes, knows)
         except Unavailable as exc:
-            why.append(f"{factory.__name__}: {exc}")
+            why.append(f"{name}: {exc}")
             continue
         _log.info("detector", name=detector.name, **({"not": "; ".join(why)} if why else {}))
         return detector

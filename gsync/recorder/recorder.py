@@ -35,10 +35,8 @@ from gsync.state.home import Home, NotThere, Volume
 
 _log = get_logger(__name__)
 
-HEARTBEAT = 1.0           # s between two reports on a quiet tree
 GATHER = 0.02             # s: events are left to merge so long before they are read again
 RETRIES = Schedule(first=1.0, longest=60.0, lasted=60.0)  # s, from a fault to the next try, which scans the tree
-ROOT_PAUSE = 1.0          # s between two looks whether the root is back
 PURGE_EVERY = 600.0       # s
 
 
@@ -81,7 +79,7 @@ class Recorder:
                         tries.start()
                         self._follow(recording, control)
                     except NotThere as exc:
-                        self._fail(str(exc), ROOT_PAUSE)
+                        self._fail(str(exc), self._bounds.pace.root)
                     except (Faulty, Unavailable, OSError, sqlite3.Error) as exc:
                         self._fail(self._reason(exc), tries.fail())
             except Stopped:
@@ -128,7 +126,7 @@ class Recorder:
         purged = self._clock.monotonic()
         while not self._stop.is_set():
             now = self._clock.monotonic()
-            pause = heard + HEARTBEAT - now
+            pause = heard + self._bounds.pace.heartbeat - now
             if began is not None:
                 pause = max(min(began + self._rollover, hinted + self._quiet) - now, recording.until_next_ts())
             listening = now >= deaf
@@ -142,13 +140,13 @@ class Recorder:
             cut = asked and control.asked()
             now = self._clock.monotonic()
             due = began is not None and now >= min(began + self._rollover, hinted + self._quiet)
-            if cut or due or now >= heard + HEARTBEAT:
+            if cut or due or now >= heard + self._bounds.pace.heartbeat:
                 closed = recording.close_slice()
                 began = None if closed and not recording.hinted else began or now
                 heard = self._clock.monotonic()
             if now >= purged + PURGE_EVERY:
                 purged = now
-                self._purge()
+                self.purge()
         while not recording.close_slice():
             time.sleep(recording.until_next_ts())
 
@@ -171,7 +169,8 @@ class Recorder:
         except OSError as exc:
             _log.warning("status cannot be written", path=self._brick.status, error=exc.strerror)
 
-    def _purge(self) -> None:
+    def purge(self) -> None:
+        """Delete or archive the changelogs that the limits let go and no session needs."""
         keep = self._bounds.keep
         archive = ChangelogArchive(os.fsencode(self._brick.archive), keep.archive)
         purged = retention.purge(os.fsencode(self._brick.changelogs), self._clock.now() // NS, keep.seconds, keep.size,

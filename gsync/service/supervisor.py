@@ -52,7 +52,7 @@ class Observer(Protocol):
 
 
 @dataclass(frozen=True)
-class Patience:
+class Attempts:
     """How long a run tries. look: seconds between two looks at the status. tries: with --once, failed starts in a row
     before the run gives up. locked_tries: starts, `look` apart, while an earlier run's worker is still stopping."""
 
@@ -80,13 +80,13 @@ class Supervisor:
     """Runs the children."""
 
     def __init__(self, workers: Sequence[ProcessSpec], recorder: ProcessSpec | None, observer: Observer, *, once: bool,
-                 schedule: Schedule = RESTARTS, patience: Patience | None = None,
+                 schedule: Schedule = RESTARTS, patience: Attempts | None = None,
                  clock: Callable[[], float] = time.monotonic) -> None:
         self._workers = [_Worker(spec, self._launch, schedule, clock) for spec in workers]
         self._recorder = KeptProcess(recorder, self._launch, schedule, clock) if recorder else None
         self._observer = observer
         self._once = once
-        self._patience = patience or Patience()
+        self._patience = patience or Attempts()
         self._clock = clock
         self._wakeups = Wakeups()
 

@@ -265,7 +265,7 @@ def _displace(attempt: Callable[[], bool], lock_fd: int, own: Pass, refusal: Cal
     left = "cannot be stopped from here (it runs on another host, in a container or as another user)"
     while not attempt():
         own.check()
-        for pid in _holders(lock_fd):
+        for pid in holders(lock_fd):
             try:
                 _kill(pid, lock_fd, patience)
             except PermissionError:
@@ -279,7 +279,7 @@ def _displace(attempt: Callable[[], bool], lock_fd: int, own: Pass, refusal: Cal
 
 # processes
 
-def _holders(lock_fd: int) -> Iterator[int]:
+def holders(lock_fd: int) -> Iterator[int]:
     """The other processes that hold this lock, as far as /proc shows them."""
     for entry in os.listdir("/proc"):
         if entry.isdigit() and int(entry) != os.getpid() and _holds(int(entry), lock_fd):

@@ -42,7 +42,7 @@ class Bench:
     scale: float = 1.0
     gsync: Gsync = field(default_factory=Gsync)
     say: Callable[[str], None] = print
-    _serial: Iterator[int] = field(default_factory=itertools.count)
+    serial: Iterator[int] = field(default_factory=itertools.count)
 
     def count(self, full: int) -> int:
         return max(5, round(full * self.scale))
@@ -50,7 +50,7 @@ class Bench:
     @contextlib.contextmanager
     def file_system(self, what: str) -> Iterator[Path]:
         """An empty folder on a fresh ext4 of its own; for other users than root just a folder."""
-        folder = self.workdir / f"{what}-{next(self._serial)}"
+        folder = self.workdir / f"{what}-{next(self.serial)}"
         with contextlib.ExitStack() as stack:
             if os.geteuid() == 0:
                 folder = stack.enter_context(FsImage(folder, IMAGE_SIZE, options="noatime")).path
@@ -60,7 +60,7 @@ class Bench:
     @contextlib.contextmanager
     def folder(self, what: str) -> Iterator[Path]:
         """An empty folder of the work directory, for few files."""
-        folder = self.workdir / f"{what}-{next(self._serial)}"
+        folder = self.workdir / f"{what}-{next(self.serial)}"
         folder.mkdir()
         yield folder
         shutil.rmtree(folder)
@@ -72,10 +72,10 @@ class Bench:
             yield self.slave(path, ssh_config)
 
     def slave(self, path: Path, ssh_config: Path | None) -> Slave:
-        return Slave(path, self.workdir / f"state-{next(self._serial)}", ssh_config)
+        return Slave(path, self.workdir / f"state-{next(self.serial)}", ssh_config)
 
     def running(self, argv: list[str]) -> Running:
-        return Running(argv, self.workdir / f"log-{next(self._serial)}", self.memory)
+        return Running(argv, self.workdir / f"log-{next(self.serial)}", self.memory)
 
     def once(self, contestant: Gsync | Rsync, master: Path, slave: Slave) -> float:
         """Seconds of one complete run; gsync's ends with everything durable, rsync's in the page cache."""
@@ -96,7 +96,7 @@ class Bench:
         """
         with self.running(contestant.follow(master, slave)) as running:
             for _time in range(2):
-                canary = f"canary-{next(self._serial)}"
+                canary = f"canary-{next(self.serial)}"
                 (master / canary).write_bytes(b"here")
                 running.wait_for("in step", partial(_has_come, slave.path / canary), pause=0.05)
             time.sleep(2)  # its own last steps, and lsyncd's delay
@@ -194,7 +194,7 @@ def lag(bench: Bench) -> Iterator[Result]:
 
 def _lag_of_one(bench: Bench, running: Running, master: Path, slave: Path, rng: random.Random) -> float:
     time.sleep(rng.uniform(1.0, 2.0))  # quiet again, at no fixed place within a second
-    name, data, samples = Path("folder-00000", f"new-{next(bench._serial)}"), rng.randbytes(KIB), list[float]()
+    name, data, samples = Path("folder-00000", f"new-{next(bench.serial)}"), rng.randbytes(KIB), list[float]()
     (master / name).write_bytes(data)
     with timed(samples):
         running.wait_for(f"{name} at the slave", lambda: read(slave / name) == data)

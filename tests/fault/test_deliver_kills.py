@@ -44,7 +44,7 @@ def kill_at(step: int, count: Callable[[int], None]) -> None:
 
     for name in _STEPS:
         setattr(os, name, stepping(getattr(os, name)))
-    placement._renameat2 = stepping(placement._renameat2)
+    placement.renameat2 = stepping(placement.renameat2)
     atomic = QueueDatabase.atomic
 
     @contextmanager

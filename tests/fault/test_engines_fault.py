@@ -25,7 +25,7 @@ from gsync.sync.tarssh import StreamEngine
 from lab import REPOSITORY
 from lab.engines import Files, World, at, content, local
 from lab.images import FsImage
-from lab.sshd import HOST, Sshd, descendants
+from lab.sshd import HOST, Sshd, below, descendants
 from lab.trees import KIB, MIB
 
 
@@ -86,7 +86,8 @@ def three(world: World) -> list[FileRequest]:
 
 def kill_receiver(world: World) -> None:
     assert isinstance(world.engine, StreamEngine)
-    os.kill(world.engine._channel.pid, signal.SIGKILL)
+    (receiver,) = below(os.getpid(), b"--receive")
+    os.kill(receiver, signal.SIGKILL)
 
 
 def test_a_killed_receiver_is_transient_and_a_new_one_finishes(tmp_path: Path) -> None:
@@ -222,12 +223,11 @@ def test_wrong_options_of_the_users_for_rsync_are_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("piece", [0, 1])
 def test_a_read_error_of_the_master_hurts_one_file_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int
                                                         ) -> None:
+    monkeypatch.setattr(stream, "EXTENT_MAX", 1 << 20)
     with World(tmp_path, local(tmp_path / "slave"), "tarssh") as world:
         gfids = {name: world.source.add(name, name * 3 * MIB) for name in (b"1", b"2", b"3", b"4")}
         assert world.fill_all(gfids) == {"new"}
         broken = os.stat(world.source.path(b"2")).st_ino
-        monkeypatch.setattr(stream, "EXTENT_MAX", 1 << 20)
-        world.engine._piece = 1 << 20  # type: ignore[attr-defined]
         really = os.sendfile
 
         def sendfile(out: int, fd: int, offset: int, count: int) -> int:

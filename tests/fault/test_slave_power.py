@@ -107,7 +107,7 @@ def test_the_power_fails_at_a_step(tmp_path: Path, change: Callable[[World], Non
 
         slave = Slave(root)
         slave.steps.clear()
-        slave._on_step = maybe_cut
+        slave.on_step = maybe_cut
         with slave:
             Planner(world, slave.apply, rng).batch(world.dirty, 30)
         assert cuts > 1

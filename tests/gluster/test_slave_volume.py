@@ -185,7 +185,7 @@ def test_long_files_with_holes_arrive_and_change_in_place(side: Side, top: tuple
     path = side.path(top[0], b"long")
     assert path.read_bytes() == data
     for changed in (bytes(data[:5 << 20]) + os.urandom(1 << 20), b"short", b"", os.urandom(6 << 20)):
-        source = Path(os.fsdecode(side.source._paths[gfid]))
+        source = Path(os.fsdecode(side.source.paths[gfid]))
         with source.open("r+b") as file:
             file.write(changed)
             file.truncate(len(changed))

@@ -15,8 +15,8 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 from gsync.base.errors import SlaveError, Transient
 from gsync.base.fate import SLAVE_GLUSTER
@@ -265,8 +265,8 @@ class AuxMount:
 
     def open(self, gfid: Gfid, write: bool = False) -> _File:
         with self._io():
-            return _File(self, os.open(self._relative(gfid), (os.O_RDWR if write else os.O_RDONLY) | os.O_NOFOLLOW
-                                       | os.O_CLOEXEC, dir_fd=self._root))
+            flags = (os.O_RDWR if write else os.O_RDONLY) | os.O_NOFOLLOW | os.O_CLOEXEC
+            return _File(self._io, os.open(self._relative(gfid), flags, dir_fd=self._root))
 
     def open_short(self, gfid: Gfid) -> _File:
         return self.open(gfid, write=True)
@@ -313,8 +313,8 @@ class AuxMount:
 class _File:
     """A File."""
 
-    def __init__(self, mount: AuxMount, fd: int) -> None:
-        self._io, self._fd = mount._io, fd
+    def __init__(self, io: Callable[[], AbstractContextManager[None]], fd: int) -> None:
+        self._io, self._fd = io, fd
 
     def pwrite(self, data: bytes | memoryview, offset: int) -> None:
         with self._io():

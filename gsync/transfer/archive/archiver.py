@@ -17,7 +17,7 @@ from collections.abc import Callable
 from gsync.transfer.archive import manifestcopy
 from gsync.transfer.archive.batches import JobOptions
 from gsync.transfer.archive.compare import DryRun, look
-from gsync.transfer.archive.create import Creation
+from gsync.transfer.archive.create import Create
 from gsync.transfer.archive.disk import DiskTree
 from gsync.transfer.archive.get import Get
 from gsync.transfer.archive.jobs import Job, Jobs
@@ -41,11 +41,11 @@ class Archiver:
 
     def create(self, root: bytes, store: str) -> Archive:
         """Freeze the tree at `root` and make its manifest. Undone if it fails; one that was killed is started over."""
-        return Creation(self._jobs).create(root, store)
+        return Create(self._jobs).create(root, store)
 
     def survey(self, root: bytes, store: str) -> tuple[int, int]:
         """What `create` would freeze, entries and bytes; refuses what it would refuse, and changes nothing."""
-        return Creation(self._jobs).survey(root, store)
+        return Create(self._jobs).survey(root, store)
 
     def put(self, root: bytes, retry: bool = False) -> Archive:
         """Copy everything into the vault and see that it is durable there."""

@@ -13,7 +13,6 @@ import os
 import re
 import stat
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -106,7 +105,7 @@ class Backup:
         """What `run` would look at, entries and bytes, without what is there already."""
         self._refuse_inside(root, destination)
         self._open_store(destination.store).probe()
-        tree, began = DiskTree(root), time.time_ns()
+        tree, began = DiskTree(root), self._archives.transfers.clock.now()
         entries = size = 0
         try:
             for found in tree.walk():
@@ -132,7 +131,7 @@ class _Job:
                  verify: Verify, window: Window, excluded: tuple[str, ...]) -> None:
         self._archives, self._archive, self._store, self._tree = archives, archive, store, tree
         self._batches, self._verify, self._window, self._excluded = batches, verify, window, excluded
-        self._began = time.time_ns()
+        self._began = self._archives.transfers.clock.now()
         self._done: ManifestWriter | None = None
         self._lock = threading.Lock()
 

@@ -20,7 +20,7 @@ from gsync.transfer.archive.statefiles import StateFiles
 from gsync.transfer.queue.requests import TransferState
 
 
-class Creation:
+class Create:
     """Makes archives."""
 
     def __init__(self, jobs: Jobs) -> None:

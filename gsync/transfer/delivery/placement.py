@@ -24,7 +24,7 @@ from gsync.transfer.delivery.units import OURS
 INCOMING = OURS + b"incoming"  # in a destination: what is being made there, out of the way of its users
 DIR_MODE, FILE_MODE, SEALED_DIR_MODE = 0o2750, 0o440, 0o2550
 _AT_FDCWD = -100
-_NOREPLACE, _EXCHANGE = 1, 2
+NOREPLACE, EXCHANGE = 1, 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -173,7 +173,7 @@ def exchange(new: bytes, old: bytes) -> None:
     """Give `old` the place of `new` and the other way round, in one step where the file system can (else in renames,
     with `old` aside for a moment: see `mend`). Both are on one file system."""
     sync(new)
-    if _renameat2(new, old, _EXCHANGE) != 0:
+    if renameat2(new, old, EXCHANGE) != 0:
         number = ctypes.get_errno()
         if number not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
             raise OSError(number, os.strerror(number), new)
@@ -223,7 +223,7 @@ def _above(path: bytes) -> Iterator[bytes]:
 
 def rename_new(old: bytes, new: bytes) -> None:
     """Rename a directory to where nothing is. FileExistsError if something is there."""
-    if _renameat2(old, new, _NOREPLACE) == 0:
+    if renameat2(old, new, NOREPLACE) == 0:
         return
     number = ctypes.get_errno()
     if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # a file system without it: a look before
@@ -234,5 +234,6 @@ def rename_new(old: bytes, new: bytes) -> None:
     raise OSError(number, os.strerror(number), old, None, new)
 
 
-def _renameat2(old: bytes, new: bytes, flags: int) -> int:
+def renameat2(old: bytes, new: bytes, flags: int) -> int:
+    """As renameat2(2), whose errno ctypes keeps; -1 too where the file system cannot."""
     return int(_libc.renameat2(_AT_FDCWD, old, _AT_FDCWD, new, flags))

@@ -18,6 +18,7 @@ from gsync.link.link import Channel, Slave
 from gsync.link.local import LocalLink
 from gsync.link.protocol import FillRow, RemoveRow
 from lab.engines import local
+from lab.sshd import below
 
 VOLUME = "00000000-0000-0000-0000-00000000c0de"
 DIRS = [bytes([i]) * 16 for i in range(1, 51)]
@@ -67,7 +68,7 @@ def test_a_refusal_says_which_slave_and_why(tmp_path: Path) -> None:
     (tmp_path / "slave").mkdir()
     (tmp_path / "slave" / "file").touch()
     client = SlaveClient(local(tmp_path / "slave"))
-    with pytest.raises(SlaveError, match=r"slave .*/slave: it is not empty"):
+    with pytest.raises(SlaveError, match=r"slave .*/slave: it is neither empty nor a gsync slave"):
         client.hello(VOLUME, "v", "s", 1)
     client.close()
 
@@ -79,10 +80,11 @@ def test_an_older_epoch_makes_faulty(client: SlaveClient) -> None:
     client.close()
 
 
-def test_an_agent_that_is_killed_gives_transient_to_all_who_wait(client: SlaveClient) -> None:
-    os.kill(client._channel.pid, signal.SIGSTOP)
+def test_an_agent_that_is_killed_gives_transient_to_all_who_wait(client: SlaveClient, tmp_path: Path) -> None:
+    (agent,) = below(os.getpid(), os.fsencode(tmp_path / "slave"))
+    os.kill(agent, signal.SIGSTOP)
     futures = [client.submit("ping") for _ in range(3)]
-    os.kill(client._channel.pid, signal.SIGKILL)
+    os.kill(agent, signal.SIGKILL)
     for future in futures:
         with pytest.raises(Transient, match="killed by signal 9"):
             future.result()

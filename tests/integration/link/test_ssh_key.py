@@ -334,4 +334,4 @@ def test_what_gsync_asks_of_rsync_is_allowed(words: str) -> None:
 
 def test_it_says_what_it_says(key: Key) -> None:
     """The words of the forced program and of ssh.py are the same."""
-    assert forced_command.REFUSED in ssh._NOT_FORCED
+    assert forced_command.REFUSED in ssh.NOT_FORCED

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,17 +27,28 @@ VOLUME = "00000000-0000-0000-0000-00000000c0de"
 
 
 @pytest.fixture
-def sshd(tmp_path: Path) -> Iterator[Sshd]:
-    with Sshd(tmp_path / "sshd") as sshd:
+def own_cache(tmp_path: Path) -> Path:
+    """The remote side's cache folder, where the test can see it."""
+    return tmp_path / "remote cache"
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Path:
+    """A folder where the remote side looks for programs first."""
+    (tmp_path / "programs").mkdir()
+    return tmp_path / "programs"
+
+
+@pytest.fixture
+def sshd(tmp_path: Path, own_cache: Path, programs: Path) -> Iterator[Sshd]:
+    with Sshd(tmp_path / "sshd", environment={"XDG_CACHE_HOME": str(own_cache),
+                                              "PATH": f"{programs}:{os.environ['PATH']}"}) as sshd:
         yield sshd
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The remote side's cache folder, where the test can see it."""
-    cache = tmp_path / "remote cache"
-    monkeypatch.setattr(ssh, "_PROBE", f'XDG_CACHE_HOME="{cache}"; ' + ssh._PROBE)
-    return cache
+def script(path: Path, text: str) -> None:
+    path.write_text("#!/bin/sh\n" + text)
+    path.chmod(0o755)
 
 
 def options(sshd: Sshd, *extra: str) -> SshOptions:
@@ -84,7 +98,7 @@ def test_a_torn_agent_is_never_used(sshd: Sshd, own_cache: Path) -> None:
     (agent,) = (own_cache / "gsync").iterdir()
     whole = agent.read_bytes()
     agent.unlink()
-    channel = link.spawn([b"/bin/sh", b"-c", ssh._PUSH.encode(), b"gsync", os.fsencode(agent.parent),
+    channel = link.spawn([b"/bin/sh", b"-c", ssh.PUSH.encode(), b"gsync", os.fsencode(agent.parent),
                           os.fsencode(agent.name), b"%d" % len(whole)])
     channel.write(whole[:-1])
     channel.end_input()
@@ -102,30 +116,25 @@ def test_a_cache_folder_that_cannot_be_written_is_said(sshd: Sshd, own_cache: Pa
 
 
 @pytest.mark.parametrize("slave_has_aes", [True, False])
-def test_the_fast_cipher_is_used_unless_the_slave_has_no_aes(sshd: Sshd, tmp_path: Path,
+def test_the_fast_cipher_is_used_unless_the_slave_has_no_aes(sshd: Sshd, programs: Path, tmp_path: Path,
                                                              monkeypatch: pytest.MonkeyPatch, slave_has_aes: bool
                                                              ) -> None:
     monkeypatch.setattr(ssh, "has_aes", lambda: True)
-    monkeypatch.setattr(ssh, "_PROBE", ssh._PROBE.replace("grep -qw aes /proc/cpuinfo 2>/dev/null",
-                                                          "true" if slave_has_aes else "false"))
-    memory = tmp_path / "ssh.json"
-    opened: list[str | None] = []
-    really = SshLink._open
-
-    def open_noting(self: SshLink, ciphers: str | None, script: bytes) -> list[str]:
-        opened.append(ciphers and ciphers.split(",")[0])
-        return really(self, ciphers, script)
-
-    monkeypatch.setattr(SshLink, "_open", open_noting)
+    script(programs / "grep", f"exit {0 if slave_has_aes else 1}\n")  # the probe looks for aes in /proc/cpuinfo
+    log, memory = tmp_path / "ssh.log", tmp_path / "ssh.json"
+    script(tmp_path / "ssh", f'echo "$*" >>{log}\nexec ssh "$@"\n')
     fast = "aes128-gcm@openssh.com"
-    SshLink(slave(), options(sshd), memory).close()
-    assert opened == ([fast] if slave_has_aes else [fast, None])
-    opened.clear()
-    SshLink(slave(), options(sshd), memory).close()
-    assert opened == ([fast] if slave_has_aes else [None])
-    opened.clear()
-    SshLink(slave(), options(sshd, "Ciphers=aes256-ctr"), memory).close()
-    assert opened == [None]
+
+    def opened(*extra: str) -> list[str | None]:
+        """The first cipher that each connection asked for; None if it left that to ssh."""
+        log.write_text("")
+        SshLink(slave(), replace(options(sshd, *extra), command=str(tmp_path / "ssh")), memory).close()
+        asked = [re.search("-oCiphers=([^, ]+),", line) for line in log.read_text().splitlines() if " -M " in line]
+        return [cipher and cipher[1] for cipher in asked]
+
+    assert opened() == ([fast] if slave_has_aes else [fast, None])
+    assert opened() == ([fast] if slave_has_aes else [None])
+    assert opened("Ciphers=aes256-ctr") == [None]
 
 
 def test_an_unknown_host_key_is_refused_with_its_fingerprint(sshd: Sshd) -> None:
@@ -175,17 +184,19 @@ def test_a_host_that_does_not_answer_may_do_so_later(sshd: Sshd) -> None:
     assert "Connection refused" in str(error)
 
 
-def test_a_host_without_a_fitting_python_is_refused(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ssh, "_PROBE", ssh._PROBE.replace("version_info <", "version_info >"))
+def test_a_host_without_a_fitting_python_is_refused(sshd: Sshd, programs: Path) -> None:
+    for name in ("python3", *(f"python3.{minor}" for minor in range(9, 15))):
+        script(programs / name, f"echo 3.8.10 {programs / name}\nexit 1\n")
     error = refusal(sshd)
     assert isinstance(error, SlaveError)
     assert "Python 3.9" in str(error)
     assert "/python" in str(error), "it says what was found"
 
 
-def test_greetings_of_the_remote_shell_do_no_harm(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ssh, "_PROBE", "echo Welcome to the machine; echo end; " + ssh._PROBE)
-    SshLink(slave(), options(sshd)).close()
+def test_greetings_of_the_remote_shell_do_no_harm(tmp_path: Path) -> None:
+    greeting = r"echo Welcome to the machine; echo end; eval \"$SSH_ORIGINAL_COMMAND\""
+    with Sshd(tmp_path / "greets", forced_command=greeting) as sshd:
+        SshLink(slave(), options(sshd)).close()
 
 
 def test_a_lost_connection_is_transient_and_says_what_ssh_said(sshd: Sshd) -> None:
@@ -213,14 +224,16 @@ def test_a_server_that_allows_one_session_per_connection_serves_all_the_same(tmp
         link.close()
 
 
-def test_nothing_is_left_behind(sshd: Sshd) -> None:
-    link = SshLink(slave(), options(sshd))
-    channel = link.spawn([b"cat"])
-    folder = Path(link._control).parent
-    assert Path(link._control).is_socket()
-    channel.close()
-    link.close()
-    assert not list(folder.glob(f"{os.getpid()}-*"))
+def test_nothing_is_left_behind(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as runtime:  # the path of a socket has to be short
+        monkeypatch.setenv("XDG_RUNTIME_DIR", runtime)
+        link = SshLink(slave(), options(sshd))
+        channel = link.spawn([b"cat"])
+        (control,) = Path(runtime, "gsync").iterdir()
+        assert control.is_socket()
+        channel.close()
+        link.close()
+        assert list(Path(runtime, "gsync").iterdir()) == []
 
 
 def test_a_link_whose_process_is_killed_takes_everything_down(sshd: Sshd, tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from gsync.base.clock import Clock
 from gsync.base.fsid import Inodes
 from gsync.base.model import NS, ROOT_GFID
 from gsync.base.namespace import Namespace
@@ -18,11 +20,11 @@ from gsync.changelog import layout
 from gsync.changelog.reader import History
 from gsync.changelog.records import Data, Entry, Fop, Meta
 from gsync.master.posix import PosixTree
-from gsync.recorder.bounds import Bounds
+from gsync.recorder.bounds import BOUNDS, Bounds
 from gsync.recorder.detector import ChangeHint, Detector, Knows, LostWatch, NameHint, Overflow
 from gsync.recorder.hints import HintLimits
 from gsync.recorder.live import GRANULARITY
-from gsync.recorder.recorder import Recorder
+from gsync.recorder.recording import Recording
 from gsync.recorder.scan import ScanSizes
 from gsync.recorder.tree import RecordedTree
 from lab.recorder_changes import a_directory, hostile_names, one_file
@@ -240,7 +242,7 @@ def test_with_fanotify_every_change_counts_from_the_start_of_the_first_scan(tmp_
 
 @pytest.mark.root
 def test_a_directory_is_offered_by_the_index_once_all_its_names_are_in_it(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        tmp_path: Path) -> None:
     """A worker may crawl during the first scan; one that broke off leaves nothing that could be taken for current."""
     world = World(tmp_path, FACTORIES["fanotify"])
     world.options["bounds"] = Bounds(scan=ScanSizes(commit=1))
@@ -269,16 +271,17 @@ def test_a_directory_is_offered_by_the_index_once_all_its_names_are_in_it(
         world.start(step=look)
     world.stop()
     told: list[int] = []
-    publish = Recorder._publish
 
-    def check(recorder: Recorder, **changes: object) -> None:
-        if changes.get("watching_since") and not told:
+    def check(**changes: object) -> None:
+        if changes.get("watching_since"):
             told.append(Namespace(world.brick.namespace, readonly=True).count()[0])
-        publish(recorder, **changes)
+            raise Killed
 
-    monkeypatch.setattr(Recorder, "_publish", check)
-    world.start()
+    with closing(Recording(world.volume, world.ignored, world.detector, check, lambda: False, Clock(world.clock),
+                           lambda step: None, BOUNDS)) as anew, pytest.raises(Killed):
+        anew.scan()
     assert told == [0]
+    world.start()
     assert world.cut() == []
     world.close()
 
@@ -295,10 +298,10 @@ def test_an_overflow_is_a_gap_that_is_closed_at_once(world: World, when: str) ->
     if when == "before":
         changes(world)
         world.recording.poll()  # type: ignore[union-attr]
-    list(world.injecting._inner.read())  # type: ignore[attr-defined]
+    list(world.injecting.inner.read())  # type: ignore[attr-defined]
     if when == "after":
         changes(world)
-        list(world.injecting._inner.read())  # type: ignore[attr-defined]  # what the kernel dropped
+        list(world.injecting.inner.read())  # type: ignore[attr-defined]  # what the kernel dropped
     world.injecting.extra = [Overflow()]  # type: ignore[attr-defined]
     world.cut()
     assert world.recorder.status.gaps == gaps + 1

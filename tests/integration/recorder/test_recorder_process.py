@@ -18,12 +18,12 @@ from pathlib import Path
 import pytest
 
 from gsync.base.errors import Faulty, LockedError, Transient, UsageError
+from gsync.base.fsid import Inodes
 from gsync.changelog.reader import History
 from gsync.changelog.records import Data, Entry
 from gsync.recorder import detectors
-from gsync.recorder import recorder as recorder_module
-from gsync.recorder.bounds import Bounds, Keep
-from gsync.recorder.detector import Unavailable
+from gsync.recorder.bounds import Bounds, Keep, Pace
+from gsync.recorder.detector import Detector, Knows, Unavailable
 from gsync.recorder.recorder import Recorder, run_recorder
 from gsync.recorder.status import RECORDING, STOPPED, Control, RecorderPort, read_status
 from gsync.state.home import Brick
@@ -171,21 +171,19 @@ def test_a_cut_that_is_asked_for_comes_at_once(world: World) -> None:
     """With a heartbeat of an hour and slices of an hour nothing else would bring it."""
     stop = threading.Event()
     thread = threading.Thread(target=Recorder(world.volume, detector=FACTORIES["inotify"], rollover=3600, quiet=3600,
-                                              stop=stop).run)
+                                              stop=stop, bounds=Bounds(pace=Pace(heartbeat=3600))).run)
     port = RecorderPort(world.brick)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recorder_module, "HEARTBEAT", 3600)
-        thread.start()
-        try:
-            wait_for(port, lambda s: s.state == RECORDING)
-            one_file(world.tree, world.outside)
-            gfid = world.gfid(world.tree / "f")
-            port.wait_complete(time.time_ns())
-            assert Data(gfid) in world.new_records()
-        finally:
-            stop.set()
-            port.poke()
-            thread.join()
+    thread.start()
+    try:
+        wait_for(port, lambda s: s.state == RECORDING)
+        one_file(world.tree, world.outside)
+        gfid = world.gfid(world.tree / "f")
+        port.wait_complete(time.time_ns())
+        assert Data(gfid) in world.new_records()
+    finally:
+        stop.set()
+        port.poke()
+        thread.join()
 
 
 def test_waiting_for_a_recorder_that_does_not_run_ends(world: World) -> None:
@@ -217,22 +215,17 @@ def test_what_is_no_fifo_is_replaced_by_one(tmp_path: Path) -> None:
     assert not RecorderPort(brick).poke()
 
 
-def test_auto_takes_the_first_that_works(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
-    from gsync.base.fsid import Inodes
-    from gsync.recorder import fanotify
-
-    def refuse() -> int:
+def test_auto_takes_the_first_that_works(world: World) -> None:
+    def refuse(root_fd: int, inodes: Inodes, knows: Knows) -> Detector:
         raise Unavailable("not here")
 
     fd = os.open(world.tree, os.O_RDONLY)
     try:
         inodes = Inodes(fd, b"tags")
-        monkeypatch.setattr(fanotify, "_init", refuse)
-        detector = detectors.auto(fd, inodes, lambda gfid: True)
+        detector = detectors.first_of({"fanotify": refuse, "inotify": detectors.inotify}, fd, inodes, lambda gfid: True)
         assert detector.name == "inotify"
         detector.close()
         if os.geteuid() == 0:
-            monkeypatch.undo()
             detector = detectors.auto(fd, inodes, lambda gfid: True)
             assert detector.name == "fanotify"
             detector.close()
@@ -265,7 +258,7 @@ def test_old_changelogs_go_but_for_what_a_session_needs(world: World, monkeypatc
     assert len(kept) == 3
     os.mkdir(world.volume.needed)
     Path(world.volume.needed, "session").write_text(f"{kept[1]}000000000")
-    world.recorder._purge()
+    world.recorder.purge()
     assert [c.ts for c in History(os.fsencode(world.brick.changelogs)).since(kept[1] * 10**9)] == kept[2:]
     assert History(os.fsencode(world.brick.changelogs)).covered_from() == kept[1] * 10**9
 

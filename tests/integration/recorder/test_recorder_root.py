@@ -12,7 +12,7 @@ import pytest
 
 from gsync.base.errors import Faulty
 from gsync.changelog.records import Entry, Fop
-from gsync.recorder import recorder as recorder_module
+from gsync.recorder.bounds import Bounds, Pace
 from gsync.recorder.recorder import Recorder
 from gsync.recorder.status import FAULTY, RECORDING, STOPPED, RecorderPort
 from lab.images import FsImage
@@ -142,14 +142,14 @@ def test_an_unmounted_file_system_is_not_a_mass_delete(tmp_path: Path) -> None:
         world.close()
 
 
-def test_it_goes_on_by_itself_when_the_root_is_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder_module, "ROOT_PAUSE", 0.05)
+def test_it_goes_on_by_itself_when_the_root_is_back(tmp_path: Path) -> None:
     world = World(tmp_path, FACTORIES["inotify"])
     a_directory(world.tree, world.outside)
     world.start()
     world.stop()
     stop = threading.Event()
-    thread = threading.Thread(target=Recorder(world.volume, detector=FACTORIES["inotify"], stop=stop).run)
+    thread = threading.Thread(target=Recorder(world.volume, detector=FACTORIES["inotify"], stop=stop,
+                                              bounds=Bounds(pace=Pace(root=0.05))).run)
     port = RecorderPort(world.brick)
     thread.start()
     try:

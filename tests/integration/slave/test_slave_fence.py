@@ -54,7 +54,7 @@ def directory(number: int, name: bytes) -> FillRow:
 def holders(root: Path, name: str) -> list[int]:
     fd = os.open(root / ".gsync" / name, os.O_RDONLY)
     try:
-        return list(fence._holders(fd))
+        return list(fence.holders(fd))
     finally:
         os.close(fd)
 

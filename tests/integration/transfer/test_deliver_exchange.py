@@ -53,7 +53,7 @@ def killed_in(act: Callable[[], None], rename: int) -> bool:
 
 def test_they_change_places(versions: tuple[bytes, bytes]) -> None:
     new, old = versions
-    assert placement._renameat2(new, old, placement._EXCHANGE) != 0
+    assert placement.renameat2(new, old, placement.EXCHANGE) != 0
     placement.exchange(new, old)
     assert (held(new), held(old)) == ("unit", "new")
 

@@ -101,11 +101,10 @@ def test_a_changelog_cut_anywhere_gives_its_whole_records_and_says_torn() -> Non
 
 
 @pytest.mark.parametrize("block", [1, 7, 64, 333])
-def test_records_are_found_across_blocks(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(r, "_BLOCK", block)
+def test_records_are_found_across_blocks(block: int) -> None:
     unknown = b"E%s\x0099\0junk\0" % G
     data = changelog(SAMPLE) + unknown + changelog(SAMPLE)[len(r.HEADER) :]
-    found = read_all(data)
+    found = list(r.read_records(io.BytesIO(data), block))
     assert [record for record in found if not isinstance(record, Problem)] == SAMPLE + SAMPLE
     (problem,) = (record for record in found if isinstance(record, Problem))
     assert (problem.kind, problem.offset) == (ProblemKind.UNKNOWN_FOP, len(changelog(SAMPLE)))

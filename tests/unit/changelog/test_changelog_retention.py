@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gsync.base.model import NS
-from gsync.changelog import htime, layout
+from gsync.changelog import layout
 from gsync.changelog.archive import ChangelogArchive
+from gsync.changelog.htime import MOST_RECORDS
 from gsync.changelog.reader import History
 from gsync.changelog.records import Data
 from gsync.changelog.retention import Purged, purge
@@ -31,8 +32,8 @@ def folder(tmp_path: Path) -> bytes:
     return os.fsencode(tmp_path / "changelogs")
 
 
-def record(folder: bytes, *tss: int) -> None:
-    writer = ChangelogWriter(folder, min(tss) - 1)
+def record(folder: bytes, *tss: int, list_size: int = MOST_RECORDS) -> None:
+    writer = ChangelogWriter(folder, min(tss) - 1, list_size)
     for ts in tss:
         writer.append([Data(gfid(1))])
         writer.roll(ts)
@@ -103,9 +104,8 @@ def test_recording_goes_on_after_everything_was_purged(folder: bytes) -> None:
     assert [each.ts for each in history.since((T + 1) * NS)] == [T + 2 * DAY]
 
 
-def test_lists_of_nothing_but_purged_changelogs_go_too(folder: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(htime, "MOST_RECORDS", 2)
-    record(folder, *range(T, T + 7))
+def test_lists_of_nothing_but_purged_changelogs_go_too(folder: bytes) -> None:
+    record(folder, *range(T, T + 7), list_size=2)
     assert len(layout.htime_paths(folder)) == 4
     purge(folder, T + 10, 10 - 5, UNLIMITED, None)
     assert left(folder) == [T + 5, T + 6]

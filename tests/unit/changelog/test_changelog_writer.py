@@ -13,6 +13,7 @@ import pytest
 
 from gsync.base.model import NS
 from gsync.changelog import htime, layout
+from gsync.changelog.htime import MOST_RECORDS
 from gsync.changelog.layout import Changelog
 from gsync.changelog.reader import History
 from gsync.changelog.records import Data, Record, encode, read_records
@@ -36,8 +37,8 @@ def everything(folder: bytes) -> dict[int, list[Any]]:
     return {each.ts: contents(each) for each in History(folder).since(0)}
 
 
-def write(folder: bytes, slices: dict[int, list[Record]], now: int = T) -> None:
-    writer = ChangelogWriter(folder, now)
+def write(folder: bytes, slices: dict[int, list[Record]], now: int = T, list_size: int = MOST_RECORDS) -> None:
+    writer = ChangelogWriter(folder, now, list_size)
     for ts, some in slices.items():
         writer.append(some)
         writer.roll(ts)
@@ -141,10 +142,9 @@ def test_a_moved_folder_goes_on_with_a_new_list(folder: bytes) -> None:
     assert History(moved).reaches_back_to(T * NS)
 
 
-def test_a_full_list_is_followed_by_another(folder: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(htime, "MOST_RECORDS", 3)
+def test_a_full_list_is_followed_by_another(folder: bytes) -> None:
     slices = {T + i: SAMPLE[:1] for i in range(1, 9)}
-    write(folder, slices)
+    write(folder, slices, list_size=3)
     assert [start for start, _ in layout.htime_paths(folder)] == [T, T + 3, T + 6]
     assert everything(folder) == slices
     assert History(folder).reaches_back_to(T * NS)
@@ -239,7 +239,7 @@ def die_at(step: int, after: bool, work: Callable[[], None]) -> bool:
 
 def rolled_in_child(folder: bytes, promised: int, slices: dict[int, list[Record]], now: int) -> None:
     """As write(), telling the file descriptor `promised` of each slice that roll() has promised."""
-    writer = ChangelogWriter(folder, now)
+    writer = ChangelogWriter(folder, now, list_size=2)
     for ts, some in slices.items():
         writer.append(some)
         assert writer.roll(ts) is not None
@@ -249,15 +249,14 @@ def rolled_in_child(folder: bytes, promised: int, slices: dict[int, list[Record]
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("left", [b"", changelog(SAMPLE[:3])[:-1]], ids=["clean", "leftover"])
 def test_a_death_at_any_step_loses_no_rolled_slice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool, left: bytes
+    tmp_path: Path, after: bool, left: bytes
 ) -> None:
-    monkeypatch.setattr(htime, "MOST_RECORDS", 2)
     slices = {T + 1: SAMPLE, T + 2: SAMPLE[:2], T + 90_000: SAMPLE[2:]}
     step, died = 0, True
     while died:
         step += 1
         folder = os.fsencode(tmp_path / f"{step}")
-        write(folder, {T - 1: SAMPLE[:1]}, now=T - 10)
+        write(folder, {T - 1: SAMPLE[:1]}, now=T - 10, list_size=2)
         if left:
             Path(os.fsdecode(folder), "CHANGELOG").write_bytes(left)
         reader, promised = os.pipe()
@@ -265,7 +264,7 @@ def test_a_death_at_any_step_loses_no_rolled_slice(
         os.close(promised)
         with open(reader, "rb") as file:
             kept = [int(line) for line in file]
-        write(folder, {T + 100_000: SAMPLE}, now=T + 99_999)
+        write(folder, {T + 100_000: SAMPLE}, now=T + 99_999, list_size=2)
         all_found = everything(folder)
         assert {T - 1, *kept, T + 100_000} <= set(all_found), f"step {step}"
         for ts in kept:

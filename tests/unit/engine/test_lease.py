@@ -8,7 +8,6 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,7 +41,7 @@ class Node:
                                **more)  # type: ignore[arg-type]
 
     def beat(self) -> None:
-        self.lease._do(self.lease._beat).result(30)
+        self.lease.beat()
 
 
 @pytest.fixture
@@ -210,10 +209,12 @@ def test_a_holder_whose_folder_goes_away_or_changes_has_it_no_longer(tmp_path: P
 
 
 def test_a_meta_volume_that_hangs_stops_the_holder_and_keeps_nobody_waiting(
-        node: Callable[..., Node]) -> None:
+        tmp_path: Path, node: Callable[..., Node]) -> None:
     a = node("a", interval=0.1, answer=0.1)
     a.lease.take()
-    a.lease._do(threading.Event().wait)  # never returns, as a call into a dead file system; its thread is a daemon
+    os.mkfifo(tmp_path / "fifo")  # to open it never returns, as a call into a dead file system; the thread is a daemon
+    (tmp_path / "fifo").rename(tmp_path / "subvol_0.lock" / "epoch.1")
+    a.beat()
     a.clock.now += 0.1
     assert not a.lease.held()
     a.lease.release()

@@ -76,7 +76,7 @@ def test_what_the_probe_says() -> None:
 
 
 def test_the_probe_passes_any_login_shell_unharmed() -> None:
-    assert not set("'\\\n!") & set(ssh._PROBE), "within single quotes these mean something to some shell"
+    assert not set("'\\\n!") & set(ssh.PROBE), "within single quotes these mean something to some shell"
 
 
 def test_a_remote_command_line_means_exactly_the_arguments() -> None:

@@ -17,7 +17,7 @@ from gsync.base.process import Lock, start_time
 from gsync.base.retry import Schedule
 from gsync.service.child import child_argv
 from gsync.service.kept import Ending, ProcessSpec, RecorderStatusFile, WorkerStatusFile
-from gsync.service.supervisor import Patience, Supervisor
+from gsync.service.supervisor import Attempts, Supervisor
 from gsync.session.status import WorkerStatus
 from lab import REPOSITORY
 
@@ -71,7 +71,7 @@ class World:
     """A supervisor of two children that run the given code, in `folder`."""
 
     def __init__(self, folder: Path, worker: str, recorder: str = SLEEPS, *, once: bool = False,
-                 schedule: Schedule = SCHEDULE, patience: Patience | None = None) -> None:
+                 schedule: Schedule = SCHEDULE, patience: Attempts | None = None) -> None:
         self.folder, self.seen = folder, Seen(folder)
         self.recorder_lock = Lock(str(folder / "recorder.lock"), "recorder")
 
@@ -146,7 +146,7 @@ def test_once_ends_when_all_workers_are_done_with_the_worst_code(tmp_path: Path)
 def test_a_worker_that_cannot_start_ends_the_run_with_its_code_and_line(
         tmp_path: Path, code: int) -> None:
     world = World(tmp_path, f"sys.stderr.write('noise\\ngsync: slave h:/s: refused\\n'); sys.exit({code})",
-                  patience=Patience(locked_tries=2))
+                  patience=Attempts(locked_tries=2))
     assert world.supervisor.run() == Ending(code, "slave h:/s: refused")
     status = WorkerStatus.read(str(tmp_path / "status"))
     assert status is not None
@@ -186,7 +186,7 @@ be_seen("Active")
 if runs == 1:
     sys.exit("gsync: no space left")
 time.sleep(600)
-""", schedule=Schedule(0.5, 0.5), patience=Patience(look=0.25))  # one look at the least comes in between
+""", schedule=Schedule(0.5, 0.5), patience=Attempts(look=0.25))  # one look at the least comes in between
     world.stop_when(lambda status: status.stime == 2)
     world.supervisor.run()
     assert "Faulty" in world.seen.states

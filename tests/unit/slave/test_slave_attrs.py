@@ -349,7 +349,7 @@ def test_killed_while_directories_are_open_that_should_be_closed(root: Path) -> 
             Planner(world, slave.apply, random.Random(1)).batch(world.dirty, 10)
         assert stat.S_IMODE((root / "a").stat().st_mode) == 0o500
         slave = Slave(root)
-        slave._on_step = die
+        slave.on_step = die
         with pytest.raises(Killed):
             slave.apply.fill([FillRow(b, b"moved", world.names[b, b"f"], REG, 50, 1, ME, MINE, 1, 1, 0)])
             slave.apply.fill([FillRow(b, b"new", L, LNK, 50, 1, ME, MINE, 1, 1, 0, b"x")])

@@ -286,7 +286,7 @@ def test_a_new_file_is_never_visible_before_it_is_whole(folder: Path, change: Ch
                 assert (st.st_mode, st.st_mtime_ns) == (REG, 1_600_000_000_123_456_789), f"{path!r} after {name}"
 
     slave = Slave(case.root)
-    slave._on_step = look
+    slave.on_step = look
     with slave:
         case.apply(slave, 30)
     assert len(slave.steps) > 5

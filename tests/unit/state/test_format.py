@@ -32,6 +32,10 @@ OPTIONS_OF_1 = {
     "bandwidth_limit": 10485760, "delete_retention": 129600, "max_delete": 0, "adopt": True, "slave_timeout": 120,
     "ssh_config": "/home/me/my config", "ssh_port": 2222, "compression": False, "changelog_batch_size": 727040,
     "log_level": "INFO"}
+DEFAULTS_OF_1 = {
+    "sync_method": "auto", "sync_jobs": 2, "exclude": [], "bandwidth_limit": 0, "delete_retention": 0, "max_delete": 0,
+    "adopt": False, "slave_timeout": 120, "ssh_config": "", "ssh_port": 0, "compression": False,
+    "changelog_batch_size": 727040, "log_level": "INFO"}
 
 
 def make_1(path: Path, *names: str) -> None:
@@ -76,7 +80,7 @@ class TestFolder:
         make_1(tmp_path, "one")
         path = tmp_path / "sessions" / "one" / "session.json"
         values = json.loads(path.read_text())
-        values["options"] = folder_format._DEFAULTS_OF_1
+        values["options"] = DEFAULTS_OF_1
         path.write_text(json.dumps(values))
         session = SessionHome(Home(str(tmp_path))).get("one")
         assert session.options == Options()

@@ -195,8 +195,16 @@ def test_killed_between_the_catalog_and_the_record_of_it(world: World, after: bo
 
 
 def test_what_another_publisher_has_is_left_to_it(world: World) -> None:
+    class Dying:
+        def apply(self, entries: Sequence[Registration], again: bool = False) -> None:
+            raise Killed
+
+    catalog = JsonLinesCatalog(str(world.path / "catalog.jsonl"))
     world.request(3)
-    world.publisher()._take(set(), False)
+    world.catalogs["default"] = Dying()  # type: ignore[assignment]
+    with pytest.raises(Killed):
+        world.publisher().once()
+    world.catalogs["default"] = catalog
     assert world.publisher().once() == {}
 
 
