@@ -66,7 +66,7 @@ class Filled:
 
 
 class Fill:
-    """`recursive`: known directories are walked too (hybrid crawl), and known files whose ctime is not older than
+    """`recursive`: known directories are walked too, and known files whose ctime is not older than
     `floor` (ns) are suspect. `waited`: directories that the recorder had the time to catch up with."""
 
     def __init__(self, tree: _Master, slave: _Slave, db: ChangelogDB, failures: Failures, recorder: WaitsForRecorder,
@@ -162,7 +162,7 @@ class Fill:
                 _log.debug("name", path=shown(self._tree.path_text(item.name)), answer=code.value)
 
     def _known(self, item: Resolved, filled: Filled) -> None:
-        """In a hybrid crawl: a name that the slave has already."""
+        """In a walk: a name that the slave has already."""
         if not self._recursive:
             return
         assert item.attrs is not None

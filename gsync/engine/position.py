@@ -13,7 +13,7 @@ from typing import Protocol
 
 from gsync.base.model import NS
 from gsync.engine.feed import restart_position
-from gsync.engine.hybrid import SUSPECT_MARGIN, Hybrid
+from gsync.engine.unfinished import SUSPECT_MARGIN, UnfinishedWalk
 
 CLOCKS_APART = 10 * NS   # ns by which the clocks of two nodes that take over from each other may differ
 
@@ -146,7 +146,7 @@ class Walk:
     resumes: bool = False
 
 
-def choose(standing: Standing, recorded: Recorded, history: Reach, interrupted: Hybrid | None,
+def choose(standing: Standing, recorded: Recorded, history: Reach, interrupted: UnfinishedWalk | None,
            writers_apart: int = 0) -> Follow | Walk:
     """How to go on. writers_apart: ns by which the clocks that stamp ctimes may be behind the one that stamps
     stimes."""
@@ -161,7 +161,7 @@ def choose(standing: Standing, recorded: Recorded, history: Reach, interrupted: 
     return Walk(cut, _floor(standing, interrupted, margin), why)
 
 
-def _why(standing: Standing, recorded: Recorded, history: Reach, interrupted: Hybrid | None) -> Why | None:
+def _why(standing: Standing, recorded: Recorded, history: Reach, interrupted: UnfinishedWalk | None) -> Why | None:
     if standing.stime is None:
         return Why.FIRST
     if standing.set_back:
@@ -178,7 +178,8 @@ def _why(standing: Standing, recorded: Recorded, history: Reach, interrupted: Hy
     return None if history.reaches_back_to(since) else Why.HISTORY
 
 
-def _resumable(interrupted: Hybrid, standing: Standing, recorded: Recorded, history: Reach, margin: int) -> bool:
+def _resumable(interrupted: UnfinishedWalk, standing: Standing, recorded: Recorded, history: Reach, margin: int
+               ) -> bool:
     """Whether what the interrupted walk has done still counts: same tree, same patterns, the slave has kept it, all
     changes since its cut are recorded, and it compared no less than is needed now."""
     return (interrupted.gaps == recorded.gaps and interrupted.mark == str(standing.mine) and not standing.fresh
@@ -186,13 +187,13 @@ def _resumable(interrupted: Hybrid, standing: Standing, recorded: Recorded, hist
             and history.reaches_back_to(interrupted.cut))
 
 
-def _compares_enough(interrupted: Hybrid, floor: int | None, standing: Standing) -> bool:
+def _compares_enough(interrupted: UnfinishedWalk, floor: int | None, standing: Standing) -> bool:
     if interrupted.floor is None:
         return standing.stime is None  # all that the slave has was sent by it
     return floor is None or interrupted.floor <= floor
 
 
-def _floor(standing: Standing, interrupted: Hybrid | None, margin: int) -> int | None:
+def _floor(standing: Standing, interrupted: UnfinishedWalk | None, margin: int) -> int | None:
     """From which ctime on files are compared. What an interrupted walk had to compare is still to be compared: it may
     not have reached it."""
     if standing.set_back:

@@ -15,9 +15,9 @@ from gsync.engine.batching import Batching, Coverage
 from gsync.engine.commit import Committer
 from gsync.engine.connection import Connection
 from gsync.engine.feed import RecorderView
-from gsync.engine.hybrid import Hybrid
 from gsync.engine.parts import Limits, Work
 from gsync.engine.position import Standing, Walk
+from gsync.engine.unfinished import UnfinishedWalk
 from gsync.engine.worklist import EnumDir
 from gsync.master.tree import Tree
 
@@ -57,7 +57,7 @@ class Walker:
             return
         self._db.reset()
         self._db.add_dirs([EnumDir(ROOT_GFID, None, True, False)])
-        Hybrid(plan.cut, plan.floor, gaps, str(standing.mine)).save(self._db)
+        UnfinishedWalk(plan.cut, plan.floor, gaps, str(standing.mine)).save(self._db)
         _log.info("hybrid crawl", cut=plan.cut, floor=plan.floor, why=plan.why.value)
 
     def _unmet(self, tree: Tree, batch: Batch) -> None:

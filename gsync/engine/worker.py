@@ -21,7 +21,6 @@ from gsync.engine.commit import Committer
 from gsync.engine.connection import Connection
 from gsync.engine.feed import Portion, restart_position
 from gsync.engine.follow import Follower
-from gsync.engine.hybrid import SUSPECT_MARGIN, Hybrid
 from gsync.engine.lease import Lease, LeaseLost
 from gsync.engine.loss import Loss
 from gsync.engine.parts import Instructions, Limits, Listeners, MasterSide, SlaveSide, Work
@@ -29,6 +28,7 @@ from gsync.engine.position import Mark, Recorded, Standing, Walk, Why, choose
 from gsync.engine.progress import Progress
 from gsync.engine.snapshot import Crawl, Pace, Snapshot
 from gsync.engine.states import Life, Machine, Order
+from gsync.engine.unfinished import SUSPECT_MARGIN, UnfinishedWalk
 from gsync.engine.walk import Walker
 from gsync.link.protocol import Busy
 
@@ -321,7 +321,7 @@ class Worker:
 
     def _choose(self, recorded: Recorded) -> Walk | None:
         """Decide how to go on. Return the walk that is needed; None: from now on the changelogs are followed."""
-        course = choose(self._standing, recorded, self._master.history, Hybrid.load(self._work.db),
+        course = choose(self._standing, recorded, self._master.history, UnfinishedWalk.load(self._work.db),
                         self._master.writers_apart)
         if isinstance(course, Walk):
             return course
@@ -339,7 +339,7 @@ class Worker:
         resolved = self._walker.walk(walk, recorded.gaps, self._connection, self._epoch, self._standing)
         self._work.doubt.keep(resolved, recorded.gaps, renewed=True, whole=True)
         self._commit(walk.cut, walked=True)
-        Hybrid.forget(self._work.db)
+        UnfinishedWalk.forget(self._work.db)
         self._settle()
         self._standing = self._standing.follows(restart_position(walk.cut))
         _log.info("hybrid crawl done", **self._progress.since(before), stime=walk.cut,

@@ -1,7 +1,7 @@
 """What one batch still has to look at: dirty names, DATA and META gfids, directories to enumerate. Paged, in SQLite.
 
 A batch's tables are its only memory of the work, so memory does not grow with the backlog. They are made again
-from the changelogs after a crash; only a hybrid crawl goes on from them (`resume`), and only from what its last
+from the changelogs after a crash; only a walk is resumed from them (`resume`), and only from what its last
 agent.commit covered. *Doubt* is kept over the end of a batch: names whose resolve the recorder had not yet
 overtaken (rule 20).
 """
@@ -55,7 +55,7 @@ class EnumDir(NamedTuple):
 
     gfid: Gfid
     handle: bytes | None
-    recursive: bool   # known directories below it as well (hybrid crawl)
+    recursive: bool   # known directories below it as well (a walk)
     new: bool         # made by this batch: the slave has no names in it
 
 
@@ -129,7 +129,7 @@ class ChangelogDB:
         self.flush()
 
     def resume(self) -> None:
-        """After a crash in a hybrid crawl: all that was not committed at the slave is to do again."""
+        """After a crash in a walk: all that was not committed at the slave is to do again."""
         self._begin()
         self._db.execute("UPDATE names SET state=?, gfid=NULL, tries=0", (NameState.DIRTY,))
         self._db.execute("UPDATE dirs SET state=? WHERE state<>?", (_TODO, _COMMITTED))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gsync.engine.hybrid import SUSPECT_MARGIN
+from gsync.engine.unfinished import SUSPECT_MARGIN
 from lab.gluster.churn import Churn
 from lab.gluster.cluster import MASTER
 from lab.gluster.site import GlusterSite, gluster_site

@@ -14,9 +14,9 @@ from gsync.base.model import ROOT_GFID, Gfid
 from gsync.base.namespace import Namespace
 from gsync.changelog.reader import History
 from gsync.engine.doubt import Doubt
-from gsync.engine.hybrid import Hybrid
 from gsync.engine.ledger import Ledger
 from gsync.engine.parts import Limits
+from gsync.engine.unfinished import UnfinishedWalk
 from gsync.engine.worklist import ChangelogDB
 from gsync.recorder import detectors
 from gsync.recorder.status import read_status
@@ -149,7 +149,7 @@ def test_a_walk_is_forgotten_after_the_commit_that_ends_it(w: World) -> None:
     def is_noted() -> bool:
         db = other_db(w)
         try:
-            return Hybrid.load(db) is not None
+            return UnfinishedWalk.load(db) is not None
         finally:
             db.close()
 

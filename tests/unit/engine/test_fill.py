@@ -108,10 +108,10 @@ def test_what_was_vacated_and_displaced_is_told(world: Between) -> None:
     assert (done.vacated, done.displaced) == ([(ROOT_GFID, b"old")], [B])
 
 
-# a hybrid crawl
+# a walk
 
 
-def test_a_known_directory_is_walked_in_a_crawl(world: Between) -> None:
+def test_a_known_directory_is_walked_too(world: Between) -> None:
     done = filled(world, folder_at((ROOT_GFID, b"d"), FOLDER), fill_of(world, recursive=True))
     assert done.dirs == [EnumDir(FOLDER, b"handle", True, False)]
 

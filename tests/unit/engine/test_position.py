@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import pytest
 
 from gsync.base.model import NS
-from gsync.engine.hybrid import SUSPECT_MARGIN, Hybrid
 from gsync.engine.position import CLOCKS_APART, Follow, Mark, Recorded, Standing, Walk, Why, choose
+from gsync.engine.unfinished import SUSPECT_MARGIN, UnfinishedWalk
 
 MINE = Mark.of("me", "[]", "")
 OTHERS = replace(MINE, by="another")
@@ -33,8 +33,8 @@ class Since:
         return self.begin <= time
 
 
-def interrupted(floor: int | None, **more: object) -> Hybrid:
-    return replace(Hybrid(CUT, floor, RECORDED.gaps, str(MINE)), **more)  # type: ignore[arg-type]
+def interrupted(floor: int | None, **more: object) -> UnfinishedWalk:
+    return replace(UnfinishedWalk(CUT, floor, RECORDED.gaps, str(MINE)), **more)  # type: ignore[arg-type]
 
 
 FOLLOWS = [
@@ -104,7 +104,7 @@ WALKS = [
 
 @pytest.mark.parametrize(("standing", "before", "begin", "course"), [row[1:] for row in WALKS],
                          ids=[row[0] for row in WALKS])
-def test_the_tree_is_walked(standing: Standing, before: Hybrid | None, begin: int, course: Walk) -> None:
+def test_the_tree_is_walked(standing: Standing, before: UnfinishedWalk | None, begin: int, course: Walk) -> None:
     assert choose(standing, RECORDED, Since(begin), before) == course
 
 

@@ -1,8 +1,7 @@
-"""The hybrid crawl's memory: which moment it stands for, and whether it can go on after an interruption.
+"""What is kept of a walk until it is committed, so that an interrupted one can be resumed (rule 29). Status and log
+call a walk Hybrid, as GlusterFS does, and so do the keys of what is kept.
 
-The crawl itself is a batch that enumerates every directory, on both sides (rule 29): names that only
-the slave has are removed, what it lacks is sent. *cut* is taken before the walk: the changelogs from there on hold
-whatever the walk saw too early.
+Not here: the walk itself (walk), and whether an interrupted one may be resumed (position).
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ _KEYS = ("cut", "floor", "gaps", "mark")
 
 
 @dataclass(frozen=True)
-class Hybrid:
-    """cut: stime after the crawl. floor: known files changed since then are suspect (None: there are none yet). gaps:
-    of the recorder when it began. mark: what the stime after it is marked with."""
+class UnfinishedWalk:
+    """cut: the stime after the walk, taken before it. floor: known files changed since then are suspect (None: there
+    are none yet). gaps: of the recorder when it began. mark: what the stime after it is marked with."""
 
     cut: int
     floor: int | None
@@ -26,8 +25,8 @@ class Hybrid:
     mark: str = ""
 
     @classmethod
-    def load(cls, db: ChangelogDB) -> Hybrid | None:
-        """The crawl that was interrupted, None if there was none."""
+    def load(cls, db: ChangelogDB) -> UnfinishedWalk | None:
+        """The walk that was interrupted; None if there was none."""
         cut, floor, gaps, mark = (db.fact(f"hybrid_{key}") for key in _KEYS)
         if cut is None:
             return None
