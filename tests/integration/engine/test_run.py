@@ -135,7 +135,7 @@ class TestDryRun:
     def test_refuses_what_a_run_would_refuse(self, place: Place) -> None:
         (place.slave / "foreign").touch()
         done = place.gsync("run", place.master, place.slave, "--dry-run", code=4)
-        assert "not empty" in done.stderr
+        assert "neither empty nor a gsync slave" in done.stderr
         assert done.stderr.count("\n") == 1
         place.gsync("run", place.master, place.slave, "--dry-run", "--adopt")
         assert os.listdir(place.slave) == ["foreign"]
