@@ -175,6 +175,28 @@ class NamesContract:
         side.remove((top, b"a"))
         assert side.fill(side.row(b"x", side.new_gfid(), b)) == ["parent"]
 
+    def test_a_directory_that_the_same_page_detaches_is_not_filled(self, side: NamesSide, top: Gfid) -> None:
+        for number, new in enumerate((side.folder(b"e", top), side.file(b"e2", b"x", top))):
+            old, file = side.folder(b"d%d" % number, top), side.file(b"f%d" % number, b"x", top)
+            mode = DIR if number == 0 else stat.S_IFREG | 0o644
+            rows = [side.row(b"d%d" % number, new, top, mode), side.row(b"x", file, old)]
+            assert side.fill(*rows) == ["ok", "parent"]
+            assert side.displaced == [old]
+
+    def test_files_do_not_go_straight_into_what_lies_below_a_new_directory(self, side: NamesSide, top: Gfid) -> None:
+        above, below = side.new_gfid(), side.new_gfid()
+        rows = [side.row(b"a", above, top, DIR), side.row(b"b", below, above, DIR)]
+        assert side.fill(*rows) == ["made", "made"]
+        one, two = (side.row(name, side.new_gfid(), below) for name in (b"f", b"g"))
+        assert side.fill(one, rows[1], two) == ["direct", "ok", "new"]
+
+    def test_a_name_that_the_page_has_put_right_already_is_left_alone(self, side: NamesSide, top: Gfid) -> None:
+        folder, file = side.folder(b"d", top), side.file(b"f", b"x", top)
+        rows = [side.row(b"d2", folder, top, DIR), side.row(b"f2", file, top, nlink=2)]
+        assert side.fill(*rows, *rows) == ["ok"] * 4
+        assert (side.vacated, side.displaced) == ([(top, b"d")], [])
+        assert side.listed(top) == {b"d2": folder, b"f": file, b"f2": file}
+
     def test_names_are_removed_from_a_detached_directory_too(self, side: NamesSide, top: Gfid) -> None:
         folder = side.folder(b"d", top)
         file = side.file(b"f", b"x", folder)
