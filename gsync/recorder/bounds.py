@@ -16,7 +16,7 @@ class Keep(NamedTuple):
     archive: int = 256 << 20
 
 
-class Pace(NamedTuple):
+class Intervals(NamedTuple):
     """In seconds: between two reports on a quiet tree, and between two looks whether the root is back."""
 
     heartbeat: float = 1.0
@@ -27,7 +27,7 @@ class Bounds(NamedTuple):
     hints: HintLimits = HintLimits()
     scan: ScanSizes = ScanSizes()
     keep: Keep = Keep()
-    pace: Pace = Pace()
+    pace: Intervals = Intervals()
 
 
 BOUNDS = Bounds()

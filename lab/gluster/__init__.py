@@ -1,0 +1,1 @@
+"""GlusterFS sites on test hosts, with volumes, geo-replication and faults of their own."""

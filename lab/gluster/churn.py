@@ -48,7 +48,7 @@ class Churn:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
-                 trace: TracebackType | None) -> None:
+                 _trace: TracebackType | None) -> None:
         while kind is None and self.rounds < _ROUNDS and self._thread.is_alive():
             self._thread.join(0.1)
         self._end.set()

@@ -113,7 +113,6 @@ class World:
         self.patterns: list[str] = []
         self.node = 0           # whose changelog.db it is: several take over from each other
         self.order = Order.RUN
-        self.commits = 0
         self.damaged = b"damaged by somebody"
         self.sent: list[Gfid] = []
         self.recorder_up()
@@ -338,7 +337,6 @@ class World:
         """Invariant 1, from what the slave's index says and the disk confirms."""
         if stime is None or self.limits.max_delete:
             return
-        self.commits += 1
         since = [i for i, (then, _, _) in enumerate(self.history) if then <= stime]
         past = self.history[since[-1] if since else 0:]
         assert self.connection is not None

@@ -22,7 +22,7 @@ from gsync.base.fsid import Inodes
 from gsync.changelog.reader import History
 from gsync.changelog.records import Data, Entry
 from gsync.recorder import detectors
-from gsync.recorder.bounds import Bounds, Keep, Pace
+from gsync.recorder.bounds import Bounds, Intervals, Keep
 from gsync.recorder.detector import Detector, Knows, Unavailable
 from gsync.recorder.recorder import Recorder, run_recorder
 from gsync.recorder.status import RECORDING, STOPPED, Control, RecorderPort, read_status
@@ -171,7 +171,7 @@ def test_a_cut_that_is_asked_for_comes_at_once(world: World) -> None:
     """With a heartbeat of an hour and slices of an hour nothing else would bring it."""
     stop = threading.Event()
     thread = threading.Thread(target=Recorder(world.volume, detector=FACTORIES["inotify"], rollover=3600, quiet=3600,
-                                              stop=stop, bounds=Bounds(pace=Pace(heartbeat=3600))).run)
+                                              stop=stop, bounds=Bounds(pace=Intervals(heartbeat=3600))).run)
     port = RecorderPort(world.brick)
     thread.start()
     try:

@@ -12,7 +12,7 @@ import pytest
 
 from gsync.base.errors import Faulty
 from gsync.changelog.records import Entry, Fop
-from gsync.recorder.bounds import Bounds, Pace
+from gsync.recorder.bounds import Bounds, Intervals
 from gsync.recorder.recorder import Recorder
 from gsync.recorder.status import FAULTY, RECORDING, STOPPED, RecorderPort
 from lab.images import FsImage
@@ -149,7 +149,7 @@ def test_it_goes_on_by_itself_when_the_root_is_back(tmp_path: Path) -> None:
     world.stop()
     stop = threading.Event()
     thread = threading.Thread(target=Recorder(world.volume, detector=FACTORIES["inotify"], stop=stop,
-                                              bounds=Bounds(pace=Pace(root=0.05))).run)
+                                              bounds=Bounds(pace=Intervals(root=0.05))).run)
     port = RecorderPort(world.brick)
     thread.start()
     try:
