@@ -49,12 +49,12 @@ def create(
     `gsync start`.
     """
     from gsync.cli.output import asked, path_shown, print_json
-    from gsync.service.creation import CreateRequest, Creation
+    from gsync.service.creation import CreateRequest, SessionCreation
     from gsync.state.home import Home
 
     texts = _settings(settings or []) | ({"adopt": "true"} if adopt or from_gsyncd else {})
     request = CreateRequest(master, slave, name, texts, from_gsyncd, accept_host_key, push_agent, force)
-    made = Creation(Home(state), lambda question: yes or asked(question)).create(request)
+    made = SessionCreation(Home(state), lambda question: yes or asked(question)).create(request)
     refusing = made.refusing
     if json:
         print_json({"session": made.session.name, "created": not refusing,

@@ -54,7 +54,7 @@ class Preflight(Protocol):
     def __call__(self, session: Session, volume: Volume, home: Home, *, from_gsyncd: bool) -> Looked: ...
 
 
-class Creation:
+class SessionCreation:
     """Makes sessions in a state directory. confirm: asks the user a question."""
 
     def __init__(self, home: Home, confirm: Callable[[str], bool], preflight: Preflight = preflight) -> None:

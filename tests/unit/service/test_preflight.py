@@ -15,7 +15,7 @@ from gsync.base.errors import SlaveError, UsageError
 from gsync.base.model import NS
 from gsync.link.client import SlaveClient
 from gsync.link.survey import NUMBERS, Survey
-from gsync.service.creation import Created, CreateRequest, Creation
+from gsync.service.creation import Created, CreateRequest, SessionCreation
 from gsync.service.preflight import Level, Measured, Probe, preflight
 from gsync.session import config
 from gsync.session.session import SessionHome
@@ -37,7 +37,7 @@ class World:
         looks = partial(preflight, probe=probe or Probe())
         texts = {name.replace("_", "-"): text for name, text in settings.items()}
         request = CreateRequest(str(self.tree), str(self.copy), settings=texts, force=force)
-        return Creation(self.home, lambda question: False, looks).create(request)
+        return SessionCreation(self.home, lambda question: False, looks).create(request)
 
     def sessions(self) -> list[str]:
         return [session.name for session in SessionHome(self.home).list()]
