@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -70,9 +69,10 @@ class Batches:
     def count(self, entries: int, size: int) -> None:
         """So much of the stage is done."""
         self._entries, self._size = entries, size
-        if time.monotonic() < self._next:
+        now = self._archives.transfers.clock.monotonic()
+        if now < self._next:
             return
-        self._next = time.monotonic() + _TOLD_EVERY
+        self._next = now + _TOLD_EVERY
         self._note(entries_done=entries, size_done=size)
         if self._archives.is_killed(self.archive):
             self._stop.set()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import stat
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import BinaryIO, cast
@@ -33,6 +32,7 @@ class Backups:
         self._context, self._dataset, self._db = context, context.dataset, context.db
         self._stop_signal = context.stop_signal
         self._late = late
+        self._monotonic = context.db.transfers.clock.monotonic
         self._not_before = 0.0
 
     def due(self) -> list[Delivery]:
@@ -43,7 +43,7 @@ class Backups:
         """Put into the vault what is due, with its late files."""
         rows = self.due()
         ordered = any(Stage.BACKUP in row.ordered for row in rows)
-        if not rows or (time.monotonic() < self._not_before and not ordered):
+        if not rows or (self._monotonic() < self._not_before and not ordered):
             return
         with suppress(Down):  # what the source cannot say now is not waited for: late files are backed up again
             lock = self._dataset.checksum_lock
@@ -63,7 +63,7 @@ class Backups:
                 for row in members:
                     self._failed(row, reason, tell=False)
                 self._tell(members[0], group, reason)
-                self._not_before = time.monotonic() + self._context.settings.common.retry_pause
+                self._not_before = self._monotonic() + self._context.settings.common.retry_pause
                 if isinstance(exc, StoreError) and exc.category is Category.STORE_DOWN:
                     return
 
@@ -139,7 +139,7 @@ class Backups:
         row = self._db.change(row, reason=f"backup: {reason}")
         if tell:
             self._context.tell(row, "backup failed", reason)
-            self._not_before = time.monotonic() + self._context.settings.common.retry_pause
+            self._not_before = self._monotonic() + self._context.settings.common.retry_pause
 
 
 def _digest_in(vault: Store, path: bytes) -> str:

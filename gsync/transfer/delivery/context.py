@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import TypeVar
 
 from gsync.base.durable import make_dirs, replace_file
@@ -219,7 +219,7 @@ class DataSetContext:
         """After the rename: it is in quarantine; the reason is put beside it."""
         path = self._reason_path(row)
         make_dirs(os.path.dirname(path))
-        text = {"unit": str(row), "reason": row.reason, "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        text = {"unit": str(row), "reason": row.reason, "at": self.clock().isoformat(timespec="seconds"),
                 **row.problems}
         replace_file(path, json.dumps(text, indent=2).encode("ascii") + b"\n", 0o644)
         placement.remove(os.path.join(self.staging, row.path))

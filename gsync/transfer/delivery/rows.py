@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import Any
 
 from gsync.base.errors import UsageError
+from gsync.base.model import NS
 from gsync.transfer.delivery.dataset import DataSet
 from gsync.transfer.delivery.units import Unit
 from gsync.transfer.queue.orders import Orders
@@ -180,7 +181,7 @@ class Deliveries:
     def add(self, dataset: DataSet, unit: Unit, state: UnitState = UnitState.WAITING) -> Delivery:
         """A unit that was not known, with its request."""
         now = self.transfers.clock.now()
-        day = unit.day or datetime.now(UTC).date()
+        day = unit.day or datetime.fromtimestamp(now // NS, UTC).date()
         steps = [NewOperation(DELIVER, [NewTransfer(dataset.source, unit.path, dataset.destination, unit.path)])]
         if dataset.vault:
             steps.append(NewOperation(BACKUP, [NewTransfer(

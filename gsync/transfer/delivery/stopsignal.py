@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from gsync.base.clock import SYSTEM_CLOCK, Clock
 from gsync.base.errors import Stopped
 from gsync.transfer.stores.store import Category, StoreError
 
@@ -17,11 +17,13 @@ _LOOK = 0.5  # seconds between two looks
 class StopSignal:
     """stop: set from outside, by a signal. kill_file: "" for none. timeout: seconds of silence that are too many."""
 
-    def __init__(self, stop: threading.Event, kill_file: str = "", timeout: float = 300) -> None:
+    def __init__(self, stop: threading.Event, kill_file: str = "", timeout: float = 300,
+                 clock: Clock = SYSTEM_CLOCK) -> None:
+        self._monotonic = clock.monotonic
         self._stop, self.kill_file, self.timeout = stop, kill_file, timeout
         self.signal: int | None = None  # the one that gave the order
         self._looked = float("-inf")
-        self._moved = time.monotonic()
+        self._moved = self._monotonic()
 
     def end(self, number: int, _frame: object = None) -> None:
         """The handler of signals that end it."""
@@ -38,7 +40,7 @@ class StopSignal:
 
     def check(self, count: int = 0) -> None:
         """Raise Stopped if it is to end. Called for every piece: it says too that something moves."""
-        now = self._moved = time.monotonic()
+        now = self._moved = self._monotonic()
         if now - self._looked >= _LOOK or self._stop.is_set():
             self._looked = now
             if why := self.why():
@@ -46,11 +48,11 @@ class StopSignal:
 
     def wait(self, seconds: float) -> None:
         """Pause so long; Stopped as soon as it is to end."""
-        until = time.monotonic() + seconds
+        until = self._monotonic() + seconds
         while True:
             if why := self.why():
                 raise Stopped(why)
-            left = until - time.monotonic()
+            left = until - self._monotonic()
             if left <= 0:
                 return
             self._stop.wait(min(left, _LOOK))
@@ -61,14 +63,14 @@ class StopSignal:
         another thread; what is raised then says why instead of what the broken call said."""
         over = threading.Event()
         found: list[BaseException] = []
-        self._moved = time.monotonic()
+        self._moved = self._monotonic()
 
         def look() -> None:
             while not over.wait(_LOOK):
                 why = self.why()
                 if why:
                     found.append(Stopped(why))
-                elif time.monotonic() - self._moved > self.timeout:
+                elif self._monotonic() - self._moved > self.timeout:
                     found.append(StoreError(f"no data for {self.timeout:g} s", Category.STORE_DOWN))
                 if found:
                     break_off()
