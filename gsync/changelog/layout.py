@@ -4,6 +4,7 @@
     YYYY/MM/DD/CHANGELOG.<ts>           the slice that ended at ts
     htime/HTIME.<T0>                    their list from T0 on
     htime/covered_from                  ours: history is complete from this time (ns) on
+    htime/gsync.slices                  ours: the slices by number, with size and CRC (slices)
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from gsync.base.model import NS
 
 LIVE = b"CHANGELOG"
 _COVERED_FROM = b"htime/covered_from"
+_SLICES = b"htime/gsync.slices"
 _DIGITS = re.compile(rb"\d+")
 _STORED = re.compile(rb"CHANGELOG\.(\d+)")
 _HTIME = re.compile(rb"HTIME\.(\d+)")
@@ -48,6 +50,10 @@ def live_path(folder: bytes) -> bytes:
 def changelog_path(folder: bytes, ts: int) -> bytes:
     """The place of CHANGELOG.<ts>; of the same length for every ts."""
     return os.path.join(folder, time.strftime("%Y/%m/%d/CHANGELOG.", time.gmtime(ts)).encode() + b"%010d" % ts)
+
+
+def slices_path(folder: bytes) -> bytes:
+    return os.path.join(folder, _SLICES)
 
 
 def htime_folder(folder: bytes) -> bytes:

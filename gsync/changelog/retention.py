@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import takewhile
 from typing import NamedTuple
@@ -24,13 +24,13 @@ class Purged(NamedTuple):
 
 
 def purge(folder: bytes, now: int, keep_seconds: int, keep_bytes: int, needed_from: int | None,
-          archive: ChangelogArchive | None = None) -> Purged:
+          archive: ChangelogArchive | None = None, forget: Callable[[int], None] = lambda ts: None) -> Purged:
     """Archive and delete the oldest changelogs: those older than keep_seconds, and as many as exceed keep_bytes.
 
     needed_from is the oldest stime (ns) that a session may resume from: later changelogs stay whatever the limits say.
     None: no session needs any. `now` is in whole seconds. The purge moves the start of history before it deletes, so an
     interrupted one leaves unused files, which the next one deletes. Only the process that writes the changelogs may
-    purge them. Costs a stat of each.
+    purge them. forget: told of the ts up to which they go. Costs a stat of each.
     """
     total = sum(size for _, size in _sizes(folder))
     last, needed = None, 0
@@ -60,6 +60,7 @@ def purge(folder: bytes, now: int, keep_seconds: int, keep_bytes: int, needed_fr
     for day in sorted(days):
         _remove_empty(day, levels=3)
     _drop_lists(folder, last)
+    forget(last)
     return Purged(deleted, deleted_bytes, needed)
 
 

@@ -16,6 +16,7 @@ from gsync.changelog import layout, records
 from gsync.changelog.htime import MOST_RECORDS, HtimeWriter
 from gsync.changelog.layout import Changelog
 from gsync.changelog.records import HEADER, Record
+from gsync.changelog.slices import SliceWriter
 
 _BUFFER = 1 << 20
 
@@ -34,8 +35,10 @@ class ChangelogWriter:
         self._live: BinaryIO | None = None
         durable.make_dirs(layout.htime_folder(self.folder))
         self._list = HtimeWriter(self.folder, now, list_size)
-        self._unlisted = [changelog.ts for changelog in layout.stored(self.folder, self._list.last_ts)]
-        self.last_ts = max([self._list.start - 1, self._list.last_ts, *self._unlisted])
+        self.slices = SliceWriter(self.folder)
+        listed = min(self._list.last_ts, self.slices.last_ts)
+        self._unlisted = [changelog.ts for changelog in layout.stored(self.folder, listed)]
+        self.last_ts = max([self._list.start - 1, self._list.last_ts, self.slices.last_ts, *self._unlisted])
         self._recover_live(now)
         self._write_list()
         layout.keep_covered_from(self.folder)
@@ -79,6 +82,7 @@ class ChangelogWriter:
         if self._live is not None:
             self._live.close()
             self._live = None
+        self.slices.close()
         self._list.close()
 
     def _place(self, ts: int) -> Changelog:
@@ -97,7 +101,9 @@ class ChangelogWriter:
         for day in {os.path.dirname(layout.changelog_path(self.folder, ts)) for ts in self._unlisted}:
             durable.fsync_dir(day)
         durable.fsync_dir(self.folder)
-        self._list.append(self._unlisted)
+        # By number first: a reader of HTIME then finds each slice in the list of numbers too.
+        self.slices.append([ts for ts in self._unlisted if ts > self.slices.last_ts])
+        self._list.append([ts for ts in self._unlisted if ts > self._list.last_ts])
         self._unlisted = []
 
     def _recover_live(self, now: int) -> None:

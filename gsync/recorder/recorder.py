@@ -170,11 +170,12 @@ class Recorder:
             _log.warning("status cannot be written", path=self._brick.status, error=exc.strerror)
 
     def purge(self) -> None:
-        """Delete or archive the changelogs that the limits let go and no session needs."""
+        """Delete or archive the changelogs that the limits let go and no session needs; between start and close."""
+        assert self._recording is not None
         keep = self._bounds.keep
         archive = ChangelogArchive(os.fsencode(self._brick.archive), keep.archive)
         purged = retention.purge(os.fsencode(self._brick.changelogs), self._clock.now() // NS, keep.seconds, keep.size,
-                                 self._volume.needed_from(), archive)
+                                 self._volume.needed_from(), archive, self._recording.forget)
         if purged.deleted:
             _log.info("old changelogs are deleted", changelogs=purged.deleted, bytes=purged.deleted_bytes)
         if purged.needed:

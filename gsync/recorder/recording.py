@@ -146,6 +146,10 @@ class Recording:
         """Whether there are hints that were not looked at yet."""
         return len(self._hints) > 0
 
+    def forget(self, upto: int) -> None:
+        """The changelogs of the slices that ended up to then (s) are deleted."""
+        self._writer.slices.forget(upto)
+
     def fileno(self) -> int:
         """Readable when there are events."""
         return self._detector.fileno()
@@ -182,6 +186,7 @@ class Recording:
             since = self._clock.now()
             layout.set_covered_from(self._folder, since)
         self._live.begin()
+        self._writer.slices.begin_anew()  # what was applied of the former history counts no more
         self._index.set_fact("complete", 1)
         self._index.set_fact("watching_since", since)
         self._index.set_fact("last_ts", self._writer.last_ts)
