@@ -1,22 +1,20 @@
 """The queue's worker: acquires due transfers, carries them out in jobs, and records the results.
 
 One thread (`run`) decides and writes: it acquires transfers (submitter), abandons jobs that make no progress (monitor),
-and writes results (reporter) by the retry policy. Job threads move the bytes: a job is transfers of one owner, link and
-kind, made durable together. Promise: whatever happens to this process, nothing is lost or done twice. Another worker
-examines what a dead one held before it is NEW again; a worker's result counts only while the transfer is its own. Any
-number of workers share a database. Not here: what is done for a kind (handlers), states (transfers), leases (leases).
+and writes results (reporter) by the retry policy. The threads of its jobs move the bytes. Promise: whatever happens to
+this process, nothing is lost or done twice. Another worker examines what a dead one held before it is NEW again; a
+worker's result counts only while the transfer is its own. Any number of workers share a database. Not here: threads
+(crew), what is done for a kind (handlers), states (transfers), leases (leases).
 """
 
 from __future__ import annotations
 
 import os
-import queue
 import secrets
 import socket
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
 from gsync.base.clock import SYSTEM_CLOCK, Clock
@@ -24,7 +22,8 @@ from gsync.base.errors import GsyncError
 from gsync.base.log import get_logger
 from gsync.base.model import NS, shown
 from gsync.base.process import is_alive, start_time
-from gsync.transfer.queue.handlers import OWN, Context, Handler, is_finished
+from gsync.transfer.queue.crew import Crew, Job, JobResult
+from gsync.transfer.queue.handlers import OWN, Handler, is_finished
 from gsync.transfer.queue.intake import Intake
 from gsync.transfer.queue.leases import Leases
 from gsync.transfer.queue.orders import Orders
@@ -53,88 +52,6 @@ class QueueSettings:
     policy: RetryPolicy = field(default_factory=RetryPolicy)
 
 
-class _GivenUp(Exception):
-    """The job is not to go on with this transfer."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Result:
-    transfer: Transfer
-    error: GsyncError | None = None
-    content: Content | None = None
-    given_up: bool = False
-
-
-class _Tools:
-    """What one job thread works with, used by one job after the other."""
-
-    def __init__(self, home: str, clock: Clock) -> None:
-        self.transfers = Transfers(home, clock=clock)
-        self.stores = Stores(self.transfers)
-
-    def close(self) -> None:
-        with suppress(Exception):
-            self.stores.close()
-        with suppress(Exception):
-            self.transfers.close()
-
-
-class _Job:
-    """Transfers of one owner, link and kind, done one after the other in a thread of its own."""
-
-    def __init__(self, transfers: Sequence[Transfer], arguments: dict[int, dict[str, object]], handler: Handler,
-                 tools: _Tools, report: Callable[[_Job, list[_Result]], None], stop: threading.Event,
-                 clock: Clock) -> None:
-        self.transfers = transfers
-        self._handler, self._clock = handler, clock
-        self.killed: set[int] = set()
-        self.abandoned = False
-        self.moved = 0
-        self.seen = clock.monotonic()  # when there was progress last
-        self.tools = tools
-        self._arguments, self._report, self._stop = arguments, report, stop
-        # A daemon: one that hangs in a dead file system must not keep the process from ending.
-        self.thread = threading.Thread(target=self._run, name="job", daemon=True)
-
-    def _run(self) -> None:
-        results: list[_Result] = []
-        try:
-            results = self._work()
-        except GsyncError as exc:  # of the batch as a whole: nothing in it counts
-            results = [_Result(t, exc) for t in self.transfers]
-        except Exception as exc:  # noqa: BLE001 whatever it is, it must come to the reporter
-            _log.error("a job failed with an internal error", error=repr(exc))
-            results = [_Result(t, StoreError(f"internal error: {exc!r}", Category.TRANSIENT)) for t in self.transfers]
-        finally:
-            self._report(self, results)
-
-    def _work(self) -> list[_Result]:
-        results: list[_Result] = []
-        with ExitStack() as together:
-            if self.transfers[0].kind in ("copy", "mkdir", "meta"):
-                together.enter_context(self.tools.stores.get(self.transfers[0].store).batch())
-            for t in self.transfers:
-                def progress(size: int, ident: int = t.id) -> None:
-                    self.seen = self._clock.monotonic()
-                    self.moved += size
-                    if ident in self.killed or self.abandoned or self._stop.is_set():
-                        raise _GivenUp
-
-                try:
-                    progress(0)
-                    content = self._handler(Context(self.tools.transfers, self.tools.stores,
-                                                    self._arguments[t.operation], progress), t)
-                    results.append(_Result(t, None, content))
-                except _GivenUp:
-                    results.append(_Result(t, given_up=True))
-                except GsyncError as exc:
-                    results.append(_Result(t, exc))
-                    if getattr(exc, "category", None) is Category.STORE_DOWN:  # the others would only wait for the same
-                        results += [_Result(other, exc) for other in self.transfers[len(results):]]
-                        break
-        return results
-
-
 class QueueWorker:
     """One worker on the database in the state directory `home`.
 
@@ -150,17 +67,15 @@ class QueueWorker:
                  clock: Clock = SYSTEM_CLOCK,
                  told: Callable[[Transfer, TransferState, str], None] = lambda transfer, state, reason: None) -> None:
         self.id = worker_id()
-        self._home, self._settings, self._reread = home, settings or QueueSettings(), reread
-        self._handlers, self._stop = handlers, stop or threading.Event()
+        self._settings, self._reread = settings or QueueSettings(), reread
+        self._stop = stop or threading.Event()
         self._request, self._once, self._told = request, once, told
         self._clock = clock
         self._db = Transfers(home, clock=clock)
         self._intake, self._orders, self._leases = Intake(self._db), Orders(self._db), Leases(self._db, self.id)
         self._stores = Stores(self._db)
-        self._tools: list[_Tools] = []
-        self._jobs: list[_Job] = []
-        self._results: queue.Queue[tuple[_Job, list[_Result]]] = queue.Queue()
-        self._unwritten: list[tuple[_Job, list[_Result]]] = []
+        self._crew = Crew(home, handlers, self._stop, clock)
+        self._unwritten: list[tuple[Job, list[JobResult]]] = []
         self._doubt = False  # something was to be written and could not be
         self._renewed = self._pruned = 0.0
         self._dead: set[str] = set()
@@ -193,8 +108,8 @@ class QueueWorker:
         self._recover()
         self._monitor()
         begun = self._submit()
-        reported = self._report(0.0 if begun else _TICK if self._jobs else 0.0)
-        if not self._jobs and not begun and not reported:
+        reported = self._report(0.0 if begun else _TICK if self._crew.jobs else 0.0)
+        if not self._crew.jobs and not begun and not reported:
             if not self._once:
                 self._stop.wait(_TICK)
             return False
@@ -205,17 +120,16 @@ class QueueWorker:
         self._stop.set()
         try:
             self._drain(self._settings.lease)
-            for job in self._jobs:
+            for job in list(self._crew.jobs):
                 self._abandon(job, [])
         finally:
             self._stores.close()
-            for tools in self._tools:
-                tools.close()
+            self._crew.close()
             self._db.close()
 
     def _drain(self, patience: float) -> None:
         end = self._clock.monotonic() + min(patience, 5.0)
-        while self._jobs and self._clock.monotonic() < end:
+        while self._crew.jobs and self._clock.monotonic() < end:
             self._report(_TICK)
 
     # leases
@@ -248,7 +162,7 @@ class QueueWorker:
                 self._dead.add(worker)
                 self._leases.expire(worker)
         if self._doubt:
-            mine = {t.id for job in self._jobs for t in job.transfers}
+            mine = {t.id for job in self._crew.jobs for t in job.transfers}
             mine |= {t.id for job, _ in self._unwritten for t in job.transfers}
             for t in self._leases.held():
                 if t.id not in mine:
@@ -279,64 +193,49 @@ class QueueWorker:
     def _submit(self) -> bool:
         """Begin jobs while there is room; whether any was."""
         begun = False
-        while len(self._jobs) < self._settings.jobs:
+        while len(self._crew.jobs) < self._settings.jobs:
             with self._db.atomic():  # what is acquired has a job, or is not acquired
                 taken = self._leases.acquire(self._settings.files, self._settings.lease, self._settings.size,
-                                             self._request, list(self._handlers))
+                                             self._request, self._crew.kinds)
                 ids = [t.id for t in taken]
                 self._db.advance(ids, TransferState.ACQUIRED, TransferState.SUBMITTED, by=self.id)
                 jobs = [self._job(transfers) for transfers in _jobs_of(taken)]
             if not jobs:
                 break
-            self._jobs += jobs
-            for job in jobs:
-                job.thread.start()
+            self._crew.begin(jobs)
             begun = True
         return begun
 
-    def _job(self, transfers: Sequence[Transfer]) -> _Job:
-        arguments = {ident: self._db.operation(ident).arguments for ident in {t.operation for t in transfers}}
-        tools = self._tools.pop() if self._tools else _Tools(self._home, self._clock)
-        return _Job(transfers, arguments, self._handlers[transfers[0].kind], tools,
-                    lambda job, results: self._results.put((job, results)), self._stop, self._clock)
+    def _job(self, transfers: Sequence[Transfer]) -> Job:
+        return self._crew.job(transfers, {ident: self._db.operation(ident).arguments
+                                          for ident in {t.operation for t in transfers}})
 
     # monitor
 
     def _monitor(self) -> None:
-        killed = self._leases.killed() if self._jobs else set()
-        for job in list(self._jobs):
+        killed = self._leases.killed() if self._crew.jobs else set()
+        for job in self._crew.jobs:
             job.killed |= killed
-            if self._clock.monotonic() - job.seen > self._settings.job_timeout:
-                silence = f"no progress for {self._settings.job_timeout:.0f} s"
-                self._abandon(job, [_Result(t, StoreError(silence, Category.TRANSIENT)) for t in job.transfers])
+        for job in self._crew.silent(self._settings.job_timeout):
+            silence = f"no progress for {self._settings.job_timeout:.0f} s"
+            self._abandon(job, [JobResult(t, StoreError(silence, Category.TRANSIENT)) for t in job.transfers])
 
-    def _abandon(self, job: _Job, results: list[_Result]) -> None:
-        """Continue without the job's thread. Close what it holds open, so that it ends if it can."""
-        job.abandoned = True
-        self._jobs.remove(job)
-        job.tools.close()
-        self._write(job, results or [_Result(t, given_up=True) for t in job.transfers])
+    def _abandon(self, job: Job, results: list[JobResult]) -> None:
+        self._crew.abandon(job)
+        self._write(job, results or [JobResult(t, given_up=True) for t in job.transfers])
 
     # reporter
 
     def _report(self, wait: float) -> bool:
         """Write what jobs have said; whether any had."""
-        with suppress(queue.Empty):
-            while True:
-                job, results = self._results.get(timeout=wait) if wait else self._results.get_nowait()
-                wait = 0.0
-                if job.abandoned:
-                    continue
-                self._jobs.remove(job)
-                self._tools.append(job.tools)
-                self._unwritten.append((job, results))
+        self._unwritten += self._crew.ended(wait)
         came = bool(self._unwritten)
         while self._unwritten:
             self._write(*self._unwritten[0])
             del self._unwritten[0]
         return came
 
-    def _write(self, job: _Job, results: Sequence[_Result]) -> None:
+    def _write(self, job: Job, results: Sequence[JobResult]) -> None:
         down: list[str] = []
         if any(isinstance(r.error, StoreError) and r.error.category is Category.STORE_DOWN for r in results):
             down = self._which_are_down(job.transfers[0].link)
@@ -353,7 +252,7 @@ class QueueWorker:
                     self._let_go(result.transfer)
                 elif result.error is not None:
                     self._judge(result.transfer, result.error, down)
-            if not any(other.transfers[0].owner == owner for other in self._jobs):
+            if not any(other.transfers[0].owner == owner for other in self._crew.jobs):
                 self._leases.release(owner)
 
     def _finish(self, t: Transfer, was: TransferState, content: Content | None) -> None:

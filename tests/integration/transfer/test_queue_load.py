@@ -33,7 +33,7 @@ import random, sys
 from gsync.transfer.queue.retry import RetryPolicy
 from gsync.transfer.stores.store import Category, StoreError
 from gsync.transfer.stores.dir import DirStore
-from gsync.transfer.queue.worker import Settings, Worker
+from gsync.transfer.queue.worker import QueueSettings, QueueWorker
 
 original = DirStore.put
 
@@ -46,7 +46,7 @@ def put(store, path, source, item=None, replace=False):
 
 DirStore.put = put
 policy = RetryPolicy(max_retries=100, first_pause=0.2, longest_pause=1.0)
-Worker(sys.argv[1], Settings(jobs=int(sys.argv[3]), files=int(sys.argv[2]), lease=2.0, policy=policy)).run()
+QueueWorker(sys.argv[1], QueueSettings(jobs=int(sys.argv[3]), files=int(sys.argv[2]), lease=2.0, policy=policy)).run()
 """
 
 

@@ -24,9 +24,9 @@ FILES = 8
 _WORKER = """
 import sys
 from gsync.transfer.queue.retry import RetryPolicy
-from gsync.transfer.queue.worker import Settings, Worker
+from gsync.transfer.queue.worker import QueueSettings, QueueWorker
 policy = RetryPolicy(max_retries=50, first_pause=0.05, longest_pause=0.2, ban=0.2)
-Worker(sys.argv[1], Settings(lease=1.0, policy=policy)).run()
+QueueWorker(sys.argv[1], QueueSettings(lease=1.0, policy=policy)).run()
 """
 # The temporary place is looked at first: whatever moves on goes from there to the wanted one.
 _WATCHER = """
