@@ -19,15 +19,16 @@ from gsync.changelog.layout import HistoryGap
 from gsync.engine.batching import Batching
 from gsync.engine.commit import Committer
 from gsync.engine.connection import Connection
+from gsync.engine.display import Display
 from gsync.engine.feed import Portion, restart_position
 from gsync.engine.follow import Follower
 from gsync.engine.lease import Lease, LeaseLost
 from gsync.engine.loss import Loss
 from gsync.engine.parts import Instructions, Limits, Listeners, MasterSide, SlaveSide, Work
 from gsync.engine.position import Mark, Recorded, Standing, Walk, Why, choose
-from gsync.engine.progress import Progress
-from gsync.engine.snapshot import Crawl, Pace, Snapshot
+from gsync.engine.snapshot import Crawl, Snapshot
 from gsync.engine.states import Life, Machine, Order
+from gsync.engine.turn import Turn
 from gsync.engine.unfinished import SUSPECT_MARGIN, UnfinishedWalk
 from gsync.engine.walk import Walker
 from gsync.link.protocol import Busy
@@ -37,7 +38,6 @@ _log = get_logger(__name__)
 IDLE_COMMIT = 10.0       # seconds after which the stime follows the clock on a quiet tree
 RETRIES = Schedule(first=1.0, longest=60.0)  # seconds before the slave is tried again
 TRIES_ONCE = 4           # failures in a row after which a worker that is to end gives up
-STATUS_EVERY = 0.5
 LOOK_AT_ORDERS = 0.5     # seconds that an idle worker may take to see what is wanted of it
 LOOK_AT_LEASE = 0.25     # seconds between two looks of a passive worker
 LOOK_PAUSED = 0.2
@@ -52,34 +52,23 @@ class Worker:
                  instructions: Instructions | None = None, listeners: Listeners | None = None,
                  clock: Clock = SYSTEM_CLOCK) -> None:
         limits = limits or Limits()
-        self._slave, self._master, self._work, self._lease = slave, master, work, lease
-        self._orders, self._listeners = instructions or Instructions(), listeners or Listeners()
+        self._master, self._work, self._lease = master, work, lease
+        self._orders = instructions or Instructions()
         self._clock = clock
         self._began = clock.now()
-        self._machine = Machine(self._publish)
-        self._progress = Progress()
+        self._display = Display(self.snapshot, listeners or Listeners(), clock)
+        self._machine = Machine(self._display.publish)
+        self._turn = Turn(slave)
         self._standing = Standing(Mark.of(work.doubt.owner, master.patterns, master.restored))
-        self._pace = Pace()
-        self._epoch = 0
-        self._last_synced: int | None = None
         self._committed_at: float | None = None    # monotonic
-        self._published_at = float("-inf")
-        self._connection: Connection | None = None
-        self._sent_before = 0                      # bytes, by earlier connections
-        self._loss: Loss | None = None
         self._tries = Tries(RETRIES, clock.monotonic)
         self._reason = ""                          # why the next state is a Faulty one
         self._settled = False                      # a batch got through since the last interruption
         self._code = 0
         self._committer = Committer(lease, work.db)
-        batching = self._batching = Batching(master, work, limits, clock, self._progress, self.tend)
+        batching = self._batching = Batching(master, work, limits, clock, self._display.progress, self.tend)
         self._follower = Follower(batching, master.history, work, limits, clock)
         self._walker = Walker(batching, master.recorder, work, limits, self._committer, clock)
-        self._steps: dict[Life, Callable[[], Life]] = {
-            Life.CLAIM: self._claim, Life.WAIT: self._wait, Life.STAND_DOWN: self._stand_down,
-            Life.CONNECT: self._connect, Life.REJOIN: self._connect, Life.WORK: self._work_on,
-            Life.HINDERED: self._work_on, Life.APART: self._stay_apart, Life.REST: self._rest,
-        }
 
     # its life
 
@@ -97,17 +86,24 @@ class Worker:
             self._let_go()
         return self._code
 
+    def _step(self, life: Life) -> Callable[[], Life]:
+        return {
+            Life.CLAIM: self._claim, Life.WAIT: self._wait, Life.STAND_DOWN: self._stand_down,
+            Life.CONNECT: self._connect, Life.REJOIN: self._connect, Life.WORK: self._work_on,
+            Life.HINDERED: self._work_on, Life.APART: self._stay_apart, Life.REST: self._rest,
+        }[life]
+
     def _next(self, life: Life) -> Life:
         try:
-            return self._steps[life]()
+            return self._step(life)()
         except Stopped:
             return self._end(0)
         except LeaseLost:
-            _log.warning("another worker has taken over", epoch=self._epoch)
+            _log.warning("another worker has taken over", epoch=self._turn.epoch)
             return Life.CLAIM
         except GsyncError as exc:
             if life in _HOLDS_LEASE and not self._lease.held():
-                _log.warning("another worker has taken over", epoch=self._epoch, error=exc)
+                _log.warning("another worker has taken over", epoch=self._turn.epoch, error=exc)
                 return Life.CLAIM
             self._reason = str(exc)
             if not self._may_pass(exc):
@@ -120,7 +116,7 @@ class Worker:
 
     def _may_pass(self, exc: GsyncError) -> bool:
         """Whether to connect again: the slave was reachable before, and the error may pass."""
-        if self._loss is None or not isinstance(exc, Transient | SlaveError):
+        if self._turn.loss is None or not isinstance(exc, Transient | SlaveError):
             return False
         return self._orders.once is None or (self._tries.failed < TRIES_ONCE and isinstance(exc, Transient))
 
@@ -128,7 +124,7 @@ class Worker:
         """Release the lease first: whoever waits for it need not wait until the connection is closed."""
         self._settled = False
         self._lease.release()
-        self._disconnect()
+        self._turn.end()
 
     def _end(self, code: int) -> Life:
         self._code = code
@@ -143,9 +139,9 @@ class Worker:
         if not self._reason:
             epoch = self._lease.take()
             if epoch is not None:
-                self._epoch = epoch
+                self._turn.epoch = epoch
                 return Life.CONNECT
-        self._pace = replace(self._pace, crawl=Crawl.NONE, in_step=False)
+        self._display.goes(crawl=Crawl.NONE, in_step=False)
         return Life.STAND_DOWN if self._reason else Life.WAIT
 
     def _problem(self) -> str:
@@ -156,13 +152,12 @@ class Worker:
     def _wait(self) -> Life:
         """Another worker holds the lease. Keep this one's stime current, so that its recorder need not keep changelogs
         that are at the slave already."""
-        self._progress.phase = "waiting"
+        self._display.progress.phase = "waiting"
         stime = self._lease.beside()
         if stime is not None and stime > (self._standing.stime or 0):
             self._standing = replace(self._standing, stime=stime)
-            self._last_synced = stime
-            self._listeners.stime_kept(stime)
-        self._slave.stand_by()
+            self._display.synced(stime)
+        self._turn.slave.stand_by()
         return self._stand_down()
 
     def _stand_down(self) -> Life:
@@ -171,7 +166,7 @@ class Worker:
         return Life.CLAIM
 
     def _connect(self) -> Life:
-        self.connect(self._epoch)
+        self.connect(self._turn.epoch)
         return Life.WORK
 
     def _work_on(self) -> Life:
@@ -183,9 +178,9 @@ class Worker:
             return Life.HINDERED if self._reason else Life.WORK
         if self._is_done():
             return self._end(1 if self._work.ledger.count() or self._work.ledger.count_held() else 0)
-        apart = self._slave.shares and self._pace.in_step and not self._reason
+        apart = self._turn.slave.shares and self._display.pace.in_step and not self._reason
         if apart:
-            self._disconnect()
+            self._turn.end()
         if self._orders.once is not None:
             self._master.recorder.poke()
         self._master.waiter.wait(LOOK_AT_ORDERS)
@@ -213,37 +208,30 @@ class Worker:
 
     def connect(self, epoch: int) -> None:
         """Connect and find out where the slave stands."""
-        self._progress.phase = "connecting"
-        self._epoch = epoch
-        self._connection = connection = self._my_turn(epoch)
+        self._display.progress.phase = "connecting"
+        self._turn.epoch = epoch
+        connection = self._my_turn()
         hello = connection.hello
         self._work.db.set_fact("connected", 1)
-        self._loss = connection.loss
-        _tell(self._loss)
-        stime = hello.stime if hello.stime is not None else self._slave.begin_at()
+        _tell(connection.loss)
+        stime = hello.stime if hello.stime is not None else self._turn.slave.begin_at()
         self._standing = Standing(
             self._standing.mine, stime, Mark.parse(hello.mark), fresh=hello.fresh, limbo=1, past=self._standing.past,
-            leftovers=hello.unclean or not self._slave.shares or self._committed_at is None)
+            leftovers=hello.unclean or not self._turn.slave.shares or self._committed_at is None)
         _log.info("connected", stime=stime, epoch=epoch)
 
-    def _my_turn(self, epoch: int) -> Connection:
+    def _my_turn(self) -> Connection:
         """Connect as soon as the workers of the other subvolumes leave the slave to this one."""
         while True:
             self.tend()
             try:
-                return self._slave.connect(epoch)
+                return self._turn.begin()
             except Busy:
-                if not self._slave.shares:
+                if not self._turn.slave.shares:
                     raise
                 self._machine.enter(Life.REJOIN)
-                self._progress.phase = "waiting for another brick"
+                self._display.progress.phase = "waiting for another brick"
                 self._committer.check()
-
-    def _disconnect(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._sent_before += self._connection.sent
-            self._connection = None
 
     def tend(self) -> None:
         """Show the state and obey orders. Whoever works or waits for long calls this again and again. It raises
@@ -253,40 +241,32 @@ class Worker:
         if order is Order.PAUSE:
             self._machine.pause()
             while (order := self._orders.order()) is Order.PAUSE:
-                self._show()
+                self._display.show()
                 self._check_connection()
                 self._master.waiter.wait(LOOK_PAUSED)
             if order is Order.RUN:
                 self._machine.resume()
-        self._show()
+        self._display.show()
         if order is Order.STOP:
             raise Stopped
         self._check_connection()
 
     def _check_connection(self) -> None:
-        if self._connection is not None:
+        if self._turn.lasts:
             self._committer.check()
-            self._connection.client.check()
+            self._turn.check()
 
     # what it shows
 
-    def _show(self) -> None:
-        if self._clock.monotonic() - self._published_at > STATUS_EVERY:
-            self._published_at = self._clock.monotonic()
-            self._publish()
-
-    def _publish(self) -> None:
-        self._listeners.publish(self.snapshot())
-
     def snapshot(self) -> Snapshot:
-        return Snapshot(self._machine.shown, self._machine.reason, self._pace, self._standing.stime, self._last_synced,
-                        self._epoch, replace(self._progress),
-                        self._sent_before + (self._connection.sent if self._connection else 0), self._loss)
+        display, turn = self._display, self._turn
+        return Snapshot(self._machine.shown, self._machine.reason, display.pace, self._standing.stime,
+                        display.last_synced, turn.epoch, replace(display.progress), turn.sent, turn.loss)
 
     @property
     def at_rest(self) -> bool:
         """Whether the slave is in step and nothing is left to do until the master changes."""
-        return self._pace.in_step and not self._standing.limbo and not self._work.doubt.any
+        return self._display.pace.in_step and not self._standing.limbo and not self._work.doubt.any
 
     # one step
 
@@ -295,7 +275,7 @@ class Worker:
         self._reason = ""
         status = self._master.recorder.status()
         if status is None or status.watching_since is None:
-            self._progress.phase = "waiting"
+            self._display.progress.phase = "waiting"
             return False
         if status.is_faulty:
             if self._orders.once is not None and status.updated > self._began:  # not what an earlier one left behind
@@ -332,17 +312,16 @@ class Worker:
         return None
 
     def _walk(self, walk: Walk, recorded: Recorded) -> None:
-        assert self._connection is not None
-        self._pace = replace(self._pace, crawl=Crawl.HYBRID, in_step=False)
+        self._display.goes(crawl=Crawl.HYBRID, in_step=False)
         _log.info("going on", crawl=Crawl.HYBRID, why=walk.why.value)
-        started, before = self._clock.monotonic(), replace(self._progress)
-        resolved = self._walker.walk(walk, recorded.gaps, self._connection, self._epoch, self._standing)
+        started, before = self._clock.monotonic(), replace(self._display.progress)
+        resolved = self._walker.walk(walk, recorded.gaps, self._turn.connection, self._turn.epoch, self._standing)
         self._work.doubt.keep(resolved, recorded.gaps, renewed=True, whole=True)
         self._commit(walk.cut, walked=True)
         UnfinishedWalk.forget(self._work.db)
         self._settle()
         self._standing = self._standing.follows(restart_position(walk.cut))
-        _log.info("hybrid crawl done", **self._progress.since(before), stime=walk.cut,
+        _log.info("hybrid crawl done", **self._display.progress.since(before), stime=walk.cut,
                   took=self._clock.monotonic() - started)
 
     def _follow(self, recorded: Recorded) -> bool:
@@ -354,7 +333,7 @@ class Worker:
         piece = self._follower.take(self._standing, recorded.complete_up_to)
         others = self._standing.leftovers or again or self._batching.is_due()
         if self._follower.gathers(piece) and not others and self._orders.once is None:
-            self._pace = replace(self._pace, in_step=False)
+            self._display.goes(in_step=False)
             return False
         if piece.changelogs or others:
             self._apply(piece, recorded.gaps, again=again)
@@ -362,10 +341,9 @@ class Worker:
         return self._idle(piece)
 
     def _apply(self, piece: Portion, gaps: int, *, again: bool) -> None:
-        assert self._connection is not None
-        started, before = self._clock.monotonic(), replace(self._progress)
-        self._pace = replace(self._pace, crawl=Crawl.CHANGELOG if piece.last else Crawl.HISTORY, in_step=False)
-        resolved = self._follower.apply(piece, self._connection, self._standing, again=again)
+        started, before = self._clock.monotonic(), replace(self._display.progress)
+        self._display.goes(crawl=Crawl.CHANGELOG if piece.last else Crawl.HISTORY, in_step=False)
+        resolved = self._follower.apply(piece, self._turn.connection, self._standing, again=again)
         self._work.doubt.keep(resolved, gaps, renewed=again)
         self._commit(piece.upto)
         self._settle()
@@ -374,18 +352,18 @@ class Worker:
         if piece.changelogs:
             self._standing = replace(self._standing, position=piece.changelogs[-1].ts * NS)
             first = piece.changelogs[0].ts * NS
-        self._pace = replace(self._pace, lag_seconds=(now - first) / NS)
-        _log.info("batch synced", changelogs=len(piece.changelogs), **self._progress.since(before), stime=piece.upto,
-                  took=self._clock.monotonic() - started)
+        self._display.goes(lag_seconds=(now - first) / NS)
+        _log.info("batch synced", changelogs=len(piece.changelogs), **self._display.progress.since(before),
+                  stime=piece.upto, took=self._clock.monotonic() - started)
 
     def _idle(self, piece: Portion) -> bool:
         """In step: let the stime follow the clock, so that limbo empties and checkpoints are reached (rule 26)."""
-        self._progress.phase = "waiting"
-        self._pace = replace(self._pace, crawl=Crawl.CHANGELOG, in_step=True)
+        self._display.progress.phase = "waiting"
+        self._display.goes(crawl=Crawl.CHANGELOG, in_step=True)
         if piece.upto is None or piece.upto <= (self._standing.stime or 0):
             return False
-        if self._pace.lag_seconds is None:
-            self._pace = replace(self._pace, lag_seconds=(self._clock.now() - piece.upto) / NS)
+        if self._display.pace.lag_seconds is None:
+            self._display.goes(lag_seconds=(self._clock.now() - piece.upto) / NS)
         once = self._orders.once
         if not (self._is_waited_for(piece.upto) or (once is not None and (self._standing.stime or 0) < once)):
             return False
@@ -416,20 +394,19 @@ class Worker:
 
     def _is_done(self) -> bool:
         # Where the slave is shared, limbo may wait for the stimes of workers that have ended.
-        return (self._orders.once is not None and self._pace.in_step
+        return (self._orders.once is not None and self._display.pace.in_step
                 and (self._standing.stime or 0) >= self._orders.once
-                and (self._slave.shares or not self._standing.limbo) and not self._work.doubt.any)
+                and (self._turn.slave.shares or not self._standing.limbo) and not self._work.doubt.any)
 
     def _commit(self, upto: int | None, *, walked: bool = False) -> None:
         """Commit. Doubt and failures are durable by now; the worker forgets the batch only afterwards."""
-        assert self._connection is not None
-        self._progress.phase = "committing"
-        self._standing = self._committer.commit(self._connection, self._epoch, self._standing, upto, walked=walked)
+        self._display.progress.phase = "committing"
+        self._standing = self._committer.commit(self._turn.connection, self._turn.epoch, self._standing, upto,
+                                                walked=walked)
         self._committed_at = self._clock.monotonic()
         if self._standing.stime is not None:
-            self._last_synced = self._standing.stime
-            self._listeners.stime_kept(self._standing.stime)
-        self._progress.phase = "waiting"
+            self._display.synced(self._standing.stime)
+        self._display.progress.phase = "waiting"
 
     def _settle(self) -> None:
         """After the commit: forget the batch (rule 28)."""
