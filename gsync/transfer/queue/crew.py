@@ -53,11 +53,11 @@ class _Tools:
             self.transfers.close()
 
 
-class Job:
+class QueueJob:
     """Transfers of one owner, link and kind, done one after the other in a thread of its own."""
 
     def __init__(self, transfers: Sequence[Transfer], arguments: dict[int, dict[str, object]], handler: Handler,
-                 tools: _Tools, report: Callable[[Job, list[JobResult]], None], stop: threading.Event,
+                 tools: _Tools, report: Callable[[QueueJob, list[JobResult]], None], stop: threading.Event,
                  clock: Clock) -> None:
         self.transfers = transfers
         self._handler, self._clock = handler, clock
@@ -115,25 +115,25 @@ class Crew:
     def __init__(self, home: str, handlers: Mapping[str, Handler], stop: threading.Event, clock: Clock) -> None:
         self._home, self._handlers, self._stop, self._clock = home, handlers, stop, clock
         self._tools: list[_Tools] = []  # of jobs that have ended
-        self._results: queue.Queue[tuple[Job, list[JobResult]]] = queue.Queue()
-        self.jobs: list[Job] = []
+        self._results: queue.Queue[tuple[QueueJob, list[JobResult]]] = queue.Queue()
+        self.jobs: list[QueueJob] = []
 
     @property
     def kinds(self) -> list[str]:
         return list(self._handlers)
 
-    def job(self, transfers: Sequence[Transfer], arguments: dict[int, dict[str, object]]) -> Job:
+    def job(self, transfers: Sequence[Transfer], arguments: dict[int, dict[str, object]]) -> QueueJob:
         """A job that has not begun. arguments: by operation."""
         tools = self._tools.pop() if self._tools else _Tools(self._home, self._clock)
-        return Job(transfers, arguments, self._handlers[transfers[0].kind], tools,
+        return QueueJob(transfers, arguments, self._handlers[transfers[0].kind], tools,
                    lambda job, results: self._results.put((job, results)), self._stop, self._clock)
 
-    def begin(self, jobs: Sequence[Job]) -> None:
+    def begin(self, jobs: Sequence[QueueJob]) -> None:
         self.jobs += jobs
         for job in jobs:
             job.thread.start()
 
-    def ended(self, wait: float) -> Iterator[tuple[Job, list[JobResult]]]:
+    def ended(self, wait: float) -> Iterator[tuple[QueueJob, list[JobResult]]]:
         """The jobs that have ended and their results. wait: seconds for the first of them."""
         with suppress(queue.Empty):
             while True:
@@ -145,11 +145,11 @@ class Crew:
                 self._tools.append(job.tools)
                 yield job, results
 
-    def silent(self, seconds: float) -> list[Job]:
+    def silent(self, seconds: float) -> list[QueueJob]:
         """Those without any progress for so long."""
         return [job for job in self.jobs if self._clock.monotonic() - job.seen > seconds]
 
-    def abandon(self, job: Job) -> None:
+    def abandon(self, job: QueueJob) -> None:
         """Continue without the job's thread. Close what it holds open, so that it ends if it can."""
         job.abandoned = True
         self.jobs.remove(job)

@@ -22,7 +22,7 @@ from gsync.base.errors import GsyncError
 from gsync.base.log import get_logger
 from gsync.base.model import NS, shown
 from gsync.base.process import is_alive, start_time
-from gsync.transfer.queue.crew import Crew, Job, JobResult
+from gsync.transfer.queue.crew import Crew, JobResult, QueueJob
 from gsync.transfer.queue.handlers import OWN, Handler, is_finished
 from gsync.transfer.queue.intake import Intake
 from gsync.transfer.queue.leases import Leases
@@ -75,7 +75,7 @@ class QueueWorker:
         self._intake, self._orders, self._leases = Intake(self._db), Orders(self._db), Leases(self._db, self.id)
         self._stores = Stores(self._db)
         self._crew = Crew(home, handlers, self._stop, clock)
-        self._unwritten: list[tuple[Job, list[JobResult]]] = []
+        self._unwritten: list[tuple[QueueJob, list[JobResult]]] = []
         self._doubt = False  # something was to be written and could not be
         self._renewed = self._pruned = 0.0
         self._dead: set[str] = set()
@@ -206,7 +206,7 @@ class QueueWorker:
             begun = True
         return begun
 
-    def _job(self, transfers: Sequence[Transfer]) -> Job:
+    def _job(self, transfers: Sequence[Transfer]) -> QueueJob:
         return self._crew.job(transfers, {ident: self._db.operation(ident).arguments
                                           for ident in {t.operation for t in transfers}})
 
@@ -220,7 +220,7 @@ class QueueWorker:
             silence = f"no progress for {self._settings.job_timeout:.0f} s"
             self._abandon(job, [JobResult(t, StoreError(silence, Category.TRANSIENT)) for t in job.transfers])
 
-    def _abandon(self, job: Job, results: list[JobResult]) -> None:
+    def _abandon(self, job: QueueJob, results: list[JobResult]) -> None:
         self._crew.abandon(job)
         self._write(job, results or [JobResult(t, given_up=True) for t in job.transfers])
 
@@ -235,7 +235,7 @@ class QueueWorker:
             del self._unwritten[0]
         return came
 
-    def _write(self, job: Job, results: Sequence[JobResult]) -> None:
+    def _write(self, job: QueueJob, results: Sequence[JobResult]) -> None:
         down: list[str] = []
         if any(isinstance(r.error, StoreError) and r.error.category is Category.STORE_DOWN for r in results):
             down = self._which_are_down(job.transfers[0].link)
