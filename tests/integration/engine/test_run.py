@@ -168,14 +168,18 @@ class TestRefused:
         assert place.sent(place.once("--adopt")) == (0, 0)
         assert compare(place.master, place.slave) == []
 
-    def test_slave_missing_or_of_another_volume(self, place: Place) -> None:
-        for more in ([], ["--dry-run"]):
-            missing = place.gsync("run", place.master, place.folder / "no" / "where", "--once", *more, code=4)
-            assert f"no such directory: {place.folder}/no/where" in missing.stderr
+    @pytest.mark.parametrize("how", ["--once", "--dry-run"])
+    def test_slave_whose_parent_is_missing(self, place: Place, how: str) -> None:
+        missing = place.gsync("run", place.master, place.folder / "no" / "where", how, code=4)
+        assert f"no such directory: {place.folder}/no/where" in missing.stderr
+
+    def test_a_missing_slave_is_made_by_a_run_and_by_no_dry_run(self, place: Place) -> None:
         place.gsync("run", place.master, place.folder / "new", "--dry-run")
         assert not (place.folder / "new").exists()
         place.gsync("run", place.master, place.folder / "new", "--once")
         assert compare(place.master, place.folder / "new") == []
+
+    def test_slave_of_another_volume(self, place: Place) -> None:
         place.once()
         (place.folder / "other").mkdir()
         other = place.gsync("run", place.folder / "other", place.slave, "--once", "--adopt", code=4)
