@@ -95,13 +95,13 @@ class Here:
     """The same, called in this process."""
 
     def __init__(self, place: Place, verify: Verify = Verify.CHECKSUM, retries: int = 2, batch: int = 3, jobs: int = 1,
-                 around: Callable[[Store], Store] = lambda store: store) -> None:
+                 around: Callable[[Store], Store] = lambda store: store, tell_every: float = 0.5) -> None:
         self.place = place
         self.transfers = Transfers(str(place.home))
         self.archives = Archives(self.transfers, str(place.home))
         self.stores = Stores(self.transfers)
         self.root = os.fsencode(os.path.realpath(place.tree))
-        options = JobOptions(batch, jobs, RetryPolicy(retries, first_pause=0.001, longest_pause=0.01))
+        options = JobOptions(batch, jobs, RetryPolicy(retries, first_pause=0.001, longest_pause=0.01), tell_every)
         self.do = Archiver(self.archives, lambda name: around(self.stores.get(name)), options, verify)
 
     def __enter__(self) -> Here:

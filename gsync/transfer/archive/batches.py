@@ -23,7 +23,6 @@ from gsync.transfer.stores.store import Category, StoreError
 log = get_logger("gsync.archive")
 
 _BATCH_BYTES = 1 << 30
-_TOLD_EVERY = 0.5  # seconds
 
 Failures = list[tuple[bytes, str]]
 
@@ -37,11 +36,12 @@ class Killed(GsyncError):
 @dataclass(frozen=True, slots=True)
 class JobOptions:
     """batch: entries that are made durable together; jobs: batches at a time; policy: how often what may pass is tried
-    again, and after which pauses."""
+    again, and after which pauses; tell_every: seconds between two looks at what is done and whether it is killed."""
 
     batch: int = 1000
     jobs: int = 2
     policy: RetryPolicy = field(default_factory=lambda: RetryPolicy(5, first_pause=1.0, longest_pause=60.0))
+    tell_every: float = 0.5
 
 
 class Batches:
@@ -72,7 +72,7 @@ class Batches:
         now = self._archives.transfers.clock.monotonic()
         if now < self._next:
             return
-        self._next = now + _TOLD_EVERY
+        self._next = now + self._options.tell_every
         self._note(entries_done=entries, size_done=size)
         if self._archives.is_killed(self.archive):
             self._stop.set()
@@ -122,7 +122,7 @@ class Batches:
 
     def _take(self, pending: deque[tuple[Future[Failures], int, int]]) -> int:
         future, entries, size = pending[0]
-        while not wait([future], _TOLD_EVERY).done:
+        while not wait([future], self._options.tell_every).done:
             self.count(self._entries, self._size)
         failures = future.result()
         pending.popleft()

@@ -453,7 +453,7 @@ def test_an_orphan_is_taken_up_by_retry(tape: Place, how: signal.Signals) -> Non
     assert changes(before, tape.seen()) == []
 
 
-def test_eos_item_5_one_job_per_directory_and_it_can_be_killed(tape: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eos_item_5_one_job_per_directory_and_it_can_be_killed(tape: Place) -> None:
     """EOS's waiting jobs lie in memory, overwrite one another and cannot be killed."""
     small_tree(tape)
     tape.create()
@@ -464,7 +464,6 @@ def test_eos_item_5_one_job_per_directory_and_it_can_be_killed(tape: Place, monk
             row, = json.loads(tape.run("list", "--json"))
             assert row["pid"] == os.getpid()
             assert "has not exited yet" in tape.run("kill", archive.id[:12], "--timeout", "0.1", code=1)
-    monkeypatch.setattr("gsync.transfer.archive.batches._TOLD_EVERY", 0.0)
 
     class KilledMeanwhile(Flaky):
         def put(self, path: bytes, *args: object, **more: object) -> object:
@@ -472,7 +471,8 @@ def test_eos_item_5_one_job_per_directory_and_it_can_be_killed(tape: Place, monk
                 tape.run("kill", archive.id[:12], "--timeout", "0.1", code=1)
             return super().put(path, *args, **more)
 
-    with (Here(tape, around=lambda store: KilledMeanwhile(store, 0, Category.TRANSIENT)) as other,  # type: ignore
+    with (Here(tape, around=lambda store: KilledMeanwhile(store, 0, Category.TRANSIENT),  # type: ignore
+               tell_every=0.0) as other,
           pytest.raises(Killed)):
         other.do.put(other.root)
     assert "no job is running" in tape.run("kill", str(tape.tree))
