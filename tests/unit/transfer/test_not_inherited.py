@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pytest
 
+from gsync.base.clock import Clock
 from gsync.transfer.queue.intake import Intake
 from gsync.transfer.queue.leases import Leases
 from gsync.transfer.queue.orders import Orders
@@ -178,7 +179,7 @@ def test_aso_16_a_file_of_the_spool_is_whole_and_none_overwrites_another(place: 
     place.write("x")
     with monkeypatch.context() as patched:
         patched.setattr(Transfers, "insert", full)
-        patched.setattr(time, "time_ns", lambda: 1)
+        patched.setattr(place, "db", Transfers(place.home, clock=Clock(now=lambda: 1)))
         ids = [place.submit("x", replace=True) for _ in range(5)]
     spool = Path(place.home, "spool")
     half = spool / "half.json.new"
