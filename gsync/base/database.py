@@ -7,11 +7,13 @@ changing it. The tables belong to the modules that open them. Standard library o
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
+from gsync.base.durable import fsync_dir, fsync_file
 from gsync.base.errors import UsageError
 
 PATIENCE = 60.0  # seconds to wait for another process's transaction
@@ -24,6 +26,7 @@ class Database(sqlite3.Connection):
     """One SQLite file, to be made with `open` or `temporary`. One thread, unless opened for several."""
 
     path = ""
+    _named = False  # whether the names of the files are durable
 
     @classmethod
     def open(cls: type[_D], path: str, schema: str = "", version: int = 0, *,
@@ -105,6 +108,16 @@ class Database(sqlite3.Connection):
         except BaseException:
             self.roll_back()
             raise
+
+    def make_durable(self) -> None:
+        """From now on a power cut takes back nothing that was committed. For the one transaction among many that has to
+        be durable at once (synchronous NORMAL)."""
+        with suppress(FileNotFoundError):  # without a log the transactions are in the file itself
+            fsync_file(self.path + "-wal")
+        if not self._named:  # SQLite syncs the file itself whenever it writes to it
+            fsync_file(self.path)
+            fsync_dir(os.path.dirname(os.path.abspath(self.path)))
+            self._named = True
 
     # facts: small values that belong with the tables
 

@@ -23,6 +23,15 @@ def fsync_dir(path: Path, *, dir_fd: Optional[int] = None) -> None:  # noqa: UP0
         os.close(fd)
 
 
+def fsync_file(path: Path) -> None:
+    """Make the contents of a file durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def make_dirs(path: Path, mode: int = 0o700) -> None:
     """Create a directory and its missing parents, durably; fine if it exists."""
     if os.path.isdir(path):

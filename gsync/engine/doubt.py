@@ -1,7 +1,7 @@
 """Doubt: what batches read from the master before the recorder did, and which may never be recorded (rule 20).
 
-Promise: doubt is kept before the commit of its batch, and until the recorder has overtaken it without a gap. Not here:
-the names in doubt, which are tables of the ChangelogDB.
+Promise: doubt is durable before the commit of its batch, over a power cut too (rule 44). It is kept until the recorder
+has overtaken it without a gap. Not here: the names in doubt, which are tables of the ChangelogDB.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Doubt:
         # A batch that had to resolve nothing must not make older doubt look settled.
         self._db.set_fact("doubt_time", max(resolved, int(self._db.fact("doubt_time") or 0)))
         self._db.set_fact("doubt_gaps", gaps if earlier is None else min(int(earlier), gaps))
-        self._db.flush()
+        self._db.flush(durable=True)  # rule 44
 
     def settled(self, gaps: int, complete_up_to: int) -> bool:
         """Whether nothing has to be looked at again. Drops the doubt that the recorder has overtaken without a gap."""

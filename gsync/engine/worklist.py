@@ -102,11 +102,13 @@ class ChangelogDB:
             self._db.begin()
             self._open = True
 
-    def flush(self) -> None:
-        """Commit what was written so far."""
+    def flush(self, durable: bool = False) -> None:
+        """Commit what was written so far. durable: a power cut does not take it back."""
         if self._open:
             self._db.execute("COMMIT")
             self._open = False
+        if durable:
+            self._db.make_durable()
 
     def fact(self, key: str) -> int | str | None:
         value: int | str | None = self._db.fact(key)
