@@ -1,4 +1,4 @@
-"""What gsync keeps in the slave's account for a session's own key: the agent, and the key's line in authorized_keys.
+"""Sets up the slave's account for a session's own key: the agent, and the key's line in authorized_keys.
 
 Both get there over the user's own ssh access. Used when something is set up, never while replicating.
 """
@@ -17,7 +17,7 @@ from gsync.link.ssh import INSTALLED_AS, INSTALLED_IN, SshLink
 
 
 def push_agent(slave: Slave, options: SshOptions) -> str:
-    """Put this gsync's agent into its place in the slave's account, over the user's own access; its path there."""
+    """Install this gsync's agent in the slave's account, over the user's own access; return its path there."""
     link = SshLink(slave, replace(options, identity=None))
     try:
         return link.install()
@@ -27,8 +27,8 @@ def push_agent(slave: Slave, options: SshOptions) -> str:
 
 def authorized_line(public_key: str, slave: Slave, python: str = "python3",
                     agent: str = f"{INSTALLED_IN}/{INSTALLED_AS}") -> str:
-    """The line for the account's authorized_keys that lets a key do nothing but replicate into this slave. python and
-    agent as they are called there, from the account's home."""
+    """The authorized_keys line that restricts a key to replicating into this slave. python and agent: their paths as
+    seen from the account's home."""
     command = shlex.join([python, "-I", agent, "--forced", os.fsdecode(slave.path)])
     if not command.isprintable():
         raise UsageError(f"slave {slave}: its path has characters that authorized_keys cannot hold")
@@ -37,8 +37,8 @@ def authorized_line(public_key: str, slave: Slave, python: str = "python3",
 
 
 def authorize(slave: Slave, options: SshOptions, public_key: str) -> tuple[str, str]:
-    """Bring the agent into the slave's account and the key's line into its authorized_keys, over the user's own access;
-    the line, and the file that it is in."""
+    """Install the agent in the slave's account and the key's line in its authorized_keys, over the user's own access.
+    Return the line, and the file that contains it."""
     link = SshLink(slave, replace(options, identity=None))
     try:
         agent = link.install()

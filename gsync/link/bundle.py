@@ -1,7 +1,8 @@
-"""The agent as one file that any Python from 3.9 on can run: gsync's modules of it in a zipapp.
+"""The agent as one file that any Python from 3.9 on can run: a zipapp of the gsync modules that it needs.
 
 Its first run unpacks it beside itself, where Python keeps the compiled modules: from then on the agent and its
-receivers start in a third of the time. What cannot be unpacked, or was torn by a power cut, runs as it is.
+receivers start in a third of the time. If it cannot be unpacked, or a power cut tore the copy, the zipapp runs as it
+is.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parents[1]
-# The rule of what the agent is: all of slave/, all of base/ but what serves the master's host alone, and these.
+# These modules make up the agent: all of slave/, all of base/ except what only the master's host needs, and these.
 _ALONG = {"", "link", "link.protocol", "link.stream", "link.survey",
           "transfer.stores.store", "transfer.stores.dir", "transfer.stores.server"}  # for `agent --store ROOT NAME`
 _NOT_ALONG = {"base.ini", "base.log", "base.logfile", "base.notify", "base.process", "base.times"}
@@ -57,12 +58,12 @@ sys.exit(main())
 
 
 def name() -> str:
-    """What the zipapp is called where it is kept: another name for other modules."""
+    """The file name under which the zipapp is stored: different modules give a different name."""
     return f"agent-{_digest(_contents())}.pyz"
 
 
 def zipapp() -> bytes:
-    """The bytes of the zipapp; the same for the same modules."""
+    """The bytes of the zipapp; the same modules give the same bytes."""
     contents = _contents()
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -74,7 +75,7 @@ def zipapp() -> bytes:
 
 
 def goes_along(module: str) -> bool:
-    """Whether a module is part of the agent; its name without "gsync.", "" for gsync itself."""
+    """Whether a module is part of the agent. module: its name without "gsync.", "" for gsync itself."""
     room = module.partition(".")[0]
     return module in _ALONG or room == "slave" or (room == "base" and module not in _NOT_ALONG)
 

@@ -1,8 +1,8 @@
 """The master's side of the agent: its methods, typed, over one channel; requests may be pipelined.
 
-A reader thread takes the answers, another one keeps an idle agent from giving up on us. Errors: the link broke →
-Transient (with what the agent said last); the agent refused, or the slave as a whole cannot go on (full, read-only)
-→ SlaveError; a younger worker has taken the slave over → Fenced. Any thread may call.
+One thread reads the answers, another keeps an idle agent from giving up on us. Errors: the link broke → Transient (with
+the agent's last words); the agent refused, or the slave as a whole cannot continue (full, read-only) → SlaveError; a
+younger worker has taken over the slave → Fenced. Any thread may call.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from gsync.link.survey import Survey
 _PAGE = 5000
 _FATES: dict[str, type[GsyncError]] = {
     "refused": SlaveError, "transient": Transient, "busy": Busy, "fenced": Fenced, "io": SlaveError}
-_PATIENCE = 10  # seconds that an agent has for saying goodbye
-_UNTIL_BEAT = 20  # seconds of silence of one that does not beat yet: it is just starting
+_PATIENCE = 10  # seconds that the agent has to say goodbye
+_UNTIL_BEAT = 20  # seconds of silence allowed to an agent that does not beat yet: it is still starting
 
 
 def error_of(slave: Slave, error: dict[str, Any]) -> GsyncError:
-    """The exception for an error that a program of ours at the slave has sent."""
+    """The exception for an error that one of our programs at the slave has sent."""
     return _FATES.get(error["type"], GsyncError)(f"slave {slave}: {error['message']}")
 
 
@@ -56,7 +56,7 @@ def _name(row: Sequence[str]) -> Name:
 
 
 class _Heard:
-    """What comes from the agent, with the time (monotonic, seconds) at which something last came."""
+    """The agent's output, with the time (monotonic, seconds) at which data last arrived."""
 
     def __init__(self, channel: Channel) -> None:
         self._stdout = channel.stdout
@@ -69,14 +69,13 @@ class _Heard:
 
 
 class SlaveClient:
-    """The agent for the slave tree `link.slave.path`; it ends itself after `timeout` seconds without a word of ours.
+    """The agent for the slave tree `link.slave.path`. The agent exits after `timeout` seconds without a word from us.
 
-    silence: seconds after which an agent of which nothing is heard counts as lost: its link is broken off, and everyone
-    who waits gets Transient. With hello it is told to give signs of life four times as often; until the first of them,
-    while it starts, it has longer.
-    master: the path of the tree that is to be replicated; a slave that lies in it, or has it in itself, is refused.
-    stream: where several workers bring their parts of one master, which part this is (protocol.stream_of).
-    ticket: what receivers and rsync servers of this connection show at the slave.
+    silence: seconds without a sign of life after which the agent counts as lost. The client then drops the link, and
+    every waiting call gets Transient. hello tells the agent to beat four times as often; until its first beat, while it
+    starts, the agent has longer. master: the path of the tree to be replicated. A slave inside it, or that contains it,
+    is refused. stream: where several workers each bring a part of one master, the part of this one
+    (protocol.stream_of). ticket: what this connection's receivers and rsync servers show at the slave.
     """
 
     def __init__(self, link: Link, timeout: float = 120, silence: float | None = None, master: str | None = None,
@@ -88,7 +87,7 @@ class SlaveClient:
         self.ticket = secrets.token_hex(16) + (f"-{stream}" if stream else "")
         self._channel = link.agent([link.slave.path])
         self._heard = _Heard(self._channel)
-        self._lock = threading.Lock()  # what is written and the order of `_waiting` belong together
+        self._lock = threading.Lock()  # writing and the order of `_waiting` belong together
         self._waiting: dict[int, Future[Any]] = {}
         self._last = 0
         self._error: GsyncError | None = None
@@ -104,7 +103,7 @@ class SlaveClient:
     # calls
 
     def submit(self, method: str, **params: Any) -> Future[Any]:
-        """Send a request; its answer, later. The agent serves in order."""
+        """Send a request; the future gets the answer. The agent serves in order."""
         future: Future[Any] = Future()
         with self._lock:
             if self._error is not None:
@@ -112,7 +111,7 @@ class SlaveClient:
             self._last += 1
             self._waiting[self._last] = future
             frame = rpc.encode({"id": self._last, "method": method, "params": params})
-            with contextlib.suppress(OSError):  # the reader finds out why, and tells the future
+            with contextlib.suppress(OSError):  # the reader finds the cause and tells the future
                 self._channel.write(frame)
         self._pinged = time.monotonic()
         return future
@@ -135,7 +134,7 @@ class SlaveClient:
                 else:
                     future.set_result(answer["result"])
         except (rpc.BadFrame, KeyError, TypeError) as exc:
-            if not known or not isinstance(exc, rpc.TornFrame):  # else it ended while it answered
+            if not known or not isinstance(exc, rpc.TornFrame):  # otherwise the agent exited in the middle of an answer
                 error = SlaveError(f"slave {self._link.slave}: not the agent's answer: {exc}; does a shell there print "
                                    f"something at the start?")
                 self._channel.kill()
@@ -150,7 +149,7 @@ class SlaveClient:
             future.set_exception(error)
 
     def _watch(self) -> None:
-        """Keep an idle agent from giving up on us, and give up on one that is not heard."""
+        """Keep an idle agent from giving up on us, and give up on an agent that stays silent."""
         pause = self._timeout / 3 if self._silence is None else min(self._timeout / 3, self._silence / 4)
         while not self._ended.wait(pause):
             quiet = time.monotonic() - self._heard.at
@@ -167,12 +166,12 @@ class SlaveClient:
                     return
 
     def check(self) -> None:
-        """Raise what has ended the connection, if anything has; asks nobody."""
+        """Raise the error that ended the connection, if any. Sends nothing."""
         if self._error is not None:
             raise self._error
 
     def close(self) -> None:
-        """Say goodbye, if there is still someone to hear it, and end the agent."""
+        """Say goodbye if the agent can still hear it, and end the agent."""
         try:
             self.submit("bye").result(_PATIENCE)
         except TimeoutError:
@@ -185,29 +184,29 @@ class SlaveClient:
         self._channel.close()
 
     def abort(self) -> None:
-        """Break off, from another thread: whoever waits gets Transient."""
+        """Drop the connection from another thread: waiting calls get Transient."""
         self._channel.kill()
 
     # methods
 
     def look(self, volume: str, adopt: bool = False, make: bool = False) -> bool:
-        """Before hello: whether the slave is this volume's already. SlaveError if hello will refuse it."""
+        """Before hello: whether the slave already belongs to this volume. SlaveError if hello will refuse it."""
         return bool(self.call("look", volume=volume, adopt=adopt, make=make, master=self._master))
 
     def survey(self, volume: str, adopt: bool = False) -> Survey:
-        """Before hello, and changing nothing: what the directory would be like as this volume's slave."""
+        """Before hello, changing nothing: how suitable the directory is as this volume's slave."""
         return Survey.from_json(self.call("survey", volume=volume, adopt=adopt, master=self._master))
 
     def hello(self, volume: str, volume_name: str, session: str, epoch: int, adopt: bool = False,
               delete_retention: int = 0, make: bool = False, leave: Sequence[str] = ()) -> Hello:
-        """Open the slave tree; with `make` it is made if only its last folder is missing. leave: "xattrs", "acls" are
-        left at the slave as they are. The first call; SlaveError says why the agent refuses."""
+        """Open the slave tree; with `make`, create it if only its last folder is missing. leave: "xattrs", "acls" that
+        the slave keeps as its own. This is the first call; SlaveError tells why the agent refuses."""
         answer = self.call(
             "hello", protocol=rpc.PROTOCOL, volume=volume, volume_name=volume_name, session=session, epoch=epoch,
             adopt=adopt, delete_retention=delete_retention, make=make, leave=list(leave), timeout=self._timeout,
             master=self._master,
             ticket=self.ticket, beat=None if self._silence is None else self._silence / 4)
-        self._beats = True  # it gives signs of life from now on; while it answers, there need be no beat
+        self._beats = True  # the agent beats from now on; while it is answering it need not
         return Hello.from_json(answer)
 
     def _leftovers(self, kind: str) -> Iterator[list[Any]]:
@@ -236,19 +235,19 @@ class SlaveClient:
             yield [bytes.fromhex(g) for g in rows]
 
     def fill(self, rows: Sequence[FillRow]) -> FillAnswer:
-        """Bring names to what the rows say; a code for each of them."""
+        """Bring names to the inodes that the rows give; a code for each row."""
         return FillAnswer.from_json(self.call("fill", rows=[row.to_json() for row in rows]))
 
     def remove(self, rows: Sequence[RemoveRow], keep_last: bool = False) -> RemoveAnswer:
-        """Take names away; with keep_last not those that are the last one of an inode."""
+        """Take names away; with keep_last, not an inode's last name."""
         return RemoveAnswer.from_json(self.call("remove", rows=[row.to_json() for row in rows], keep_last=keep_last))
 
     def weigh(self, names: Sequence[Name], limit: int) -> int:
-        """How many entries would go with these names, all below directories included; counted up to limit + 1."""
+        """How many entries these names would remove, everything below directories included; counted up to limit + 1."""
         return int(self.call("weigh", names=[[p.hex(), _text(b)] for p, b in names], limit=limit))
 
     def meta(self, rows: Sequence[MetaRow]) -> list[int]:
-        """Set attributes: for each row 0, an errno, or -1 if the slave has no such inode."""
+        """Set attributes; return 0, an errno, or -1 (the slave has no such inode) for each row."""
         answers: list[int] = self.call("meta", rows=[row.to_json() for row in rows])["answers"]
         return answers
 
@@ -257,38 +256,39 @@ class SlaveClient:
         return [bool(there) for there in self.call("known", gfids=[g.hex() for g in gfids])]
 
     def digest(self, gfids: Sequence[Gfid]) -> list[tuple[int, str] | None]:
-        """Size and BLAKE2b (hex) of each file's content at the slave; None where it cannot be read."""
+        """Size and BLAKE2b (hex) of each file's content at the slave; None if it cannot be read."""
         return [(size, digest) if err == 0 else None
                 for err, size, digest in self.call("digest", gfids=[g.hex() for g in gfids])]
 
     def expose(self, gfids: Sequence[Gfid]) -> list[int]:
-        """Give each file the name limbo/link/<gfid>, for rsync: 0, an errno, or -1 if the slave has no such inode."""
+        """Give each file the name limbo/link/<gfid>, for rsync: 0, an errno, or -1 (the slave has no such inode)."""
         answers: list[int] = self.call("expose", gfids=[g.hex() for g in gfids])["answers"]
         return answers
 
     def unexpose(self, gfids: Sequence[Gfid]) -> None:
-        """Take those names away again."""
+        """Remove those names again."""
         self.call("unexpose", gfids=[g.hex() for g in gfids])
 
     def landed(self, rows: Sequence[LandedRow]) -> list[int]:
-        """Finish new files that rsync has put into limbo/new: check the size, set attributes; 0 or an errno each."""
+        """Finish new files that rsync has put into limbo/new: check the size, set attributes; 0 or an errno for
+        each."""
         answers: list[int] = self.call("landed", rows=[row.to_json() for row in rows])["answers"]
         return answers
 
     def complete(self, dirs: Sequence[Gfid]) -> None:
-        """The content of these directories is all at the slave."""
+        """Note that the content of these directories is complete at the slave."""
         self.call("complete", dirs=[g.hex() for g in dirs])
 
     def commit(self, stime: int | None, entry_stime: int | None, epoch: int, clear: bool,
                mark: str | None = None, walked: bool = False) -> CommitAnswer:
         """Make everything durable, then set the stime (None: not yet); `clear` empties limbo/old as far as it may.
-        mark: what the next hello is to say together with this stime. walked: up to the stime the slave has everything
-        of all streams."""
+        mark: a text that the next hello returns with this stime. walked: up to the stime, the slave has everything of
+        all streams."""
         return CommitAnswer(**self.call("commit", stime=stime, entry_stime=entry_stime, epoch=epoch,
                                          clear=clear, mark=mark, walked=walked))
 
     def forget_stime(self) -> None:
-        """Have the next worker compare the whole tree."""
+        """Make the next worker compare the whole tree."""
         self.call("forget_stime")
 
     def ping(self) -> None:
@@ -296,8 +296,8 @@ class SlaveClient:
 
     def list(self, directory: Gfid, after: bytes | None = None, limit: int = _PAGE
              ) -> tuple[list[tuple[bytes, Gfid | None]], bytes | None]:
-        """A page of the names in a directory of the slave with their gfids (None: a foreign inode), and where to go
-        on (None: that was all)."""
+        """A page of the names in a slave directory with their gfids (None: a foreign inode), and the name to continue
+        after (None: this was the last page)."""
         answer = self.call("list", dir=directory.hex(), after=None if after is None else _text(after), limit=limit)
         following = answer["next"]
         return ([(name.encode("latin-1"), gfid and bytes.fromhex(gfid)) for name, gfid in answer["names"]],

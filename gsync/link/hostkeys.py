@@ -1,4 +1,4 @@
-"""The key of a slave host, read with paramiko: its fingerprint, and accepting it once a person has compared it.
+"""The key of a slave host, read with paramiko: its fingerprint, and its acceptance once a person has compared it.
 
 Used when a session is set up or the host is refused, never while replicating. Not here: connections (ssh).
 """
@@ -20,12 +20,12 @@ from gsync.link.openssh import SshOptions, effective_config, known_as, ssh_argv
 
 
 def fingerprint(key: paramiko.PKey) -> str:
-    """As ssh-keygen -l prints it."""
+    """The fingerprint as ssh-keygen -l prints it."""
     return "SHA256:" + base64.b64encode(hashlib.sha256(key.asbytes()).digest()).decode().rstrip("=")
 
 
 def host_key_fingerprint(slave: Slave, options: SshOptions) -> str:
-    """The fingerprint of the key that the slave host shows now; Transient if it cannot be reached."""
+    """The fingerprint of the key that the slave host presents now; Transient if it is unreachable."""
     return fingerprint(_host_key(slave, options, effective_config(slave, options)))
 
 
@@ -63,7 +63,7 @@ def _host_key(slave: Slave, options: SshOptions, config: dict[str, str]) -> para
             return transport.get_remote_server_key()
         finally:
             transport.close()
-            if between is not None:  # paramiko leaves it to us to wait for its end
+            if between is not None:  # paramiko does not wait for its end
                 transport.join(options.connect_timeout)
                 with between.process as process:
                     process.kill()
@@ -72,7 +72,7 @@ def _host_key(slave: Slave, options: SshOptions, config: dict[str, str]) -> para
 
 
 def _proxy_command(slave: Slave, options: SshOptions, config: dict[str, str]) -> str | None:
-    """The command that leads to the host where ssh would not connect directly."""
+    """The command that leads to the host, if ssh would not connect directly."""
     jump, command = config.get("proxyjump", "none"), config.get("proxycommand", "none")
     if jump != "none":
         *before, last = jump.split(",")

@@ -1,7 +1,7 @@
-"""The way to a slave host: which slave is meant, and programs started there with pipes to them.
+"""How programs on a slave host are reached: which slave is meant, and programs started there with pipes to them.
 
-A Link starts programs beside the slave tree (LocalLink: children of ours; SshLink: over ssh); what runs there and
-what is said through the pipes is not its business. Argument lists are bytes and reach the program unchanged.
+A Link starts programs beside the slave tree (LocalLink: as children; SshLink: over ssh). It knows nothing about those
+programs or the data in the pipes. Argument lists are bytes and reach the program unchanged.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Slave:
 
     @property
     def is_volume(self) -> bool:
-        """Whether it is a GlusterFS volume."""
+        """Whether the slave is a GlusterFS volume."""
         return self.path.startswith(b"::")
 
     def __str__(self) -> str:
@@ -61,8 +61,8 @@ _HOST_PATH = re.compile(r"(?:(?P<user>[^@/:]+)@)?(?:\[(?P<host6>[0-9A-Fa-f:.%]+)
 
 
 def parse_slave(text: str) -> Slave:
-    """The slave that a command line names: /path, [user@]host:/path or ssh://[user@]host[:port]/path; a GlusterFS
-    volume with `::VOLUME` in place of the path, `localhost::VOLUME` being one that this host serves."""
+    """The slave that a command line names: /path, [user@]host:/path or ssh://[user@]host[:port]/path. `::VOLUME` in
+    place of the path names a GlusterFS volume; `localhost::VOLUME` is one that this host serves."""
     if text.startswith("ssh://"):
         found = _URL.fullmatch(text)
         if not found:
@@ -99,14 +99,14 @@ _VOLUME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def _volume(text: str, name: str) -> bytes:
-    """What stands in place of a path for this volume."""
+    """The text that stands in place of a path for this volume."""
     if not _VOLUME.fullmatch(name):
         raise UsageError(f"slave {text!r}: {name!r} is not the name of a GlusterFS volume")
     return f"::{name}".encode()
 
 
 class Channel:
-    """A program at the other end of two pipes; its stderr is drained, and the last lines kept.
+    """A program at the other end of two pipes; its stderr is drained, and the last lines are kept.
 
     stdin is a plain descriptor (for sendfile), stdout a buffered file.
     """
@@ -117,10 +117,10 @@ class Channel:
         assert self._process.stdin and self._process.stdout and self._process.stderr
         self.stdin = self._process.stdin.fileno()
         self.stdout: BinaryIO = os.fdopen(self._process.stdout.fileno(), "rb", 1 << 16, closefd=False)
-        with contextlib.suppress(OSError):  # beyond the user's allowance of pipe pages: the default size does too
+        with contextlib.suppress(OSError):  # beyond the user's limit on pipe pages; the default size works too
             fcntl.fcntl(self.stdin, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
         self._said = b""
-        # A daemon: a child that nobody has ended must not keep this process from ending.
+        # A daemon: a child that nobody has ended must not keep this process from exiting.
         self._reader = threading.Thread(target=self._drain, args=(self._process.stderr,), name="stderr of a child",
                                         daemon=True)
         self._reader.start()
@@ -134,14 +134,14 @@ class Channel:
             self._said = (self._said + more)[-_SAID_KEPT:]
 
     def write(self, data: bytes | memoryview) -> None:
-        """Write all of it; BrokenPipeError if the program is gone."""
+        """Write all of the data; BrokenPipeError if the program has gone."""
         done = os.write(self.stdin, data)
         while done < len(data):
             data = memoryview(data)[done:]
             done = os.write(self.stdin, data)
 
     def end_input(self) -> None:
-        """Close its stdin: the program's sign to end."""
+        """Close the program's stdin, which tells it to exit."""
         assert self._process.stdin
         self.stdin = -1
         self._process.stdin.close()
@@ -155,8 +155,8 @@ class Channel:
         return [line.strip() for line in text.splitlines() if line.strip()]
 
     def end(self, patience: float = 5) -> int:
-        """Wait for the program's end, by force after `patience` seconds; its exit status. The descriptors stay open,
-        so that no other thread reads or writes a number that has become another file."""
+        """Wait for the program to exit, killing it after `patience` seconds; return its exit status. The descriptors
+        stay open, so that no other thread uses a number that has become another file."""
         try:
             status = self._process.wait(patience)
         except subprocess.TimeoutExpired:
@@ -166,7 +166,7 @@ class Channel:
         return status
 
     def ended(self, within: float) -> bool:
-        """Whether the program has ended, or does so in this time (seconds)."""
+        """Whether the program has exited, or does so within this time (seconds)."""
         try:
             self._process.wait(within)
         except subprocess.TimeoutExpired:
@@ -175,7 +175,7 @@ class Channel:
         return True
 
     def close(self) -> None:
-        """End the program and let go of the pipes; no other thread may be using them."""
+        """End the program and close the pipes; no other thread may be using them."""
         with contextlib.suppress(OSError):
             self.end_input()
         self.end()
@@ -186,7 +186,7 @@ class Channel:
 
 
 class Link(Protocol):
-    """How to start programs on the slave's host."""
+    """Starts programs on the slave's host."""
 
     slave: Slave
 
@@ -194,10 +194,10 @@ class Link(Protocol):
         """Start a program there."""
 
     def agent(self, argv: Sequence[bytes]) -> Channel:
-        """Start gsync's agent there with these arguments, bringing it along if need be."""
+        """Start gsync's agent there with these arguments, installing it first if necessary."""
 
     def error(self, channel: Channel) -> GsyncError:
-        """What to raise once the program's pipes have broken: waits for its end and reads what it said."""
+        """The error to raise once the program's pipes have broken: waits for its exit and reads its last words."""
 
     def has_rsync(self) -> bool:
         """Whether that host has rsync."""
@@ -210,14 +210,15 @@ class Link(Protocol):
         """Whether the connection still stands, as far as is known without asking."""
 
     def break_off(self) -> None:
-        """The connection is dead: end at once, without waiting for the other end, all that goes over it. Any thread."""
+        """The connection is dead: end everything on it at once, without waiting for the other end. Any thread may
+        call."""
 
     def close(self) -> None:
         """End the connection."""
 
 
 def lost(slave: Slave, channel: Channel) -> GsyncError:
-    """The error for a program that ended though nobody had asked it to."""
+    """The error for a program that exited unasked."""
     status = channel.end()
     said = "; ".join(channel.said()[-3:])
     how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"

@@ -1,4 +1,4 @@
-"""The link to a slave on this host: programs are children of ours, no shell between."""
+"""The link to a slave on this host: programs are children of this process, without a shell."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PROGRAM = [sys.executable.encode(), b"-I", b"-c", _AGENT.encode(), _PACKAGE_PAR
 
 
 class LocalLink:
-    """A Link without a way: the agent runs from this very package."""
+    """A Link that needs no connection: the agent runs from this very package."""
 
     def __init__(self, slave: Slave) -> None:
         self.slave = slave
@@ -35,7 +35,7 @@ class LocalLink:
 
     def rsync(self, epoch: int, ticket: str) -> list[bytes]:
         argv = [*_PROGRAM, b"--rsync", self.slave.path, b"%d" % epoch, ticket.encode()]
-        # What rsync takes for a remote shell: in double quotes every character but the quote itself is plain.
+        # The remote shell as rsync parses it: within double quotes every character except the quote itself is plain.
         shell = b" ".join(b'"' + word.replace(b'"', b'""') + b'"' for word in argv)
         return [b"--whole-file", b"-e", shell]
 
@@ -43,7 +43,7 @@ class LocalLink:
         return True
 
     def break_off(self) -> None:
-        """Each program has pipes of its own."""
+        """Nothing to do: each program has pipes of its own."""
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to close."""

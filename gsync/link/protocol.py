@@ -1,14 +1,14 @@
-"""The rows that worker and agent exchange, and how they travel: positional JSON lists, gfids as hex, names as latin-1.
+"""The rows that worker and agent exchange, and their wire form: positional JSON lists, gfids as hex, names as latin-1.
 
-Shared by both ends. The agent decodes what it is sent with `from_json`, which refuses (ValueError) anything that is
-not a gfid, not a base name or not a number in range: nothing else ever reaches a system call.
+Shared by both ends. The agent decodes its input with `from_json`, which refuses (ValueError) anything that is not a
+gfid, not a base name or not a number in range: nothing else ever reaches a system call.
 
-Methods of the agent (gsync/slave/agent.py lists them; the bodies are in apply.py):
+Methods of the agent (gsync/slave/agent.py lists them, the slave's Operations implement them):
   look survey hello fill remove meta list known digest expose unexpose landed complete leftovers commit forget_stime
   ping bye
-What the worker has to keep: a gfid in flight is not filled; a receiver that died means a new hello; fills and removals
-of a later batch begin only after the commit of the earlier one, for a commit with a stime forgets what was touched.
-Standard library only, Python 3.9.
+The worker must keep these rules: a gfid in flight is not filled; a receiver's death means a new hello; fills and
+removals of a batch begin only after the commit of the one before, since a commit with a stime forgets the touched
+names. Standard library only, Python 3.9.
 """
 
 from __future__ import annotations
@@ -30,41 +30,41 @@ class FillCode(str, Enum):
 
     OK = "ok"
     MADE = "made"          # a new directory in limbo/new: enumerate it, then fill its name again to attach it
-    NEW = "new"            # a file that is nowhere: send it to limbo/new/<gfid>, then fill again
+    NEW = "new"            # a file that the slave does not have: send it to limbo/new/<gfid>, then fill again
     DIRECT = "direct"      # the same, but send it straight to its name in an unattached directory; no second fill
-    ADOPTED = "adopted"    # a foreign inode of the same kind stood there and is this gfid now: compare, set attributes
+    ADOPTED = "adopted"    # a foreign inode of the same kind was there and now has this gfid: compare, set attributes
     PARENT = "parent"      # the parent is not at the slave, or detached
-    CYCLE = "cycle"        # the parent lies below the directory that is to move
+    CYCLE = "cycle"        # the parent is below the directory that is to move
     ERROR = "error"        # see the answer's errors
 
 
 OK, MADE, NEW, DIRECT, ADOPTED, PARENT, CYCLE, ERROR = FillCode  # as the agent writes them
 _CODES = {code.value: code for code in FillCode}
 
-ANY_SIZE = -1          # of a file that has landed, instead of its size: the source keeps changing
-ABSENT = -1            # instead of an errno: the slave has no such inode
+ANY_SIZE = -1          # in place of the size of a file that has landed: the source keeps changing
+ABSENT = -1            # in place of an errno: the slave has no such inode
 
-RESERVED = b"gsync:"    # begins the gfids that the agent has made up for its own folders
+RESERVED = b"gsync:"    # prefix of the gfids that the agent has invented for its own folders
 
-_MAX_ID = 0xFFFFFFFE   # the highest number is -1 to chown(2): leave as it is
-_MAX_TIME = 1 << 70    # ns; beyond what any file system holds
+_MAX_ID = 0xFFFFFFFE   # the next number is -1 to chown(2): leave unchanged
+_MAX_TIME = 1 << 70    # ns; more than any file system stores
 _MAX_SIZE = 1 << 63
 
 
 class Busy(Transient):
-    """The worker of another stream of the session has the slave just now."""
+    """The worker of another stream of this session has the slave at the moment."""
 
 
 class Fenced(Faulty):
-    """Another worker with a younger epoch has taken the slave over: this one has to stop, nothing of it counts."""
+    """Another worker with a younger epoch has taken over the slave: this one must stop, and none of its work counts."""
 
 
 _TICKET = re.compile(r"[0-9a-f]{8,64}(?:-(\d{1,6}of\d{1,6}(?:x[0-9a-f]{8})?))?")
 
 
 def stream_of(ticket: str) -> str:
-    """The stream of changes that a connection with this ticket brings: "" where there is one alone, else <n>of<m>,
-    and x<digest> where there was another set of as many before. ValueError for what is no ticket."""
+    """The stream of changes that a connection with this ticket brings: "" for the only one, else <n>of<m>, followed by
+    x<digest> if an earlier set had as many. ValueError if it is not a ticket."""
     match = _TICKET.fullmatch(ticket)
     if match is None:
         raise ValueError(f"not a ticket: {ticket!r}")
@@ -72,19 +72,19 @@ def stream_of(ticket: str) -> str:
 
 
 def gfid_of_json(text: Any) -> Gfid:
-    """The 16 bytes of a gfid in hex."""
+    """The 16 bytes of a gfid given in hex."""
     gfid = bytes.fromhex(text)
     if len(gfid) != 16 or gfid.startswith(RESERVED):
         raise ValueError(f"not a gfid: {text!r}")
     return gfid
 
 
-# The parents in a page are few: the same text again and again.
+# A page has few different parents: the same text comes again and again.
 _parent_of_json = lru_cache(4096)(gfid_of_json)
 
 
 def name_of_json(pargfid: Any, bname: Any) -> Name:
-    """A name that may be the worker's business: not gsync's own folder."""
+    """A name that the worker may use: not gsync's own folder."""
     parent, base = _parent_of_json(pargfid), check_bname(bname.encode("latin-1"))
     if base == STATE_DIR and parent == ROOT_GFID:
         raise ValueError("gsync's own folder is not replicated")
@@ -92,7 +92,7 @@ def name_of_json(pargfid: Any, bname: Any) -> Name:
 
 
 def text_of(name: bytes) -> str:
-    """A name as it travels."""
+    """The wire form of a name."""
     return name.decode("latin-1")
 
 
@@ -117,7 +117,7 @@ def _xattrs_json(xattrs: Xattrs | None) -> Any:
 
 
 class MetaRow(NamedTuple):
-    """Attributes to set on the inode that has this gfid; xattrs exactly these, or None: leave them alone."""
+    """Attributes to set on the inode with this gfid. xattrs: exactly these; None: leave them alone."""
 
     gfid: Gfid
     mode: int
@@ -138,7 +138,7 @@ class MetaRow(NamedTuple):
 
 
 class LandedRow(NamedTuple):
-    """A new file that rsync has put into limbo/new, and what it must be."""
+    """A new file that rsync has put into limbo/new, and its expected properties."""
 
     meta: MetaRow
     size: int
@@ -152,8 +152,8 @@ class LandedRow(NamedTuple):
 
 
 class FillRow(NamedTuple):
-    """A name and the inode that it must lead to. since: when the master was asked, ns. The attributes are for what the
-    agent makes itself: everything but regular files."""
+    """A name and the inode that it must lead to. since: when the master was asked, ns. The attributes are for inodes
+    that the agent makes itself: all kinds but regular files."""
 
     pargfid: Gfid
     bname: bytes
@@ -181,7 +181,7 @@ class FillRow(NamedTuple):
     @classmethod
     def from_json(cls, row: Sequence[Any]) -> FillRow:
         pargfid, bname, gfid, mode, since, nlink, uid, gid, mtime, atime, rdev, target, xattrs = row
-        # Range checks in one go: this runs for every name.
+        # All range checks in one expression: this runs for every name.
         if not (type(mode) is type(since) is type(nlink) is type(uid) is type(gid) is type(mtime) is type(atime)
                 is type(rdev) is int and 0 <= mode <= 0xFFFF and 0 <= uid <= _MAX_ID and 0 <= gid <= _MAX_ID
                 and 0 <= since < _MAX_SIZE and -_MAX_TIME <= mtime <= _MAX_TIME
@@ -211,7 +211,7 @@ class RemoveRow(NamedTuple):
 
 
 class RowProblem(NamedTuple):
-    """What went wrong with a row of a request: its number, from 0."""
+    """The problem of one row of a request. The row's number counts from 0."""
 
     row: int
     errno: int
@@ -219,7 +219,7 @@ class RowProblem(NamedTuple):
 
 
 class FillAnswer(NamedTuple):
-    """answers: one for each row. vacated: names that something was moved away from. displaced: gfids in limbo/old."""
+    """answers: one for each row. vacated: names that an inode was moved away from. displaced: gfids in limbo/old."""
 
     answers: list[FillCode]
     vacated: list[Name]
@@ -250,7 +250,7 @@ class RemoveAnswer(NamedTuple):
 
 
 class CommitAnswer(NamedTuple):
-    """removed: entries that left limbo/old; left: those that have to wait for a later stime."""
+    """removed: entries that left limbo/old; left: entries that must wait for a later stime."""
 
     stime: int | None
     removed: int
@@ -265,8 +265,8 @@ class CommitAnswer(NamedTuple):
 
 
 class Caps(NamedTuple):
-    """What the slave's file system and user can hold; each was tried. handles: an inode is told from all others at any
-    time. dots: names may end in one."""
+    """The abilities of the slave's file system and user; each was tried. handles: an inode can be told from all others
+    at any time. dots: names may end in a dot."""
 
     root: bool = True
     chown: bool = True
@@ -283,9 +283,9 @@ class Caps(NamedTuple):
 
 
 class Hello(NamedTuple):
-    """What the agent says of itself and its tree. stime None: nothing was ever committed. unclean: the last agent was
-    killed. empty: nothing was there. free: bytes. uid: whose rights it has. mark: what was given with
-    the commit of the stime. volume_id: of a slave that is a GlusterFS volume, its id."""
+    """The agent's report on itself and its tree. stime None: nothing was ever committed. unclean: the last agent was
+    killed. empty: the tree was empty. free: bytes. uid: whose rights the agent has. mark: the text given with the
+    commit of the stime. volume_id: the id of a slave that is a GlusterFS volume."""
 
     protocol: int
     version: str

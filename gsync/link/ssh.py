@@ -1,8 +1,9 @@
-"""The link to a slave on another host: OpenSSH, one connection, everything else multiplexed over it.
+"""The link to a slave on another host: OpenSSH, one connection, with everything else multiplexed over it.
 
-The first program on the connection is a probe in plain sh: it tells what the host has, then waits for its stdin to
-end and takes the connection down with it. So when this process dies, however, nothing of ours goes on over there.
-The user's ~/.ssh/config holds; what must be certain is said on the command line. Host keys are never added here.
+The first program on the connection is a probe in plain sh. It reports on the host, then waits for end of file on its
+stdin and takes the connection down with it. So when this process dies, for whatever reason, none of our processes
+survive over there. The user's ~/.ssh/config applies; settings that must hold are given on the command line. gsync never
+adds host keys here.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ from gsync.link.openssh import SshOptions, cipher_list, effective_config, has_ae
 _log = get_logger(__name__)
 
 _SSH_FAILED = 255
-# What ssh says, after the reason, when the program that leads it to the host has ended (that has no port).
+# What ssh says, after the reason, when its proxy command has ended (a proxy has no port).
 _PROXY_ENDED = re.compile(r"^kex_exchange_identification: |UNKNOWN port 65535")
-NOT_FORCED = (77, 127, 2)  # exit statuses: of the forced program that refuses, of a shell without gsync or with it
+NOT_FORCED = (77, 127, 2)  # exit statuses: a forced command refuses; a shell without gsync; one with it
 INSTALLED_IN, INSTALLED_AS = ".local/share/gsync", "agent.pyz"  # below the account's home
 _MARK = "gsync-probe"
 _counter = itertools.count(1)
 
 
-# In one line, with double quotes only and no backslash: every login shell passes that on unharmed in single quotes.
+# One line, double quotes only, no backslash: every login shell passes that through single quotes unharmed.
 PROBE = "; ".join([
     f"echo {_MARK}",
     "grep -qw aes /proc/cpuinfo 2>/dev/null && echo aes",
@@ -69,7 +70,7 @@ PUSH = "; ".join([  # $1: folder, $2: name, $3: size
 
 @dataclass(frozen=True)
 class Host:
-    """What the probe found. python: the path of one that will do; useless: version and path of those that will not."""
+    """The probe's findings. python: the path of a usable one; useless: version and path of the others."""
 
     aes: bool
     cache: str
@@ -77,13 +78,13 @@ class Host:
     has_rsync: bool
     python: str | None
     useless: tuple[str, ...]
-    protocol: str | None = None  # of a forced program; so are the following
+    protocol: str | None = None  # reported by a forced command, like the fields below
     gsync: str | None = None
     directory: bytes | None = None
 
     @classmethod
     def parse(cls, lines: Sequence[str]) -> Host:
-        """From the lines between mark and end."""
+        """Parse the lines between the mark and the end."""
         found: dict[str, list[str]] = {}
         for line in lines:
             key, _, value = line.partition(" ")
@@ -99,15 +100,15 @@ class Host:
 
 
 def remote_command(argv: Sequence[bytes]) -> bytes:
-    """The command line that makes the remote shell start exactly this program."""
+    """The command line with which the remote shell starts exactly this program."""
     return os.fsencode("exec " + shlex.join([os.fsdecode(arg) for arg in argv]))
 
 
 class SshLink:
-    """A connection to slave.host, made by the constructor: SlaveError or Transient say why it cannot be.
+    """A connection to slave.host, made by the constructor, which raises SlaveError or Transient if it cannot be made.
 
-    memory: a file that keeps what was learnt of the host for the next time. With a session's own key (identity in the
-    options) the other end is the agent's forced program: it is asked in its few words, and there is no shell.
+    memory: a file that keeps facts about the host for the next time. With a session's own key (identity in the options)
+    the other end runs the agent's forced command: gsync uses its few words, and there is no shell.
     """
 
     def __init__(self, slave: Slave, options: SshOptions | None = None, memory: Path | None = None) -> None:
@@ -137,7 +138,7 @@ class SshLink:
             self.close()
             raise
 
-    # what the way is like
+    # properties of the link
 
     def _fast_ciphers(self) -> str | None:
         if not has_aes():
@@ -146,7 +147,7 @@ class SshLink:
         return cipher_list(effective_config(self.slave, self._options).get("ciphers", ""), default.get("ciphers", ""))
 
     def _remembers_aes(self) -> bool:
-        """Whether the host has AES, as far as is known: nearly all have, so that is assumed at first."""
+        """Whether the host has AES, as far as is known. Nearly all have, so it is assumed at first."""
         if self._memory is None:
             return True
         try:
@@ -161,13 +162,13 @@ class SshLink:
     # the connection
 
     def _shell_command(self, script: str) -> bytes:
-        """The command line for what is said and stays on the connection."""
+        """The command line for the script that reports and then holds the connection open."""
         if self._restricted:
             return b"gsync probe"
         return remote_command([b"/bin/sh", b"-c", script.encode(), b"gsync", self._agent_name.encode()])
 
     def _open(self, ciphers: str | None, stays: bytes) -> list[str]:
-        """Make the connection, with a program on it that says something, then stays; the lines that it said."""
+        """Make the connection with a program on it that reports, then stays; return the reported lines."""
         self._control = _socket_path()
         argv = [*self._ssh, "-M", "-S", self._control, self.slave.target]
         if ciphers is not None:
@@ -185,7 +186,7 @@ class SshLink:
         raise error
 
     def _check_forced(self) -> None:
-        """Whether the forced program at the other end is the one of this gsync and this slave."""
+        """Check that the forced command at the other end belongs to this version of gsync and to this slave."""
         again = "install it with gsync keys SESSION --install or gsync create --push-agent"
         if self._host.protocol != str(rpc.PROTOCOL):
             raise SlaveError(f"slave {self.slave}: the agent there is from another version of gsync "
@@ -197,7 +198,7 @@ class SshLink:
                              f"keys SESSION prints into authorized_keys")
 
     def _push(self, folder: str, name: str) -> str:
-        """Put the agent into a folder over there; its path."""
+        """Put the agent into a folder on the host; return its path."""
         agent = bundle.zipapp()
         _log.info("bringing the agent along", slave=self.slave, bytes=len(agent))
         channel = self.spawn([b"/bin/sh", b"-c", PUSH.encode(), b"gsync", os.fsencode(folder), name.encode(),
@@ -215,12 +216,12 @@ class SshLink:
             channel.close()
 
     def install(self) -> str:
-        """Put the agent into its place in the account, where a forced command finds it; its path."""
+        """Install the agent in the account, where a forced command finds it; return its path."""
         return self._push(INSTALLED_IN, INSTALLED_AS)
 
     @property
     def python(self) -> str:
-        """The path of the Python there that runs the agent."""
+        """The path of the host's Python that runs the agent."""
         assert self._host.python is not None
         return self._host.python
 
@@ -255,7 +256,7 @@ class SshLink:
         return self._host.has_rsync
 
     def rsync(self, epoch: int, ticket: str) -> list[bytes]:
-        # Nothing but the standing connection: rsync has rules of its own for quotes, so no option of the user's here.
+        # Only the existing connection: rsync has its own quoting rules, so none of the user's options may appear here.
         shell = f"{self._options.command} -F none -oBatchMode=yes -oProxyCommand=false -S {self._control}"
         if self._restricted:
             server = b"gsync rsync %d %s" % (epoch, ticket.encode())
@@ -276,7 +277,7 @@ class SshLink:
 
 
 def _socket_path() -> str:
-    """A path for a control socket: short, in a folder that only we may enter."""
+    """A path for a control socket: short, in a folder that only this account may enter."""
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     folder = f"{runtime}/gsync" if re.fullmatch(r"/[\w/.-]{1,60}", runtime) else f"/tmp/gsync-{os.geteuid()}"
     with suppress(FileExistsError):
@@ -286,12 +287,12 @@ def _socket_path() -> str:
         raise UsageError(f"{folder} is not ours with mode 0700: somebody else created it; remove it")
     path = f"{folder}/{os.getpid()}-{next(_counter)}"
     with suppress(FileNotFoundError):
-        os.unlink(path)  # of a dead process with the same pid
+        os.unlink(path)  # left by a dead process with the same pid
     return path
 
 
 def ssh_error(slave: Slave, options: SshOptions, said: Sequence[str]) -> GsyncError:
-    """The error for a connection that ssh could not make or keep, from what it said."""
+    """The error for a connection that ssh could not make or keep, derived from ssh's output."""
     text = "\n".join(said)
     telling = [line for line in said if not _PROXY_ENDED.search(line)]
     words = "; ".join((telling or list(said))[-2:]) or "ssh ended without a word"
@@ -329,9 +330,9 @@ def ssh_error(slave: Slave, options: SshOptions, said: Sequence[str]) -> GsyncEr
 
 
 def _fingerprint(slave: Slave, options: SshOptions) -> str:
-    from gsync.link import hostkeys  # paramiko takes a fifth of a second to import, and is needed here only
+    from gsync.link import hostkeys  # paramiko takes a fifth of a second to import, and only this needs it
 
     try:
         return hostkeys.host_key_fingerprint(slave, options)
-    except Exception:  # noqa: BLE001 a help for the message only: whatever paramiko met, the error itself stands
+    except Exception:  # noqa: BLE001 this only improves the message: whatever paramiko met, the error itself stands
         return "its fingerprint"

@@ -1,10 +1,10 @@
-"""The binary stream that carries whole files to a receiver: what goes over the wire, both ways of it.
+"""The binary stream that carries whole files to a receiver: its format in both directions.
 
     stream   hello line (JSON), then boxes
     box      items, then an END header whose size field is the box's number
     item     header, bname, xattrs, data, trailer byte
-    data     flag INLINE: `size` bytes; else extents (offset, length, bytes), closed by one of length 0; what no
-             extent covers is a hole
+    data     flag INLINE: `size` bytes; else extents (offset, length, bytes), closed by one of length 0; a range that
+             no extent covers is a hole
     answers  rpc frames: {"ready": PROTOCOL} once, then per box {"box": n, "failed": [[index, errno, message], ...]}
 
 Little-endian. Runs in the agent: standard library only, Python 3.9. Not here: reading files, writing files.
@@ -24,17 +24,17 @@ PROTOCOL = rpc.PROTOCOL
 
 FILE, END = 1, 2  # kind of a header
 
-# Where an item's bytes go.
+# The destination of an item's bytes.
 NEW = 0  # limbo/new/<gfid>, complete with its attributes; the agent names it later
 DIRECT = 1  # (dirgfid, bname), dirgfid being an unattached directory in limbo/new; complete with its attributes
 IN_PLACE = 2  # into the inode that has this gfid, bytes and length only
 
 INLINE = 1  # flag: the data is `size` bytes without extents
 
-WHOLE, TORN = 0, 1  # trailer: the data is the source's, or it must not count
+WHOLE, TORN = 0, 1  # trailer: the data is the source's, or must not count
 
 INLINE_MAX = 1 << 20  # larger files go in extents
-EXTENT_MAX = 8 << 20  # longest extent a sender makes: what a source that shrinks can cost in padding
+EXTENT_MAX = 8 << 20  # the longest extent that a sender makes: the padding that a shrinking source can cost
 NAME_MAX = 4096
 XATTRS_MAX = 16 << 20
 SIZE_MAX = (1 << 63) - 1
@@ -47,7 +47,7 @@ Xattrs = list[tuple[bytes, bytes]]
 
 
 class BadStream(Exception):
-    """The sender does not speak this format."""
+    """The sender does not use this format."""
 
 
 class ItemHeader(NamedTuple):
@@ -79,7 +79,7 @@ class ItemHeader(NamedTuple):
 
 
 class SenderHello(NamedTuple):
-    """What a sender says first: the worker's epoch and the ticket of its connection (gsync/slave/fence.py), so that one
+    """A sender's first line: the worker's epoch and its connection's ticket (gsync/slave/fence.py), so that a worker
     that lost its lock is refused."""
 
     protocol: int
@@ -92,7 +92,7 @@ def encode_hello(epoch: int, ticket: str) -> bytes:
 
 
 def decode_hello(line: bytes) -> SenderHello:
-    """The hello of a line; BadStream if it is none."""
+    """The hello in a line; BadStream if it is not one."""
     try:
         said = json.loads(line)
         return SenderHello(int(said["gsync-stream"]), int(said["epoch"]), str(said["ticket"]))

@@ -1,4 +1,4 @@
-"""What an agent says of a place that may become a slave: the answer to `survey`, before anything is changed there.
+"""An agent's report on a place that may become a slave: the answer to `survey`, before anything changes there.
 
 Shared by both ends. Standard library only, Python 3.9.
 """
@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-NUMBERS = "inode numbers"  # among what it lacks: that an inode can be told from others at any time
+NUMBERS = "inode numbers"  # among the missing abilities: an inode can be told from others at any time
 
 
 class Survey(NamedTuple):
-    """now: the clock there, ns. state: missing (the folder above it is there), empty, ours, foreign, or refused.
-    problems: why it cannot be the slave, one line each. free: bytes, a huge number where the file system does not say;
-    inodes: how many more, None without a limit.
-    lacks: kinds of attributes and names that it cannot hold, as far as can be seen from outside, and NUMBERS.
-    volume_id: of a GlusterFS volume, its id."""
+    """now: the clock there, ns. state: missing (its parent folder exists), empty, ours, foreign, or refused. problems:
+    why it cannot be the slave, one line each. free: bytes, a huge number if the file system does not tell; inodes: how
+    many more, None without a limit. lacks: kinds of attributes and names that it cannot hold, as far as visible from
+    outside, and NUMBERS. volume_id: the id of a GlusterFS volume."""
 
     protocol: int
     version: str

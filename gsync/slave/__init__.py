@@ -1,1 +1,1 @@
-"""What runs on the slave's host and nowhere else: the agent, the receivers and rsync's server side."""
+"""Runs on the slave's host and nowhere else: the agent, the receivers and rsync's server side."""

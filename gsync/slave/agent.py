@@ -1,8 +1,8 @@
-"""The agent: the methods that a worker can ask for, on one slave, whatever it is (target).
+"""The agent: the methods that a worker can call on one slave, of whatever kind (target).
 
-Only the methods in the table below are answered (rows: gsync/link/protocol.py). The agent ends after an error that
-leaves its index in doubt: the next one recovers. Not here: the pipes to the worker (serve).
-Standard library only, Python 3.9.
+The agent answers only the methods in the table below (rows: gsync/link/protocol.py). It exits after an error that
+leaves its index in doubt; the next agent recovers. Not here: the pipes to the worker (serve). Standard library only,
+Python 3.9.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from gsync.link.protocol import (
 from gsync.slave.target import Asked, Operations, Target
 
 _LIMIT = 10_000            # most rows in one answer
-FIRST_TIMEOUT = 120.0      # seconds for the hello to come
+FIRST_TIMEOUT = 120.0      # seconds to wait for the hello
 
 Row = TypeVar("Row")
 Params = dict[str, Any]
 
 
 class Agent:
-    """One slave and the methods on it. beat: called with the pause (seconds) between signs of life that the worker asks
-    for."""
+    """One slave and the methods on it. beat: called with the pause (seconds) that the worker asks for between signs of
+    life."""
 
     def __init__(self, target: Target, beat: Callable[[float], None] = lambda seconds: None) -> None:
         self._target = target
@@ -57,7 +57,7 @@ class Agent:
         self._target.close()
 
     def answer(self, request: Any) -> dict[str, Any]:
-        """Do what is asked; the frame to send back."""
+        """Perform a request; return the frame to send back."""
         try:
             method = METHODS.get(request["method"])
             if method is None:
@@ -66,15 +66,15 @@ class Agent:
                 raise SlaveError("the first request must be hello")
             self.check()
             return {"id": request["id"], "result": method(self, request["params"])}
-        except Exception as exc:  # noqa: BLE001 - whatever it is, the worker has to hear it
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the worker must be told
             return {"id": request.get("id"), "error": self._error(exc)}
 
     def check(self) -> None:
-        """Fenced once a younger connection has taken the slave over (invariant 9)."""
+        """Raise Fenced once a younger connection has taken over the slave (invariant 9)."""
         self._target.check()
 
     def _error(self, exc: Exception) -> dict[str, Any]:
-        """How an exception travels. After those that leave the index in doubt the agent ends."""
+        """The form in which an exception is sent. The agent exits after those that leave the index in doubt."""
         kind, number = "bug", None
         message = str(exc)
         if isinstance(exc, SlaveError):
@@ -112,12 +112,12 @@ class Agent:
     # methods
 
     def look(self, params: Params) -> bool:
-        """Before hello, and without changing anything: whether the slave is this volume's already."""
+        """Before hello, changing nothing: whether the slave already belongs to this volume."""
         return self._target.look(str(params["volume"]), bool(params["adopt"]), bool(params["make"]),
                                  params.get("master", ("", ())))
 
     def survey(self, params: Params) -> dict[str, Any]:
-        """Before hello, and without changing anything: what it would be like as this volume's slave."""
+        """Before hello, changing nothing: how suitable the place is as this volume's slave."""
         return self._target.survey(str(params["volume"]), bool(params["adopt"]),
                                    params.get("master", ("", ()))).to_json()
 
@@ -212,7 +212,7 @@ class Agent:
         return answer.to_json()
 
     def forget_stime(self, params: Params) -> dict[str, Any]:
-        """The next worker compares the whole tree, since nothing is said to be in step any more."""
+        """Make the next worker compare the whole tree, since nothing is known to be in sync any more."""
         self._target.forget_stime()
         return {}
 
@@ -259,7 +259,7 @@ def _gfids(texts: Sequence[Any]) -> list[Gfid]:
 
 
 def _decoded(decode: Callable[[Any], Row], rows: Sequence[Any]) -> tuple[list[Row], list[int], list[RowProblem]]:
-    """The rows that are in order, their places among all, and what is wrong with the others."""
+    """The valid rows, their positions among all rows, and the problems of the others."""
     good: list[Row] = []
     places: list[int] = []
     problems: list[RowProblem] = []

@@ -1,6 +1,6 @@
-"""`agent --authorize`: puts the line on stdin into ~/.ssh/authorized_keys of this account, once.
+"""`agent --authorize`: adds the line on stdin to this account's ~/.ssh/authorized_keys, once.
 
-An older line of the same key, or for the same purpose (its comment) and with a forced command of ours, goes.
+Removes an older line with the same key, or with the same purpose (its comment) and one of gsync's forced commands.
 Standard library only, Python 3.9.
 """
 

@@ -1,13 +1,14 @@
-"""Brings names to what the master has, as desired state: the one order and the checks, for directories and volumes.
+"""Brings names to what the master has, as a desired state: one order and one set of checks, for directories and
+volumes.
 
-Promise: doing it again changes nothing; killed anywhere, recovery and doing it again give the same tree. A row that
-cannot be done is answered with its error and hurts no other row; only a slave that is unusable as a whole (full,
-read-only) raises OSError, after everything done so far is remembered.
+Promise: a second run changes nothing; after a kill at any point, recovery and a second run give the same tree. A row
+that cannot be done is answered with its error and does not affect other rows. Only a slave that is unusable as a whole
+(full, read-only) raises OSError, after everything done so far is remembered.
 
-A page of names goes in the order of rule 24: (a) new inodes are made in limbo/new; (b) the names that may change are
-noted, durably; (c) renames. A move within limbo/new alone belongs to (a): nobody sees it, and a crash throws it away.
-Before a name changes, who is at it and where its inode is are looked at again (rules 21 and 22).
-Not here: how names are found and changed (Names). Standard library only, Python 3.9.
+A page of names runs in the order of rule 24: (a) make new inodes in limbo/new; (b) note durably the names that may
+change; (c) rename. A move within limbo/new alone belongs to (a): nobody sees it, and a crash discards it. Just before a
+name changes, its occupant and its inode's place are looked at again (rules 21 and 22). Not here: how names are found
+and changed (Names). Standard library only, Python 3.9.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from gsync.slave.outcome import NOT_TO_FILL, SPECIAL, Attachment, Outcome, Step
 
 
 class Resident(Protocol):
-    """Who is at a name. gfid: None if it is none of gsync's."""
+    """The inode at a name. gfid: None if gsync did not make it."""
 
     @property
     def gfid(self) -> Gfid | None: ...
@@ -49,45 +50,45 @@ class Resident(Protocol):
     def is_dir(self) -> bool: ...
 
 
-Source = TypeVar("Source")                        # where an inode was found
-Occupant = TypeVar("Occupant", bound=Resident)    # who was found at a name
+Source = TypeVar("Source")                        # an inode, as it was found
+Occupant = TypeVar("Occupant", bound=Resident)    # the inode found at a name
 
 
 class Names(ABC, Generic[Source, Occupant]):
-    """The names of one slave: an adapter finds and changes them, and remembers what it changes. One page at a time.
+    """The names of one slave: an adapter finds and changes them, and remembers its changes. One page at a time.
 
-    no_links: errnos of a file system that has no hard links, or no more of them for this inode.
+    no_links: errnos of a file system without hard links, or with no more of them for this inode.
     """
 
     no_links: Collection[int] = ()
 
     def __init__(self) -> None:
-        self.places: dict[Gfid, Attachment] = {}  # of this page
+        self.places: dict[Gfid, Attachment] = {}  # of the current page
 
-    # the frame of a page
+    # the start and end of a page
 
     @contextmanager
     def page(self) -> Iterator[None]:
-        """Around one request."""
+        """Encloses one request."""
         self.forget()
         yield
 
     @abstractmethod
     def preparing(self, gfids: Sequence[Gfid]) -> AbstractContextManager[None]:
-        """Around (a), which is about these inodes; at its end comes (b): what was noted is written down."""
+        """Encloses (a) for these inodes; its end is (b), which writes the notes."""
 
     @abstractmethod
     def make_durable(self, *, made: bool) -> None:
-        """Have on disk what was noted; with `made`, what was made too, before it can be seen."""
+        """Make the notes durable; with `made`, new inodes too, before they become visible."""
 
     @abstractmethod
     def changing(self) -> AbstractContextManager[None]:
-        """Around (c)."""
+        """Encloses (c)."""
 
     def check(self) -> None:
-        """Before each row: Fenced if the slave is another connection's now."""
+        """Before each row: raise Fenced if another connection has the slave now."""
 
-    # where directories are
+    # locating directories
 
     def where(self, gfid: Gfid) -> Attachment:
         place = self.places.get(gfid)
@@ -96,107 +97,107 @@ class Names(ABC, Generic[Source, Occupant]):
         return place
 
     def forget(self) -> None:
-        """A directory has moved or gone: what was found out about others may be wrong now."""
+        """Forget where directories are: one has moved or gone, so facts about others may be stale."""
         self.places.clear()
 
     @abstractmethod
     def find_place(self, gfid: Gfid) -> Attachment:
-        """Where a directory is."""
+        """Find out where a directory is attached."""
 
     @abstractmethod
     def is_below(self, gfid: Gfid, above: Gfid) -> bool:
-        """Whether a directory is the other one, or lies below it."""
+        """Whether a directory is `above` itself, or lies below it."""
 
     # (a) and (b)
 
     @abstractmethod
     def look(self, row: FillRow, place: Attachment) -> tuple[FillCode | None, Source | None, Occupant | None]:
-        """The answer, if the name is right already or was taken over; else where the inode is (None: nowhere), and who
-        is at the name. This runs for every name there is: what it asks of the slave decides gsync's speed."""
+        """The answer if the name is already right or was taken over; otherwise the inode's place (None: nowhere) and
+        the name's occupant. This runs for every name: its calls to the slave decide gsync's speed."""
 
     @abstractmethod
     def is_new(self, source: Source, gfid: Gfid) -> bool:
-        """Whether the inode lies in limbo/new and nowhere else."""
+        """Whether the inode is in limbo/new and nowhere else."""
 
     @abstractmethod
     def make_dir(self, gfid: Gfid) -> None:
-        """A new directory in limbo/new, noted as incomplete."""
+        """Make a directory in limbo/new, noted as incomplete."""
 
     @abstractmethod
     def make_special(self, row: FillRow, pargfid: Gfid, bname: bytes) -> Source:
-        """A new symlink, FIFO, socket or device, complete, at a name in limbo/new that nobody has a claim to."""
+        """Make a symlink, FIFO, socket or device, complete, at a name in limbo/new that nothing else claims."""
 
     @abstractmethod
     def will_fill(self, row: FillRow, place: Attachment, source: Source, occupant: Occupant | None) -> None:
-        """Note every name outside limbo that this row may change, and who is at stake there."""
+        """Note every name outside limbo that this row may change, and the inodes at stake there."""
 
     @abstractmethod
     def will_remove(self, row: RemoveRow) -> bool:
         """The same for a removal; False if there is nothing to remove."""
 
-    # (c): looked at anew
+    # (c): looked at again
 
     @abstractmethod
     def occupant(self, row: FillRow) -> Occupant | None:
-        """Who is at the name of this row."""
+        """The inode at this row's name."""
 
     @abstractmethod
     def removable(self, row: RemoveRow) -> Occupant | None:
-        """Who is at the name of this row; None, too, if the name is another file's."""
+        """The inode at this row's name; also None if the name is another file's."""
 
     @abstractmethod
     def source(self, row: FillRow) -> Source | None:
-        """Where the inode of this row is; None: nowhere."""
+        """Where this row's inode is; None: nowhere."""
 
     def is_same(self, row: FillRow, source: Source, occupant: Occupant) -> bool:
-        """Whether the occupant turns out to be the inode itself: a link that was not known, and is from now on."""
+        """Whether the occupant turns out to be the inode itself: a link that was unknown, and is known from now on."""
         return False
 
     @abstractmethod
     def is_last(self, occupant: Occupant) -> bool:
-        """Whether the inode goes when the name goes."""
+        """Whether removing the name removes the inode."""
 
     @abstractmethod
     def home(self, source: Source, row: FillRow) -> Name:
-        """The name of a directory, or the best one of a file."""
+        """A directory's name, or a file's best one."""
 
     @abstractmethod
     def home_in_limbo(self, source: Source, row: FillRow) -> Name | None:
-        """The name of a file that lies in limbo."""
+        """The name of a file that is in limbo."""
 
-    # (c): changed
+    # (c): changing
 
     @abstractmethod
     def detach(self, row: FillRow | RemoveRow, occupant: Occupant, *, keep_name: bool) -> None:
-        """Bring the occupant of the row's name into limbo/old. keep_name: a file by a second link where that is
-        possible, so that the name can be renamed over in one step."""
+        """Move the occupant of the row's name into limbo/old. keep_name: give a file a second link there if possible,
+        so that a rename can replace the name in one step."""
 
     @abstractmethod
     def rename(self, source: Source, home: Name, row: FillRow, occupant: Occupant | None) -> None:
-        """Move the inode from one name to the row's, in place of the occupant."""
+        """Move the inode from one name to the row's, replacing the occupant."""
 
     @abstractmethod
     def link(self, source: Source, pargfid: Gfid, bname: bytes) -> None:
-        """Give a file one more name; FileExistsError if somebody has it."""
+        """Give a file another name; FileExistsError if the name is taken."""
 
     @abstractmethod
     def unlink(self, pargfid: Gfid, bname: bytes) -> None:
-        """Take away one of several links; FileNotFoundError if nobody is there."""
+        """Remove one of several links; FileNotFoundError if the name is free."""
 
     @abstractmethod
     def set_attrs(self, source: Source, meta: MetaRow) -> None:
-        """Give a new directory in limbo/new its attributes."""
+        """Set the attributes of a new directory in limbo/new."""
 
 
 class Desired(Generic[Source, Occupant]):
-    """Fills and removes names. step: told of everything that a crash may follow."""
+    """Fills and removes names. step: told of every point at which a crash may follow."""
 
     def __init__(self, names: Names[Source, Occupant], step: Step = lambda name: None) -> None:
         self._names = names
         self._step = step
 
     def fill(self, rows: Sequence[FillRow]) -> FillAnswer:
-        """Bring each name to the inode that its row says."""
+        """Bring each name to the inode that its row gives."""
         outcome = Outcome()
         answers = [ERROR] * len(rows)
 
@@ -214,8 +215,8 @@ class Desired(Generic[Source, Occupant]):
         return FillAnswer(answers, outcome.vacated, outcome.displaced, outcome.errors)
 
     def remove(self, rows: Sequence[RemoveRow], keep_last: bool = False) -> RemoveAnswer:
-        """Take names away: an inode whose last name it is waits in limbo/old (rule 17), or with keep_last keeps it.
-        Those in detached directories too: a directory may come back."""
+        """Take names away. An inode that loses its last name waits in limbo/old (rule 17); with keep_last it keeps that
+        name. Names in detached directories are taken away, too: a directory may come back."""
         outcome = Outcome()
         there: list[int] = []
 
@@ -233,7 +234,7 @@ class Desired(Generic[Source, Occupant]):
         return RemoveAnswer(outcome.displaced, outcome.errors)
 
     def _change(self, outcome: Outcome, numbers: Sequence[int], change: Callable[[int], None]) -> None:
-        """(c) for these rows, each on its own."""
+        """Do (c) for these rows, each on its own."""
         def checked(i: int) -> None:
             self._names.check()
             change(i)
@@ -247,7 +248,7 @@ class Desired(Generic[Source, Occupant]):
     # (a) and (b)
 
     def _prepare(self, outcome: Outcome, row: FillRow) -> FillCode | None:
-        """(a) for one name: its answer, or None if something has to be moved to it."""
+        """Do (a) for one name: its answer, or None if an inode has to be moved to it."""
         names = self._names
         names.check()
         place = names.places.get(row.pargfid) or names.where(row.pargfid)
@@ -271,8 +272,8 @@ class Desired(Generic[Source, Occupant]):
 
     def _move(self, outcome: Outcome, row: FillRow, place: Attachment, source: Source, occupant: Occupant | None
               ) -> FillCode | None:
-        """(b) for one name. A move within limbo/new is done at once: what is remembered of it has to be there before a
-        crash can find it in the tree, in a directory that the same page attaches."""
+        """Do (b) for one name. A move within limbo/new is done at once: its note must exist before a crash can find it
+        in the tree, in a directory that the same page attaches."""
         if place is Attachment.UNATTACHED and occupant is None and self._names.is_new(source, row.gfid):
             return self._place(outcome, row)
         self._names.will_fill(row, place, source, occupant)
@@ -293,7 +294,7 @@ class Desired(Generic[Source, Occupant]):
     # (c)
 
     def _place(self, outcome: Outcome, row: FillRow) -> FillCode:
-        """(c) for one name: look again at who is where, then move (rules 21 and 22)."""
+        """Do (c) for one name: look again at occupant and inode, then move (rules 21 and 22)."""
         names = self._names
         if names.where(row.pargfid) in NOT_TO_FILL:
             return PARENT
@@ -301,7 +302,7 @@ class Desired(Generic[Source, Occupant]):
         if occupant is not None and occupant.gfid == row.gfid:
             return OK
         source = names.source(row)
-        if source is None:  # gone since it was looked at
+        if source is None:  # it has gone since the first look
             if stat.S_ISREG(row.mode):
                 return NEW
             if stat.S_ISDIR(row.mode):
@@ -345,10 +346,10 @@ class Desired(Generic[Source, Occupant]):
         return OK
 
     def _link(self, row: FillRow, source: Source, occupant: Occupant | None) -> None:
-        """Give the inode this name too, replacing in one step who is there."""
+        """Give the inode this name too, replacing the occupant in one step."""
         names = self._names
         if occupant is None:
-            with suppress(FileExistsError):  # somebody foreign has just come: renamed over
+            with suppress(FileExistsError):  # a foreign inode has just appeared: the rename below replaces it
                 names.link(source, row.pargfid, row.bname)
                 self._step("linked")
                 return
@@ -367,13 +368,13 @@ class Desired(Generic[Source, Occupant]):
             outcome.vacated.append(home)
 
     def _remove(self, outcome: Outcome, row: RemoveRow, keep_last: bool) -> None:
-        """(c) for one removal."""
+        """Do (c) for one removal."""
         occupant = self._names.removable(row)
         if occupant is not None and not (keep_last and self._names.is_last(occupant)):
             self._take_away(outcome, row, occupant)
 
     def _take_away(self, outcome: Outcome, row: FillRow | RemoveRow, occupant: Occupant) -> None:
-        """Free a name: detach an inode that has no other one."""
+        """Free a name: detach its inode if this is its only name."""
         if self._names.is_last(occupant):
             self._detach(outcome, row, occupant, keep_name=False)
         else:

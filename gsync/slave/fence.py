@@ -1,17 +1,17 @@
-"""One connection at a time works in a slave tree, and the younger epoch wins (invariant 9).
+"""At most one connection works in a slave tree at a time, and the younger epoch wins (invariant 9).
 
-Where several workers bring their parts of one master (streams, protocol.stream_of), they work one after the other:
-epochs and passes are of a stream, and the agent of another stream is waited for, not ended. So what one of them asks
-the master and what it does with the answer are never overtaken by another one.
+Several workers may each bring their part of one master (streams, protocol.stream_of). They take turns: epochs and
+passes belong to a stream, and a hello waits for the agent of another stream instead of killing it. So one worker's
+questions to the master, and the changes that follow from the answers, are never overtaken by another worker's.
 
-A hello makes a *pass*, the file .gsync/passes/<epoch>-<ticket>; the agent, its receivers and its rsync servers work
-while it is there. A younger hello makes its own pass and removes all others, durably: from then on one look tells
-everybody of an older connection that it is displaced. Those who cannot look (frozen, in the middle of a write, rsync)
-are killed: they are the processes that hold one of the two locks. Whoever starts takes its lock first and looks at its
-pass then; the younger hello does it the other way round, so nobody slips through.
+A hello makes a *pass*, the file .gsync/passes/<epoch>-<ticket>. The agent, its receivers and its rsync servers work
+while that file exists. A younger hello makes its own pass and durably removes all others: from then on, one look tells
+every process of an older connection that it is displaced. Processes that cannot look (frozen, in the middle of a write,
+rsync) are killed; they are found as the holders of the two locks. A process that starts takes its lock first and then
+looks at its pass; the younger hello does the reverse, so no process slips through.
 
-    lock            held by the agent alone; says who it is
-    receivers.lock  shared by receivers and rsync servers; for a moment of hello, by the agent alone
+    lock            held exclusively by the agent; names its holder
+    receivers.lock  shared by receivers and rsync servers; a hello's agent holds it exclusively for a moment
 
 Standard library only, Python 3.9.
 """
@@ -36,8 +36,9 @@ AGENT_LOCK, RECEIVERS_LOCK = b"lock", b"receivers.lock"
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 class Patience(NamedTuple):
-    """In seconds: what those have who have to end by themselves; the agent of another session, whose connection may
-    just have ended; a killed process, in the middle of a write to a slow disk. pause: between two looks."""
+    """Time limits in seconds. own: for processes that are to exit by themselves. others: for the agent of another
+    session, whose connection may just have ended. dying: for a killed process in the middle of a write to a slow disk.
+    pause: between two looks."""
 
     own: float = 5.0
     others: float = 2.0
@@ -49,7 +50,7 @@ PATIENCE = Patience()
 
 
 class Pass:
-    """The right of one connection to work in the tree."""
+    """One connection's right to work in the tree."""
 
     def __init__(self, passes_fd: int, name: str, epoch: int, displaced: Collection[str] = ()) -> None:
         self.epoch = epoch
@@ -66,11 +67,11 @@ class Pass:
         return True
 
     def displaced(self, name: str) -> bool:
-        """Whether this was the name of a pass that had to give way to it."""
+        """Whether `name` is that of a pass that had to give way to this one."""
         return name in self._displaced
 
     def check(self) -> None:
-        """Fenced once a younger connection has said hello."""
+        """Raise Fenced once a younger connection has said hello."""
         if not self.valid:
             raise fenced(self.epoch, _names(self._passes_fd, stream_of(self._name.partition("-")[2])))
 
@@ -85,7 +86,7 @@ def fenced(epoch: int, passes: dict[str, int]) -> Fenced:
 
 
 def _names(passes_fd: int, stream: str) -> dict[str, int]:
-    """The passes there are of a stream, with their epochs."""
+    """The existing passes of a stream, with their epochs."""
     found = {}
     for name in os.listdir(passes_fd):
         epoch, _, ticket = name.partition("-")
@@ -106,10 +107,10 @@ def _name(epoch: int, ticket: str) -> str:
 
 
 def announce(state_fd: int, epoch: int, ticket: str) -> Pass:
-    """Make the pass of a new connection and take all others their validity; Fenced if there is a younger one.
+    """Make the pass of a new connection and revoke all others; Fenced if a younger one exists.
 
-    Two at once: each sees the other's, so the older one gives up. Of equal epochs (one worker, connecting again) the
-    last one stays.
+    Of two connections that announce at once, each sees the other's pass, and the older one gives up. If the epochs are
+    equal (one worker that connects again), the later one stays.
     """
     name = _name(epoch, ticket)
     passes_fd = os.open(b"passes", _OPEN_DIR, dir_fd=state_fd)
@@ -124,7 +125,7 @@ def announce(state_fd: int, epoch: int, ticket: str) -> Pass:
         if any(other > epoch for other in passes.values()):
             os.unlink(name, dir_fd=passes_fd)
             raise fenced(epoch, passes)
-        os.fsync(passes_fd)  # ours before theirs go: the highest epoch is never forgotten
+        os.fsync(passes_fd)  # ours before the others go: the highest epoch is never forgotten
         for other in passes:
             if other != name:
                 with suppress(FileNotFoundError):
@@ -137,7 +138,8 @@ def announce(state_fd: int, epoch: int, ticket: str) -> Pass:
 
 
 def show(state_fd: int, epoch: int, ticket: str) -> Pass:
-    """The pass of the connection that a receiver or rsync server belongs to; Fenced if it is not valid (any more)."""
+    """The pass of the connection that a receiver or rsync server belongs to; Fenced if it is no longer valid, or never
+    was."""
     name = _name(epoch, ticket)
     shown = Pass(os.open(b"passes", _OPEN_DIR, dir_fd=state_fd), name, epoch)
     try:
@@ -163,7 +165,7 @@ def _try(fd: int) -> bool:
 
 
 def take_alone(lock_fd: int) -> None:
-    """Keep receivers and rsync servers off; BlockingIOError while there are any."""
+    """Keep receivers and rsync servers out; BlockingIOError while any are running."""
     fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
@@ -172,7 +174,7 @@ def unlock(lock_fd: int) -> None:
 
 
 def is_locked(lock_fd: int) -> bool:
-    """Whether anybody holds the lock; takes none."""
+    """Whether any process holds the lock. Does not take it."""
     inode = os.fstat(lock_fd).st_ino
     with open("/proc/locks", encoding="ascii") as file:
         return any("FLOCK" in line and line.split()[5].rpartition(":")[2] == str(inode)
@@ -180,12 +182,12 @@ def is_locked(lock_fd: int) -> bool:
 
 
 def take_shared(lock_fd: int) -> None:
-    """A receiver's or rsync server's lock, until its end; BlockingIOError while a hello keeps them off."""
+    """Take a receiver's or rsync server's lock until it exits; BlockingIOError while a hello keeps them out."""
     fcntl.flock(lock_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 def holder(lock_fd: int) -> dict[str, Any]:
-    """Who wrote itself into the agent's lock: pid, uid, host, session; {} if nobody has."""
+    """What the holder wrote into the agent's lock: pid, uid, host, session; {} if nobody has written."""
     try:
         known = json.loads(os.pread(lock_fd, 4096, 0))
         return known if isinstance(known, dict) else {}
@@ -194,7 +196,7 @@ def holder(lock_fd: int) -> dict[str, Any]:
 
 
 def at_work(folder_fd: int) -> str:
-    """Which session's agent holds the lock in this folder now, "" if none does. Takes no lock."""
+    """The session whose agent holds the lock in this folder now, "" if none does. Takes no lock."""
     with suppress(OSError):
         lock_fd = os.open(AGENT_LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder_fd)
         try:
@@ -206,8 +208,8 @@ def at_work(folder_fd: int) -> str:
 
 
 def wait_for_others(lock_fd: int, session: str, stream: str, patience: Patience = PATIENCE) -> None:
-    """SlaveError while the agent of another session works there, Busy while that of another stream of ours does: it is
-    not ours to end."""
+    """Raise SlaveError while the agent of another session works there, Busy while the agent of another stream of our
+    session does: neither is ours to end."""
     until = time.monotonic() + patience.others
     while True:
         known = holder(lock_fd)
@@ -224,7 +226,7 @@ def wait_for_others(lock_fd: int, session: str, stream: str, patience: Patience 
 
 
 def lock_agent(lock_fd: int, own: Pass, session: str, stream: str, patience: Patience = PATIENCE) -> None:
-    """Hold the agent's lock; an older connection's agent is ended for that. SlaveError if it cannot be; Busy if one of
+    """Take the agent's lock, ending an older connection's agent for it. SlaveError if that fails; Busy if an agent of
     another stream was faster."""
     def attempt() -> bool:
         if _try(lock_fd):
@@ -235,14 +237,14 @@ def lock_agent(lock_fd: int, own: Pass, session: str, stream: str, patience: Pat
 
     _displace(attempt, lock_fd, own, lambda left: SlaveError(
         f"another gsync agent is running there ({_described(holder(lock_fd))}) and {left}: stop it"), patience)
-    own.check()  # the lock may have come free because somebody younger has ended its holder
+    own.check()  # the lock may be free because a younger connection ended its holder
     os.ftruncate(lock_fd, 0)
     os.pwrite(lock_fd, json.dumps({"pid": os.getpid(), "uid": os.geteuid(), "host": socket.gethostname(),
                                    "session": session, "stream": stream}).encode(), 0)
 
 
 def receivers_gone(lock: Callable[[], None], lock_fd: int, own: Pass, patience: Patience = PATIENCE) -> None:
-    """End the receivers and rsync servers of older connections; `lock` keeps new ones off."""
+    """End the receivers and rsync servers of older connections; `lock` keeps new ones out."""
     def attempt() -> bool:
         try:
             lock()
@@ -260,7 +262,7 @@ def _described(known: dict[str, Any]) -> str:
 
 def _displace(attempt: Callable[[], bool], lock_fd: int, own: Pass, refusal: Callable[[str], Exception],
               patience: Patience) -> None:
-    """Get a lock, killing those who hold it."""
+    """Take a lock, killing the processes that hold it."""
     until = time.monotonic() + patience.own
     left = "cannot be stopped from here (it runs on another host, in a container or as another user)"
     while not attempt():
@@ -280,33 +282,33 @@ def _displace(attempt: Callable[[], bool], lock_fd: int, own: Pass, refusal: Cal
 # processes
 
 def holders(lock_fd: int) -> Iterator[int]:
-    """The other processes that hold this lock, as far as /proc shows them."""
+    """The other processes that hold this lock, as far as /proc shows."""
     for entry in os.listdir("/proc"):
         if entry.isdigit() and int(entry) != os.getpid() and _holds(int(entry), lock_fd):
             yield int(entry)
 
 
 def _holds(pid: int, lock_fd: int) -> bool:
-    """Whether it has the very file open and a lock on it: a backup that is just reading it has not."""
+    """Whether a process has this very file open and locked: a backup that is only reading it has no lock."""
     mine = os.fstat(lock_fd)
     try:
         for fd in os.listdir(f"/proc/{pid}/fd"):
             path = f"/proc/{pid}/fd/{fd}"
-            # By name first: a stat of somebody's file may hang with its server.
+            # Compare names first: stat on an unrelated file may hang with its server.
             if os.readlink(path).endswith("lock") and os.path.samestat(os.stat(path), mine):
                 with open(f"/proc/{pid}/fdinfo/{fd}", encoding="ascii") as file:
                     if "FLOCK" in file.read():
                         return True
     except OSError:
-        pass  # it has ended, or is another account's
+        pass  # it has ended, or belongs to another account
     return False
 
 
 def _kill(pid: int, lock_fd: int, patience: Patience) -> None:
-    """SIGKILL, and wait for the end of all it was writing. TimeoutError, PermissionError."""
+    """Send SIGKILL and wait until the process and its writes have ended. Raises TimeoutError, PermissionError."""
     try:
         handle = os.pidfd_open(pid)
-    except AttributeError:  # a Python that was built without
+    except AttributeError:  # a Python built without it
         os.kill(pid, signal.SIGKILL)
         until = time.monotonic() + patience.dying
         while _holds(pid, lock_fd):
@@ -317,7 +319,7 @@ def _kill(pid: int, lock_fd: int, patience: Patience) -> None:
     except ProcessLookupError:
         return
     try:
-        if not _holds(pid, lock_fd):  # the number may be another process's by now
+        if not _holds(pid, lock_fd):  # the pid may have been reused by now
             return
         signal.pidfd_send_signal(handle, signal.SIGKILL)
         if not select.select([handle], [], [], patience.dying)[0]:

@@ -1,9 +1,8 @@
-"""What a session's own ssh key may do: `agent --forced DIR`, its forced command in authorized_keys.
+"""Limits what a session's own ssh key may do: `agent --forced DIR`, its forced command in authorized_keys.
 
-Of what the other end asks for (SSH_ORIGINAL_COMMAND) four commands are understood, word by word, no shell between:
-`gsync probe`, `gsync agent`, `gsync receive` and `gsync rsync EPOCH TICKET --server ...`. All of them work in DIR, to
-which no symlink may lead, and nowhere else. Anything else is refused with one line.
-Standard library only, Python 3.9.
+It understands four commands in SSH_ORIGINAL_COMMAND, word by word, without a shell: `gsync probe`, `gsync agent`,
+`gsync receive` and `gsync rsync EPOCH TICKET --server ...`. All of them work in DIR and nowhere else, and no symlink
+may lead to DIR. Anything else is refused with one line. Standard library only, Python 3.9.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class _Refused(Exception):
-    """It is not what this key is for."""
+    """The command is not one that this key allows."""
 
 
 def main(folder: bytes) -> int:
@@ -69,8 +68,8 @@ def _words() -> list[str]:
 
 
 def _enter(folder: bytes, *, may_be_missing: bool = False) -> bytes:
-    """Make DIR the working directory, led to by no symlink; how to call it from there. If only its last part is missing
-    the agent may be asked to make it: then the folder above."""
+    """Make DIR the working directory, reached through no symlink; return its name from there. If only its last part is
+    missing, the agent may be asked to make it: then enter the folder above."""
     path = os.path.normpath(folder)
     if not path.startswith(b"/") or path == b"/":
         raise _Refused("the forced command names no directory")
@@ -103,7 +102,8 @@ def _agent(root: bytes) -> int:
 
 
 def _probe(folder: bytes) -> int:
-    """Say what this host has, as SshLink reads it; then stay: the connection stands until the other end goes."""
+    """Report on this host in the format that SshLink reads. Then stay: the connection stands until the other end
+    goes."""
     lines = ["gsync-probe", f"protocol {rpc.PROTOCOL}", f"gsync {gsync.__version__} {_fingerprint()}",
              f"directory {folder.hex()}", f"python {sys.version.split()[0]} {sys.executable}"]
     try:
@@ -121,7 +121,7 @@ def _probe(folder: bytes) -> int:
 
 
 def _fingerprint() -> str:
-    """Which agent this is, if it is a zipapp."""
+    """The identity of this agent, if it is a zipapp."""
     try:
         if stat.S_ISREG(os.stat(sys.argv[0]).st_mode):
             with open(sys.argv[0], "rb") as file:

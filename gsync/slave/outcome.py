@@ -1,6 +1,6 @@
-"""A page of names on its way to what the master has: what an agent finds out about it, whatever the slave is.
+"""The agent's findings about a page of names on its way to what the master has, for any kind of slave.
 
-For apply (a directory) and gluster/apply (a volume). Standard library only, Python 3.9.
+Used by apply (a directory) and gluster/apply (a volume). Standard library only, Python 3.9.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from gsync.base.model import Gfid, Name
 from gsync.link.protocol import FillCode, RowProblem
 
 SPECIAL = (stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
-READ = 1 << 20     # bytes of a file that are read at once
+READ = 1 << 20     # bytes of a file per read
 
 Step = Callable[[str], None]
 
 
 class Attachment(Enum):
-    """Where a directory is, as far as filling names in it goes."""
+    """Where a directory is, as far as it matters for filling names in it."""
 
     IN_TREE = "in the tree"
-    UNATTACHED = "unattached"   # new, in limbo/new itself: nothing in it is visible, known before, or durable
-    DETACHED = "detached"       # in limbo/old or below a directory there; of a volume also in the trash
+    UNATTACHED = "unattached"   # new, in limbo/new itself: its content is invisible, unknown before, and not durable
+    DETACHED = "detached"       # in limbo/old or below a directory there; for a volume also in the trash
     AWAY = "away"               # nowhere
 
 
@@ -33,7 +33,7 @@ NOT_TO_FILL = (Attachment.DETACHED, Attachment.AWAY)
 
 
 class Outcome:
-    """What one call of fill or remove has found out and done."""
+    """The findings and changes of one call of fill or remove."""
 
     def __init__(self) -> None:
         self.vacated: list[Name] = []
@@ -43,8 +43,8 @@ class Outcome:
         self.fatal: OSError | None = None
 
     def each(self, numbers: Iterable[int], change: Callable[[int], None]) -> None:
-        """Call `change` with each row's number. What it raises hurts no other row, unless it concerns the whole slave:
-        then the rest is left."""
+        """Call `change` with each row's number. An exception does not affect other rows, unless it concerns the whole
+        slave: then the remaining rows are left."""
         for i in numbers:
             try:
                 change(i)
@@ -54,7 +54,7 @@ class Outcome:
                     return
 
     def answer(self, answers: list[FillCode], ask: Callable[[int], FillCode | None]) -> list[int]:
-        """`each`, for all of the answers: `ask` gives that of a row, or None. The numbers of those without one."""
+        """Do `each` for all answers: `ask` returns a row's answer, or None. Return the numbers of rows without one."""
         left: list[int] = []
 
         def change(i: int) -> None:
@@ -68,7 +68,7 @@ class Outcome:
         return left
 
     def failed(self, row: int, exc: OSError | ValueError | OverflowError) -> None:
-        """Note what became of one row; an error that concerns the whole slave ends the page."""
+        """Note the failure of one row; an error that concerns the whole slave ends the page."""
         if isinstance(exc, OSError):
             self.errors.append(RowProblem(row, exc.errno or errno.EIO, exc.strerror or str(exc)))
             if exc.errno in SLAVE.full:
@@ -82,14 +82,14 @@ class Outcome:
 
 
 def answer_of(exc: OSError) -> int:
-    """What to answer for one inode; an error that concerns the whole slave is raised."""
+    """The answer for one inode; an error that concerns the whole slave is raised."""
     if exc.errno in SLAVE.full:
         raise exc
     return exc.errno or errno.EIO
 
 
 def succeeds(attempt: Callable[[], object]) -> bool:
-    """Whether something can be done there: it neither fails nor says False."""
+    """Whether an operation works there: it neither raises nor returns False."""
     try:
         return attempt() is not False
     except OSError:

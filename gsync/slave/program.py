@@ -1,4 +1,4 @@
-"""gsync's program on the slave host, and the one place that tells its uses apart: each starts with what it needs alone.
+"""gsync's program on the slave host, the one place that tells its uses apart. Each use imports only what it needs.
 
 Standard library only, Python 3.9.
 """
@@ -14,10 +14,10 @@ from gsync.base.errors import UsageError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """What the arguments say (see `usage`); the exit status."""
+    """Run the use that the arguments name (see `usage`); return the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     os.umask(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's: the worker ends us by ending our stdin
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C: the worker ends us by closing our stdin
     if len(arguments) == 2 and arguments[0] == "--receive":
         from gsync.slave import receive
 

@@ -1,8 +1,7 @@
 """`agent --receive ROOT`: takes a stream of files from stdin, for a slave directory or a volume.
 
-Promise: nothing is touched before the sender has spoken, and what ends the stream is said in a last answer.
-Not here: the stream (receiver), where its files go (directory/receive, gluster/receive).
-Standard library only, Python 3.9.
+Promise: it touches nothing before the sender has spoken, and its last answer gives the reason why the stream ended. Not
+here: the stream (receiver), where its files go (directory/receive, gluster/receive). Standard library only, Python 3.9.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from gsync.slave.target import is_volume, volume_of
 
 
 def main(root: bytes, watch: Callable[[int], object] = Watch) -> int:
-    """Receive for the slave at root until stdin ends; the exit status. An error is the last answer. watch: called with
-    the folder of the locks; see Watch."""
+    """Receive for the slave at root until stdin ends; return the exit status. An error is sent as the last answer.
+    watch: called with the folder of the locks; see Watch."""
     out = sys.stdout.buffer
     error: dict[str, object]
     try:
         source = Input(sys.stdin.fileno())
-        if not source.ensure(1):  # nothing is touched before the sender speaks: by then the agent has taken the tree
+        if not source.ensure(1):  # touch nothing before the sender speaks: by then the agent has taken the tree
             return 0
         if is_volume(root):
             from gsync.slave.gluster import receive as gluster

@@ -1,8 +1,8 @@
-"""The receiver's side of a stream: takes boxes of files off stdin, item by item, and answers for each box.
+"""The receiving side of a stream: takes boxes of files from stdin, item by item, and answers for each box.
 
 Promise: an item counts (is not in its box's `failed`) only once the subclass has put it where its header says. A failed
-item never hurts the others: its bytes are drained. Nothing of a header reaches a subclass that is out of bounds.
-Not here: where the bytes go (directory/receive, gluster/receive). Standard library only, Python 3.9.
+item does not affect the others: its bytes are drained. No header field that is out of bounds reaches a subclass. Not
+here: where the bytes go (directory/receive, gluster/receive). Standard library only, Python 3.9.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _F_SETPIPE_SZ = 1031
 
 
 class Orphaned(Exception):
-    """The agent that this receiver belongs to is gone."""
+    """The agent that this receiver belongs to has gone."""
 
 
 class Input:
-    """What has arrived and is not used up yet: one buffer, filled by big reads."""
+    """Data that has arrived and is not used yet: one buffer, filled by large reads."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -41,7 +41,7 @@ class Input:
         self._splice: Callable[..., int] | None = getattr(os, "splice", None)
 
     def ensure(self, size: int) -> bool:
-        """Have `size` bytes ready at `at`; False if the stream ended before the first of them."""
+        """Wait until `size` bytes are ready at `at`; False if the stream ends before the first of them."""
         while self.end - self.at < size:
             if len(self.view) - self.at < size or len(self.view) - self.end < 1 << 16:
                 left = self.view[self.at:self.end]
@@ -65,7 +65,7 @@ class Input:
         return self.view[start:self.at]
 
     def fill(self, view: memoryview) -> None:
-        """Put the next bytes of the stream into view, until it is full; `left` says how much then comes."""
+        """Fill view with the next bytes of the stream; `left` is how many bytes come after it."""
         done = min(self.end - self.at, len(view))
         view[:done] = self.view[self.at:self.at + done]
         self.at += done
@@ -77,7 +77,7 @@ class Input:
         self.left -= len(view)
 
     def copy(self, fd: int, offset: int, length: int) -> None:
-        """Move the next `length` bytes into fd; on OSError `left` of them are still in the stream."""
+        """Move the next `length` bytes into fd; on OSError, `left` of them are still in the stream."""
         self.left = length
         while self.left:
             ready = min(self.end - self.at, self.left)
@@ -90,7 +90,7 @@ class Input:
                 except OSError as exc:
                     if exc.errno != errno.EINVAL:
                         raise
-                    self._splice = None  # stdin is no pipe, or the file system cannot
+                    self._splice = None  # stdin is not a pipe, or the file system cannot splice
                     continue
                 if not done:
                     raise EOFError("the stream ended inside an item")
@@ -103,7 +103,7 @@ class Input:
             offset += done
 
     def drain(self, length: int) -> None:
-        """Drop the next `length` bytes."""
+        """Discard the next `length` bytes."""
         while length:
             if self.at == self.end:
                 self.at = self.end = 0
@@ -115,14 +115,14 @@ class Input:
 
 
 class Receiver:
-    """Serves one sender: stream on source, answers on out. What a file is made in is the subclass's business."""
+    """Serves one sender: stream on source, answers on out. The subclass decides where files are made."""
 
     def __init__(self, source: Input, out: BinaryIO) -> None:
         self._in = source
         self._out = out
         self._failed: list[tuple[int, int, str]] = []
         self._unread = False
-        os.umask(0)  # the mode given to open(2) is the file's, then
+        os.umask(0)  # so the mode given to open(2) is the file's mode
         with contextlib.suppress(OSError):
             fcntl.fcntl(source.fd, _F_SETPIPE_SZ, _PIECE)
 
@@ -162,13 +162,13 @@ class Receiver:
         self._out.flush()
 
     def _show(self, epoch: int, ticket: str) -> Callable[[], None]:
-        """Fenced if the connection has no pass (any more); a function that looks again."""
+        """A function that raises Fenced once the connection's pass is no longer valid; it is called once here."""
         raise NotImplementedError
 
     # one item
 
     def _item(self, number: int, head: ItemHeader) -> None:
-        """Take one item off the stream; if it cannot be put where it belongs, note it in `failed`."""
+        """Take one item from the stream; if it cannot be put in its place, note it in `failed`."""
         inline = head.flags & stream.INLINE
         if head.xattrs_size > stream.XATTRS_MAX or head.bname_size > stream.NAME_MAX or head.size > (
                 stream.INLINE_MAX if inline else stream.SIZE_MAX):
@@ -176,7 +176,7 @@ class Receiver:
         before_data = head.bname_size + head.xattrs_size
         data = self._in.take(before_data + head.size + 1 if inline else before_data)
         if not inline:
-            data = memoryview(bytes(data))  # it is needed when the buffer has gone on
+            data = memoryview(bytes(data))  # still needed after the buffer has moved on
         self._unread = not inline
         try:
             if head.place == stream.IN_PLACE:
@@ -202,7 +202,7 @@ class Receiver:
         raise NotImplementedError
 
     def _end_of_box(self) -> None:
-        """Before the box is answered for."""
+        """Called before the box is answered for."""
         raise NotImplementedError
 
     def _drain_extents(self) -> None:
@@ -215,8 +215,8 @@ class Receiver:
 
 
 class Watch:
-    """Ends this process once the agent that was at work when it began has gone: the connection may be dead without
-    our stdin having noticed, and the next agent waits for us. every: seconds between two looks."""
+    """Ends this process once the agent that was at work at its start has gone. The connection may be dead without our
+    stdin having noticed, and the next agent waits for us. every: seconds between two looks."""
 
     def __init__(self, locks_fd: int, every: float = 15) -> None:
         self._fd = os.open(AGENT_LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=locks_fd)

@@ -1,7 +1,7 @@
 """Serves one worker over stdin and stdout (`agent ROOT`): frames (gsync/base/rpc.py) in, frames and signs of life out.
 
-Requests are answered one by one. The agent ends when its stdin does and after `timeout` seconds of silence; while
-nothing is asked it deletes what a commit has let go, and looks at its pass. Standard library only, Python 3.9.
+It answers requests one at a time. It exits at end of file on stdin, and after `timeout` seconds of silence. While it is
+idle, it deletes what commits have let go and looks at its pass. Standard library only, Python 3.9.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from gsync.slave.outcome import Step
 from gsync.slave.target import Target, is_volume, volume_of
 
 _SWEEP_CHECK = 64          # deletions between two looks at stdin
-_LOOK_EVERY = 1.0          # seconds between two looks of an idle agent at its pass
+_LOOK_EVERY = 1.0          # seconds between an idle agent's looks at its pass
 
 
 class Silence(Exception):
-    """The worker has said nothing for too long: the connection is dead."""
+    """The worker was silent for too long: the connection is dead."""
 
 
 class Requests:
-    """stdin with a limit for silence; read() is what rpc.read_frame needs. idle: called now and then while waiting."""
+    """stdin with a limit on silence; read() is as rpc.read_frame needs it. idle: called now and then while waiting."""
 
     def __init__(self, fd: int, idle: Callable[[], None]) -> None:
         self._fd = fd
@@ -41,7 +41,7 @@ class Requests:
         self.timeout = FIRST_TIMEOUT
 
     def waiting(self, seconds: float = 0) -> bool:
-        """Whether there is something to read (the end of the stream too)."""
+        """Whether there is something to read (end of file counts)."""
         return bool(self._data) or bool(select.select([self._fd], [], [], seconds)[0])
 
     def read(self, size: int) -> bytes:
@@ -82,7 +82,7 @@ class Answers:
         self._said = time.monotonic()
 
     def beat(self, seconds: float) -> None:
-        """From now on say something at least so often, whatever else is being done."""
+        """From now on, write something at least this often, whatever else is going on."""
         self._beating = threading.Thread(target=self._beat, args=(seconds,), name="heartbeat", daemon=True)
         self._beating.start()
 
@@ -92,16 +92,16 @@ class Answers:
             pause = self._said + seconds - time.monotonic()
             if pause <= 0:
                 pause = seconds
-                if self._lock.acquire(blocking=False):  # else an answer is on its way just now
+                if self._lock.acquire(blocking=False):  # otherwise an answer is being written now
                     try:
                         self._write(rpc.encode(rpc.BEAT), seconds)
                     except (OSError, Silence):
-                        return  # the thread that answers finds out for itself
+                        return  # the answering thread finds out for itself
                     finally:
                         self._lock.release()
 
     def end(self) -> None:
-        """No beat after this."""
+        """Stop the beat."""
         self._over.set()
         if self._beating is not None:
             self._beating.join()
@@ -117,8 +117,8 @@ def target_of(root: bytes, step: Step) -> Target:
 
 
 def serve(target: Target, stdin: int, stdout: int) -> None:
-    """Answer requests about the target until the stream or the agent ends. Silence, or Fenced if it was displaced while
-    nothing was asked."""
+    """Answer requests about the target until the stream or the agent ends. Raises Silence, or Fenced if it was
+    displaced while idle."""
     sink = Answers(stdout)
     agent = Agent(target, sink.beat)
     source = Requests(stdin, agent.check)
@@ -152,15 +152,16 @@ def _serve(agent: Agent, source: Requests, sink: Answers) -> None:
 
 
 def _now_and_then(look: Callable[[], bool]) -> Callable[[], bool]:
-    """What looks at every so many of its calls, and says True at the others."""
+    """A function that calls `look` only every so many times, and returns True the other times."""
     calls = itertools.count(1)
     return lambda: next(calls) % _SWEEP_CHECK != 0 or look()
 
 
 def run(root: bytes, step: Step = lambda name: None) -> int:
-    """Serve one worker over stdin and stdout; the exit status. step: told of everything that a crash may follow."""
+    """Serve one worker over stdin and stdout; return the exit status. step: told of every point at which a crash may
+    follow."""
     stdout = os.dup(1)
-    os.dup2(2, 1)  # nothing but frames may go to the worker, whoever prints
+    os.dup2(2, 1)  # only frames may reach the worker, whoever prints
     try:
         serve(target_of(root, step), 0, stdout)
     except Fenced as exc:

@@ -1,6 +1,7 @@
 """What the slave remembers of each stream of changes (protocol.stream_of): stime, entry_stime, mark, epoch.
 
-Where several workers bring their parts of one master, each of them has its own. Standard library only, Python 3.9.
+Where several workers each bring their part of one master, each of them has its own stream. Standard library only,
+Python 3.9.
 """
 
 from __future__ import annotations
@@ -9,41 +10,42 @@ from typing import Any
 
 from gsync.link.protocol import Fenced
 
-WALK = "reshaped -"      # a mark that no worker makes: whoever goes on from it has to look at all of the master
+WALK = "reshaped -"      # a mark that no worker makes: a worker that resumes from it must crawl the whole master
 _STANDING = ("stime", "entry_stime", "mark")
-_NUMBER = "streams"      # the fact of which streams there were at the last commit
+_NUMBER = "streams"      # the fact that lists the streams of the last commit
 
 
 class Streams:
-    """Over facts by name. stream: of the connection."""
+    """The streams, kept as named facts. stream: that of the connection."""
 
     stream = ""
 
     def fact(self, key: str) -> Any:
-        """A fact, None if it is not known."""
+        """A fact, None if it is unknown."""
         raise NotImplementedError
 
     def set_fact(self, key: str, value: Any) -> None:
         raise NotImplementedError
 
     def check_epoch(self, epoch: int) -> None:
-        """Fenced if a worker with a younger epoch has been here."""
+        """Raise Fenced if a worker with a younger epoch has been here."""
         known = self.fact(self.key("epoch"))
         if isinstance(known, int) and epoch < known:
             raise Fenced(f"a worker with a newer epoch ({known}; this one has {epoch}) has taken over the slave")
 
     def key(self, fact: str) -> str:
-        """Under which a fact of the connection's stream is kept."""
+        """The key of a fact of the connection's stream."""
         return f"{fact}:{self.stream}" if self.stream else fact
 
     @property
     def _all(self) -> str:
-        """Which set the connection's stream is of: <m> or <m>x<digest>; "" where it is alone."""
+        """The set that the connection's stream belongs to: <m> or <m>x<digest>; "" for a stream that is alone."""
         return self.stream.partition("of")[2]
 
     def standing(self) -> tuple[int | None, int | None, str | None]:
-        """stime, entry_stime and mark; of a stream that has none yet, those of the last walk through all of the master.
-        After the master has come to be of other parts, what all of the former ones had reached, and WALK."""
+        """stime, entry_stime and mark. A stream that has none yet gets those of the last walk through the whole master.
+        After the master's division into parts has changed, it gets the stime that all former parts had reached, and
+        WALK."""
         former = self.fact(_NUMBER)
         if former not in (None, self._all):
             stime = self._everyones(str(former))
@@ -69,7 +71,7 @@ class Streams:
             self.set_fact(_NUMBER, self._all)
 
     def everyones_stime(self) -> int | None:
-        """Up to which all streams are at the slave; None if one never was."""
+        """The time up to which all streams are at the slave; None if one of them has no stime yet."""
         return self._everyones(self._all)
 
     def _everyones(self, which: str) -> int | None:
@@ -80,5 +82,5 @@ class Streams:
 
 
 def _suffixes(which: str) -> list[str]:
-    """Those of the facts of each stream of a set, and the one of what holds for all of them."""
+    """The key suffixes of each stream of a set, and of the facts that hold for the whole set."""
     return [*(f":{n}of{which}" for n in range(int(which.partition("x")[0]))), f":all{which}"] if which else [""]

@@ -1,7 +1,8 @@
-"""What an agent works on: a directory (directory) or a GlusterFS volume (gluster.target); which one, the ROOT says.
+"""The seams that an agent works through. Its target is a directory (directory) or a GlusterFS volume (gluster.target);
+ROOT decides.
 
-The seams that both keep, so that the conversation (agent) and the worker need not know which one it is.
-Standard library only, Python 3.9.
+Both kinds keep these seams, so the conversation (agent) and the worker need not know the kind. Standard library only,
+Python 3.9.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from gsync.link.protocol import Caps, CommitAnswer, FillAnswer, FillRow, LandedR
 from gsync.link.survey import Survey
 
 Whereabouts = tuple[str, Sequence[Sequence[int]]]
-_VOLUME = b"::"  # begins a ROOT that is a volume
+_VOLUME = b"::"  # prefix of a ROOT that is a volume
 
 
 class Asked(NamedTuple):
-    """What a worker says in its hello. master: its tree's whereabouts (gsync/base/fsid.py). boot_id: of this host."""
+    """A worker's hello. master: its tree's whereabouts (gsync/base/fsid.py). boot_id: of the worker's host."""
 
     volume: str
     volume_name: str
@@ -34,7 +35,7 @@ class Asked(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """What the slave was when it was taken; the fields of protocol.Hello."""
+    """The slave's state when it was taken; the fields of protocol.Hello."""
 
     stime: int | None
     entry_stime: int | None
@@ -47,7 +48,7 @@ class Opened(NamedTuple):
 
 
 class Operations(Protocol):
-    """What can be asked for once the slave is taken: the methods of the protocol."""
+    """The operations available once the slave is taken: the methods of the protocol."""
 
     def fill(self, rows: Sequence[FillRow]) -> FillAnswer: ...
     def remove(self, rows: Sequence[RemoveRow], keep_last: bool = False) -> RemoveAnswer: ...
@@ -73,36 +74,37 @@ class Target(Protocol):
 
     @property
     def taken(self) -> bool:
-        """Whether `open` has been called: it comes once."""
+        """Whether `open` has been called; it is called once."""
 
     @property
     def operations(self) -> Operations | None:
-        """What `open` has made ready."""
+        """The operations that `open` has made ready."""
 
     @property
     def valid(self) -> bool:
-        """False once a younger connection has taken it over."""
+        """False once a younger connection has taken over the slave."""
 
     def look(self, volume: str, adopt: bool, make: bool, master: Whereabouts) -> bool:
-        """Whether it is this volume's slave already; SlaveError where `open` would refuse it. Changes nothing."""
+        """Whether the slave already belongs to this volume; SlaveError where `open` would refuse it. Changes
+        nothing."""
 
     def survey(self, volume: str, adopt: bool, master: Whereabouts) -> Survey:
-        """What it would be like as this volume's slave. Changes nothing."""
+        """How suitable the place is as this volume's slave. Changes nothing."""
 
     def open(self, asked: Asked) -> Opened:
-        """Take it, and bring it into order after whatever went before. SlaveError, Fenced, Transient."""
+        """Take the slave, and put it in order after whatever happened before. Raises SlaveError, Fenced, Transient."""
 
     def check(self) -> None:
-        """Fenced once a younger connection has taken it over (invariant 9)."""
+        """Raise Fenced once a younger connection has taken over the slave (invariant 9)."""
 
     def sweep(self, goes_on: Callable[[], bool]) -> bool:
         """Delete what commits have let go, while goes_on; False if there may be more."""
 
     def forget_stime(self) -> None:
-        """The next worker compares the whole tree."""
+        """Make the next worker compare the whole tree."""
 
     def goodbye(self) -> None:
-        """The connection ends in order."""
+        """The connection ends in an orderly way."""
 
     def close(self) -> None: ...
 

@@ -1,1 +1,1 @@
-"""The slave that is a GlusterFS volume: the same agent, on gfids that the volume itself keeps."""
+"""A GlusterFS volume as the slave: the same agent, on the gfids that the volume itself keeps."""

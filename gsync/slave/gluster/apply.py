@@ -1,11 +1,11 @@
-"""The names of a slave volume: it knows gfids itself, so there is no index (see slave/desired).
+"""The names of a slave volume. The volume knows gfids itself, so there is no index (see slave/desired).
 
-A file is found by its gfid wherever it is, and gets a name by link(2) of its gfid; only a directory has to be looked
-for: its name is asked of the volume. What is new is made with its gfid in .gsync/limbo/new and renamed into place when
-it is complete (invariant 5); rename(2) keeps the gfid.
+gsync reaches a file by its gfid wherever it is, and gives it a name by link(2) of its gfid. Only directories have to be
+located: gsync asks the volume for their name. New inodes are made with their gfid in .gsync/limbo/new and renamed into
+place when they are complete (invariant 5); rename(2) keeps the gfid.
 
-gfids are unique in a volume, but GlusterFS does not see to that across its bricks: nothing is made before the volume
-was asked whether it has the gfid. Standard library only, Python 3.9.
+gfids must be unique in a volume, but GlusterFS does not enforce that across its bricks: gsync makes no inode before it
+has asked the volume whether the gfid exists. Standard library only, Python 3.9.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from gsync.slave.gluster.volume import GlusterVolume, Node, set_node_attrs
 from gsync.slave.limbo import LIMBO_NEW, LIMBO_OLD, Waiting, name_in_limbo
 from gsync.slave.outcome import Attachment, Step
 
-_FRESH = 100_000    # directories that are known to be fresh
+_FRESH = 100_000    # directories known to be fresh
 
 
 class VolumeNames(Names[Node, Node]):
-    """look: called before every change, raises Fenced once a younger connection has taken the volume over. adopt: what
-    is right already counts as taken over until the first commit. leave: "xattrs", "acls" of the slave's own."""
+    """look: called before every change; raises Fenced once a younger connection has taken over the volume. adopt: until
+    the first commit, content that is already right is taken over. leave: "xattrs", "acls" that the slave keeps as its
+    own."""
 
     def __init__(self, volume: GlusterVolume, state: VolumeState, limbo: VolumeLimbo, adopt: bool, step: Step,
                  look: Callable[[], None], leave: frozenset[str]) -> None:
@@ -44,9 +45,9 @@ class VolumeNames(Names[Node, Node]):
         self._touched: list[tuple[Gfid, bytes, Gfid, int]] = []
         self._guests: list[tuple[Gfid, int]] = []
         self._made: list[Gfid] = []
-        self._fresh: set[Gfid] = set()  # directories in limbo/new with nothing in them but what receivers put there
+        self._fresh: set[Gfid] = set()  # directories in limbo/new that hold only what receivers put there
 
-    # the frame of a page
+    # the start and end of a page
 
     @contextmanager
     def preparing(self, gfids: Sequence[Gfid]) -> Iterator[None]:
@@ -58,7 +59,7 @@ class VolumeNames(Names[Node, Node]):
         self._state.write(durable=bool(self._touched))
 
     def make_durable(self, *, made: bool) -> None:
-        """What was noted is durable already."""
+        """Nothing to do: notes are durable when they are made."""
         if made and not self._volume.write_through:
             self._volume.sync()
 
@@ -77,7 +78,7 @@ class VolumeNames(Names[Node, Node]):
     def check(self) -> None:
         self._look()
 
-    # where directories are
+    # locating directories
 
     def find_place(self, gfid: Gfid) -> Attachment:
         if gfid == ROOT_GFID:
@@ -106,7 +107,7 @@ class VolumeNames(Names[Node, Node]):
     def look(self, row: FillRow, place: Attachment) -> tuple[FillCode | None, Node | None, Node | None]:
         pargfid, gfid, kind = row.pargfid, row.gfid, stat.S_IFMT(row.mode)
         if kind == stat.S_IFREG and pargfid in self._fresh and self._volume.node(gfid) is None:
-            return None, None, None  # who may be at the name came from a receiver, and makes room
+            return None, None, None  # anything at the name came from a receiver, and makes room
         occupant = self._volume.at(pargfid, row.bname)
         if occupant is not None and occupant.gfid == gfid and occupant.kind == kind:
             adopted = self._adopt and place is Attachment.IN_TREE and self._state.standing()[0] is None
@@ -157,7 +158,7 @@ class VolumeNames(Names[Node, Node]):
         self._fresh.discard(pargfid)
         return node
 
-    # (c): looked at anew
+    # (c): looked at again
 
     def occupant(self, row: FillRow) -> Node | None:
         return self._volume.at(row.pargfid, row.bname)
@@ -190,7 +191,7 @@ class VolumeNames(Names[Node, Node]):
                 return LIMBO_OLD, name
         return None
 
-    # (c): changed
+    # (c): changing
 
     def detach(self, row: FillRow | RemoveRow, occupant: Node, *, keep_name: bool) -> None:
         if not self._limbo.lives_at(occupant, row.pargfid, row.bname):
@@ -199,7 +200,7 @@ class VolumeNames(Names[Node, Node]):
         name = name_in_limbo(occupant.gfid)
         self._state.wait_in_limbo(Waiting(name, row.since, row.bname))
         if keep_name and not occupant.is_dir:
-            with suppress(FileExistsError):  # of a page that broke off: gfids tell that it is the same
+            with suppress(FileExistsError):  # left by a page that broke off: its gfid tells that it is the same
                 self._volume.link(occupant.gfid, LIMBO_OLD, name)
         else:
             self._volume.rename(row.pargfid, row.bname, LIMBO_OLD, name)

@@ -1,8 +1,8 @@
-"""A volume through a FUSE mount of its own with access by gfid, where libgfapi is missing.
+"""A volume through a private FUSE mount with access by gfid, for hosts without libgfapi.
 
-The mount lies in a mount namespace that only this process and its client have, so nobody else ever sees it, and both go
-together: the client is a child that the kernel kills with its parent. Paths are `.gfid/<gfid>` and `.gfid/<gfid>/name`;
-nothing is cached by the kernel. Standard library only, Python 3.9.
+The mount lives in a mount namespace that only this process and its client have. Nobody else sees it, and it goes away
+with them: the client is a child that the kernel kills with its parent. Paths are `.gfid/<gfid>` and
+`.gfid/<gfid>/name`; the kernel caches nothing. Standard library only, Python 3.9.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from gsync.slave.gluster.volume import (
 _CLONE_NEWNS = 0x00020000
 _MS_REC, _MS_PRIVATE = 0x4000, 1 << 18
 _PR_SET_PDEATHSIG = 1
-_PATIENCE = 60.0  # seconds for the mount to come
+_PATIENCE = 60.0  # seconds to wait for the mount
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _with_parent() -> None:
-    """In the child: end when the parent does, however it does."""
+    """In the child: exit when the parent does, for whatever reason."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -68,7 +68,7 @@ class AuxMount:
         self._above: dict[Gfid, Gfid] = {}
 
     def _mount(self, client: str, site: VolumeSite) -> int:
-        """Mount in a namespace of our own; a descriptor of the root."""
+        """Mount in a private namespace; return a descriptor of the root."""
         if _libc.unshare(_CLONE_NEWNS) or _libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None):
             raise SlaveError(f"no mount namespace of its own: {os.strerror(ctypes.get_errno())}; install libgfapi "
                              f"there, or let the agent run as root outside of a container")
@@ -190,12 +190,12 @@ class AuxMount:
 
     def _path_of_dir(self, gfid: Gfid) -> bytes:
         path = os.getxattr(self._path(gfid), GFID2PATH).rstrip(b"\0")
-        if path.startswith(b"<gfid:"):  # so says a brick that has just been started
+        if path.startswith(b"<gfid:"):  # a brick that has just started answers so
             raise Transient(f"the volume {self.name} does not say yet where its directory {gfid_str(gfid)} is")
         return path
 
     def names(self, gfid: Gfid) -> Iterator[tuple[bytes, Node]]:
-        with self._io():  # what .gfid leads to cannot be listed
+        with self._io():  # .gfid itself cannot be listed
             path = b"." if gfid == ROOT_GFID else self._path_of_dir(gfid).lstrip(b"/")
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._root)
             if gfid != ROOT_GFID and gfid_parse(os.getxattr(fd, "glusterfs.gfid.string").decode()) != gfid:
@@ -231,7 +231,7 @@ class AuxMount:
             try:
                 os.setxattr(b"/proc/self/fd/%d/.gfid/%s" % (self._root, gfid_str(pargfid).encode()), NEWFILE, blob)
             except OSError as exc:
-                if exc.errno == errno.ENODATA:  # so says a brick that has an inode with this gfid
+                if exc.errno == errno.ENODATA:  # a brick that already has an inode with this gfid answers so
                     raise raised(errno.EEXIST, os.fsdecode(bname)) from exc
                 raise
 
@@ -248,8 +248,8 @@ class AuxMount:
             except OSError as exc:
                 if exc.errno != errno.ESTALE:
                     raise
-                # The kernel keeps one path of a directory. If that is not this one but what `parent` or `names` went
-                # by, it cannot change it in the middle of a rename: so it looks the directory up here before.
+                # The kernel keeps one path for a directory. If it differs from the one that `parent` or `names` used,
+                # the kernel cannot change it in the middle of a rename, so look the directory up here first.
                 self._lstat(source)
                 os.rename(source, target, src_dir_fd=self._root, dst_dir_fd=self._root)
 
@@ -261,7 +261,7 @@ class AuxMount:
         with self._io():
             os.rmdir(self._relative(pargfid, bname), dir_fd=self._root)
 
-    # what is in inodes
+    # the content of inodes
 
     def open(self, gfid: Gfid, write: bool = False) -> _File:
         with self._io():
@@ -324,7 +324,7 @@ class _File:
 
     def pread(self, size: int, offset: int) -> bytes:
         with self._io():
-            # What was written goes to the bricks, and what the kernel kept is dropped: else it would be read here.
+            # Flush written data to the bricks and drop the kernel's copy: otherwise reads would come from that copy.
             os.fdatasync(self._fd)
             os.posix_fadvise(self._fd, offset, size, os.POSIX_FADV_DONTNEED)
             return os.pread(self._fd, size, offset)

@@ -1,4 +1,5 @@
-"""Which way to a volume is taken: libgfapi where this host has it, else an aux-gfid mount. Standard library only."""
+"""Chooses how a volume is reached: by libgfapi if this host has it, else by an aux-gfid mount. Standard library
+only."""
 
 from __future__ import annotations
 
@@ -10,9 +11,9 @@ from gsync.slave.gluster.volume import GlusterVolume
 
 
 def open_volume(site: volfile.VolumeSite) -> GlusterVolume:
-    """SlaveError if there is no way, Transient if it does not lead there just now. From the main thread, in which
-    Transient is raised too, whatever it does, once a part of the volume is away: libgfapi sends SIGTERM (gclient), and
-    a mount is gone then."""
+    """SlaveError if the volume cannot be reached at all, Transient if not just now. Call it from the main thread. Once
+    a subvolume is unreachable, Transient is raised there whatever it is doing: libgfapi sends SIGTERM (gclient), and a
+    mount disappears."""
     from gsync.slave.gluster import auxmount, gfapi
 
     lib = gfapi.library()

@@ -1,7 +1,8 @@
-"""A volume through libgfapi: GlusterFS's client in this very process, by handles (glusterfs/api/glfs-handles.h).
+"""A volume through libgfapi: GlusterFS's client inside this process, by handles (glusterfs/api/glfs-handles.h).
 
-It names itself so that it may write to a volume that is read-only to others (gclient). Python's ctypes lets other
-threads go on while a call waits. Standard library only, Python 3.9. Not here: which graph (volfile).
+The client identifies itself so that it may write to a volume that is read-only to others (gclient). Python's ctypes
+releases the interpreter lock during a call, so other threads keep running. Standard library only, Python 3.9. Not here:
+the client graph (volfile).
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from gsync.slave.gluster.volume import (
 
 _LOG = "/var/log/glusterfs"
 _LOG_WARNINGS = 5         # GF_LOG_WARNING
-_OBJECTS = 1000           # handles kept
+_OBJECTS = 1000           # cached handles
 _XATTR = 64 << 10
 _NAMES = 256 << 10
 _MODE, _UID, _GID, _ATIME, _MTIME = 0x1, 0x2, 0x4, 0x10, 0x20  # GFAPI_SET_ATTR_*
@@ -80,7 +81,7 @@ class _Statvfs(ctypes.Structure):
 
 _P, _I, _S, _T, _Z, _O = (ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_ssize_t, ctypes.c_size_t,
                           ctypes.c_int64)
-_CALLS: dict[str, tuple[Any, ...]] = {  # result, then arguments; later versions of a call only have more at the end
+_CALLS: dict[str, tuple[Any, ...]] = {  # result, then arguments; later versions of a call only append arguments
     "new": (_P, _S), "set_volfile": (_I, _P, _S), "set_logging": (_I, _P, _S, _I), "init": (_I, _P), "fini": (_I, _P),
     "setfspid": (_I, _P, _I), "free": (None, _P),
     "h_create_from_handle": (_P, _P, _S, _I, _P), "h_lookupat": (_P, _P, _P, _S, _P, _I), "h_close": (_I, _P),
@@ -116,7 +117,7 @@ class _Library:
 
 
 def library() -> _Library | None:
-    """libgfapi, if this host has one that will do."""
+    """libgfapi, if this host has a usable one."""
     if platform.machine() not in _STATS or ctypes.sizeof(ctypes.c_void_p) != 8:
         return None
     try:
@@ -130,7 +131,7 @@ def _fail(what: str) -> Exception:
 
 
 class GfapiVolume:
-    """A GlusterVolume. It belongs to the thread that made it."""
+    """A GlusterVolume. Only the thread that made it may use it."""
 
     def __init__(self, site: VolumeSite, lib: _Library, lasting: bool = True) -> None:
         self.name, self.id = site.name, site.id
@@ -154,7 +155,7 @@ class GfapiVolume:
         log = f"{_LOG}/gsync-{site.name}.log" if os.access(_LOG, os.W_OK) else os.devnull
         lib.set_logging(self._fs, log.encode(), _LOG_WARNINGS)
         with tempfile.NamedTemporaryFile("w", prefix="gsync-", suffix=".vol", encoding="utf-8",
-                                         errors="surrogateescape") as file:  # 0600: it has the pool's key
+                                         errors="surrogateescape") as file:  # 0600: it contains the pool's key
             file.write(volfile)
             file.flush()
             if lib.set_volfile(self._fs, file.name.encode()) or lib.init(self._fs):
@@ -166,7 +167,7 @@ class GfapiVolume:
         for gfid in list(self._objects):
             self._lib.h_close(self._objects.pop(gfid))
         self._storage.close()
-        # No glfs_fini: it waits for bricks that are gone, and this process is about to end.
+        # No glfs_fini: it would wait for unreachable bricks, and this process is about to exit.
 
     @contextmanager
     def anew(self) -> Iterator[GfapiVolume]:
@@ -183,7 +184,7 @@ class GfapiVolume:
     # handles
 
     def _object(self, gfid: Gfid) -> int:
-        """A handle, from the cache if it is there: whether the inode still is, the next call tells."""
+        """A handle, from the cache if it is there. The next call tells whether the inode still exists."""
         found = self._objects.get(gfid)
         if found is not None:
             self._objects.move_to_end(gfid)
@@ -209,7 +210,7 @@ class GfapiVolume:
 
     @contextmanager
     def _checked(self, *gfids: Gfid) -> Iterator[None]:
-        """Forget handles that a call found to be stale."""
+        """Forget handles that a call reports as stale."""
         try:
             yield
         except OSError as exc:
@@ -276,7 +277,7 @@ class GfapiVolume:
             there = self.at(above.gfid, bname) if bname else None
             if there is not None and there.gfid == gfid:
                 return above.gfid, bname
-        for bname, node in self.names(above.gfid):  # a path that is too long for GlusterFS
+        for bname, node in self.names(above.gfid):  # the path is too long for GlusterFS
             if node.gfid == gfid:
                 return above.gfid, bname
         return None
@@ -338,7 +339,7 @@ class GfapiVolume:
         with self._checked(pargfid):
             if self._lib.h_setxattrs(self._fs, self._object(pargfid), NEWFILE.encode(), blob, len(blob), 0) < 0:
                 err = ctypes.get_errno()
-                # So says a brick that has an inode with this gfid.
+                # A brick that already has an inode with this gfid answers so.
                 raise raised(errno.EEXIST if err == errno.ENODATA else err, os.fsdecode(bname))
 
     def link(self, gfid: Gfid, pargfid: Gfid, bname: bytes) -> None:
@@ -354,9 +355,9 @@ class GfapiVolume:
         with self._checked(pargfid):
             self._ok(self._lib.h_unlink(self._fs, self._object(pargfid), bname), os.fsdecode(bname))
 
-    rmdir = unlink  # glfs_h_unlink looks at what it is
+    rmdir = unlink  # glfs_h_unlink checks the type itself
 
-    # what is in inodes
+    # the content of inodes
 
     def open(self, gfid: Gfid, write: bool = False) -> _File:
         with self._checked(gfid):
@@ -420,7 +421,7 @@ class GfapiVolume:
 
 
 class _Data:
-    """Reading and writing, by the calls for it: (buffer or address, bytes, offset), which say how many it were."""
+    """Reading and writing through calls that take (buffer or address, bytes, offset) and return the number of bytes."""
 
     def __init__(self, gfid: Gfid, read: Callable[[Any, int, int], int], write: Callable[[int, int, int], int]) -> None:
         self._gfid, self._read, self._write = gfid, read, write
@@ -463,7 +464,7 @@ class _File(_Data):
 
 
 class _Short(_Data):
-    """A File by its handle, never opened: GlusterFS's anonymous descriptors. It saves two calls to the bricks."""
+    """A File by its handle, never opened: GlusterFS's anonymous descriptors. This saves two calls to the bricks."""
 
     def __init__(self, lib: _Library, fs: int, handle: int, gfid: Gfid, volume: GfapiVolume) -> None:
         super().__init__(gfid, lambda buffer, size, offset: lib.h_anonymous_read(fs, handle, buffer, size, offset),
@@ -484,11 +485,11 @@ class _Short(_Data):
         self._opened(lambda file: file.sync())
 
     def close(self) -> None:
-        """Nothing is open."""
+        """There is nothing to close."""
 
 
 def _address(data: bytes | memoryview) -> tuple[int, object]:
-    """Where the bytes are, and what has to be kept meanwhile."""
+    """The address of the bytes, and an object to keep alive while it is used."""
     if isinstance(data, memoryview) and not data.readonly and len(data):
         return ctypes.addressof(ctypes.c_char.from_buffer(data)), data
     keep = bytes(data)

@@ -1,6 +1,6 @@
-"""limbo and trash of a volume: what waits in limbo/old, what is unfinished in limbo/new, what is deleted in limbo/del.
+"""limbo and trash of a volume: limbo/old holds waiting entries, limbo/new unfinished ones, limbo/del deleted ones.
 
-Every step that a crash may follow is told to `step`. Standard library only, Python 3.9.
+`step` is told of every point at which a crash may follow. Standard library only, Python 3.9.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gsync.slave.gluster.volume import GlusterVolume, Node
 from gsync.slave.limbo import LIMBO_NEW, LIMBO_OLD, Waiting, name_in_limbo
 from gsync.slave.outcome import Step
 
-# gsync's own folders have gfids of their own making: nobody else may use these (protocol.gfid_of_json).
+# gsync's own folders have reserved gfids: no master inode may use them (protocol.gfid_of_json).
 STATE: Gfid = RESERVED + b"state-dir\0"
 LIMBO: Gfid = RESERVED + b"limbo\0\0\0\0\0"
 LIMBO_DEL: Gfid = RESERVED + b"limbo/del\0"
@@ -28,11 +28,11 @@ TRASH: Gfid = RESERVED + b"trash\0\0\0\0\0"
 
 _PAGE = 1000
 _LONGEST = 255
-_DEEPEST = 100_000  # a chain of parents that is longer is a circle
+_DEEPEST = 100_000  # a longer chain of parents is a circle
 
 
 def chain(volume: GlusterVolume, gfid: Gfid) -> list[Gfid]:
-    """The directories above one, nearest first."""
+    """The directories above `gfid`, nearest first."""
     above: list[Gfid] = []
     while gfid != ROOT_GFID and len(above) < _DEEPEST:
         node = volume.at(gfid, b"..")
@@ -44,8 +44,8 @@ def chain(volume: GlusterVolume, gfid: Gfid) -> list[Gfid]:
 
 
 class VolumeLimbo:
-    """delete_retention: seconds that deleted things stay in the trash, 0: they do not go there. look: called before
-    every change, raises Fenced once a younger connection has taken the volume over."""
+    """delete_retention: seconds that deleted entries stay in the trash; 0: there is no trash. look: called before every
+    change; raises Fenced once a younger connection has taken over the volume."""
 
     def __init__(self, volume: GlusterVolume, state: VolumeState, delete_retention: int, step: Step,
                  look: Callable[[], None], clock: Clock = SYSTEM_CLOCK) -> None:
@@ -57,7 +57,7 @@ class VolumeLimbo:
         self._clock = clock
 
     def recover(self) -> None:
-        """After an agent has ended, however it ended (rule 27): to be called before anything else is done."""
+        """Recover after an agent has ended, for whatever reason (rule 27). Call it before anything else."""
         for bname, node in list(self._volume.names(LIMBO_OLD)):
             if self._state.waits(bname):
                 continue
@@ -65,7 +65,7 @@ class VolumeLimbo:
             if since is not None:
                 self._state.wait_in_limbo(Waiting(bname, since, bname))
             else:
-                self._discard(LIMBO_OLD, bname, node)  # of a delete that was under way
+                self._discard(LIMBO_OLD, bname, node)  # left by an interrupted delete
         self.empty_new()
         if not self._volume.refuses_twins:
             self._state.add_incomplete(self._torn())
@@ -74,8 +74,8 @@ class VolumeLimbo:
         self._step("recovered")
 
     def _torn(self) -> list[Gfid]:
-        """The directories whose names may have been changed. A rename of a directory is done by one subvolume after the
-        other: broken off between, it leaves both names, each with a part of what is in it."""
+        """The directories whose names may have been changed. A directory rename runs on one subvolume after the other:
+        if it breaks off in between, both names exist, each with a part of the directory's content."""
         touched = self._state.db.execute("SELECT DISTINCT gfid FROM touched").fetchall()
         return [gfid for gfid, in touched if (node := self._volume.node(gfid)) is not None and node.is_dir]
 
@@ -83,16 +83,16 @@ class VolumeLimbo:
         return [row[0] for row in self._state.db.execute("SELECT gfid FROM incomplete")]
 
     def empty_new(self) -> None:
-        """Throw away what is unfinished; directories that were only moved into it go to limbo/old first."""
+        """Discard unfinished inodes; directories that were only moved into it go to limbo/old first."""
         for gfid, since in self._state.guests():
             name = self._volume.parent(gfid)
             if name is not None and name[0] != LIMBO_NEW and LIMBO_NEW in chain(self._volume, gfid):
                 self._look()
                 self._state.wait_in_limbo(Waiting(name_in_limbo(gfid), since, name[1]))
                 self._volume.rename(*name, LIMBO_OLD, name_in_limbo(gfid))
-        # Not by way of limbo/del: whoever looks for one of these gfids must find none, not half a file.
+        # Not through limbo/del: a lookup of one of these gfids must find nothing, not half a file.
         self._delete_below(LIMBO_NEW, self._discarding)
-        for bname, node in list(self._volume.names(LIMBO_NEW)):  # what could not be deleted
+        for bname, node in list(self._volume.names(LIMBO_NEW)):  # entries that could not be deleted
             self._discard(LIMBO_NEW, bname, node)
 
     def _discarding(self) -> bool:
@@ -101,7 +101,7 @@ class VolumeLimbo:
         return True
 
     def clear(self, stime: int | None) -> int:
-        """Let go what nobody can want any more (rule 25); how many entries."""
+        """Let go of entries that no later batch can want (rule 25); return how many."""
         after, gone = b"", 0
         while (page := self._state.waiting(after, _PAGE)):
             after = page[-1].bname
@@ -130,8 +130,8 @@ class VolumeLimbo:
         return gone
 
     def lives_at(self, node: Node, pargfid: Gfid, bname: bytes) -> bool:
-        """Whether what is done to this inode by its gfid is done to what is at the name: of a directory whose rename
-        was torn, there are two, with one gfid."""
+        """Whether a change to this inode by its gfid also changes the inode at the name: after a torn directory rename
+        there are two with one gfid."""
         if not node.is_dir or self._volume.refuses_twins:
             return True
         with suppress(OSError):
@@ -142,19 +142,19 @@ class VolumeLimbo:
         return True
 
     def _discard(self, pargfid: Gfid, bname: bytes, node: Node) -> None:
-        """Move what is at a name into limbo/del, from where `sweep` deletes it."""
+        """Move the entry at a name into limbo/del, from where `sweep` deletes it."""
         self._look()
         if not self.lives_at(node, pargfid, bname):
             return
         name, n = name_in_limbo(node.gfid), 0
-        while self._volume.at(LIMBO_DEL, name) is not None:  # another name of the same file
+        while self._volume.at(LIMBO_DEL, name) is not None:  # taken by another name of the same file
             n += 1
             name = b"%s.%d" % (name_in_limbo(node.gfid), n)
         with suppress(FileNotFoundError):
             self._volume.rename(pargfid, bname, LIMBO_DEL, name)
 
     def sweep(self, goes_on: Callable[[], bool] = lambda: True) -> bool:
-        """Delete what lies in limbo/del, for as long as goes_on; True if nothing deletable is left."""
+        """Delete the entries of limbo/del while goes_on; True if nothing deletable is left."""
         return self._delete_below(LIMBO_DEL, goes_on)
 
     def _delete_below(self, top: Gfid, goes_on: Callable[[], bool]) -> bool:
@@ -213,7 +213,7 @@ class VolumeLimbo:
         self._step("put into the trash")
 
     def _prune_trash(self) -> None:
-        """Delete the days that lie further back than the retention."""
+        """Delete the days that are older than the retention."""
         for bname, node in list(self._volume.names(TRASH)):
             try:
                 day = date.fromisoformat(bname.decode("ascii"))

@@ -1,7 +1,8 @@
-"""All that a worker can ask of a slave volume (target.Operations): names, attributes, contents, commits; recovery.
+"""Every operation that a worker can ask of a slave volume (target.Operations): names, attributes, contents, commits;
+recovery.
 
-The same promise and the same answers as gsync/slave/directory/operations.py. Not here: whose volume it is (target), how
-names are changed (slave/desired, apply). Standard library only, Python 3.9.
+The same promise and the same answers as gsync/slave/directory/operations.py. Not here: whether the volume may be used
+(target), how names are changed (slave/desired, apply). Standard library only, Python 3.9.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from gsync.slave.outcome import READ, Step, answer_of
 
 
 class VolumeOperations:
-    """On one volume; call `recover` first. step: told of everything that a crash may follow. look: called before every
-    change, raises Fenced once a younger connection has taken the volume over. leave: "xattrs", "acls"."""
+    """Works on one volume; call `recover` first. step: told of every point at which a crash may follow. look: called
+    before every change; raises Fenced once a younger connection has taken over the volume. leave: "xattrs", "acls"."""
 
     def __init__(self, volume: GlusterVolume, state: VolumeState, adopt: bool = False, delete_retention: int = 0,
                  step: Step = lambda name: None, look: Callable[[], None] = lambda: None,
@@ -49,11 +50,11 @@ class VolumeOperations:
         self._listed: Gfid | None = None
 
     def recover(self) -> None:
-        """After an agent has ended, however it ended: to be called before anything else is done."""
+        """Recover after an agent has ended, for whatever reason. Call it before anything else."""
         self._limbo.recover()
 
     def sweep(self, goes_on: Callable[[], bool] = lambda: True) -> bool:
-        """Delete what commits have let go, for as long as goes_on; True if nothing deletable is left."""
+        """Delete what commits have let go, while goes_on; True if nothing deletable is left."""
         return self._limbo.sweep(goes_on)
 
     # names
@@ -63,12 +64,12 @@ class VolumeOperations:
         return self._desired.fill(rows)
 
     def remove(self, rows: Sequence[RemoveRow], keep_last: bool = False) -> RemoveAnswer:
-        """Take names away: an inode whose last name it is waits in limbo/old, or with keep_last keeps it."""
+        """Take names away. An inode that loses its last name waits in limbo/old; with keep_last it keeps that name."""
         return self._desired.remove(rows, keep_last)
 
     def names_in(self, gfid: Gfid, after: bytes | None, limit: int
                  ) -> tuple[list[tuple[bytes, Gfid | None]], bytes | None]:
-        """A page of the names in a directory, each with its gfid, and where to go on."""
+        """A page of the names in a directory, each with its gfid, and the name to continue after."""
         db = self.state.db
         if after is None or self._listed != gfid:
             db.execute("DELETE FROM listed")
@@ -84,7 +85,7 @@ class VolumeOperations:
     # inodes
 
     def weigh(self, names: Iterable[Name], limit: int) -> int:
-        """How many entries would go with these names, all below directories included; counted up to limit + 1."""
+        """How many entries these names would remove, everything below directories included; counted up to limit + 1."""
         total = 0
         for pargfid, bname in names:
             node = self.volume.at(pargfid, bname)
@@ -108,7 +109,7 @@ class VolumeOperations:
         return [0 if self.volume.node(gfid) is None else 1 for gfid in gfids]
 
     def meta(self, rows: Sequence[MetaRow]) -> list[int]:
-        """Set attributes; for each row 0, an errno or ABSENT."""
+        """Set attributes; return 0, an errno or ABSENT for each row."""
         answers = []
         for row in rows:
             self._look()
@@ -125,11 +126,11 @@ class VolumeOperations:
         return answers
 
     def landed(self, rows: Sequence[LandedRow]) -> list[int]:
-        """rsync does not come here."""
+        """Refused: rsync never writes to a volume."""
         return [errno.EOPNOTSUPP for _ in rows]
 
     def expose(self, gfids: Sequence[Gfid]) -> list[int]:
-        """rsync does not come here."""
+        """Refused: rsync never writes to a volume."""
         return [errno.EOPNOTSUPP for _ in gfids]
 
     def unexpose(self, gfids: Sequence[Gfid]) -> None:
@@ -163,7 +164,7 @@ class VolumeOperations:
     # the end of a batch
 
     def complete(self, gfids: Sequence[Gfid]) -> None:
-        """The content of these directories is all here."""
+        """Note that the content of these directories is complete."""
         self.state.complete(gfids)
 
     def leftover_names(self, after: Name | None, limit: int) -> list[Name]:
@@ -181,9 +182,9 @@ class VolumeOperations:
 
     def commit(self, stime: int | None, entry_stime: int | None, epoch: int, clear: bool,
                mark: str | None = None, walked: bool = False) -> CommitAnswer:
-        """Make everything durable; then set the stime and, beside it, the worker's mark, and forget what was in doubt;
-        then, if `clear`, let go what no later batch can want (rule 25). stime None: an interim commit. walked: the
-        stime holds for all streams."""
+        """Make everything durable. Then set the stime and the worker's mark with it, and forget the doubts. Then, if
+        `clear`, let go of what no later batch can want (rule 25). stime None: an interim commit. walked: the stime
+        holds for all streams."""
         state = self.state
         state.check_epoch(epoch)
         self._look()

@@ -1,10 +1,10 @@
-"""The receiver for a volume: puts files into inodes with the master's gfids, and looks whether they arrived.
+"""The receiver for a volume: writes files into inodes with the master's gfids, and checks that they arrived.
 
-Promise beyond that of gsync/slave/receiver.py: an item counts only once what the bricks say of its gfid is what came in
-the stream. A short file is read back whole and compared; of a long one its size, and pieces of it: the first and the
-last one, and one at random of every 64 MiB between, each compared with the hash of what was written there. That finds
-what goes wrong with such systems (an empty or short file, data in another inode, a write that was acknowledged and
-lost, a brick that has something else), at a few percent of the cost of reading everything twice.
+Promise beyond that of gsync/slave/receiver.py: an item counts only once the bricks report for its gfid the data that
+came in the stream. A short file is read back whole and compared. Of a long file, the size is checked, and pieces are
+read back: the first, the last, and a random one of every 64 MiB between. Each is compared with the hash of the data
+written there. This finds the typical faults of such systems (an empty or short file, data in another inode, an
+acknowledged write that was lost, a brick that has something else) for a few percent of the cost of a second full read.
 Standard library only, Python 3.9.
 """
 
@@ -31,27 +31,27 @@ from gsync.slave.limbo import LIMBO_NEW, name_in_limbo
 from gsync.slave.receiver import Input, Receiver
 
 _PIECE = 1 << 20
-_CHECKED = 128 << 10      # a piece that is read back
-_ONE_OF = 64 << 20        # of so many bytes one piece is read back
+_CHECKED = 128 << 10      # bytes in a piece that is read back
+_ONE_OF = 64 << 20        # one piece is read back out of this many bytes
 
 
 class NotArrived(OSError):
-    """The bricks do not say what was sent to them. It is tried again."""
+    """The bricks do not report the data that was sent to them. The item is retried."""
 
     def __init__(self, what: str) -> None:
         super().__init__(errno.EIO, f"it did not arrive intact: {what}")
 
 
 class Right(Protocol):
-    """The right of a connection to work in the volume: a VolumePass."""
+    """A connection's right to work in the volume: a VolumePass."""
 
     def check(self) -> None: ...
     def look(self) -> None: ...
 
 
 class VolumeReceiver(Receiver):
-    """Puts files into a volume. show: the pass of the connection with this epoch and ticket; Fenced if it has none (any
-    more). choose: which pieces of long files are read back."""
+    """Writes files into a volume. show: the pass of the connection with this epoch and ticket; raises Fenced if it has
+    no valid one. choose: which pieces of long files are read back."""
 
     def __init__(self, volume: GlusterVolume, show: Callable[[int, str], Right], source: Input, out: BinaryIO,
                  choose: random.Random) -> None:
@@ -87,7 +87,7 @@ class VolumeReceiver(Receiver):
             raise ValueError("not the gfid of a file")
 
     def _is_unattached(self, gfid: Gfid) -> bool:
-        """Whether a directory lies in limbo/new itself; asked once per box, and a box ends before it is attached."""
+        """Whether a directory is directly in limbo/new. Asked once per box, and a box ends before it is attached."""
         found = self._attachable.get(gfid)
         if found is None:
             node = self._volume.at(LIMBO_NEW, name_in_limbo(gfid))
@@ -95,7 +95,7 @@ class VolumeReceiver(Receiver):
         return found
 
     def _new(self, pargfid: Gfid, bname: bytes, head: ItemHeader, data: memoryview) -> None:
-        """Make a file, complete. On OSError, or torn data, there is no such name."""
+        """Make a file, complete. On OSError or torn data, the name does not exist."""
         self._look()
         volume = self._volume
         self._check_gfid(head.gfid)
@@ -117,8 +117,8 @@ class VolumeReceiver(Receiver):
             raise
 
     def _make_room(self, pargfid: Gfid, bname: bytes, gfid: Gfid) -> None:
-        """Take a name for a new file: who has it was left by a try whose answer was lost, or is not there any more at
-        the master. Unless the file itself has come to be elsewhere."""
+        """Free a name for a new file: its inode was left by a try whose answer was lost, or is no longer there at the
+        master. Unless the file itself has moved elsewhere."""
         there = self._volume.at(pargfid, bname)
         if (there is None or there.gfid != gfid) and self._volume.node(gfid) is not None:
             raise FileExistsError(errno.EEXIST, "the slave has this file under another name")
@@ -134,7 +134,7 @@ class VolumeReceiver(Receiver):
         self._write(head, data, new=False)
 
     def _arrived(self, head: ItemHeader) -> Node:
-        """The inode as the bricks have it; NotArrived if its size is another one."""
+        """The inode as the bricks have it; NotArrived if its size differs."""
         node = self._volume.node(head.gfid)
         if node is None:
             raise NotArrived("the inode is gone")
@@ -145,7 +145,7 @@ class VolumeReceiver(Receiver):
     # data
 
     def _write(self, head: ItemHeader, data: memoryview, new: bool) -> Node:
-        """Bring the bytes into the inode; it, as far as it is known now."""
+        """Write the data into the inode; return the inode as far as it is known now."""
         short = not self._unread
         file = self._volume.open_short(head.gfid) if short else self._volume.open(head.gfid, write=True)
         try:
@@ -161,7 +161,7 @@ class VolumeReceiver(Receiver):
             file.close()
         if torn:
             raise OSError(errno.EAGAIN, "the source changed while it was read")
-        if short and new:  # read back as a whole; no xattrs and no times yet
+        if short and new:  # read back whole; it has no xattrs and no times yet
             return Node(head.gfid, stat.S_IFREG | head.mode, head.uid, head.gid, head.size, 1, 0, -1, -1)
         return self._arrived(head)
 
@@ -215,7 +215,7 @@ class VolumeReceiver(Receiver):
 
 
 class _Pieces:
-    """Which pieces of a long file are read back, and what they must be."""
+    """Which pieces of a long file are read back, and the content they must have."""
 
     def __init__(self, choose: random.Random) -> None:
         self._choose = choose
@@ -224,7 +224,7 @@ class _Pieces:
         self._next = 0
 
     def written(self, offset: int, data: memoryview) -> None:
-        """So much has been written there, in the order of the file."""
+        """Note data that was written there. Called in the order of the file."""
         tail = data[-_CHECKED:]
         self._last = (offset + len(data) - len(tail), len(tail), _digest(tail))
         if offset + len(data) > self._next:
@@ -234,7 +234,7 @@ class _Pieces:
             self._next = offset + len(data) + self._choose.randrange(_ONE_OF)
 
     def check(self, file: File) -> None:
-        """NotArrived if something else is there."""
+        """Raise NotArrived if a piece differs."""
         for offset, length, digest in self._kept + ([self._last] if self._last else []):
             if _digest(file.pread(length, offset)) != digest:
                 raise NotArrived(f"the volume has other bytes than were sent, at {offset}")
@@ -245,7 +245,7 @@ def _digest(data: bytes | memoryview) -> bytes:
 
 
 def _zero(file: File, start: int, end: int) -> None:
-    """A hole where the source has one, in a file that has been there before."""
+    """Make a hole where the source has one, in a file that existed before."""
     zeros = bytes(min(end - start, _PIECE))
     while start < end:
         size = min(end - start, len(zeros))
@@ -254,10 +254,10 @@ def _zero(file: File, start: int, end: int) -> None:
 
 
 def receive(name: str, source: Input, out: BinaryIO, watch: Callable[[int], object]) -> None:
-    """Receive for the volume until the stream ends. watch: called with the folder of the locks."""
+    """Receive for the volume until the stream ends. watch: called with the folder that holds the locks."""
     site = kept_site(name)
     folder = run_folder(site.id)
-    fence.take_shared(fence.open_lock(folder, fence.RECEIVERS_LOCK))  # until the end of this process
+    fence.take_shared(fence.open_lock(folder, fence.RECEIVERS_LOCK))  # held until this process exits
     watch(folder)
     volume = open_volume(site)
 

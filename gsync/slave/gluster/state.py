@@ -1,16 +1,15 @@
-"""What the agent must remember across its own death, kept in the volume itself: any host of the volume's may go on.
+"""The state that must outlive the agent, kept in the volume itself: an agent on any of its hosts can continue.
 
     facts       stime, entry_stime, mark, epoch (of each stream), session, clean
-    touched     names that the batches since the last commit of a stime may have changed, with the gfids at stake
+    touched     names that batches since the last commit of a stime may have changed, with the gfids at stake
     guests      directories that were moved into one that is not attached yet
     incomplete  directories made since then, whose content may be missing
-    limbo       since when an entry of limbo/old waits, and the base name it had
+    limbo       since when an entry of limbo/old waits, and its former base name
 
-It is a log: two files of this connection's own in .gsync/state, of which the one with the higher generation counts, if
-it has its `whole` line. A line is a JSON object; what a torn last line would have said has not happened. A commit
-writes the other file anew. In memory of this process nothing grows: the tables are SQLite's, in a file without a name.
-An older connection that wakes up on another host writes to files of its own, which nobody reads any more.
-Standard library only, Python 3.9.
+It is a log in two files of this connection in .gsync/state. Of these the one with the higher generation counts, if it
+has its `whole` line. A line is a JSON object; a torn last line counts as never written. A commit rewrites the other
+file. Nothing grows in this process's memory: the tables are SQLite's, in an unnamed file. An older connection that
+wakes up on another host writes to files of its own, which nobody reads any more. Standard library only, Python 3.9.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ _READ = 1 << 20
 
 
 class _Place(NamedTuple):
-    """A file of the state, as its first line says."""
+    """A file of the state, as described by its first line."""
 
     generation: int
     epoch: int
@@ -54,7 +53,7 @@ class _Place(NamedTuple):
 
 
 class VolumeState(Streams):
-    """own: names this connection's files. Every change is in the volume, though not yet durable, after `write`."""
+    """own: names this connection's files. After `write`, every change is in the volume, but not yet durable."""
 
     def __init__(self, volume: GlusterVolume, own: str, stream: str = "") -> None:
         self._volume = volume
@@ -77,7 +76,7 @@ class VolumeState(Streams):
     # reading
 
     def _read(self) -> None:
-        """Take over what the youngest connection before has left."""
+        """Load the state left by the youngest earlier connection."""
         places = []
         for bname, node in self._volume.names(FOLDER):
             first = next(self._rows(node.gfid), None)
@@ -95,7 +94,7 @@ class VolumeState(Streams):
         return any("whole" in row for row in self._rows(gfid))
 
     def _rows(self, gfid: Gfid) -> Iterator[dict[str, Any]]:
-        """The lines of a file, up to one that is torn."""
+        """The lines of a file, up to a torn one."""
         file = self._volume.open(gfid)
         try:
             at, tail = 0, b""
@@ -138,7 +137,7 @@ class VolumeState(Streams):
         self._say(facts={key: value})
 
     def forget_stimes(self) -> None:
-        """Of all streams."""
+        """Those of all streams."""
         self._say(facts={key: None for key in self.facts if key.startswith(("stime", "entry_stime"))})
 
     # writing
@@ -168,11 +167,11 @@ class VolumeState(Streams):
             self._say(left=gone)
 
     def complete(self, gfids: Iterable[Gfid]) -> None:
-        """Counts with the next commit."""
+        """Takes effect with the next commit."""
         self.db.executemany("UPDATE incomplete SET done=1 WHERE gfid=?", ((g,) for g in gfids))
 
     def write(self, durable: bool = False) -> None:
-        """Bring to the volume what has been said."""
+        """Write pending lines to the volume."""
         if self._file is None:
             raise SlaveError("the state was not begun")
         if self._lines:
@@ -184,7 +183,8 @@ class VolumeState(Streams):
             self._file.sync()
 
     def committed(self, whole: bool) -> None:
-        """Durable with all that was said: a batch is at its end, nothing is in doubt any more; else an interim."""
+        """Write everything durably. whole: a batch has ended, and nothing is in doubt any more; otherwise an interim
+        commit."""
         if whole:
             for table in ("touched", "guests", "incomplete"):
                 self.db.execute(f"DELETE FROM {table}")
@@ -196,7 +196,7 @@ class VolumeState(Streams):
         self.write(durable=True)
 
     def begin(self) -> None:
-        """Write all that is known to the next file, durably; from then on it is the one that counts."""
+        """Write the whole state to the next file, durably; from then on that file counts."""
         self._generation += 1
         bname = f"{self._own}.{self._generation % 2}".encode()
         gfid = RESERVED + hashlib.blake2b(bname, digest_size=16 - len(RESERVED)).digest()
@@ -237,13 +237,13 @@ class VolumeState(Streams):
             yield page
 
     def drop_others(self) -> None:
-        """The files of connections before this one are needed no more."""
+        """Delete the files of earlier connections."""
         mine = {f"{self._own}.{n}".encode() for n in (0, 1)}
         for bname in [bname for bname, _ in self._volume.names(FOLDER) if bname not in mine]:
             with suppress(FileNotFoundError):
                 self._volume.unlink(FOLDER, bname)
 
-    # asking
+    # queries
 
     def touched_names(self, after: Name | None, limit: int) -> list[Name]:
         """A page of the touched names."""
@@ -252,7 +252,7 @@ class VolumeState(Streams):
             (*(after or (b"", b"")), limit)).fetchall()
 
     def touched_since(self, gfid: Gfid) -> int | None:
-        """The youngest time at which something about this inode was asked of the master."""
+        """The latest time at which the master was asked about this inode."""
         found = self.db.execute("SELECT max(since) FROM touched WHERE gfid=?", (gfid,)).fetchone()[0]
         return None if found is None else int(found)
 

@@ -1,8 +1,8 @@
-"""Stable storage in a volume. Where all bricks are on this host, their file systems are synced; else there is a file on
-each subvolume that is written and synced.
+"""Stable storage in a volume. If all bricks are on this host, gsync syncs their file systems. Otherwise it writes and
+syncs one file on each subvolume.
 
-A sync of one file makes the file system's journal durable up to then (ext4, xfs), so everything that was done on the
-brick before it, but the content of other files: those are synced when they are written. GlusterFS itself has no call
+Syncing one file makes the file system's journal durable up to then (ext4, xfs). That covers everything done on the
+brick before, except the content of other files: those are synced when they are written. GlusterFS itself has no call
 that reaches all bricks. Standard library only, Python 3.9.
 """
 
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 FOLDER: Gfid = RESERVED + b"sync\0\0\0\0\0\0"
 _BRICK = re.compile(rb"<POSIX\([^)]*\):[^:>]*")  # the folder and host of a brick, in a pathinfo
-_TRIES = 40  # names per subvolume until one is found that lies there
+_TRIES = 40  # names tried per subvolume until one lands there
 
 
 class Storage:
-    """write_through: files have to be synced one by one. The files are found or made when they are first needed."""
+    """write_through: files must be synced one by one. The files are found or made when first needed."""
 
     def __init__(self, volume: GlusterVolume, site: VolumeSite) -> None:
         self._volume = volume
         self._subvolumes = site.subvolumes
-        # A folder for these bricks: only one that was made when they were there reaches all of them.
+        # A folder for this set of bricks: only one made while they existed reaches all of them.
         self._bname = _digest(repr(site.bricks).encode("utf-8", "surrogateescape")).hex().encode()
         self._gfids: list[Gfid] = []
         bricks = site.local_bricks()
@@ -45,7 +45,7 @@ class Storage:
             os.close(fd)
 
     def sync(self) -> None:
-        """Make durable what was done on every subvolume."""
+        """Make everything done on every subvolume durable."""
         for fd in self._brick_fds:
             syncfs(fd)
         if self.write_through:

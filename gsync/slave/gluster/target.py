@@ -1,11 +1,11 @@
-"""The slave that is a GlusterFS volume: takes it, and brings it into order (see gsync/slave/target.py).
+"""A GlusterFS volume as the slave: takes it for a session and prepares it (see gsync/slave/target.py).
 
-One connection at a time works in the volume, whichever of its hosts it comes by (invariant 9). Its pass is a file in
-.gsync/passes of the volume; a younger hello removes it. On one host the locks of gsync/slave/fence.py hold as for a
-directory, in /run/gsync: who is displaced is killed. On another host nobody can be killed: there everyone looks at his
-pass before a change unless he has looked within the last half second, and the younger hello waits for longer than that.
-So what an older connection can still do is the one call that is on its way to the bricks just then; it changes a name
-that the older one had noted as touched before, which the younger one looks at again.
+One connection at a time works in the volume, through whichever host it comes (invariant 9). Its pass is a file in
+.gsync/passes of the volume; a younger hello removes it. On one host the locks of gsync/slave/fence.py work as for a
+directory, in /run/gsync: displaced processes are killed. Processes on another host cannot be killed. There, each looks
+at its pass before a change unless it has looked within the last half second, and the younger hello waits longer than
+that. So an older connection can still complete only the one call that is on its way to the bricks at that moment. That
+call changes a name that the older connection noted as touched before, and the younger one looks at that name again.
 Standard library only, Python 3.9.
 """
 
@@ -44,11 +44,11 @@ _IDENTITY: Gfid = RESERVED + b"identity\0\0"
 _PROBE: Gfid = RESERVED + b"probe\0\0\0\0\0"
 _FORMAT = 1
 _RUN = b"/run/gsync"
-_LOOK_EVERY = 0.5  # seconds for which a look at the pass counts
-_GRACE = 1.5       # seconds that a younger connection leaves the processes of an older one on another host
-_LOW = 64 << 20    # bytes below which a volume counts as full
+_LOOK_EVERY = 0.5  # seconds for which a look at the pass stays valid
+_GRACE = 1.5       # seconds that a younger connection gives an older one's processes on another host
+_LOW = 64 << 20    # bytes free below which a volume counts as full
 
-# The folders of .gsync, each after the one that it is in.
+# The folders of .gsync, each after its parent.
 _FOLDERS: list[tuple[Gfid, bytes, Gfid]] = [
     (ROOT_GFID, STATE_DIR, limbo.STATE), (limbo.STATE, b"limbo", limbo.LIMBO),
     (limbo.LIMBO, b"new", LIMBO_NEW), (limbo.LIMBO, b"old", LIMBO_OLD),
@@ -58,7 +58,7 @@ _FOLDERS: list[tuple[Gfid, bytes, Gfid]] = [
 
 
 def run_folder(volume_id: str) -> int:
-    """A descriptor of this host's folder with the locks of a volume; only root may enter it."""
+    """A descriptor of this host's folder with the volume's locks; only root may enter it."""
     path = os.path.join(_RUN, b"volume-" + volume_id.encode())
     for folder, mode in ((_RUN, 0o755), (path, 0o700), (os.path.join(path, b"passes"), 0o700)):
         with suppress(FileExistsError):
@@ -72,14 +72,14 @@ def run_folder(volume_id: str) -> int:
 
 
 def keep_site(site: volfile.VolumeSite) -> None:
-    """Leave it for the receivers of this connection: asking glusterd costs as much as a hundred small files. Only root
-    can read it, since it may hold the pool's key."""
+    """Keep the site for this connection's receivers: asking glusterd costs as much as a hundred small files. Only root
+    can read it, since it may contain the pool's key."""
     path = os.path.join(_RUN, b"site-" + site.name.encode())
     replace_file(path, json.dumps(site).encode("ascii"), durable=False)
 
 
 def kept_site(name: str) -> volfile.VolumeSite:
-    """What the agent has found, as it has taken the volume."""
+    """The site that the agent found when it took the volume."""
     try:
         with open(os.path.join(_RUN, b"site-" + name.encode()), encoding="ascii") as file:
             name, uuid, graph, bricks, seen = json.load(file)
@@ -93,15 +93,15 @@ def make_folders(volume: GlusterVolume) -> None:
     """Make .gsync and its folders where they are missing."""
     for pargfid, bname, gfid in _FOLDERS:
         if volume.node(gfid) is None:
-            with suppress(FileExistsError):  # of another host that starts just now
+            with suppress(FileExistsError):  # made by another host that is starting now
                 volume.make(pargfid, bname, gfid, stat.S_IFDIR | 0o700)
-            for acl in ACLS:  # inherited; all that is made in it would be
+            for acl in ACLS:  # ACLs are inherited: everything made below would get them
                 with suppress(OSError):
                     volume.remove_xattr(gfid, acl)
 
 
 class VolumePass:
-    """The right of one connection to work in the volume, at this host and in the volume."""
+    """One connection's right to work in the volume, checked on this host and in the volume."""
 
     def __init__(self, volume: GlusterVolume, site: volfile.VolumeSite, local: fence.Pass, name: bytes) -> None:
         self._volume, self._site, self._local, self._name = volume, site, local, name
@@ -113,7 +113,8 @@ class VolumePass:
         return self._local.valid and self._volume.at(PASSES, self._name) is not None
 
     def check(self) -> None:
-        """Fenced once a younger connection has said hello, Transient once the volume is another than was opened."""
+        """Raise Fenced once a younger connection has said hello, Transient once the volume is no longer the one
+        opened."""
         self._local.check()
         self._site.check()
         self._looked = time.monotonic()
@@ -121,7 +122,7 @@ class VolumePass:
             raise fence.fenced(self._local.epoch, passes(self._volume, self._stream))
 
     def look(self) -> None:
-        """Before each change: `check`, unless that was just now (add-brick alone moves nothing)."""
+        """Call before each change: `check`, unless the last one is recent (add-brick alone moves nothing)."""
         if time.monotonic() - self._looked > _LOOK_EVERY:
             self.check()
 
@@ -134,7 +135,7 @@ def pass_name(epoch: int, ticket: str) -> bytes:
 
 
 def passes(volume: GlusterVolume, stream: str) -> dict[str, int]:
-    """The passes there are of a stream, with their epochs."""
+    """The existing passes of a stream, with their epochs."""
     found = {}
     for bname, _ in volume.names(PASSES):
         name = os.fsdecode(bname)
@@ -146,14 +147,14 @@ def passes(volume: GlusterVolume, stream: str) -> dict[str, int]:
 
 
 def show(volume: GlusterVolume, site: volfile.VolumeSite, local: fence.Pass, epoch: int, ticket: str) -> VolumePass:
-    """The pass of the connection that a receiver belongs to; Fenced if it is not valid (any more)."""
+    """The pass of the connection that a receiver belongs to; Fenced if it is no longer valid, or never was."""
     own = VolumePass(volume, site, local, pass_name(epoch, ticket))
     own.check()
     return own
 
 
 class VolumeTarget:
-    """A Target. step: told of everything that a crash may follow."""
+    """A Target. step: told of every point at which a crash may follow."""
 
     def __init__(self, name: str, step: Step = lambda name: None, clock: Clock = SYSTEM_CLOCK) -> None:
         self._name = name
@@ -176,7 +177,7 @@ class VolumeTarget:
 
     @property
     def _volume(self) -> GlusterVolume:
-        """The volume, reached when it is first needed."""
+        """The volume, opened when first needed."""
         if self._reached is None:
             site = self._site = volfile.find(self._name)
             try:
@@ -189,11 +190,11 @@ class VolumeTarget:
                                 ) from exc
         return self._reached
 
-    # before it is taken
+    # before the volume is taken
 
     def _inspect(self, volume: str, adopt: bool) -> tuple[dict[str, Any] | None, bool]:
-        """The identity that is written in it, if any, and whether it is empty; SlaveError if it cannot be this
-        volume's slave."""
+        """The identity written in the volume, if any, and whether it is empty; SlaveError if it cannot be this master's
+        slave."""
         known = self._identity()
         if known is not None and known.get("volume") != volume:
             raise SlaveError(f"it is the slave of another volume, {known.get('volume_name')} ({known.get('volume')})")
@@ -240,7 +241,7 @@ class VolumeTarget:
                       kind, problems, self._busy(), space.free, space.inodes, "glusterfs", [], reached.id)
 
     def _busy(self) -> str:
-        """Which session works there now by way of this host, "" if none does."""
+        """The session that works there now through this host, "" if none does."""
         with suppress(OSError):
             fd = os.open(os.path.join(_RUN, b"volume-" + self._volume.id.encode()), os.O_RDONLY | os.O_DIRECTORY)
             try:
@@ -249,7 +250,7 @@ class VolumeTarget:
                 os.close(fd)
         return ""
 
-    # taking it
+    # taking the volume
 
     def open(self, asked: Asked) -> Opened:
         volume = self._volume
@@ -279,7 +280,7 @@ class VolumeTarget:
         return Opened(*kept.standing(), unclean, empty, volume.space().free, caps, volume.id)
 
     def _take(self, volume: GlusterVolume, session: str, epoch: int, ticket: str) -> VolumePass:
-        """End what an older connection runs at this host, then take the others their passes."""
+        """End an older connection's processes on this host, then revoke the other passes."""
         folder = run_folder(volume.id)
         stream = stream_of(ticket)
         try:
@@ -303,7 +304,7 @@ class VolumeTarget:
         except Fenced:
             volume.unlink(PASSES, pass_name(epoch, ticket))
             raise
-        volume.sync()  # ours before theirs go: the highest epoch is never forgotten
+        volume.sync()  # ours before the others go: the highest epoch is never forgotten
         others.pop(os.fsdecode(pass_name(epoch, ticket)), None)
         for name in others:
             with suppress(FileNotFoundError):
@@ -332,7 +333,7 @@ class VolumeTarget:
         finally:
             file.close()
 
-    # while it is taken
+    # while the volume is taken
 
     def check(self) -> None:
         if self._pass is not None:
@@ -363,7 +364,7 @@ class VolumeTarget:
 
 
 def _all_local(local: fence.Pass, others: dict[str, int]) -> bool:
-    """Whether the connections that were displaced were this host's: then nobody of theirs lives any more."""
+    """Whether all displaced connections were on this host: then none of their processes are alive."""
     return all(local.displaced(name) for name in others)
 
 
@@ -374,7 +375,7 @@ def _full(name: str, space: Space) -> str:
 
 
 def _probe(volume: GlusterVolume) -> Caps:
-    """What the bricks can hold: found out by trying."""
+    """What the bricks can store, found by trying."""
     gfid = _PROBE
     with suppress(FileNotFoundError):
         volume.unlink(limbo.STATE, b"probe")

@@ -1,5 +1,5 @@
-"""What glusterd says of a volume, and the client graph that the agent uses: the volume's own without the translators
-that keep or delay anything, so that what is written is at the bricks and what is read is theirs.
+"""What glusterd says about a volume, and the client graph that the agent uses. The graph is the volume's own without
+the translators that cache or delay: writes reach the bricks, and reads come from them.
 
 Format of a volfile: GlusterFS, doc/developer-guide (`volume NAME`, `type`, `option KEY VALUE`, `subvolumes A B`,
 `end-volume`; the last volume is the top). Standard library only, Python 3.9.
@@ -23,10 +23,10 @@ from gsync.base.glusterfs import EVERYWHERE, WHOLE_OR_NOTHING, running
 _CLI_TIMEOUT = 60  # seconds
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# They cache or reorder, or only count.
+# These cache, reorder, or only count.
 _LEFT_OUT = ("performance/", "debug/io-stats", "meta")
 _OPTIONS: dict[str, dict[str, str]] = {
-    # They would write the length of a file to the bricks a second later, and never if this process ends before.
+    # Otherwise they write a file's length to the bricks a second later, and never if this process exits before.
     "cluster/disperse": {"eager-lock": "off", "other-eager-lock": "off"},
     "cluster/distribute": EVERYWHERE}
 _WORKDIR = "/var/lib/glusterd"
@@ -45,8 +45,8 @@ class Translator(NamedTuple):
 
 
 class VolumeSite(NamedTuple):
-    """A volume that can be used: its id (UUID), its client graph, its bricks; and what told glusterd's file with all
-    that from a later one."""
+    """A usable volume: its id (UUID), its client graph, its bricks, and a fingerprint that tells glusterd's file of
+    that moment from a later one."""
 
     name: str
     id: str
@@ -56,28 +56,29 @@ class VolumeSite(NamedTuple):
 
     @property
     def sharded(self) -> bool:
-        """Whether long files lie in pieces."""
+        """Whether long files are stored in pieces."""
         return any(t.type == "features/shard" for t in self.graph)
 
     def text(self, lasting: bool) -> str:
-        """The volfile of the lean graph, with access by gfid on top. lasting: the process ends once a part of the
-        volume is away; but a graph that is taken down within it sees all of them go."""
+        """The volfile of the lean graph, with access by gfid on top. lasting: the process exits once a subvolume is
+        unreachable; taking a graph down inside the process makes all of them unreachable, too."""
         more = {"cluster/distribute": WHOLE_OR_NOTHING} if lasting else {}
         return written(lean(self.graph, self.name, more))
 
     def check(self) -> None:
-        """Transient once the volume has been changed: a client that does not know of a brick misses what lies there."""
+        """Raise Transient once the volume has been changed: a client that does not know a brick misses the files
+        there."""
         now = _seen(self.name)
         if None not in (now, self.seen) and now != self.seen:
             raise Transient(f"the bricks or the options of the GlusterFS volume {self.name} were changed")
 
     @property
     def subvolumes(self) -> int:
-        """Among how many the files are distributed."""
+        """The number of subvolumes that files are distributed over."""
         return max((len(t.subvolumes) for t in self.graph if t.type == "cluster/distribute"), default=1)
 
     def local_bricks(self) -> list[str] | None:
-        """The folders of all bricks, if all of them are on this host and are this volume's; else None."""
+        """The folders of all bricks, if all of them are on this host and belong to this volume; else None."""
         paths = []
         for brick in self.bricks:
             if not _is_local(brick.host) or not _is_brick(brick.path, self.id):
@@ -87,12 +88,12 @@ class VolumeSite(NamedTuple):
 
 
 def program(name: str) -> str | None:
-    """Where a program of GlusterFS is, or None."""
+    """The path of a GlusterFS program, or None."""
     return shutil.which(name, path=os.environ.get("PATH", "") + ":" + _PATH)
 
 
 def find(volume: str) -> VolumeSite:
-    """Ask the glusterd of this host. SlaveError if the volume cannot be used, Transient if that may pass."""
+    """Ask this host's glusterd. SlaveError if the volume cannot be used, Transient if that may pass."""
     if not _NAME.fullmatch(volume):
         raise SlaveError(f"{volume!r} is not the name of a GlusterFS volume")
     if os.geteuid() != 0:
@@ -122,7 +123,7 @@ def find(volume: str) -> VolumeSite:
 
 
 def _seen(volume: str) -> tuple[int, int] | None:
-    """Tells one state of glusterd's file about the volume from another; None where it cannot be seen."""
+    """A fingerprint of glusterd's file about the volume; None where the file cannot be seen."""
     try:
         st = os.stat(os.path.join(_WORKDIR, "vols", volume, "info"))
     except OSError:
@@ -131,8 +132,8 @@ def _seen(volume: str) -> tuple[int, int] | None:
 
 
 def away(site: VolumeSite) -> list[str]:
-    """The bricks that do not run, or cannot be reached, of those parts of the volume that are away because of it; none
-    if glusterd does not tell."""
+    """Of the subvolumes that are unreachable: the bricks that cause it, because they do not run or cannot be reached.
+    Empty if glusterd does not tell."""
     try:
         status = ET.fromstring(_run([program("gluster") or "gluster", "--mode=script", "--xml", "volume", "status",
                                      site.name]))
@@ -152,7 +153,7 @@ def away(site: VolumeSite) -> list[str]:
 
 
 def _clients(graph: Mapping[str, Translator], name: str) -> Iterator[Translator]:
-    """The translators below one that each lead to a brick."""
+    """The translators below `name` that each lead to a brick."""
     translator = graph[name]
     if translator.type == "protocol/client":
         yield translator
@@ -190,7 +191,8 @@ def parsed(text: str) -> list[Translator]:
 
 
 def lean(graph: Sequence[Translator], volume: str, more: Mapping[str, Mapping[str, str]]) -> list[Translator]:
-    """The graph without what keeps or delays; what spreads, copies, codes and shards stays. more: options by type."""
+    """The graph without translators that cache or delay; those that distribute, replicate, disperse and shard stay.
+    more: options by type."""
     instead: dict[str, str] = {}
     kept: list[Translator] = []
     for translator in graph:
@@ -204,7 +206,7 @@ def lean(graph: Sequence[Translator], volume: str, more: Mapping[str, Mapping[st
 
 
 def written(graph: Sequence[Translator]) -> str:
-    """The volfile of a graph."""
+    """The graph as a volfile."""
     lines = []
     for name, kind, options, subvolumes in graph:
         lines += [f"volume {name}", f"    type {kind}"]
@@ -215,7 +217,7 @@ def written(graph: Sequence[Translator]) -> str:
 
 
 def _is_local(host: str) -> bool:
-    """Whether this host has that address."""
+    """Whether this host has this address."""
     with suppress(OSError):
         for family, kind, proto, _, address in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM):
             with socket.socket(family, kind, proto) as probe:
@@ -225,7 +227,7 @@ def _is_local(host: str) -> bool:
 
 
 def _is_brick(path: str, volume_id: str) -> bool:
-    """Whether that folder of this host is a brick of the volume."""
+    """Whether this folder of this host is a brick of the volume."""
     try:
         return os.getxattr(path, "trusted.glusterfs.volume-id").hex() == volume_id.replace("-", "")
     except OSError:

@@ -1,8 +1,8 @@
 """A GlusterFS volume as the agent sees it: inodes by gfid, names by the gfid of their directory.
 
-The seam between what is done at the slave (apply, receive) and how the volume is reached (gfapi, auxmount); both are
-held to one contract by tests/gluster. Nothing here follows a symlink, and no path leads anywhere but a gfid.
-Errors are OSError with the errno that the volume gave. Standard library only, Python 3.9.
+This is the seam between the changes at the slave (apply, receive) and the access to the volume (gfapi, auxmount).
+tests/gluster holds both kinds of access to one contract. Nothing here follows a symlink, and every path leads to a
+gfid. Errors are OSError with the volume's errno. Standard library only, Python 3.9.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from gsync.link.protocol import Xattrs
 NEWFILE = "glusterfs.gfid.newfile"
 GFID2PATH = "glusterfs.gfid2path"
 
-# What GlusterFS keeps on inodes for itself: the names that are never the master's.
+# xattrs that GlusterFS keeps on inodes for itself: these are never the master's.
 _INTERNAL = (b"trusted.gfid", b"trusted.glusterfs.", b"trusted.afr.", b"trusted.ec.", b"trusted.dht.",
              b"trusted.pgfid.", b"trusted.bit-rot.", b"trusted.tier.", b"trusted.io-stats", b"trusted.SGI_",
              b"trusted.gsync.", b"trusted.overlay.", b"glusterfs.", b"security.selinux", b"security.ima",
              b"security.evm", b"security.SMACK")
 ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
-# In the root of a volume: GlusterFS's own. A replicated one has .glusterfs-anonymous-inode-<id>.
+# GlusterFS's own names in the root of a volume. A replicated one also has .glusterfs-anonymous-inode-<id>.
 _ITS_NAMES = (b".trashcan", b".shard", b".gfid", b"lost+found")
 
 
@@ -56,7 +56,7 @@ class Node(NamedTuple):
 
 
 class Space(NamedTuple):
-    """What is free: bytes, and inodes (None: no limit)."""
+    """Free bytes and inodes (None: no limit)."""
 
     free: int
     inodes: int | None
@@ -66,25 +66,25 @@ class File(Protocol):
     """An open regular file."""
 
     def pwrite(self, data: bytes | memoryview, offset: int) -> None:
-        """Write all of it."""
+        """Write all of the data."""
 
     def pread(self, size: int, offset: int) -> bytes:
-        """What is there, from the volume itself; less only at the end."""
+        """Read from the volume itself; short only at the end of the file."""
 
     def truncate(self, size: int) -> None: ...
 
     def sync(self) -> None:
-        """Have what was written on stable storage, on every brick of the file."""
+        """Make written data stable on every brick of the file."""
 
     def close(self) -> None: ...
 
 
 class GlusterVolume(Protocol):
-    """Any thread but one at a time, the one that opened it.
+    """Usable by one thread, the one that opened it.
 
-    `write_through`: files have to be synced one by one, since `sync` cannot reach the disks of all bricks.
-    `refuses_twins`: the volume itself makes no second inode with a gfid. A brick sees to that on its own, so this holds
-    where all files are on the same ones.
+    `write_through`: files must be synced one by one, since `sync` cannot reach the disks of all bricks.
+    `refuses_twins`: the volume itself refuses a second inode with a gfid. Each brick enforces that only for itself, so
+    this holds where all files are on the same bricks.
     """
 
     name: str
@@ -93,21 +93,22 @@ class GlusterVolume(Protocol):
     refuses_twins: bool
 
     def node(self, gfid: Gfid) -> Node | None:
-        """The inode, asked of the volume anew; None: the volume has none."""
+        """The inode, looked up afresh; None if the volume has none."""
 
     def at(self, pargfid: Gfid, bname: bytes) -> Node | None:
-        """Who is at a name, asked anew; None: nobody, or there is no such directory."""
+        """The inode at a name, looked up afresh; None if there is none, or no such directory."""
 
     def parent(self, gfid: Gfid) -> tuple[Gfid, bytes] | None:
         """The name of a directory; None for the root, or if there is no such directory."""
 
     def names(self, gfid: Gfid) -> Iterator[tuple[bytes, Node]]:
-        """What is in a directory; GlusterFS's own names in the root left out. FileNotFoundError if there is none."""
+        """The entries of a directory, without GlusterFS's own names in the root. FileNotFoundError if it does not
+        exist."""
 
     def make(self, pargfid: Gfid, bname: bytes, gfid: Gfid, mode: int, uid: int = 0, gid: int = 0, rdev: int = 0,
              target: bytes | None = None) -> None:
-        """A new inode with this gfid. No other inode may have it: the caller has asked, unless the volume
-        `refuses_twins`. FileExistsError says either: the name is taken, or the gfid."""
+        """Make an inode with this gfid. No other inode may have it: the caller has asked, unless the volume
+        `refuses_twins`. FileExistsError means that either the name or the gfid is taken."""
 
     def link(self, gfid: Gfid, pargfid: Gfid, bname: bytes) -> None: ...
 
@@ -122,30 +123,31 @@ class GlusterVolume(Protocol):
     def open(self, gfid: Gfid, write: bool = False) -> File: ...
 
     def open_short(self, gfid: Gfid) -> File:
-        """To write a short file and read it back, in as few calls as there can be. One at a time, closed before
-        another call."""
+        """Open a short file for writing and reading back, in as few calls as possible. One at a time; close it before
+        any other call."""
 
     def set_attrs(self, gfid: Gfid, mode: int | None, owner: tuple[int, int] | None, times: tuple[int, int] | None
                   ) -> None:
-        """owner: uid, gid; times: mtime, atime. In one step; owner goes first. mode None: leave it (of a symlink)."""
+        """owner: uid, gid; times: mtime, atime. In one step, the owner first. mode None: leave it (for a symlink)."""
 
     def xattrs(self, gfid: Gfid) -> dict[bytes, bytes]:
-        """All that are not GlusterFS's own."""
+        """All xattrs except GlusterFS's own."""
 
     def set_xattr(self, gfid: Gfid, name: bytes, value: bytes) -> None: ...
 
     def remove_xattr(self, gfid: Gfid, name: bytes) -> None: ...
 
     def pathinfo(self, gfid: Gfid) -> bytes:
-        """Where the bricks are that hold it, as GlusterFS words it."""
+        """The bricks that hold the inode, in GlusterFS's format."""
 
     def space(self) -> Space: ...
 
     def sync(self) -> None:
-        """Have what was done on stable storage. Without effect where `write_through`."""
+        """Make everything done so far stable. No effect where `write_through`."""
 
     def anew(self) -> AbstractContextManager[GlusterVolume]:
-        """It, as it is now: a sharded one keeps the lengths of files that it has looked at, whoever changes them."""
+        """The volume as it is now: a sharded one caches the lengths of files that it has looked at, whoever changes
+        them."""
 
     def close(self) -> None: ...
 
@@ -169,12 +171,12 @@ def is_its_name(pargfid: Gfid, bname: bytes) -> bool:
 
 
 def is_internal(name: bytes) -> bool:
-    """Whether an xattr is GlusterFS's own, or the slave system's."""
+    """Whether an xattr belongs to GlusterFS or to the slave's system."""
     return name.startswith(_INTERNAL)
 
 
 def raised(err: int, what: str) -> Exception:
-    """What to raise for an errno of the volume: a lost volume is not a matter of one file."""
+    """The exception for an errno of the volume: losing the volume is not one file's failure."""
     if err in SLAVE_GLUSTER.away:
         return Transient(f"the volume does not answer: {os.strerror(err)} ({what})")
     return OSError(err, os.strerror(err), what)
@@ -182,14 +184,14 @@ def raised(err: int, what: str) -> Exception:
 
 def set_node_attrs(volume: GlusterVolume, node: Node, mode: int, uid: int, gid: int, mtime: int, atime: int,
                    xattrs: Xattrs | None, leave: frozenset[str]) -> None:
-    """Make the attributes of an inode these, touching only what differs; owner, mode, ACLs and xattrs, then times.
-    xattrs None: leave them; leave: "xattrs", "acls" of the slave's own."""
+    """Set the attributes of an inode, changing only those that differ: owner, mode, ACLs and xattrs, then times. xattrs
+    None: leave them. leave: "xattrs", "acls" that the slave keeps as its own."""
     gfid, is_link = node.gfid, stat.S_ISLNK(node.mode)
     wanted = stat.S_IMODE(mode)
     owner = None if (node.uid, node.gid) == (uid, gid) else (uid, gid)
     changed = False
     if xattrs is not None:
-        if owner or wanted != stat.S_IMODE(node.mode):  # first: an ACL holds what the mode says of the group
+        if owner or wanted != stat.S_IMODE(node.mode):  # first: an ACL carries the group bits of the mode
             volume.set_attrs(gfid, None if is_link else wanted, owner, None)
             owner = None
         changed = _set_xattrs(volume, gfid, xattrs, leave)
@@ -212,7 +214,7 @@ def _set_xattrs(volume: GlusterVolume, gfid: Gfid, wanted: Xattrs, leave: frozen
             try:
                 volume.set_xattr(gfid, name, value)
             except OSError as exc:
-                # The bricks' ext4 says so when the xattrs of an inode do not fit into its block, whatever is free.
+                # The bricks' ext4 reports ENOSPC when an inode's xattrs exceed its block, however much is free.
                 if exc.errno == errno.ENOSPC and volume.space().free:
                     raise OSError(errno.E2BIG, os.strerror(errno.E2BIG), name) from exc
                 raise
