@@ -1,8 +1,8 @@
 """A posix brick as the worker sees it: what is at a name now, what an inode holds now, its bytes.
 
-Nothing is written here. Identity decides: a directory or file is opened by its handle where the process may, else
-along the path that the recorder's index gives, and its handle is checked. *Unknown* (the index leads elsewhere:
-the recorder has not caught up) is never taken for *absent*.
+Writes nothing. Identity decides: a directory or file is opened by its handle if the process may, else along the path in
+the recorder's index, and then its handle is checked. *Unknown* (the index leads elsewhere: the recorder has not caught
+up) is never taken for *absent*.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class IndexReader:
-    """The same by the recorder's index, which is far cheaper: regular files come as the index knows them.
+    """Reads a directory from the recorder's index, which is far cheaper: regular files come as the index knows them.
 
-    What changed since the index was told has a record, or will have one. The index does not know of other names: who
-    opens the file has to look at its count of links.
+    A change since the index was updated has a record, or will have one. The index does not know an inode's other names:
+    whoever opens the file must check its link count.
     """
 
     def __init__(self, tree: PosixTree, index: Namespace, gfid: Gfid, fd: int, path: bytes) -> None:
@@ -48,8 +48,8 @@ class IndexReader:
 
 
 class PosixTree(Tree):
-    """The tree at root_fd. `index` is the file of the recorder's index, read only; `ignored` are paths of inodes that
-    are not part of the tree."""
+    """The tree at root_fd. `index`: the file of the recorder's index, read only. `ignored`: paths of inodes that are
+    not part of the tree."""
 
     def __init__(self, root_fd: int, tag: bytes, index: str, filters: Filter | None = None,
                  ignored: Sequence[str] = (), xattrs: bool = True, acls: bool = True,
@@ -73,7 +73,7 @@ class PosixTree(Tree):
         return index
 
     def will_read(self, files: int) -> None:
-        pass  # nothing has to be made ready
+        pass  # nothing to prepare
 
     def hint(self, gfid: Gfid) -> None:
         handle = self._handle(gfid)
@@ -128,9 +128,9 @@ class PosixTree(Tree):
                 and not (self._filter and self._filter.excludes(dirpath + entry.bname, False)))
 
     def read_indexed(self, gfid: Gfid) -> IndexReader | None:
-        """A reader of the directory by the index; None before all its names are there (until the index is complete, a
-        directory has a ctime in it then), where it may lack what the recorder was not allowed to see, and without the
-        directory."""
+        """A reader of the directory from the index. None if the index lacks some of its names (until the index is
+        complete, a directory has a ctime in it only when all its names are there), if the recorder was not allowed to
+        see all of it, or if the directory cannot be opened."""
         if not self.by_handle:
             return None
         if self._index.fact("complete") != 1:
@@ -156,18 +156,19 @@ class PosixTree(Tree):
         if path is None:
             gone = os.fstat(fd).st_nlink == 0
             os.close(fd)
-            # Outside, as long as the recorder does not know that: it may come back with all that is in it, and a
-            # recorder that never missed it would say no more than its new name.
+            # Outside, as long as the recorder does not know that: the directory may come back with all its content, and
+            # a recorder that never missed it would only report its new name.
             if not gone and self._index.entry_of(gfid) is not None:
                 return self._no(Verdict.UNKNOWN, errno.ESTALE)
             return self._no(Verdict.ABSENT)
         return fd, path
 
     def _path_inside(self, fd: int) -> bytes | None:
-        """Path of an open directory from the root, "" or ending in a slash; None if it is not in the tree (any more).
+        """The path of an open directory from the root, "" or ending in a slash; None if it is not in the tree (any
+        more).
 
-        Above PATH_MAX the kernel does not tell the path: then the climb tells whether it is inside, and the index
-        gives the path for the filters.
+        Beyond PATH_MAX the kernel does not tell the path. Then climbing tells whether it is inside, and the index gives
+        the path for the filters.
         """
         try:
             root = os.readlink(b"/proc/self/fd/%d" % self._root_fd)
@@ -217,7 +218,7 @@ class PosixTree(Tree):
         if not flags & os.O_PATH:
             try:
                 return self._open_as(gfid, flags | os.O_NOATIME)
-            except PermissionError:  # reading without a trace is for the owner and for root
+            except PermissionError:  # only the owner and root may read without updating the atime
                 pass
         return self._open_as(gfid, flags)
 
@@ -253,7 +254,7 @@ class PosixTree(Tree):
         raise LookupError(gfid)
 
     def _dir_path(self, gfid: Gfid) -> list[bytes] | None:
-        """Path of a directory by the hints first (they are newer), then the index."""
+        """A directory's path, from the hints first (they are newer), then the index."""
         parts: list[bytes] = []
         for _ in range(100_000):
             if gfid == ROOT_GFID:
@@ -269,7 +270,7 @@ class PosixTree(Tree):
             return None
         return None
 
-    # where an inode is
+    # locating an inode
 
     def names_of(self, gfid: Gfid) -> list[Name]:
         names = {e.name for e in self._index.entries_of(gfid)}
@@ -300,7 +301,8 @@ class PosixTree(Tree):
         return chain
 
     def _place_of_dir(self, gfid: Gfid) -> Name | None:
-        """Name of a directory as the file system tells it; None if it is none, is gone, or may not be asked."""
+        """A directory's name according to the file system; None if it is not a directory, is gone, or may not be
+        asked."""
         if gfid == ROOT_GFID or not self.by_handle:
             return None
         opened = self._open_dir(gfid, to_list=True)
@@ -320,6 +322,6 @@ class PosixTree(Tree):
             os.close(fd)
 
     def path_text(self, name: Name) -> bytes:
-        """A path for people: as good as index and hints know it."""
+        """A path for people, as good as index and hints know it."""
         parent = self._dir_path(name[0])
         return b"/".join([*parent, name[1]]) if parent is not None else b".../" + name[1]

@@ -1,8 +1,9 @@
-"""The master's tree as the worker sees it, whatever it lies on: what is at a name now, what an inode holds, its bytes.
+"""The master's tree as the worker sees it, whatever it is stored on: what is at a name now, what an inode holds, its
+bytes.
 
-Nothing is written. *Unknown* (what is asked knows that it is not up to date) is never taken for *absent*; a tree that
-cannot be reached as a whole is Transient, never absent either. Not here: how an inode is found by its gfid, and where
-it is now (posix, gtree).
+Writes nothing. *Unknown* (the source of the answer knows that it is not up to date) is never taken for *absent*; a tree
+that is unreachable as a whole is Transient, never absent either. Not here: how an inode is found by its gfid, and where
+it is now (posix, gluster/tree).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from gsync.base.namespace import IndexEntry
 
 Xattrs = list[tuple[bytes, bytes]]
 
-# Kept by GlusterFS and by gsync for themselves; everything else that the process may read goes along.
+# GlusterFS and gsync keep these for themselves; everything else that the process may read is replicated.
 _INTERNAL_XATTRS = ("trusted.gfid", "trusted.glusterfs.", "trusted.afr.", "trusted.ec.", "trusted.pgfid.",
                     "trusted.bit-rot.", "trusted.SGFS.", "trusted.gsync.", "trusted.overlay.", "glusterfs.")
 
@@ -39,13 +40,13 @@ def is_internal_xattr(name: str) -> bool:
 class Verdict(Enum):
     PRESENT = "present"
     ABSENT = "absent"
-    UNKNOWN = "unknown"      # cannot be told before the recorder has caught up; errno ENOENT: index has no such parent
-    EXCLUDED = "excluded"    # a filter or gsync itself keeps it out: neither sent nor removed
-    ERROR = "error"          # errno says why
+    UNKNOWN = "unknown"      # unknown until the recorder has caught up; errno ENOENT: the index has no such parent
+    EXCLUDED = "excluded"    # a filter or gsync itself excludes it: neither sent nor removed
+    ERROR = "error"          # errno tells why
 
 
 class Resolved(NamedTuple):
-    """What one name is on the master now. Fields after `since` hold for PRESENT only (errno: for ERROR)."""
+    """The state of one name on the master now. Fields after `since` hold for PRESENT only (errno: for ERROR)."""
 
     name: Name
     verdict: Verdict
@@ -63,7 +64,7 @@ class Filter:
     """gitignore-style patterns over paths from the root of the tree; the last match decides."""
 
     def __init__(self, patterns: Sequence[str]) -> None:
-        import pathspec  # most sessions have no patterns, and do not wait for it
+        import pathspec  # most sessions have no patterns, and should not wait for the import
 
         self.patterns = tuple(patterns)
         self._spec = pathspec.GitIgnoreSpec.from_lines(patterns)
@@ -76,10 +77,10 @@ class Reader(Protocol):
     """The entries of one directory, page by page."""
 
     gfid: Gfid
-    failed: int  # the errno that it ended with before all was read, else 0
+    failed: int  # the errno that ended reading early, else 0
 
     def page(self, limit: int) -> Sequence[Resolved | IndexEntry]:
-        """The next ones, at most `limit`; fewer at the end."""
+        """The next entries, at most `limit`; fewer at the end."""
 
     def close(self) -> None: ...
 
@@ -99,7 +100,7 @@ class DirReader:
             page.extend(islice(self._entries, limit))
         except OSError as exc:
             self.failed = exc.errno or errno.EIO
-        page.sort(key=os.DirEntry.inode)  # the order in which a disk likes to be asked, and in which the recorder asks
+        page.sort(key=os.DirEntry.inode)  # the order that suits a disk best, and in which the recorder asks
         return self._tree.look_all(self._fd, self._path, [(self.gfid, os.fsencode(entry.name)) for entry in page])
 
     def close(self) -> None:
@@ -109,31 +110,31 @@ class DirReader:
 
 class Tree(ABC):
     """The tree at root_fd, which it takes over. Without `xattrs` or `acls` these are not read. The syncer threads call
-    `open` and `xattrs`, those of a hybrid crawl `look`; all else is for one thread."""
+    `open` and `xattrs`, those of a hybrid crawl `look`; everything else is for one thread."""
 
     def __init__(self, root_fd: int, filters: Filter | None, xattrs: bool, acls: bool,
                  clock: Callable[[], int] = time.time_ns) -> None:
         self._root_fd = root_fd
         self._filter = filters
         self._clock = clock
-        # Places of inodes that were seen but need not be known otherwise yet; the batch fills and empties it.
+        # Places of inodes that were seen, but are not yet known otherwise; the batch fills and empties this.
         self.hints: dict[Gfid, tuple[bytes, Name]] = {}
-        # Asked, in the batch's thread only, for what nothing else knows.
+        # Asked, only in the batch's thread, for handles that nothing else knows.
         self.handle_of: Callable[[Gfid], bytes | None] = lambda gfid: None
         self._thread = threading.get_ident()
         self._privileged = os.geteuid() == 0
         self._with_xattrs, self._with_acls = xattrs, acls
-        # Told of the attributes of every inode that is sent.
+        # Told the attributes of every inode that is sent.
         self.sends: Callable[[os.stat_result, Xattrs], None] = lambda st, xattrs: None
 
     @abstractmethod
     def close(self) -> None: ...
 
-    # what each kind of tree does in its own way
+    # what each kind of tree implements
 
     @abstractmethod
     def look(self, dirfd: int, dirpath: bytes, name: Name) -> Resolved:
-        """What is at name, dirfd being its parent's descriptor and dirpath the parent's path from the root."""
+        """The state of a name; dirfd: its parent's descriptor, dirpath: the parent's path from the root."""
 
     def look_all(self, dirfd: int, dirpath: bytes, names: Sequence[Name]) -> list[Resolved]:
         """The same for many names of one directory."""
@@ -141,57 +142,58 @@ class Tree(ABC):
 
     @abstractmethod
     def _open_dir(self, gfid: Gfid, to_list: bool) -> tuple[int, bytes] | Resolved:
-        """A descriptor of the directory and its path from the root ("" or "a/b/"), or why not. Only with `to_list` its
-        entries have to be readable."""
+        """A descriptor of the directory and its path from the root ("" or "a/b/"), or why there is none. Its entries
+        must be readable only with `to_list`."""
 
     @abstractmethod
     def _open(self, gfid: Gfid, flags: int) -> int:
-        """A descriptor of the inode gfid, checked. FileNotFoundError: gone. LookupError: cannot be told yet."""
+        """A descriptor of the inode gfid, checked. FileNotFoundError: it is gone. LookupError: it cannot be told
+        yet."""
 
     def read_indexed(self, gfid: Gfid) -> Reader | None:
-        """A reader of the directory by an index that is cheaper than the directory; None if there is none."""
+        """A reader of the directory from an index that is cheaper than the directory itself; None if there is none."""
         return None
 
     @abstractmethod
     def hint(self, gfid: Gfid) -> None:
-        """Keep what is known of an inode's place for the syncer threads."""
+        """Keep the known place of an inode for the syncer threads."""
 
     @abstractmethod
     def will_read(self, files: int) -> None:
-        """So many more files are about to be opened for reading."""
+        """Announce that this many more files are about to be opened for reading."""
 
     def wholes(self, gfids: Sequence[Gfid]) -> Sequence[Gfid]:
-        """The inodes whose content changed when these were written to: of what is kept in pieces, the files."""
+        """The inodes whose content changed when these were written to: for shards, their files."""
         return gfids
 
     @abstractmethod
     def names_of(self, gfid: Gfid) -> list[Name]:
-        """The names that gfid has now as far as can be told; the caller resolves them anyway."""
+        """The names that gfid has now, as far as can be told; the caller resolves them anyway."""
 
     @abstractmethod
     def all_dirs(self) -> Iterator[list[Gfid]]:
-        """Every directory below the root that is known, in pages."""
+        """Every known directory below the root, in pages."""
 
     @abstractmethod
     def parent_chain(self, gfid: Gfid) -> list[Name]:
-        """The present names of a directory and of its ancestors, nearest first, as far as can be told."""
+        """The present names of a directory and its ancestors, nearest first, as far as can be told."""
 
     @abstractmethod
     def path_text(self, name: Name) -> bytes:
-        """A path for people: as good as it is known."""
+        """A path for people, as good as it is known."""
 
     def is_away(self, err: int) -> bool:
-        """Whether this errno says that the tree as a whole, or a part of it, cannot be reached now."""
+        """Whether this errno means that the tree as a whole, or a part of it, is unreachable now."""
         return False
 
     def check_whole(self) -> None:
-        """Before what was found out is committed: Transient if a part of the tree cannot be reached."""
+        """Before findings are committed: raise Transient if a part of the tree is unreachable."""
         return
 
     # looking
 
     def resolve(self, names: Sequence[Name]) -> list[Resolved]:
-        """What each name is now, in the given order; parents are opened once each."""
+        """The state of each name now, in the given order; each parent is opened once."""
         by_parent: dict[Gfid, list[int]] = {}
         for i, (pargfid, _) in enumerate(names):
             by_parent.setdefault(pargfid, []).append(i)
@@ -212,7 +214,7 @@ class Tree(ABC):
         return [r for r in out if r is not None]
 
     def read_dir(self, gfid: Gfid) -> DirReader | Resolved:
-        """A reader of the directory's entries, or why there is none (the name field is meaningless then)."""
+        """A reader of the directory's entries, or why there is none (its name field is then meaningless)."""
         opened = self._open_dir(gfid, to_list=True)
         if isinstance(opened, Resolved):
             return opened
@@ -228,8 +230,8 @@ class Tree(ABC):
     # the data engines' source
 
     def open(self, gfid: Gfid) -> tuple[int, os.stat_result]:
-        """A descriptor of the regular file to read from, and its attributes. FileNotFoundError if it is gone or no
-        file."""
+        """A descriptor of the regular file for reading, and its attributes. FileNotFoundError if it is gone or not a
+        regular file."""
         try:
             fd = self._open(gfid, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except LookupError as exc:
@@ -245,11 +247,11 @@ class Tree(ABC):
         return fd, st
 
     def fstat(self, fd: int) -> os.stat_result:
-        """What an open inode has, as everybody is to see it."""
+        """An open inode's attributes, as everybody is to see them."""
         return os.fstat(fd)
 
     def digest(self, gfid: Gfid) -> tuple[int, str]:
-        """Size and BLAKE2b of the file's content, as the agent computes it."""
+        """Size and BLAKE2b of the file's content, computed as the agent does."""
         fd, _ = self.open(gfid)
         with open(fd, "rb", buffering=0) as stream:
             digest = hashlib.file_digest(stream, hashlib.blake2b)
@@ -265,11 +267,12 @@ class Tree(ABC):
         return self._xattrs(fd)
 
     def changed(self, fd: int, st: os.stat_result) -> bool:
-        """Whether what was read of an open file since st may be of different times."""
+        """Whether the data read from an open file since st may come from different moments."""
         return os.fstat(fd).st_ctime_ns != st.st_ctime_ns
 
     def attrs_of(self, gfid: Gfid) -> tuple[Attrs, Xattrs] | None:
-        """Attributes of an inode of any kind; None if it is gone, or cannot be found before the recorder caught up."""
+        """The attributes of an inode of any kind; None if it is gone, or cannot be found before the recorder has caught
+        up."""
         fd = self._open_place(gfid)
         if fd is None:
             return None
@@ -281,7 +284,7 @@ class Tree(ABC):
             os.close(fd)
 
     def stat(self, gfid: Gfid) -> os.stat_result | None:
-        """What stat tells of an inode; None as with attrs_of."""
+        """The stat of an inode; None as with attrs_of."""
         fd = self._open_place(gfid)
         if fd is None:
             return None

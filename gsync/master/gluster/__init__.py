@@ -1,1 +1,1 @@
-"""The master that is a GlusterFS volume: its mounts, its own brick, and what its bricks have recorded."""
+"""A GlusterFS volume as the master: its mounts, the worker's own brick, and the changelogs of its bricks."""

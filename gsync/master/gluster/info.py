@@ -1,4 +1,4 @@
-"""Asks GlusterFS about a volume of its own, by `gluster --xml`: bricks, options, what is away; and sets options.
+"""Asks GlusterFS about a volume, by `gluster --xml`: bricks, options, unreachable subvolumes; and sets options.
 
 Facts of the formats: GlusterFS's cli-xml-output.c, as of version 10.
 """
@@ -18,13 +18,13 @@ from gsync.base.glusterfs import running
 from gsync.base.model import NS
 from gsync.state.gluster import GFID2PATH, WORKDIR, BrickAt, GlusterInfo
 
-# What the options that are of interest begin with.
+# Prefixes of the options that matter here.
 _CONCERN = (GFID2PATH, "changelog.", "geo-replication.", "features.shard", "disperse.eager-lock")
-WRITERS_APART = 3600 * NS                                # by so much may the clocks of a volume's clients be behind
+WRITERS_APART = 3600 * NS                                # how far the clocks of a volume's clients may be behind
 _RESTORED = "restored_from_snap="
 _PATIENCE = 60.0                                         # s
 _PATIENCE_STATUS = 10.0
-_PATIENCE_HEAL = 10.0                                    # s: with very much to heal it takes longer
+_PATIENCE_HEAL = 10.0                                    # s: takes longer when there is much to heal
 
 
 def read_info(name: str, host: str = "localhost") -> GlusterInfo:
@@ -57,9 +57,9 @@ def parse_info(volume: ET.Element, host: str = "localhost") -> GlusterInfo:
 
 
 def revision(info: GlusterInfo) -> str:
-    """Of the volume, from glusterd's own files on its bricks. It numbers bricks as they come: one that replaces another
-    takes its number over, and those that stay when others are removed keep theirs. "" where no glusterd of the volume
-    runs: nor do workers there. UsageError if it cannot be told."""
+    """The volume's revision, from glusterd's own files on its bricks. glusterd numbers bricks in the order they come: a
+    replacement takes over the number, and bricks that stay when others are removed keep theirs. "" where no glusterd of
+    the volume runs: no workers run there either. UsageError if it cannot be told."""
     folder = os.path.join(WORKDIR, "vols", info.name, "bricks")
     if not os.path.isdir(folder):
         return ""
@@ -72,7 +72,7 @@ def revision(info: GlusterInfo) -> str:
 
 
 def restored(name: str) -> str:
-    """From which snapshot a volume was restored last, from glusterd's own file about it; "" for none. The gluster
+    """The snapshot from which a volume was last restored, from glusterd's own file about it; "" if none. The gluster
     command does not tell."""
     try:
         with open(os.path.join(WORKDIR, "vols", name, "info"), encoding="utf-8", errors="surrogateescape") as file:
@@ -94,8 +94,8 @@ def _brick_number(path: str) -> int:
 
 
 def nothing_to_heal(info: GlusterInfo, subvolume: int) -> bool:
-    """Whether all bricks of this set run, and none of them lacks anything that another one has, at this moment.
-    UsageError if that cannot be told."""
+    """Whether, at this moment, all bricks of this set run and none lacks anything that another one has. UsageError if
+    that cannot be told."""
     root = _gluster(info.host, "volume", "heal", info.name, "info", patience=_PATIENCE_HEAL)
     found = {brick.findtext("name"): (brick.findtext("status"), brick.findtext("numberOfEntries"))
              for brick in root.iter("brick")}
@@ -104,8 +104,8 @@ def nothing_to_heal(info: GlusterInfo, subvolume: int) -> bool:
 
 
 def away(info: GlusterInfo) -> list[BrickAt]:
-    """The bricks that do not run, or cannot be reached, of those sets that are away because of it; none if glusterd
-    does not tell."""
+    """Of the sets that are unreachable: the bricks that cause it, because they do not run or cannot be reached. Empty
+    if glusterd does not tell."""
     try:
         return info.away(running(_gluster(info.host, "volume", "status", info.name, patience=_PATIENCE_STATUS)))
     except UsageError:
@@ -113,7 +113,7 @@ def away(info: GlusterInfo) -> list[BrickAt]:
 
 
 def set_options(info: GlusterInfo, options: Mapping[str, str]) -> None:
-    """UsageError with what gluster says if it refuses."""
+    """Set options; UsageError with gluster's message if it refuses."""
     for name, value in options.items():
         _gluster(info.host, "volume", "set", info.name, name, value)
 

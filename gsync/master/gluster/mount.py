@@ -1,11 +1,11 @@
 """Mounts of a GlusterFS volume on which inodes are reached by gfid, for one worker.
 
-It lies in a mount namespace of the client process alone: nobody else sees it, it stays attached as long as that
-process lives, and nothing is left of it afterwards, however this process ends. No cache stands between the worker and
-the bricks (what a changelog points at must not be looked up in the past): the client's caching translators are passed
-through (quick-read does not know how, and gets nothing to keep), and the kernel keeps no names, and attributes only for
-as long as it takes to ask for them. Only for the reading of many files in one batch there is a second kind: there the
-contents of a short file come with its lookup, and may be kept as long as the mount, which is no longer than the batch.
+A mount lives in a mount namespace of the client process alone: nobody else sees it, it stays attached as long as that
+process lives, and it leaves no trace, however this process ends. No cache stands between the worker and the bricks,
+since a changelog's names must not be looked up in the past: the client's caching translators are passed through
+(quick-read cannot, and is given no memory). The kernel caches no names, and attributes only for as long as it takes to
+ask for them. A second kind serves only to read many files in one batch: there a short file's content comes with its
+lookup, and may be cached for the life of the mount, which is at most the batch.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from gsync.master.gluster.info import away
 from gsync.state.gluster import GlusterInfo
 
 _CACHES = ("md-cache", "io-cache", "readdir-ahead", "read-ahead", "nl-cache")
-_ATTRIBUTES = 0.05  # s: what a lookup brought along need not be asked for again by the stat that follows
-_KEPT = "32MB"      # of contents
+_ATTRIBUTES = 0.05  # s: the stat after a lookup need not ask again for what the lookup brought along
+_KEPT = "32MB"      # of cached contents
 _READERS = 4        # threads of the client that take requests
-_GRACE = 5.0   # s that a client has to end
+_GRACE = 5.0   # s that a client has to exit
 _LOOK = 0.02
 
 
 def mount_argv(info: GlusterInfo, place: str, log: str, contents: bool = False) -> list[str]:
-    """The client process; it ends with the thread that starts it, and once a part of the volume is away. contents: come
-    with lookups. Unless told not to, the kernel keeps what was read of a file until its size or time is another one:
-    both may stay, or be set back. quick-read does the same, though it is passed through (seen with 10.3)."""
+    """The client process. It exits with the thread that starts it, and once a subvolume is unreachable. contents: come
+    with lookups. By default the kernel keeps a file's pages until its size or time changes, but both may stay the same,
+    or be set back; so it is told not to. quick-read does the same, though it is passed through (seen with 10.3)."""
     options = [f"{cache}.pass-through=true" for cache in _CACHES]
     options += [f"quick-read.cache-size={_KEPT}"] if contents else ["open-behind.pass-through=true",
                                                                     "quick-read.max-file-size=0"]
@@ -40,13 +40,13 @@ def mount_argv(info: GlusterInfo, place: str, log: str, contents: bool = False) 
     return ["unshare", "--mount", "--propagation", "private", "--", "setpriv", "--pdeathsig", "TERM", "--",
             "glusterfs", "--no-daemon", f"--volfile-server={info.host}", f"--volfile-id={info.name}", "--acl",
             "--aux-gfid-mount", f"--client-pid={CLIENT_PID}", f"--reader-thread-count={_READERS}",
-            "--use-readdirp=no",  # what came with a listing is looked up again before it is opened
+            "--use-readdirp=no",  # an entry from a listing is looked up again before it is opened
             "--entry-timeout=0", "--fopen-keep-cache=off", f"--attribute-timeout={_ATTRIBUTES}",
             "--negative-timeout=0", f"--log-file={log}", *passed, place]
 
 
 class VolumeMount:
-    """The mount, once `open` has been called; made anew when its process has ended. `place`: a folder for it."""
+    """The mount, once `open` has been called; made again when its process has exited. `place`: a folder for it."""
 
     def __init__(self, info: GlusterInfo, place: str, patience: float = 60.0,
                  meanwhile: Callable[[], None] = lambda: None, contents: bool = False) -> None:
@@ -63,7 +63,7 @@ class VolumeMount:
 
     def open(self) -> int:
         """A new descriptor of the volume's root. Transient if it cannot be mounted now. A sharded volume is mounted
-        anew, which ends the mount before: a client keeps pieces in mind that others have replaced."""
+        again each time, which ends the mount before: a client caches pieces that others have replaced."""
         if self._info.sharded or not self.alive:
             self.close()
             self._mount()
@@ -96,7 +96,7 @@ class VolumeMount:
             return False
 
     def _complaint(self) -> str:
-        """Which part of the volume is away, or else the last error in the client's log."""
+        """The unreachable part of the volume, or else the last error in the client's log."""
         missing = away(self._info)
         if missing:
             return f"a part of it is unreachable: {', '.join(map(str, missing))}"

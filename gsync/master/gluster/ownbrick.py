@@ -1,15 +1,15 @@
-"""What a worker's own brick of a GlusterFS volume says of names, read at its file system: some microseconds a name,
-where the mount takes a round trip to every brick of the set for each look.
+"""Asks a worker's own brick about names, at the brick's file system: that takes microseconds a name. The mount takes a
+round trip to every brick of the set for each look.
 
-A brick does not know what it has missed: that is marked on the other bricks of its set. So it is believed only while
-GlusterFS has just said that nothing waits to be healed in the set, and then only where its word is the volume's:
+A brick does not know what it has missed: that is marked on the other bricks of its set. So gsync believes it only while
+GlusterFS has just reported that nothing waits to be healed in the set, and then only where its word is the volume's:
 
-- a regular file under a name, with its gfid. Not a directory (of which every subvolume has a copy), and nothing with
-  the sticky bit, which marks files that only point to another subvolume, or are on their way to one.
-- that a name is not there, if the set is all of the volume.
-- that a file has no extended attributes of its users.
+- a regular file under a name, with its gfid. Not a directory (every subvolume has a copy of it), and no file with the
+  sticky bit, which marks files that only point to another subvolume, or are on their way to one.
+- that a name does not exist, if the set is the whole volume.
+- that a file has no extended attributes set by users.
 
-Everything else is for the mount. Sizes and times of fragments and arbiters are nobody's: nothing but hints.
+Everything else is for the mount. Sizes and times of fragments and arbiters mean nothing: they are only hints.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from gsync.state.gluster import GlusterInfo
 
 _log = get_logger(__name__)
 
-ENOUGH = 100           # looks that cost more than asking GlusterFS whether the brick may be believed
-_BELIEVED = 20.0       # seconds for which it is, then it is asked again
-_DISAPPOINTED = 10.0   # seconds in which it is not asked again after a no
+ENOUGH = 100           # this many looks cost more than asking GlusterFS whether the brick may be believed
+_BELIEVED = 20.0       # seconds for which it is believed before GlusterFS is asked again
+_DISAPPOINTED = 10.0   # seconds after a no before GlusterFS is asked again
 _PLACE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class OwnBrick:
-    """root: of the brick; number: its place in the volume. For any thread."""
+    """root: of the brick; number: its position in the volume. Any thread may call."""
 
     def __init__(self, root: bytes, info: GlusterInfo, number: int, clock: Clock = SYSTEM_CLOCK) -> None:
         self._clock = clock
         self.handles = os.path.join(root, b".glusterfs")
         self._info, self._subvolume = info, info.bricks[number].subvolume
-        self.alone = info.subvolumes == 1   # what it does not have is nowhere
+        self.alone = info.subvolumes == 1   # a name missing on it is missing in the volume
         self._lock = threading.Lock()
         self._looks = 0
         self._believed = False
@@ -53,7 +53,7 @@ class OwnBrick:
         return b"%s/%s/%s/%s" % (self.handles, text[:2], text[2:4], text)
 
     def believed(self, looks: int) -> bool:
-        """Whether it may be asked now, so many looks being at hand; 0: as of the last time."""
+        """Whether the brick may be asked now, with this many looks at hand; 0: as of the last check."""
         with self._lock:
             self._looks += looks
             age = self._clock.monotonic() - self._asked
@@ -86,7 +86,7 @@ class OwnBrick:
         return None
 
     def file_at(self, dirfd: int, bname: bytes) -> tuple[Gfid, os.stat_result] | None:
-        """The regular file under this name, if the brick can tell. FileNotFoundError: nothing is there."""
+        """The regular file under this name, if the brick can tell. FileNotFoundError: the name is free."""
         try:
             fd = os.open(bname, _PLACE, dir_fd=dirfd)
         except OSError as exc:
@@ -103,7 +103,8 @@ class OwnBrick:
             os.close(fd)
 
     def xattrs_of(self, gfid: Gfid) -> list[str] | None:
-        """The names of all extended attributes of a regular file, those of GlusterFS too; None if it cannot tell."""
+        """The names of all extended attributes of a regular file, GlusterFS's own included; None if the brick cannot
+        tell."""
         handle = self.handle(gfid)
         try:
             if not _speaks_for_itself(os.lstat(handle)):
@@ -118,7 +119,7 @@ def _speaks_for_itself(st: os.stat_result) -> bool:
 
 
 def gfid_of(place: bytes) -> Gfid:
-    """Of an inode of a brick; b"" if it has none."""
+    """The gfid of a brick's inode; b"" if it has none."""
     try:
         return os.getxattr(place, "trusted.gfid")
     except OSError:

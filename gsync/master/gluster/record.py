@@ -1,10 +1,10 @@
-"""What a GlusterFS brick has recorded, and whether it has missed anything: read from its changelogs folder alone.
+"""What a GlusterFS brick has recorded, and whether it has missed anything; read from its changelogs folder alone.
 
-A brick closes a slice every rollover-time and lists it in HTIME, empty or not: the last one listed tells up to when
-all changes are there. A hole in the list is a time in which the brick did not run, or hung; the start of its process
-ends another one. What the other bricks of its set took meanwhile is in no changelog of this one, nor is what the
-process before did last, if it was killed: a change is recorded after it was made. Both are gaps.
-A slice counts once what it records can be seen by all (GlusterInfo.settles).
+A brick closes a slice every rollover-time and lists it in HTIME, empty or not: the last one listed tells up to when all
+changes are there. A hole in the list is a time in which the brick did not run, or hung; so is the time before its
+process started. Changes that the other bricks of its set took meanwhile are in none of its changelogs. Neither are the
+last changes of a process that was killed: a change is recorded after it is made. Both are gaps. A slice counts once
+everybody can see the changes that it records (GlusterInfo.settles).
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from gsync.changelog.reader import History
 from gsync.state.gluster import CHANGELOG, BrickAt, GlusterInfo
 
 _PIDS = "/run/gluster/vols"
-_LATE = 3                # rollovers after which a brick that lists nothing counts as down
-_HOLE = 2.5              # rollovers between two slices that are more than a busy machine explains
+_LATE = 3                # a brick that lists nothing for this many rollovers counts as down
+_HOLE = 2.5              # a longer distance between two slices, in rollovers, is more than a busy machine explains
 _AT_ONCE = NS            # a slice's ts is in whole seconds
-_SHORTEST = 40.0         # s: a rollover takes an fsync, however often there is to be one
-_ARBITER = 2.0           # s: it is done at once with a write, which the bricks that hold data may still be at
+_SHORTEST = 40.0         # s: a rollover takes an fsync, however short rollover-time is
+_ARBITER = 2.0           # s: an arbiter finishes a write at once, while the data bricks may still be busy with it
 
 
 class BrickRecord:
-    """The recording of one brick. It has the words of a recorder's status (recorder/status.py), times in ns:
+    """The recording of one brick, in the terms of a recorder's status (recorder/status.py), times in ns:
     `complete_up_to`, `unbroken_since`, and `gaps`, a number that changes with each gap."""
 
     def __init__(self, info: GlusterInfo, brick: BrickAt, folder: str, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -40,9 +40,9 @@ class BrickRecord:
         self._pid_file = os.path.join(_PIDS, info.name, f"{brick.host}-{brick.path.strip('/').replace('/', '-')}.pid")
         self._rollover = info.rollover
         self._seen: tuple[bytes, int] = (b"", 0)   # HTIME file, its size
-        self._last = self._since = 0               # s: of the last slice that was looked at; begin of the unbroken part
+        self._last = self._since = 0               # s: the last slice looked at; the start of the unbroken part
         self._listed_at = self._clock.monotonic()
-        self._set_back = False                     # the clock, and it has not caught up yet
+        self._set_back = False                     # the clock was set back, and has not caught up yet
         self._process: tuple[int, int, int] = (0, 0, 0)   # pid, start in ticks, start in ns
 
     @property
@@ -65,11 +65,11 @@ class BrickRecord:
 
     @property
     def gaps(self) -> int:
-        """As of the last look."""
+        """The number of gaps as of the last look."""
         return self._since + self._process[1]
 
     def look(self) -> tuple[int | None, int | None]:
-        """(complete up to, unbroken since) in ns, as the list has it; None where nothing is listed."""
+        """(complete up to, unbroken since) in ns, according to the list; None where nothing is listed."""
         files = layout.htime_paths(self._folder)
         if not files:
             return None, None
@@ -87,7 +87,7 @@ class BrickRecord:
                 if record.ts < self._last:
                     self._set_back = True
                     continue
-                if self._set_back:      # what was recorded until then is not looked for
+                if self._set_back:      # slices recorded until then are not searched for
                     self._since, self._set_back = record.ts, False
                 if record.ts - self._last > max(_HOLE * self._rollover + 2, _SHORTEST):
                     self._since = record.ts
@@ -123,7 +123,7 @@ class BrickRecord:
 
 
 class BrickHistory(History):
-    """The changelogs of a brick; complete only as far back as the brick has missed nothing."""
+    """The changelogs of a brick; complete only as far back as the brick missed nothing."""
 
     def __init__(self, folder: bytes, record: BrickRecord) -> None:
         super().__init__(folder)

@@ -1,10 +1,10 @@
 """A GlusterFS volume as the worker of one of its bricks sees it: through an aux-gfid mount, where every inode is
 `.gfid/<gfid>` and every name `.gfid/<pargfid>/<bname>`, whatever it was renamed to.
 
-Identity is the volume's own gfid. Where a directory is, is read from the brick's handles (.glusterfs/aa/bb/<gfid>,
-for a directory a symlink to ../../xx/yy/<pargfid>/<bname>; every brick has every directory), and checked against the
-mount. What GlusterFS keeps for itself is no part of the tree. A mount that is away is Transient, never absent; and it
-is away as soon as any part of the volume is (gclient).
+Identity is the volume's own gfid. A directory's place is read from the brick's handles (.glusterfs/aa/bb/<gfid>, for a
+directory a symlink to ../../xx/yy/<pargfid>/<bname>; every brick has every directory), and checked against the mount.
+GlusterFS's own files are not part of the tree. An unreachable mount is Transient, never absent, and it is unreachable
+as soon as any subvolume is (gclient).
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _SHARDS = tuple(uuid.UUID(text).bytes for text in (    # .shard and .shard/.remo
     "be318638-e8a0-4c6d-977d-7a937aa84806", "77dd5a45-dbf5-4592-b31b-b440382302e9"))
 _PIECE = re.compile(rb"(?:be318638-e8a0-4c6d-977d-7a937aa84806|/\.shard)/([0-9a-f-]{36})\.\d+\0?")
 _PAGE = 5000
-_MANY = 500        # files of a batch, from which on a mount for reading them is worth its making
+_MANY = 500        # a batch that reads at least this many files is worth a mount for reading
 _ONE_READ = 128 << 10  # bytes that one request of the kernel to the mount brings
 _LOOKERS = 4
 _MOVES = stat.S_ISGID | stat.S_ISVTX
-_TRIES = 5          # of finding a directory that is being renamed
+_TRIES = 5          # attempts at finding a directory that is being renamed
 _DEEPEST = 100_000
 
 
@@ -51,8 +51,8 @@ def is_internal(name: Name) -> bool:
 
 
 class GlusterTree(Tree):
-    """The volume at root_fd, an aux-gfid mount, which it takes over. brick: the worker's. bulk: a mount with contents,
-    which is made when many files are read, and ends with the tree."""
+    """The volume at root_fd, an aux-gfid mount, which the tree takes over. brick: the worker's. bulk: a mount with
+    contents, made when many files are read, and closed with the tree."""
 
     def __init__(self, root_fd: int, info: GlusterInfo, brick: OwnBrick, bulk: VolumeMount,
                  filters: Filter | None = None, xattrs: bool = True, acls: bool = True) -> None:
@@ -61,7 +61,7 @@ class GlusterTree(Tree):
         self._brick = brick
         self._by_gfid = os.open(b".gfid", _PLACE | os.O_DIRECTORY, dir_fd=root_fd)
         self._bulk = bulk
-        self._read_by = self._by_gfid           # the same folder, of the mount by which files are read
+        self._read_by = self._by_gfid           # the same folder, on the mount that files are read by
         self._reads = 0
         self._pool = ThreadPoolExecutor(_LOOKERS, "lookup")  # a lookup mostly waits for the bricks
 
@@ -77,7 +77,7 @@ class GlusterTree(Tree):
         return err in MASTER_GLUSTER.away
 
     def check_whole(self) -> None:
-        """The mount ends when a part of the volume goes, but answers for some moments more."""
+        """The mount exits when a subvolume becomes unreachable, but still answers for some moments."""
         for by_gfid in {self._by_gfid, self._read_by}:
             away = self._info.away(self._connected(f"/proc/self/fd/{by_gfid}/../.meta/graphs/active"))
             if away:
@@ -85,8 +85,8 @@ class GlusterTree(Tree):
 
     @staticmethod
     def _connected(graph: str) -> set[str]:
-        """The bricks (host:path) that a mount has a connection to: what GlusterFS's meta translator shows of its
-        protocol/client translators."""
+        """The bricks (host:path) that a mount is connected to, as GlusterFS's meta translator shows its protocol/client
+        translators."""
         def told(name: str, what: str) -> str:
             with open(f"{graph}/{name}/{what}", encoding="utf-8", errors="surrogateescape") as file:
                 return file.read().strip()
@@ -112,14 +112,14 @@ class GlusterTree(Tree):
         return Resolved(name, Verdict.ERROR, self._clock(), errno=errno.ESTALE)
 
     def _look(self, dirfd: int, dirpath: bytes, name: Name) -> Resolved | None:
-        """None: it went between two looks, or GlusterFS does not agree with itself about it."""
+        """None: it went between two looks, or GlusterFS contradicts itself about it."""
         now = self._clock()
         if is_internal(name) or (name == (ROOT_GFID, b".shard") and self._info.sharded):
             return Resolved(name, Verdict.EXCLUDED, now)
         fd = -1
         try:
             fd = os.open(name[1], _PLACE, dir_fd=dirfd)
-            st = self.fstat(fd)  # of the very lookup
+            st = self.fstat(fd)  # of this very lookup
             place = b"/proc/self/fd/%d" % fd
             gfid = self._gfid(place)
             if self._filter and self._filter.excludes(dirpath + name[1], stat.S_ISDIR(st.st_mode)):
@@ -201,7 +201,7 @@ class GlusterTree(Tree):
             return self._no(Verdict.ERROR, exc.errno or errno.EIO)
 
     def _try_open_dir(self, gfid: Gfid, to_list: bool) -> tuple[int, bytes] | Resolved | None:
-        """None: it moved meanwhile."""
+        """None: it moved in the meantime."""
         if gfid == ROOT_GFID:
             return os.open(b".", _DIR, dir_fd=self._root_fd), b""
         if gfid in _SHARDS and self._info.sharded:
@@ -222,7 +222,7 @@ class GlusterTree(Tree):
             if not keep:
                 os.close(fd)
         try:
-            fd = open_beneath(self._root_fd, path, _DIR)  # what is below .gfid cannot be listed
+            fd = open_beneath(self._root_fd, path, _DIR)  # directories opened below .gfid cannot be listed
         except OSError as exc:
             if exc.errno in MASTER_GLUSTER.gone:
                 return None
@@ -252,7 +252,7 @@ class GlusterTree(Tree):
                 _log.info("files are read one by one", error=exc)
 
     def fstat(self, fd: int) -> os.stat_result:
-        """Without the mark that a file bears while it moves to another brick: mounts hide it, but not always."""
+        """Without the mark that a file carries while it moves to another brick: mounts hide it, but not always."""
         st = os.fstat(fd)
         if stat.S_ISREG(st.st_mode) and st.st_mode & _MOVES == _MOVES and self._info.subvolumes > 1:
             return os.stat_result((st.st_mode & ~_MOVES, *st[1:]),
@@ -266,8 +266,8 @@ class GlusterTree(Tree):
         return [self._whole(gfid) for gfid in gfids] if self._info.sharded else gfids
 
     def _whole(self, gfid: Gfid) -> Gfid:
-        """Of a piece the file. gfid itself if it is none, and if it is gone: that changed the file's length, which is
-        recorded as well."""
+        """The file that a shard belongs to. gfid itself if it is not a shard, or has gone: its removal changed the
+        file's length, which is recorded as well."""
         places = self._gfid2paths(gfid)
         if not places:
             try:
@@ -285,13 +285,13 @@ class GlusterTree(Tree):
         return self._xattrs(fd)
 
     def changed(self, fd: int, st: os.stat_result) -> bool:
-        # What comes with one read is of one time. Later than st: then the change has a record of its own.
+        # Data from one read is of one moment. If that is later than st, the change has a record of its own.
         return st.st_size > _ONE_READ and super().changed(fd, st)
 
-    # where an inode is
+    # locating an inode
 
     def _place_of_dir(self, gfid: Gfid) -> Name | None:
-        """Name of a directory, by the brick, else by the mount; None if it is none, or gone."""
+        """A directory's name, from the brick, else from the mount; None if it is not a directory, or gone."""
         handle = self._brick.handle(gfid)
         try:
             match = _HANDLE.fullmatch(os.readlink(handle))
@@ -309,7 +309,7 @@ class GlusterTree(Tree):
         return paths[0] if paths else None
 
     def _paths_by_mount(self, gfid: Gfid) -> list[Name]:
-        """Names of an inode of any kind, as far as the volume tells its paths."""
+        """The names of an inode of any kind, as far as the volume tells its paths."""
         aux = b"/proc/self/fd/%d/%s" % (self._by_gfid, _aux(gfid))
         found = []
         path = os.getxattr(aux, "glusterfs.gfid2path").rstrip(b"\0")
@@ -326,7 +326,7 @@ class GlusterTree(Tree):
         return [name for name in found if name[1]]
 
     def _dir_path(self, gfid: Gfid) -> list[bytes] | None:
-        """Parts of a directory's path from the root; None if it does not hang on the root just now."""
+        """The components of a directory's path from the root; None if no path leads to it from the root just now."""
         parts: list[bytes] = []
         while gfid != ROOT_GFID:
             name = self._place_of_dir(gfid)
@@ -354,7 +354,8 @@ class GlusterTree(Tree):
         return sorted(names)
 
     def _gfid2paths(self, gfid: Gfid) -> list[bytes]:
-        """<pargfid>/<bname> of an inode that is no directory, by the brick; none if it is on another one."""
+        """The <pargfid>/<bname> names of an inode that is not a directory, from the brick; empty if another brick has
+        it."""
         handle = self._brick.handle(gfid)
         try:
             return [os.getxattr(handle, xattr, follow_symlinks=False)
@@ -395,7 +396,7 @@ def _aux(gfid: Gfid) -> bytes:
 
 
 def _has_gfid(handle: bytes) -> bool:
-    """Of a symlink among the handles: whether it is an inode of the volume itself (else it stands for a directory)."""
+    """Whether a symlink among the handles is an inode of the volume itself (otherwise it stands for a directory)."""
     try:
         os.getxattr(handle, "trusted.gfid", follow_symlinks=False)
     except OSError:
@@ -404,7 +405,7 @@ def _has_gfid(handle: bytes) -> bool:
 
 
 def _folders(path: bytes) -> list[bytes]:
-    """The folders of handles in one: those with two hexadecimal digits for a name."""
+    """The folders of handles in one: those named by two hexadecimal digits."""
     try:
         return [os.path.join(path, name) for name in sorted(os.listdir(path)) if re.fullmatch(rb"[0-9a-f]{2}", name)]
     except (FileNotFoundError, NotADirectoryError):

@@ -1,1 +1,1 @@
-"""The slave that is a directory: its index, its limbo, and files written below one descriptor."""
+"""A directory as the slave: its index, its limbo, and files written below one descriptor."""

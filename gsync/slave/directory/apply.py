@@ -1,7 +1,7 @@
-"""The names of a slave directory: found with its index, changed on disk, and the index follows (see slave/desired).
+"""The names of a slave directory: found with its index, changed on disk, then in the index (see slave/desired).
 
-Occupant and source are read from the file system (rule 21): a row of the index is believed while its inode's handle is
-the row's. Where inodes are not told apart at any time (handles that do not last), what lies at a touched name is taken
+Occupant and source are read from the file system (rule 21): a row of the index counts only while its inode's handle is
+the row's. Where inodes cannot be told apart at all times (handles do not last), the inode at a touched name is taken
 over as if others had made it. Standard library only, Python 3.9.
 """
 
@@ -29,7 +29,8 @@ _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
 
 
 class Claimed(NamedTuple):
-    """Who is at a name: as the index says (None: nobody of gsync's), and as the disk does, where that was asked."""
+    """The inode at a name: according to the index (None: not gsync's), and according to the disk, where that was
+    asked."""
 
     entry: IndexEntry | None
     inode: Inode | None = None
@@ -44,7 +45,7 @@ class Claimed(NamedTuple):
 
 
 class DirectoryNames(Names[list[IndexEntry], Claimed]):
-    """A source is the rows of an inode's names, the best first; none of them if it lies in limbo/new without one.
+    """A source is the rows of an inode's names, the best first; empty if it is in limbo/new without a name.
 
     adopt: take over foreign inodes.
     """
@@ -59,11 +60,11 @@ class DirectoryNames(Names[list[IndexEntry], Claimed]):
         self._adopt = adopt
         self._step = step
         self._touched: list[Touched] = []
-        self._known: dict[Gfid, list[IndexEntry]] = {}  # as the index was when the page began, unchanged since
+        self._known: dict[Gfid, list[IndexEntry]] = {}  # the index as it was when the page began, unchanged since
         self._empty: dict[Gfid, bool] = {}         # unattached directories: whether they have no names
         self._new: set[str] | None = None          # the names in limbo/new
 
-    # the frame of a page
+    # the start and end of a page
 
     @contextmanager
     def page(self) -> Iterator[None]:
@@ -93,7 +94,7 @@ class DirectoryNames(Names[list[IndexEntry], Claimed]):
         with self._index.transaction():
             yield
 
-    # where directories are
+    # locating directories
 
     def forget(self) -> None:
         super().forget()
@@ -116,7 +117,7 @@ class DirectoryNames(Names[list[IndexEntry], Claimed]):
 
     def look(self, row: FillRow, place: Attachment
              ) -> tuple[FillCode | None, list[IndexEntry] | None, Claimed | None]:
-        """What is right already costs one look at the name and a share of a SELECT, what is new not even the look."""
+        """A name that is already right costs one look and a share of a SELECT; a new one not even the look."""
         pargfid, bname, gfid = row.pargfid, row.bname, row.gfid
         mine = self._known.get(gfid)
         if mine is None:
@@ -150,33 +151,33 @@ class DirectoryNames(Names[list[IndexEntry], Claimed]):
             return False
 
     def _is_empty(self, gfid: Gfid) -> bool:
-        """Whether an unattached directory has no names: then none of those to come has an occupant."""
+        """Whether an unattached directory has no names: then no name filled there has an occupant."""
         empty = self._empty.get(gfid)
         if empty is None:
             empty = self._empty[gfid] = self._index.is_empty(gfid)
         return empty
 
     def _new_names(self) -> set[str]:
-        """What lies in limbo/new, read once per page: cheaper than a look for each inode that is nowhere else."""
+        """The entries of limbo/new, read once per page: cheaper than a look for each inode that is nowhere else."""
         if self._new is None:
             self._new = set(os.listdir(self._tree.new_fd))
         return self._new
 
     def _other_spelling(self, row: FillRow) -> IndexEntry | None:
-        """The row's inode at the row's name by another spelling, on a file system that does not tell case. EEXIST if
-        another inode of gsync's is there by another spelling, or any by quite another name."""
+        """The row's inode at another spelling of the row's name, on a file system that ignores case. EEXIST if another
+        of gsync's inodes has another spelling there, or any inode has a quite different name."""
         alike = self._spellings(row.pargfid, row.bname)
         other = next((entry for name in alike or () if (entry := self._index.get(row.pargfid, name))), None)
         if alike == [] or (other is not None and other.gfid != row.gfid):
-            with suppress(FileNotFoundError):  # it may have come already, before the other one
+            with suppress(FileNotFoundError):  # it may have arrived already, before the other one
                 self._tree.discard(self._tree.new_fd, name_in_limbo(row.gfid))
             raise OSError(errno.EEXIST, "the slave takes it for the name of another file" if other is None else
                           f"the slave cannot distinguish it from {shown(other.bname)}")
         return other
 
     def _spellings(self, pargfid: Gfid, bname: bytes) -> list[bytes] | None:
-        """The spellings by which the file at this name is listed; none where it has another name (of which this may be
-        the short one: FAT gives long names one). None: nothing is there, or it is listed by this very name."""
+        """The spellings under which the file at this name is listed; empty if it is listed under another name (this may
+        be that one's short name: FAT gives long names one). None: the name is free, or listed exactly so."""
         if self._tree.caps.case_sensitive:
             return None
         dirfd = self._tree.dir(pargfid)
@@ -187,12 +188,12 @@ class DirectoryNames(Names[list[IndexEntry], Claimed]):
         return None if bname in alike else alike
 
     def _is_another(self, pargfid: Gfid, bname: bytes) -> bool:
-        """Whether the file at this name has another one, by which it is gsync's, or may be."""
+        """Whether the file at this name has another name, under which it is, or may be, gsync's."""
         alike = self._spellings(pargfid, bname)
         return alike is not None and (not alike or any(self._index.get(pargfid, name) for name in alike))
 
     def _take_over(self, row: FillRow, occupant: IndexEntry | None) -> bool:
-        """Let a foreign inode at the name be this gfid from now on, if it can be."""
+        """Give the foreign inode at the name this gfid from now on, if that is possible."""
         dirfd = self._tree.dir(row.pargfid)
         found = self._tree.look(dirfd, row.bname)
         if found is None or found.kind != stat.S_IFMT(row.mode):
@@ -207,9 +208,9 @@ class DirectoryNames(Names[list[IndexEntry], Claimed]):
             return False
         if not found.is_dir and found.st.st_nlink > 1:
             if not self._tree.handles.lasting:
-                return False  # whose the other names are cannot be told
+                return False  # nobody can tell whose the other names are
             if self._index.adopted(found.handle) not in (None, row.gfid):
-                return False  # linked here, but two files on the master
+                return False  # hard links here, but two files on the master
             self._index.adopt(found.handle, row.gfid)
         self._index.put([IndexEntry(row.pargfid, row.bname, row.gfid, found.kind, found.handle)])
         if found.is_dir:
@@ -243,7 +244,7 @@ class DirectoryNames(Names[list[IndexEntry], Claimed]):
         name = name_in_limbo(gfid)
         try:
             os.mkdir(name, 0o700, dir_fd=self._tree.new_fd)
-        except FileExistsError:  # of a page that broke off
+        except FileExistsError:  # left by a page that broke off
             self._tree.discard(self._tree.new_fd, name)
             os.mkdir(name, 0o700, dir_fd=self._tree.new_fd)
         self._tree.forget(gfid)
@@ -259,7 +260,7 @@ class DirectoryNames(Names[list[IndexEntry], Claimed]):
         dirfd = self._tree.dir(pargfid)
         try:
             _make(dirfd, bname, kind, row)
-        except FileExistsError:  # of a page or a transfer that broke off
+        except FileExistsError:  # left by a page or a transfer that broke off
             self._tree.discard(dirfd, bname)
             _make(dirfd, bname, kind, row)
         entry = IndexEntry(pargfid, bname, row.gfid, kind, self._tree.handles.at(dirfd, bname))
@@ -277,11 +278,11 @@ class DirectoryNames(Names[list[IndexEntry], Claimed]):
             self._empty[pargfid] = False
         return [entry]
 
-    # (c): looked at anew
+    # (c): looked at again
 
     def occupant(self, row: FillRow) -> Claimed | None:
-        """Its own inode by another spelling of the name is detached: it is away and comes back, since FAT's rename(2)
-        does nothing between spellings."""
+        """If the row's own inode is there under another spelling, it is detached and comes back later, since FAT's
+        rename(2) does nothing between spellings."""
         occupant = self._occupant(row.pargfid, row.bname)
         if occupant is None or occupant.inode is None or occupant.entry is not None:
             return occupant
@@ -301,7 +302,7 @@ class DirectoryNames(Names[list[IndexEntry], Claimed]):
         return occupant
 
     def _occupant(self, pargfid: Gfid, bname: bytes) -> Claimed | None:
-        """Who is at the name, and the row about it; a row that is not true is dropped."""
+        """The inode at the name, and its row; a row that is not true is dropped."""
         inode = self._tree.look(self._tree.dir(pargfid), bname)
         entry = self._index.get(pargfid, bname)
         if entry is not None and (inode is None or entry.handle != inode.handle):
@@ -345,7 +346,7 @@ class DirectoryNames(Names[list[IndexEntry], Claimed]):
     def home_in_limbo(self, source: list[IndexEntry], row: FillRow) -> Name | None:
         return source[0].name if source[0].pargfid in (LIMBO_NEW, LIMBO_OLD) else None
 
-    # (c): changed
+    # (c): changing
 
     def detach(self, row: FillRow | RemoveRow, occupant: Claimed, *, keep_name: bool) -> None:
         assert occupant.inode is not None

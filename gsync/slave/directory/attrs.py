@@ -1,7 +1,7 @@
-"""Sets what an inode has beside its content: owner, mode, ACLs and xattrs, times, in this order.
+"""Sets an inode's attributes: owner, mode, ACLs and xattrs, times, in this order.
 
-What the slave's user or file system cannot hold by its nature (`Caps`) is left out without an error: the worker knows
-it from the hello. Standard library only, Python 3.9.
+It silently omits what the slave's user or file system cannot store by its nature (`Caps`): the worker knows that from
+the hello. Standard library only, Python 3.9.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from gsync.link.protocol import Caps, MetaRow, Xattrs
 
 _ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
 _PRIVILEGED = (b"trusted.", b"security.")
-# Kept by the slave's own system for itself: not removed where the master has none.
+# The slave's own system keeps these: they are not removed where the master has none.
 _ITS_OWN = (b"trusted.gfid", b"trusted.glusterfs.", b"trusted.afr.", b"trusted.gsync.", b"trusted.overlay.",
             b"security.selinux", b"security.ima", b"security.evm", b"security.SMACK")
 
-Place = Union[int, bytes]  # a descriptor, or /proc/self/fd/<n> of one that was opened with O_PATH
+Place = Union[int, bytes]  # a descriptor, or /proc/self/fd/<n> of one opened with O_PATH
 
 
 def set_attrs(place: Place, st: os.stat_result, meta: MetaRow, caps: Caps) -> None:
-    """Make the attributes of the inode those of meta, touching only what differs from st."""
+    """Set the inode's attributes to those of meta, changing only what differs from st."""
     mode = stat.S_IMODE(meta.mode)
     uid, gid = st.st_uid, st.st_gid
     if caps.chown:
@@ -32,11 +32,11 @@ def set_attrs(place: Place, st: os.stat_result, meta: MetaRow, caps: Caps) -> No
             os.chown(place, meta.uid, meta.gid)
             uid, gid = meta.uid, meta.gid
     elif gid != meta.gid:
-        with suppress(PermissionError):  # allowed for the groups that the user is in
+        with suppress(PermissionError):  # allowed for groups that the user is in
             os.chown(place, -1, meta.gid)
             gid = meta.gid
     if uid != meta.uid:
-        mode &= ~stat.S_ISUID  # never lend out the rights of somebody else
+        mode &= ~stat.S_ISUID  # never lend out another account's rights
     if gid != meta.gid and not stat.S_ISDIR(st.st_mode):
         mode &= ~stat.S_ISGID
     is_link = stat.S_ISLNK(st.st_mode)
@@ -44,7 +44,7 @@ def set_attrs(place: Place, st: os.stat_result, meta: MetaRow, caps: Caps) -> No
     if not is_link and (mode != stat.S_IMODE(st.st_mode) or (owner_changed and mode & 0o6000)):
         os.chmod(place, mode)
     if meta.xattrs is not None and (caps.xattr or caps.trusted or caps.acl):
-        # An owner without privileges needs the permission to read and write for xattrs of his own.
+        # An unprivileged owner needs read and write permission to set xattrs on his own file.
         lift = not caps.root and not is_link and mode & 0o600 != 0o600
         if lift:
             os.chmod(place, mode | 0o600)
@@ -64,7 +64,7 @@ def _may_touch(name: bytes, caps: Caps) -> bool:
 
 
 def _set_xattrs(place: Place, wanted: Xattrs, caps: Caps) -> bool:
-    """Make the xattrs exactly these; whether anything changed."""
+    """Make the xattrs exactly these; return whether anything changed."""
     try:
         present = {os.fsencode(name) for name in os.listxattr(place)}
     except OSError as exc:
@@ -93,7 +93,7 @@ def _set_xattr(place: Place, name: bytes, value: bytes) -> None:
     try:
         os.setxattr(place, name, value)
     except OSError as exc:
-        # ext4 says "no space left" when an inode's xattrs do not fit into its block, whatever the disk has.
+        # ext4 reports ENOSPC when an inode's xattrs exceed its block, however much space the disk has.
         if exc.errno == errno.ENOSPC:
             free = os.statvfs(place)
             if free.f_bavail and (free.f_favail or not free.f_files):

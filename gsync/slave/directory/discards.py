@@ -1,6 +1,6 @@
-"""limbo/del: what is to be deleted lies there, from where it is deleted while nothing else is asked.
+"""limbo/del: entries wait there for deletion, which runs while the agent is idle.
 
-Any depth, in little memory: the directories in a directory are moved up into limbo/del before it goes.
+Any depth, in little memory: the subdirectories of a directory are moved up into limbo/del before it is removed.
 Standard library only, Python 3.9.
 """
 
@@ -15,14 +15,14 @@ from gsync.slave.directory.opendirs import OPEN_PLACE
 
 
 class Discards:
-    """fd: of limbo/del. privileged: root's rights, so that nothing has to be made usable first."""
+    """fd: of limbo/del. privileged: with root's rights, so no mode has to be changed first."""
 
     def __init__(self, fd: int, *, privileged: bool) -> None:
         self._fd = fd
         self._privileged = privileged
 
     def discard(self, dirfd: int, bname: bytes) -> None:
-        """Move whatever is at a name into limbo/del, from where `sweep` deletes it."""
+        """Move the entry at a name into limbo/del, from where `sweep` deletes it."""
         inode = os.stat(bname, dir_fd=dirfd, follow_symlinks=False).st_ino
         n = 0
         while True:
@@ -40,7 +40,7 @@ class Discards:
             os.rename(bname, name, src_dir_fd=dirfd, dst_dir_fd=self._fd)
 
     def sweep(self, goes_on: Callable[[], bool] = lambda: True) -> bool:
-        """Delete what lies there, for as long as goes_on; True if nothing deletable is left."""
+        """Delete the entries while goes_on; True if nothing deletable is left."""
         stuck: set[bytes] = set()
         while True:
             moved = False
@@ -61,7 +61,7 @@ class Discards:
                 return True
 
     def _delete(self, name: bytes, goes_on: Callable[[], bool]) -> bool:
-        """Delete one entry of limbo/del; False if it was interrupted. OSError if it cannot be deleted."""
+        """Delete one entry of limbo/del; False if interrupted. OSError if it cannot be deleted."""
         try:
             os.unlink(name, dir_fd=self._fd)
             return True
@@ -86,7 +86,7 @@ class Discards:
         return True
 
     def _empty(self, fd: int, goes_on: Callable[[], bool]) -> tuple[bool, OSError | None]:
-        """Take out of a directory what can be taken out: False if it was interrupted, and what went wrong last."""
+        """Empty a directory as far as possible: False if interrupted, and the last error."""
         problem: OSError | None = None
         while True:
             found = False
@@ -110,7 +110,7 @@ class Discards:
 
 
 def make_usable(dirfd: int, bname: bytes) -> bool:
-    """Give the owner of the directory at this name all rights; False if it is none or not ours."""
+    """Give the owner of the directory at this name all rights; False if it is not a directory, or not ours."""
     fd = os.open(bname, OPEN_PLACE, dir_fd=dirfd)
     try:
         st = os.fstat(fd)

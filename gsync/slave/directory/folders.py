@@ -15,14 +15,14 @@ LIMBO_FOLDERS = (b"new", b"old", b"link", b"del")
 
 
 def place_of(fd: int) -> bytes:
-    """A path to the very inode of a descriptor, O_PATH ones included, for calls that need a path."""
+    """A path to a descriptor's inode, O_PATH descriptors included, for calls that need a path."""
     return b"/proc/self/fd/%d" % fd
 
 
 def make_state(root_fd: int) -> int:
-    """Make ROOT/.gsync and its folders where they are missing; a descriptor of .gsync.
+    """Make ROOT/.gsync and its folders where they are missing; return a descriptor of .gsync.
 
-    Private and with nothing inherited: no default ACL or setgid bit of ROOT reaches what is made in limbo.
+    They are private and inherit nothing: no default ACL or setgid bit of ROOT reaches files made in limbo.
     """
     with suppress(FileExistsError):
         os.mkdir(STATE_DIR, 0o700, dir_fd=root_fd)

@@ -1,4 +1,4 @@
-"""Whose tree it is: takes a directory as the slave of one volume, or says in one line why not; and what it can hold.
+"""Whose tree it is: takes a directory as one volume's slave, or says in one line why not; and finds out its abilities.
 
 Standard library only, Python 3.9.
 """
@@ -29,8 +29,8 @@ _ROOM = 4 << 20  # bytes that recovery may need
 
 
 class Taken:
-    """A slave tree that nobody else works in, until this is closed, or displaced by a younger connection (its pass
-    tells). empty: nothing but our own folder is in it."""
+    """A slave tree in which nobody else works until this is closed, or displaced by a younger connection (its pass
+    tells). empty: it contains only gsync's own folder."""
 
     def __init__(self, root: bytes, lock_fd: int, own: fence.Pass, empty: bool) -> None:
         self.root = root
@@ -46,11 +46,11 @@ class Taken:
 def take(root: bytes, volume: str, volume_name: str, adopt: bool, make: bool = False, *, session: str = "",
          epoch: int = 0, ticket: str = "", patience: fence.Patience = fence.PATIENCE,
          clock: Clock = SYSTEM_CLOCK) -> Taken:
-    """Take ROOT as the slave of this volume, from an older connection of the session if need be; with `make` it is
-    made if only its last folder is missing. SlaveError says why not; nothing is written then. Fenced: a younger one
-    has it."""
+    """Take ROOT as the slave of this volume, from an older connection of the session if necessary; with `make`, create
+    it if only its last folder is missing. SlaveError tells why not; then nothing was written. Fenced: a younger
+    connection has it."""
     if make:
-        with suppress(OSError):  # opening it says why
+        with suppress(OSError):  # opening it gives the reason
             os.mkdir(root, 0o755)
     root_fd = open_root(root)
     try:
@@ -74,7 +74,7 @@ def take(root: bytes, volume: str, volume_name: str, adopt: bool, make: bool = F
 
 
 def look(root: bytes, volume: str, adopt: bool, make: bool) -> bool:
-    """Whether ROOT is the slave of this volume already. SlaveError where `take` would refuse it; nothing is written."""
+    """Whether ROOT is already the slave of this volume. SlaveError where `take` would refuse it; writes nothing."""
     if make and not os.path.lexists(root) and os.path.isdir(os.path.dirname(root)):
         return False
     root_fd = open_root(root)
@@ -85,7 +85,7 @@ def look(root: bytes, volume: str, adopt: bool, make: bool) -> bool:
 
 
 def keep_apart(root: bytes, boot_id: str, master: Sequence[Sequence[int]]) -> None:
-    """SlaveError if ROOT and the master, whose whereabouts these are, are on one host and in one another."""
+    """Raise SlaveError if ROOT and the master with these whereabouts are on one host and one contains the other."""
     exists = os.path.isdir(root)
     mine, above = whereabouts(root if exists else os.path.dirname(root))
     if mine and mine == boot_id and above and master:
@@ -96,7 +96,8 @@ def keep_apart(root: bytes, boot_id: str, master: Sequence[Sequence[int]]) -> No
 
 
 def inspect(root_fd: int, volume: str, adopt: bool) -> tuple[dict[str, object] | None, bool]:
-    """The identity of the tree, if it has one, and whether it is empty; SlaveError if it cannot be this volume's."""
+    """The identity of the tree, if it has one, and whether it is empty; SlaveError if it cannot be this volume's
+    slave."""
     known = _read_identity(root_fd)
     if known is not None and known.get("volume") != volume:
         raise SlaveError(f"it is the slave of another volume, {known.get('volume_name')} ({known.get('volume')})")
@@ -151,7 +152,7 @@ def _make_state(root_fd: int) -> int:
     st = os.fstat(root_fd)
     try:
         if os.geteuid() and st.st_uid == os.geteuid() and st.st_mode & 0o700 != 0o700:
-            lifted = stat.S_IMODE(st.st_mode)  # replicated from a master whose root its owner may not write
+            lifted = stat.S_IMODE(st.st_mode)  # replicated from a master whose owner may not write its root
             os.fchmod(root_fd, lifted | 0o700)
         return make_state(root_fd)
     except OSError as exc:
@@ -182,8 +183,8 @@ def _lock(state_fd: int, session: str, epoch: int, ticket: str, patience: fence.
 
 
 def _make_room(state_fd: int) -> None:
-    """On a full disk, delete the files that were being received: else the index, which recovery has to write to, could
-    never grow again. They count for nothing (rule 23)."""
+    """On a full disk, delete files that were being received: otherwise the index, which recovery must write to, could
+    never grow again. These files count for nothing (rule 23)."""
     free = os.fstatvfs(state_fd)
     if free.f_bavail * free.f_frsize >= _ROOM:
         return
@@ -202,7 +203,7 @@ def _write_identity(state_fd: int, volume: str, volume_name: str, created: int) 
     replace_file(b"identity", json.dumps(identity).encode() + b"\n", dir_fd=state_fd)
 
 
-# what the file system and the user can hold
+# abilities of the file system and the user
 
 ACL_OF_A_PROBE = bytes.fromhex("02000000" "01000600ffffffff" "0200060001000000" "04000400ffffffff" "10000600ffffffff"
                      "20000400ffffffff")  # u::rw- u:1:rw- g::r-- m::rw- o::r--
@@ -210,7 +211,7 @@ _SOME_ID = 54321
 
 
 def probe(state_fd: int, lasting_handles: bool) -> Caps:
-    """Find out by trying, in a folder of its own below .gsync."""
+    """Find out by trying, in a private folder below .gsync."""
     with suppress(FileExistsError):
         os.mkdir(b"probe", 0o700, dir_fd=state_fd)
     folder = os.open(b"probe", OPEN_DIR, dir_fd=state_fd)

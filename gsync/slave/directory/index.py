@@ -1,13 +1,14 @@
-"""The slave's index: the names with the master's gfids, and what the agent must remember across its own death.
+"""The slave's index: the names with the master's gfids, and the state that must outlive the agent.
 
-limbo/new and limbo/old have made-up gfids (LIMBO_NEW, LIMBO_OLD), so that what lies there has a name like everything
-else: (LIMBO_OLD, hex of the gfid). Beside the names:
-  limbo       since when an entry of limbo/old waits, and the base name it had
-  touched     names that the batches since the last commit of a stime may have changed, with who was or should be there
+limbo/new and limbo/old have invented gfids (LIMBO_NEW, LIMBO_OLD), so an entry there has a name like any other:
+(LIMBO_OLD, hex of the gfid). Beside the names:
+  limbo       since when an entry of limbo/old waits, and its former base name
+  touched     names that batches since the last commit of a stime may have changed, with the inodes that were or belong
+              there
   incomplete  directories made since then, whose content may be missing
-  opened_up   directories whose mode was changed for a moment, and the mode that belongs to them
+  opened_up   directories whose mode was lifted for a moment, and their proper mode
   doomed      directories that are gone, whose rows below are still to be dropped
-  adopted     inodes with several links that an adopting batch has taken over: by handle, which gfid they are
+  adopted     inodes with several links that an adopting batch has taken over: their gfids by handle
 Transactions are the caller's. Standard library only, Python 3.9.
 """
 
@@ -36,13 +37,13 @@ CREATE TABLE IF NOT EXISTS opened_up (n INTEGER PRIMARY KEY, gfid BLOB NOT NULL 
 CREATE TABLE IF NOT EXISTS doomed (gfid BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS adopted (handle BLOB PRIMARY KEY, gfid BLOB NOT NULL) WITHOUT ROWID;
 """
-_ASKED_AT_ONCE = 500   # below SQLite's limit of parameters, 999 in old versions
-_DOOMED_AT_ONCE = 500  # directories whose rows go in one transaction
-_CHECKPOINT = 8000     # pages of the log: gfids are random, so with SQLite's 1000 every page is written many times
+_ASKED_AT_ONCE = 500   # below SQLite's limit on parameters, 999 in old versions
+_DOOMED_AT_ONCE = 500  # directories whose rows are dropped in one transaction
+_CHECKPOINT = 8000     # pages of the log: gfids are random, so with SQLite's 1000 each page would be written many times
 
 
 class Touched(NamedTuple):
-    """A name that may have changed, and an inode that was there or should come there."""
+    """A name that may have changed, and an inode that was there or belongs there."""
 
     pargfid: Gfid
     bname: bytes
@@ -53,7 +54,7 @@ class Touched(NamedTuple):
 
 
 class SlaveIndex(Streams, Namespace):
-    """The index in the file `path`. SlaveError if a newer gsync has written it."""
+    """The index in the file `path`. SlaveError if a newer gsync wrote it."""
 
     schema = Namespace.schema + _SCHEMA
     version = 1
@@ -67,13 +68,13 @@ class SlaveIndex(Streams, Namespace):
         self.db.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT}")
 
     def forget_stimes(self) -> None:
-        """Of all streams."""
+        """Those of all streams."""
         self.db.execute("UPDATE facts SET value=NULL WHERE key GLOB 'stime*' OR key GLOB 'entry_stime*'")
 
     # reading
 
     def entries_of_all(self, gfids: Sequence[Gfid]) -> dict[Gfid, list[IndexEntry]]:
-        """The names of each of these inodes; far cheaper than asking for one at a time."""
+        """The names of each of these inodes; far cheaper than one query each."""
         found: dict[Gfid, list[IndexEntry]] = {gfid: [] for gfid in gfids}
         distinct = list(found)
         for at in range(0, len(distinct), _ASKED_AT_ONCE):
@@ -88,7 +89,7 @@ class SlaveIndex(Streams, Namespace):
         return self.db.execute("SELECT 1 FROM entries WHERE pargfid=? LIMIT 1", (gfid,)).fetchone() is None
 
     def waiting(self, after: bytes, limit: int) -> list[Waiting]:
-        """A page of what waits in limbo/old."""
+        """A page of the entries of limbo/old."""
         return [Waiting._make(r) for r in self.db.execute(
             "SELECT bname, since, was FROM limbo WHERE bname>? ORDER BY bname LIMIT ?", (after, limit))]
 
@@ -110,12 +111,12 @@ class SlaveIndex(Streams, Namespace):
         return self.db.execute("SELECT 1 FROM touched WHERE pargfid=? AND bname=?", name).fetchone() is not None
 
     def touched_inode(self, handle: bytes) -> tuple[Gfid, int] | None:
-        """gfid and kind of the inode with this handle, if a touched name says so."""
+        """gfid and kind of the inode with this handle, if a touched name has it."""
         row = self.db.execute("SELECT gfid, kind FROM touched WHERE handle=? LIMIT 1", (handle,)).fetchone()
         return (row[0], row[1]) if row else None
 
     def touched_gfid(self, gfid: Gfid) -> Touched | None:
-        """The youngest row about this inode."""
+        """The latest row about this inode."""
         row = self.db.execute("SELECT pargfid, bname, gfid, handle, kind, since FROM touched WHERE gfid=? "
                               "ORDER BY since DESC LIMIT 1", (gfid,)).fetchone()
         return Touched._make(row) if row else None
@@ -131,7 +132,7 @@ class SlaveIndex(Streams, Namespace):
             "SELECT gfid FROM incomplete WHERE gfid>? ORDER BY gfid LIMIT ?", (after, limit))]
 
     def opened_up(self) -> list[tuple[Gfid, int]]:
-        """Directories whose mode is not their own, in the order in which they were changed."""
+        """Directories whose mode is lifted, in the order in which they were changed."""
         return self.db.execute("SELECT gfid, mode FROM opened_up ORDER BY n").fetchall()
 
     def adopted(self, handle: bytes) -> Gfid | None:
@@ -144,12 +145,12 @@ class SlaveIndex(Streams, Namespace):
         self.db.execute("INSERT OR REPLACE INTO limbo VALUES (?,?,?)", waiting)
 
     def leave_limbo(self, bname: bytes) -> None:
-        """An entry is no longer in limbo/old."""
+        """An entry has left limbo/old."""
         self.db.execute("DELETE FROM limbo WHERE bname=?", (bname,))
 
     def put_direct(self, entries: Sequence[IndexEntry]) -> list[int]:
-        """Put files that were made straight in unattached directories. Left out and returned, by their places: those
-        that the slave has by another name."""
+        """Add files that were made straight in unattached directories. Files that the slave has under another name are
+        left out; their positions are returned."""
         known = self.entries_of_all([entry.gfid for entry in entries])
         refused = {i for i, entry in enumerate(entries) if any(e.name != entry.name for e in known[entry.gfid])}
         self.put(entry for i, entry in enumerate(entries) if i not in refused)
@@ -165,13 +166,13 @@ class SlaveIndex(Streams, Namespace):
         self.db.executemany("UPDATE incomplete SET done=1 WHERE gfid=?", ((g,) for g in gfids))
 
     def forget_incomplete(self) -> None:
-        """What has no name any more cannot be completed; nothing said before a restart counts as done."""
+        """A directory without a name cannot be completed, and completions reported before a restart do not count."""
         self.db.execute("DELETE FROM incomplete WHERE NOT EXISTS (SELECT 1 FROM entries WHERE "
                         "entries.gfid=incomplete.gfid)")
         self.db.execute("UPDATE incomplete SET done=0")
 
     def committed(self, whole: bool) -> None:
-        """A commit has made everything durable; `whole`: a batch is at its end, nothing is in doubt any more."""
+        """A commit has made everything durable; `whole`: a batch has ended, and nothing is in doubt any more."""
         if whole:
             for table in ("touched", "incomplete", "adopted"):
                 self.db.execute(f"DELETE FROM {table}")
@@ -188,7 +189,7 @@ class SlaveIndex(Streams, Namespace):
         self.db.execute("INSERT OR REPLACE INTO adopted VALUES (?,?)", (handle, gfid))
 
     def drop_name(self, entry: IndexEntry) -> None:
-        """The inode is gone from this name. A directory has only one, so what was below it is gone too."""
+        """The inode has left this name. A directory has only one name, so everything below it has gone, too."""
         self.remove(entry.pargfid, entry.bname)
         if stat.S_ISDIR(entry.kind):
             self.doom(entry.gfid)
@@ -196,18 +197,18 @@ class SlaveIndex(Streams, Namespace):
                 pass
 
     def move(self, entry: IndexEntry, pargfid: Gfid, bname: bytes) -> IndexEntry:
-        """An inode has gone from one name to another."""
+        """An inode has moved from one name to another."""
         self.remove(entry.pargfid, entry.bname)
         moved = entry._replace(pargfid=pargfid, bname=bname)
         self.put([moved])
         return moved
 
     def doom(self, gfid: Gfid) -> None:
-        """Have the rows below a directory dropped by `drop_doomed`."""
+        """Schedule the rows below a directory for `drop_doomed`."""
         self.db.execute("INSERT OR IGNORE INTO doomed VALUES (?)", (gfid,))
 
     def drop_doomed(self) -> bool:
-        """Drop the rows below some of the doomed directories; False if there are none left."""
+        """Drop the rows below some of the doomed directories; False if none are left."""
         doomed = [r[0] for r in self.db.execute("SELECT gfid FROM doomed LIMIT ?", (_DOOMED_AT_ONCE,))]
         for gfid in doomed:
             for d in self.db.execute("SELECT gfid FROM entries WHERE pargfid=? AND kind=?",

@@ -1,7 +1,7 @@
-"""Takes from this process, and all that it becomes or starts, the right to change files outside some folders.
+"""Takes from this process, and from all that it becomes or starts, the right to change files outside some folders.
 
-By Landlock, where the kernel has it (Linux 5.13); elsewhere nothing happens. What is open already stays usable.
-Standard library only, Python 3.9.
+Uses Landlock where the kernel has it (Linux 5.13); elsewhere it does nothing. Open files stay usable. Standard library
+only, Python 3.9.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import struct
 from collections.abc import Sequence
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # system calls, the same on every architecture
-_VERSION = 1             # flag: only tell which version the kernel has
+_VERSION = 1             # flag: only report the kernel's version
 _PATH_BENEATH = 1
 _PR_SET_NO_NEW_PRIVS = 38
 _WRITE_FILE = 1 << 1
-# Removing and making of every kind, for all versions; linking across folders and truncating came later.
+# Removing and making of every kind, in all versions; linking across folders and truncating came later.
 _CHANGES = _WRITE_FILE | sum(1 << bit for bit in range(4, 13))
 _REFER, _TRUNCATE = 1 << 13, 1 << 14
 
@@ -24,8 +24,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def confine(folders: Sequence[int], files: Sequence[str] = ()) -> bool:
-    """From now on only what is below these folders (descriptors) can be changed, and these files written to; whether
-    the kernel can do that. OSError if it fails though it could."""
+    """From now on this process can change only what is below these folders (descriptors), and write only to these
+    files. Return whether the kernel supports that. OSError if it does, but fails."""
     version = _call(_CREATE_RULESET, None, 0, _VERSION)
     if version < 1:
         return False

@@ -1,7 +1,7 @@
 """limbo/old, where detached inodes wait until nobody can want them any more; limbo/new, which is emptied; the trash.
 
-Every step that a crash may follow is told to `step`, so that tests can end there. Rows are the caller's transaction
-in `detach`; all else here makes its own. Standard library only, Python 3.9.
+`step` is told of every point at which a crash may follow, so that tests can end there. In `detach` the rows belong to
+the caller's transaction; all other methods open their own. Standard library only, Python 3.9.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from gsync.slave.outcome import Step
 
 _PAGE = 1000
 _LONGEST = 255
-_FOREIGN = b"x."  # begins the names of inodes in limbo/old that no gfid is known of
+_FOREIGN = b"x."  # prefix of the names of inodes in limbo/old whose gfid is unknown
 
 
 
 class Limbo:
-    """delete_retention: seconds that deleted things stay in the trash, 0: they do not go there."""
+    """delete_retention: seconds that deleted entries stay in the trash; 0: there is no trash."""
 
     def __init__(self, tree: SlaveTree, delete_retention: int, step: Step, clock: Clock = SYSTEM_CLOCK) -> None:
         self._tree = tree
@@ -36,17 +36,17 @@ class Limbo:
         self._retention = delete_retention
         self._step = step
         self._clock = clock
-        self.exposed: set[Gfid] = set()  # files that have one more link, in limbo/link
+        self.exposed: set[Gfid] = set()  # files that have an extra link in limbo/link
 
     def is_last_link(self, found: Inode, gfid: Gfid | None) -> bool:
-        """Whether the inode goes when the name goes at which it was found."""
+        """Whether removing the name at which the inode was found removes the inode."""
         return found.is_dir or found.st.st_nlink - (gfid in self.exposed) <= 1
 
     def detach(self, dirfd: int, bname: bytes, found: Inode, entry: IndexEntry | None, since: int,
                keep_name: bool) -> None:
-        """Bring the inode at this name into limbo/old; entry: its row, None if it is foreign.
+        """Move the inode at this name into limbo/old; entry: its row, None if it is foreign.
 
-        keep_name: by a second link where that is possible, so that the name can be renamed over in one step.
+        keep_name: give it a second link there if possible, so that a rename can replace the name in one step.
         """
         tree = self._tree
         if entry is not None:
@@ -59,7 +59,7 @@ class Limbo:
             try:
                 os.link(bname, name, src_dir_fd=dirfd, dst_dir_fd=tree.old_fd, follow_symlinks=False)
             except FileExistsError:
-                pass  # the very same inode: `_make_room` has seen to that
+                pass  # the very same inode: `_make_room` has made sure of that
             except OSError:
                 os.rename(bname, name, src_dir_fd=dirfd, dst_dir_fd=tree.old_fd)
                 keep_name = False
@@ -74,7 +74,7 @@ class Limbo:
         self._index.wait_in_limbo(Waiting(name, since, bname))
 
     def _make_room(self, name: bytes, handle: bytes) -> None:
-        """Another inode that waits under this name is nobody any more."""
+        """Discard another inode that waits under this name: nothing refers to it any more."""
         tree = self._tree
         found = tree.look(tree.old_fd, name)
         if found is None or (tree.handles.lasting and found.handle == handle):
@@ -88,7 +88,7 @@ class Limbo:
     # emptying limbo/new
 
     def empty_new(self) -> None:
-        """Throw away what is unfinished; inodes that were only moved into it go to limbo/old first."""
+        """Discard unfinished inodes; inodes that were only moved into limbo/new go to limbo/old first."""
         self._rescue_guests()
         with self._index.transaction():
             while True:
@@ -102,7 +102,7 @@ class Limbo:
         self._discard_all(self._tree.new_fd)
 
     def empty_links(self) -> None:
-        """Take the links for rsync away."""
+        """Remove the links for rsync."""
         self.exposed.clear()
         self._discard_all(self._tree.link_fd)
 
@@ -117,7 +117,7 @@ class Limbo:
                 self._step("discarded")
 
     def _rescue_guests(self) -> None:
-        """What had a name before and was moved into a directory that is not attached comes to limbo/old."""
+        """Move inodes that had a name before, and are now in a directory that is not attached, to limbo/old."""
         if not self._index.children(LIMBO_NEW, limit=1):
             return
         after = None
@@ -140,8 +140,8 @@ class Limbo:
                         self.detach(dirfd, bname, found, entry, touched.since, keep_name=False)
 
     def _in_guest(self, gfid: Gfid) -> bool:
-        """Whether this directory below limbo/new is, or lies in, one that is rescued: with all that is in it, since
-        nobody asks again what is in a directory that the slave has."""
+        """Whether this directory below limbo/new is, or is inside, one that is rescued. A rescue includes the whole
+        content, since nobody asks again for the content of a directory that the slave has."""
         while (name := self._index.parent_of(gfid)) is not None and name[0] != LIMBO_NEW:
             if self._index.is_touched(name) and self._index.touched_gfid(gfid) is not None:
                 return True
@@ -151,7 +151,7 @@ class Limbo:
     # emptying limbo/old
 
     def clear(self, stime: int | None) -> int:
-        """Let go what nobody can want any more (rule 25); how many entries."""
+        """Let go of entries that no later batch can want (rule 25); return how many."""
         tree, index = self._tree, self._index
         after, gone = b"", 0
         while True:
@@ -168,7 +168,7 @@ class Limbo:
                     linked.append(waiting)
                 elif stime is not None and waiting.since <= stime:
                     dead.append(waiting)
-            if self._retention:  # first into the trash: what has no row counts as deleted
+            if self._retention:  # first into the trash: an entry without a row counts as deleted
                 for waiting in dead:
                     self._to_trash(waiting)
             with index.transaction():
@@ -195,7 +195,7 @@ class Limbo:
         return gone
 
     def drop_doomed(self) -> None:
-        """Drop the rows of what is gone, in pieces."""
+        """Drop the rows of what is gone, in portions."""
         more = True
         while more:
             with self._index.transaction():
@@ -233,7 +233,7 @@ class Limbo:
         self._step("put into the trash")
 
     def _prune_trash(self) -> None:
-        """Delete the days that lie further back than the retention."""
+        """Delete the days that are older than the retention."""
         trash = self._open_trash()
         try:
             for name in os.listdir(trash):

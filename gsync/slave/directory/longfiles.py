@@ -1,6 +1,6 @@
-"""Writes the extents of a long file into it, as far as possible past the page cache.
+"""Writes the extents of a long file, bypassing the page cache where possible.
 
-So the processor has half the work, and what the host keeps in memory stays there. What lies between extents is a hole.
+That halves the processor's work, and keeps the host's cached data in memory. Ranges between extents become holes.
 Standard library only, Python 3.9.
 """
 
@@ -17,9 +17,9 @@ from gsync.link.stream import BadStream
 from gsync.slave.receiver import Input
 
 _PIECE = 1 << 20
-_DIRECT = 4 << 20  # what is written past the page cache at once
-_ALIGNED = 4096  # where such a write may begin and end, on nearly every disk
-_WRITE_BACK = 16 << 20  # bytes that are handed to the disk together, so that the commit's syncfs is short
+_DIRECT = 4 << 20  # bytes per write that bypasses the page cache
+_ALIGNED = 4096  # alignment of such a write, valid on nearly every disk
+_WRITE_BACK = 16 << 20  # bytes handed to the disk together, so that the commit's syncfs is short
 _SYNC_FILE_RANGE_WRITE = 2
 _FALLOC_PUNCH_HOLE = 0x01 | 0x02  # with FALLOC_FL_KEEP_SIZE
 
@@ -27,18 +27,18 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class LongFiles:
-    """Takes the data of one item after the other off the stream. unread: whether some of the last one's is still to
-    come, after `write` has failed."""
+    """Takes the data of one item after another from the stream. unread: after `write` has failed, whether part of that
+    item's data is still to come."""
 
     def __init__(self, source: Input) -> None:
         self._in = source
         self.unread = False
-        self._past_cache = True  # whether this file system has not refused writes past the page cache yet
+        self._past_cache = True  # until this file system refuses writes that bypass the page cache
         self._aligned: memoryview | None = None
 
     def write(self, fd: int, size: int, *, punch: bool) -> int:
-        """Write the extents of one item and set the length; the trailer. With `punch`, what lies between them
-        becomes holes."""
+        """Write the extents of one item and set the length; return the trailer. With `punch`, the ranges between
+        extents become holes."""
         end = written_back = 0
         self.unread = True
         while True:
@@ -68,11 +68,11 @@ class LongFiles:
         return torn
 
     def _copy(self, fd: int, offset: int, length: int) -> None:
-        """Move one extent into the file, as far as possible past the page cache."""
+        """Move one extent into the file, bypassing the page cache where possible."""
         end = offset + length
         if self._past_cache and length >= _DIRECT and offset % _ALIGNED == 0:
             if self._aligned is None:
-                self._aligned = memoryview(mmap.mmap(-1, _DIRECT))  # begins with a page of memory
+                self._aligned = memoryview(mmap.mmap(-1, _DIRECT))  # aligned to a page of memory
             self._set_direct(fd, True)
             try:
                 while self._past_cache and (size := min(end - offset, _DIRECT) // _ALIGNED * _ALIGNED):
@@ -93,8 +93,7 @@ class LongFiles:
             self._past_cache = False
 
     def write_past_cache(self, fd: int, data: memoryview, offset: int) -> None:
-        """Write all of it; through the page cache after all, if the file system does not like where this begins or how
-        long it is."""
+        """Write all of it; through the page cache after all if the file system refuses this offset or length."""
         done = 0
         while done < len(data):
             try:
@@ -107,12 +106,12 @@ class LongFiles:
 
 
 def _write_back(fd: int, offset: int, length: int) -> None:
-    """Start writing this range to disk; a hint, so its result does not matter."""
+    """Start writing this range to disk. It is a hint, so the result does not matter."""
     _libc.sync_file_range(fd, ctypes.c_int64(offset), ctypes.c_int64(length), _SYNC_FILE_RANGE_WRITE)
 
 
 def _punch(fd: int, offset: int, length: int) -> None:
-    """Make a hole; where the file system has none, zeros."""
+    """Make a hole; where the file system has none, write zeros."""
     if _libc.fallocate(fd, _FALLOC_PUNCH_HOLE, ctypes.c_int64(offset), ctypes.c_int64(length)) == 0:
         return
     zeros = bytes(min(length, _PIECE))

@@ -1,11 +1,11 @@
-"""Directories of a slave by gfid: descriptors, looked at anew in every request, and modes lifted for a moment.
+"""Directories of a slave by gfid: descriptors, looked at again in every request, and modes lifted for a moment.
 
-Every access goes by directory descriptors, one part of a path at a time, and what is opened must have the handle that
-the index has for it; no symlink is followed. A descriptor from `dir` stays good until the next turn (or eight further
-calls of `dir`); in each turn (one request) a directory is looked at again before it is used, so that what somebody
-else has moved away is not followed. Without root's privileges a directory that its owner may not use is opened up for
-a moment: `settle` gives it its mode back, also after a crash (the index remembers).
-Standard library only, Python 3.9.
+Every access goes through directory descriptors, one path component at a time. An opened inode must have the handle that
+the index has for it; no symlink is followed. A descriptor from `dir` stays valid until the next turn (or eight further
+calls of `dir`). In each turn (one request) a directory is looked at again before it is used, so that gsync does not
+follow a directory that others have moved away. Without root's privileges, a directory that its owner may not use is
+opened up for a moment: `settle` restores its mode, even after a crash (the index remembers). Standard library only,
+Python 3.9.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from gsync.slave.directory.index import SlaveIndex
 
 OPEN_PLACE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _FDS_KEPT = 384
-_CHAIN_KEPT = 32  # of one long path: so that eight calls of `dir` never push out what the first one gave
+_CHAIN_KEPT = 32  # of one long path: enough that eight calls of `dir` never evict the first one's result
 
 
 class _Slot:
-    """An open directory: its handle, and the turn in which it was last seen in its place."""
+    """An open directory: its handle, and the turn in which it was last seen at its name."""
 
     __slots__ = ("fd", "handle", "turn")
 
@@ -44,7 +44,7 @@ def missing(gfid: Gfid) -> FileNotFoundError:
 
 @contextmanager
 def held(handles: Handles, dirfd: int, entry: IndexEntry) -> Iterator[int]:
-    """An O_PATH descriptor of the entry's inode; ENOENT if another one is there."""
+    """An O_PATH descriptor of the entry's inode; ENOENT if another inode is there."""
     fd = os.open(entry.bname, OPEN_PLACE, dir_fd=dirfd)
     try:
         if handles.of_fd(fd) != entry.handle or os.fstat(fd).st_dev != handles.dev:
@@ -55,8 +55,8 @@ def held(handles: Handles, dirfd: int, entry: IndexEntry) -> Iterator[int]:
 
 
 class OpenDirs:
-    """The directories below the `fixed` ones, which stay open: the root, limbo/new and limbo/old. privileged: root's
-    rights, so that no mode has to be lifted."""
+    """The directories below the `fixed` ones, which stay open: the root, limbo/new and limbo/old. privileged: with
+    root's rights, so no mode has to be lifted."""
 
     def __init__(self, handles: Handles, index: SlaveIndex, fixed: Mapping[Gfid, int], *, privileged: bool) -> None:
         self._handles = handles
@@ -66,7 +66,7 @@ class OpenDirs:
         self._slots: OrderedDict[Gfid, _Slot] = OrderedDict()
         self._turn = 1
         self._root_turn = 0
-        self._opened: dict[Gfid, int] = {}  # what the index has in opened_up
+        self._opened: dict[Gfid, int] = {}  # the index's opened_up table
 
     def close(self) -> None:
         for slot in self._slots.values():
@@ -74,11 +74,12 @@ class OpenDirs:
         self._slots.clear()
 
     def turn(self) -> None:
-        """From now on every directory is looked at again before it is used."""
+        """From now on, look at every directory again before it is used."""
         self._turn += 1
 
     def dir(self, gfid: Gfid) -> int:
-        """A descriptor of the directory, the tree's own; FileNotFoundError if the slave has it not in its place."""
+        """A descriptor of the directory, owned by the tree; FileNotFoundError if the slave does not have it at its
+        name."""
         slot = self._slots.get(gfid)
         if slot is not None and slot.turn == self._turn:
             self._slots.move_to_end(gfid)
@@ -92,7 +93,7 @@ class OpenDirs:
         return self._walk(gfid)
 
     def _walk(self, gfid: Gfid) -> int:
-        """Open what is not open on the way down to a directory, and see that all of it is in its place."""
+        """Open the missing directories on the way down to this one, and check that each is at its name."""
         chain: list[IndexEntry] = []
         seen = set()
         at = gfid
@@ -107,7 +108,7 @@ class OpenDirs:
             chain.append(entry)
             at = entry.pargfid
         fd = self.dir(at)
-        passing = -1  # a descriptor on a long way, not kept
+        passing = -1  # a descriptor on a long path, not kept
         try:
             while chain:
                 entry = chain.pop()
@@ -165,7 +166,7 @@ class OpenDirs:
         return fd
 
     def forget(self, gfid: Gfid) -> None:
-        """Close what is open of a directory that is another one now, or gone."""
+        """Close the descriptors of a directory that is gone, or is now another one."""
         slot = self._slots.pop(gfid, None)
         if slot is not None:
             os.close(slot.fd)
@@ -183,9 +184,9 @@ class OpenDirs:
         os.chmod(place_of(fd), mode | 0o700)
 
     def settle(self) -> None:
-        """Give all directories that were opened up their modes back: at the end of each request."""
+        """Restore the modes of all directories that were opened up. Called at the end of each request."""
         while self._opened:
-            gfid, mode = self._opened.popitem()  # the deepest first: the way to it is open still
+            gfid, mode = self._opened.popitem()  # deepest first: the path to it is still open
             with suppress(FileNotFoundError):
                 fd = self.dir(gfid)
                 self._opened.pop(gfid, None)  # closed already: a crash came between the two steps below

@@ -1,4 +1,4 @@
-"""All that a worker can ask of a slave directory (target.Operations): names, attributes, contents, commits.
+"""Every operation that a worker can ask of a slave directory (target.Operations): names, attributes, contents, commits.
 
 Not here: whose tree it is (identity), how names are changed (slave/desired, apply), recovery (recover), the
 conversation (agent). Standard library only, Python 3.9.
@@ -37,8 +37,8 @@ from gsync.slave.outcome import READ, Step, answer_of
 
 
 class DirectoryOperations:
-    """On one tree. Call `recover` (gsync/slave/directory/recover.py) first. step: told of everything that a crash may
-    follow."""
+    """Works on one tree. Call `recover` (gsync/slave/directory/recover.py) first. step: told of every point at which a
+    crash may follow."""
 
     def __init__(self, tree: SlaveTree, adopt: bool = False, delete_retention: int = 0,
                  step: Step = lambda name: None, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -46,7 +46,7 @@ class DirectoryOperations:
         self.index = tree.index
         self.limbo = Limbo(tree, delete_retention, step, clock)
         self.step = step
-        # Where handles are not lasting, recovery gives up what was touched: now it is as if others had made it.
+        # Where handles do not last, recovery gives up touched names: from then on they count as made by others.
         self.in_doubt = not tree.handles.lasting and bool(tree.index.touched_names(None, 1))
         self._adopt = adopt or self.in_doubt
         self._desired = Desired(DirectoryNames(tree, self.limbo, self._adopt, step), step)
@@ -56,17 +56,17 @@ class DirectoryOperations:
     # names
 
     def fill(self, rows: Sequence[FillRow]) -> FillAnswer:
-        """Bring each name to the inode that its row says."""
+        """Bring each name to the inode that its row gives."""
         return self._desired.fill(rows)
 
     def remove(self, rows: Sequence[RemoveRow], keep_last: bool = False) -> RemoveAnswer:
-        """Take names away: an inode whose last name it is waits in limbo/old, or with keep_last keeps it."""
+        """Take names away. An inode that loses its last name waits in limbo/old; with keep_last it keeps that name."""
         return self._desired.remove(rows, keep_last)
 
     def names_in(self, gfid: Gfid, after: bytes | None, limit: int
                  ) -> tuple[list[tuple[bytes, Gfid | None]], bytes | None]:
-        """A page of the names in a directory, each with its gfid, and where to go on; foreign names (None) only while
-        adopting."""
+        """A page of the names in a directory, each with its gfid, and the name to continue after; foreign names (None)
+        only while adopting."""
         self.tree.turn()
         self._list_foreign(gfid, after)
         start = after or b""
@@ -78,7 +78,7 @@ class DirectoryOperations:
         return rows, rows[-1][0] if len(rows) == limit else None
 
     def _list_foreign(self, gfid: Gfid, after: bytes | None) -> None:
-        """Have every name that is in the directory in the table `listed`, when adopting."""
+        """When adopting, put every name in the directory into the table `listed`."""
         if self._listed == gfid and after is not None:
             return
         self.index.db.execute("DELETE FROM listed")
@@ -98,7 +98,7 @@ class DirectoryOperations:
     # inodes
 
     def weigh(self, names: Iterable[Name], limit: int) -> int:
-        """How many entries would go with these names, all below directories included; counted up to limit + 1."""
+        """How many entries these names would remove, everything below directories included; counted up to limit + 1."""
         total = 0
         todo: list[Gfid] = []
         for pargfid, bname in names:
@@ -119,13 +119,13 @@ class DirectoryOperations:
         return total
 
     def known(self, gfids: Iterable[Gfid]) -> list[int]:
-        """For each inode 1 if the slave has it at a name, or waiting in limbo; else 0."""
+        """For each inode, 1 if the slave has it at a name or waiting in limbo, else 0."""
         execute = self.index.db.execute
         return [1 if gfid == ROOT_GFID or execute("SELECT 1 FROM entries WHERE gfid=?", (gfid,)).fetchone() else 0
                 for gfid in gfids]
 
     def meta(self, rows: Sequence[MetaRow]) -> list[int]:
-        """Set attributes; for each row 0, an errno or ABSENT."""
+        """Set attributes; return 0, an errno or ABSENT for each row."""
         answers = []
         self.tree.turn()
         try:
@@ -139,7 +139,7 @@ class DirectoryOperations:
         return answers
 
     def landed(self, rows: Sequence[LandedRow]) -> list[int]:
-        """Finish new files that rsync has made in limbo/link; for each 0, an errno or ABSENT."""
+        """Finish new files that rsync has made in limbo/link; 0, an errno or ABSENT for each."""
         answers = []
         for meta, size in rows:
             try:
@@ -158,7 +158,7 @@ class DirectoryOperations:
         return answers
 
     def _fetch(self, gfid: Gfid) -> None:
-        """Bring a new file from limbo/link to limbo/new, if it is there."""
+        """Move a new file from limbo/link to limbo/new, if it is there."""
         name = name_in_limbo(gfid)
         found = self.tree.look(self.tree.link_fd, name)
         if found is not None and found.kind == stat.S_IFREG and found.st.st_nlink == 1 and gfid not in \
@@ -196,8 +196,8 @@ class DirectoryOperations:
                 size += len(data)
 
     def expose(self, gfids: Sequence[Gfid]) -> list[int]:
-        """Give each file the name limbo/link/<gfid>, where rsync may write to it: 0, an errno or ABSENT. Nothing but
-        regular files ever comes there: rsync would follow a symlink."""
+        """Give each file the name limbo/link/<gfid>, where rsync may write to it: 0, an errno or ABSENT. Only regular
+        files ever get there: rsync would follow a symlink."""
         answers = []
         self.tree.turn()
         try:
@@ -232,14 +232,14 @@ class DirectoryOperations:
         self.limbo.exposed.discard(gfid)
 
     def unexpose(self, gfids: Sequence[Gfid]) -> None:
-        """Take the names for rsync away."""
+        """Remove the names for rsync."""
         for gfid in gfids:
             self._unexpose(gfid)
 
     # the end of a batch
 
     def complete(self, gfids: Sequence[Gfid]) -> None:
-        """The content of these directories is all here."""
+        """Note that the content of these directories is complete."""
         with self.index.transaction():
             self.index.complete(gfids)
 
@@ -257,9 +257,9 @@ class DirectoryOperations:
 
     def commit(self, stime: int | None, entry_stime: int | None, epoch: int, clear: bool,
                mark: str | None = None, walked: bool = False) -> CommitAnswer:
-        """Make everything durable; then set the stime and, beside it, the worker's mark, and forget what was in doubt;
-        then, if `clear`, let go what no later batch can want (rule 25), of any stream. stime None: an interim commit,
-        after which everything stays in doubt. walked: the stime holds for all streams."""
+        """Make everything durable. Then set the stime and the worker's mark with it, and forget the doubts. Then, if
+        `clear`, let go of what no later batch of any stream can want (rule 25). stime None: an interim commit, after
+        which everything stays in doubt. walked: the stime holds for all streams."""
         index = self.index
         index.check_epoch(epoch)
         self.tree.turn()

@@ -2,9 +2,9 @@
 
 Promise beyond that of gsync/slave/receiver.py: an item counts only once its bytes, and for new files its attributes,
 are in the file, and for DIRECT items its name is in the index. A failed item leaves nothing in limbo/new. Nothing
-outside ROOT is touched, whatever the headers say.
-Not here: naming what lies in limbo/new, attributes of files in place, making anything durable (the agent).
-Standard library only, Python 3.9. The cost per small file decides gsync's speed: `_new` is written for that.
+outside ROOT is touched, whatever the headers say. Not here: naming the files in limbo/new, attributes of files in
+place, making anything durable (the agent). Standard library only, Python 3.9. The cost per small file decides gsync's
+speed: `_new` is written for that.
 """
 
 from __future__ import annotations
@@ -29,24 +29,23 @@ from gsync.slave.directory.tree import SlaveTree
 from gsync.slave.fence import show
 from gsync.slave.receiver import Input, Receiver, Watch
 
-_WRITE_BACK_FILES = 4000  # files that are handed to the disk together, so that the commit's syncfs is short
+_WRITE_BACK_FILES = 4000  # files handed to the disk together, so that the commit's syncfs is short
 _DIRS_KEPT = 200
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def _write_back_all(fd: int) -> None:
-    """Have a whole file system written. An error is still there to be found by the agent: it has a descriptor of its
-    own."""
+    """Write back a whole file system. The agent still finds an error: it has a descriptor of its own."""
     with contextlib.suppress(OSError):
         syncfs(fd)
 
 
 class _Dir:
-    """A directory that files are made in, and what its file system gives a new file there."""
+    """A directory that files are made in, and the attributes that its file system gives a new file there."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self.uid = -1  # not known before the first file
+        self.uid = -1  # unknown before the first file
         self.gid = -1
         try:
             os.getxattr(fd, b"system.posix_acl_default")
@@ -102,7 +101,7 @@ class TreeReceiver(Receiver):
         self._dirs.clear()
 
     def _new(self, where: _Dir, name: bytes, head: ItemHeader, data: memoryview) -> int:
-        """Make the file `name`, complete; its descriptor. On OSError, or torn data, there is no such name."""
+        """Make the file `name`, complete; return its descriptor. On OSError or torn data, the name does not exist."""
         self._new_files += 1
         try:
             fd = os.open(name, _CREATE, head.mode & 0o777, dir_fd=where.fd)
@@ -152,7 +151,7 @@ class TreeReceiver(Receiver):
 
 
     def _take_long(self, fd: int, size: int, *, punch: bool) -> int:
-        """The data of a long file, into it; the trailer."""
+        """Move a long file's data into it; return the trailer."""
         try:
             return self._long.write(fd, size, punch=punch)
         finally:
@@ -181,7 +180,7 @@ class TreeReceiver(Receiver):
             self._writer.start()
 
     def _withdraw(self, number: int, entry: IndexEntry) -> None:
-        """The slave has this inode by another name: the sender has to ask where it belongs."""
+        """The slave has this inode under another name: the sender must ask where it belongs."""
         where = self._dirs.get(entry.pargfid) or self._open_dir(entry.pargfid)
         os.unlink(entry.bname, dir_fd=where.fd)
         self._failed.append((number, errno.EEXIST, "the slave has this file under another name"))
@@ -196,6 +195,6 @@ def _write(fd: int, data: memoryview) -> None:
 def receive(root: bytes, source: Input, out: BinaryIO, watch: Callable[[int], object] = Watch) -> None:
     """Receive for the slave directory until the stream ends. watch: called with the folder of the locks."""
     tree = SlaveTree(root)
-    tree.lock_receivers(alone=False)  # until the end of this process
+    tree.lock_receivers(alone=False)  # held until this process exits
     watch(tree.state_fd)
     TreeReceiver(tree, source, out).serve()

@@ -1,10 +1,10 @@
-"""Makes the index true again after an agent has ended, however it ended (rule 27).
+"""Makes the index true again after an agent has ended, for whatever reason (rule 27).
 
-Everything that may have changed since the last commit is known: touched names, limbo/old, limbo/new. It is read from
-the file system; identity comes from the handles that `touched` keeps. Where handles are not lasting, nobody can say
-what lies at a touched name: its row is dropped, with all below it, and the worker is to compare what it finds there (as
-when adopting). Killed anywhere, it starts again from scratch.
-Standard library only, Python 3.9.
+Everything that may have changed since the last commit is known: touched names, limbo/old, limbo/new. Recovery reads it
+from the file system; identity comes from the handles that `touched` keeps. Where handles do not last, nobody can tell
+which inode is at a touched name. Then recovery drops its row with all rows below it, and the worker must compare the
+content there (as when adopting). Killed at any point, recovery starts again from scratch. Standard library only, Python
+3.9.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PAGE = 1000
 
 
 def recover(tree: SlaveTree, limbo: Limbo, step: Step) -> None:
-    """Bring index, limbo and modes into order; to be called before anything else is done with the tree."""
+    """Put index, limbo and modes in order. Call it before anything else is done with the tree."""
     tree.turn()
     recovery = _Recovery(tree)
     if not tree.handles.lasting:
@@ -51,7 +51,7 @@ class _Recovery:
         self._homeless: set[Gfid] = set()  # directories that lost a row
 
     def distrust(self) -> None:
-        """Drop the row of every touched name, and all rows below."""
+        """Drop the row of every touched name, and all rows below it."""
         with self._index.transaction():
             for name in self._touched():
                 row = self._index.get(*name)
@@ -59,8 +59,8 @@ class _Recovery:
                     self._index.drop_name(row)
 
     def rows(self) -> None:
-        """Limbo/old first: its entries are known by their names. Then the touched names, from the top down, until
-        nothing changes: a directory that is found gives access to the names in it."""
+        """First limbo/old: its entries are known by their names. Then the touched names, from the top down, until
+        nothing changes: finding a directory gives access to the names in it."""
         leftovers: list[bytes] = []
         with self._index.transaction():
             self._forget_gone()
@@ -77,7 +77,7 @@ class _Recovery:
             for gfid in (*self._homeless, *self._index.lost_dirs()):
                 if self._index.entry_of(gfid) is None:
                     self._index.doom(gfid)
-        for bname in leftovers:  # of a removal that a crash has undone or cut short
+        for bname in leftovers:  # left by a removal that a crash has undone or cut short
             self._tree.discard(self._tree.old_fd, bname)
 
     def _listed(self) -> Iterator[bytes]:
@@ -98,7 +98,7 @@ class _Recovery:
         try:
             return self._tree.look(dirfd, bname)
         except OSError as exc:
-            if exc.errno in (errno.EBUSY, errno.EPERM):  # a mount point, or gsync's own folder: none of ours
+            if exc.errno in (errno.EBUSY, errno.EPERM):  # a mount point, or gsync's own folder: not one of ours
                 return None
             raise
 
@@ -119,7 +119,7 @@ class _Recovery:
     # limbo/old
 
     def _forget_gone(self) -> None:
-        """Drop rows about limbo/old that the disk does not bear out."""
+        """Drop rows about limbo/old that do not match the disk."""
         after = b""
         while True:
             entries = self._index.children(LIMBO_OLD, after, _PAGE)
@@ -140,7 +140,7 @@ class _Recovery:
                     self._index.leave_limbo(bname)
 
     def _reread_waiting(self, bname: bytes, leftovers: list[bytes]) -> None:
-        """Bring the row of one entry of limbo/old into order."""
+        """Put the row of one entry of limbo/old in order."""
         found = self._look(self._tree.old_fd, bname)
         if found is None:
             return
@@ -155,7 +155,7 @@ class _Recovery:
                     leftovers.append(bname)
                     return
                 self._put(IndexEntry(LIMBO_OLD, bname, gfid, found.kind, found.handle))
-                if found.is_dir and not self._tree.handles.lasting:  # its rows went with that of its name
+                if found.is_dir and not self._tree.handles.lasting:  # its rows were dropped with its name's row
                     self._index.add_incomplete(gfid)
         if self._index.waits(bname) is None:
             self._index.wait_in_limbo(Waiting(bname, since, was))
@@ -163,12 +163,12 @@ class _Recovery:
     # touched names
 
     def _reread(self, name: Name) -> bool:
-        """Make the row of a name true; whether that changed anything."""
+        """Make the row of a name true; return whether anything changed."""
         pargfid, bname = name
         try:
             dirfd = self._tree.dir(pargfid)
         except FileNotFoundError:
-            return False  # perhaps it is found later
+            return False  # it may be found later
         found = self._look(dirfd, bname)
         row = self._index.get(pargfid, bname)
         if row is not None and found is not None and row.handle == found.handle:

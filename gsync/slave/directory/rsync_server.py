@@ -1,9 +1,9 @@
 """rsync's side at the slave: `agent --rsync ROOT EPOCH TICKET ... --server ...` becomes rsync in .gsync/limbo/link.
 
-It takes the receivers' lock, shows its pass, goes into the folder by descriptor and hands lock and folder on to rsync:
-so a younger hello ends it like any receiver, and its paths are names in that one folder, which holds regular files
-only (links to files that the agent exposes, and files that are new). Where the kernel has Landlock it could not change
-anything else if it wanted to. Standard library only, Python 3.9.
+It takes the receivers' lock, shows its pass, enters the folder by descriptor and passes lock and folder on to rsync. So
+a younger hello ends it like any receiver. Its paths are names in that one folder, which holds regular files only (links
+to files that the agent exposes, and new files). Where the kernel has Landlock, it could not change anything else even
+if it tried. Standard library only, Python 3.9.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from gsync.slave.fence import RECEIVERS_LOCK, open_lock, show, take_shared
 
 PATH = "/usr/local/bin:/usr/bin:/bin"
 
-# What gsync's engine gives a server, by any rsync from 3.1 on, and what of rsync-options does no harm there. Nothing
-# that makes links, directories or devices, that deletes, or that names another file.
+# The options that gsync's engine gives a server, for any rsync from 3.1 on, and those of rsync-options that do no harm
+# there. None of them makes links, directories or devices, deletes, or names another file.
 _HARMLESS = re.compile(r"-[ISWvz]*e[0-9]*\.[A-Za-z]*|--(stats|inplace|open-noatime|fsync|bwlimit=[0-9.]+[KMGkmg]?|"
                        r"timeout=[0-9]+|compress-choice=[a-z0-9]+|compress-level=-?[0-9]+|(new|old)-compress|"
                        r"checksum-choice=[a-z0-9]+)")
 
 
 def check_argv(words: Sequence[str]) -> None:
-    """SlaveError unless this is `--server OPTION... . .` with options of gsync's engine only."""
+    """Raise SlaveError unless this is `--server OPTION... . .` with options of gsync's engine only."""
     if len(words) < 4 or words[0] != "--server" or list(words[-2:]) != [".", "."]:
         raise SlaveError("not rsync's server side as gsync calls it")
     for word in words[1:-2]:
@@ -38,14 +38,14 @@ def check_argv(words: Sequence[str]) -> None:
 
 
 def become_rsync(root: bytes, epoch: int, ticket: str, words: Sequence[str], path: str | None = None) -> None:
-    """Never returns, but for an error. path: where to look for rsync (None: as usual)."""
+    """Returns only by raising an error. path: where to look for rsync (None: as usual)."""
     program = shutil.which("rsync", path=path)
     if program is None:
         raise SlaveError("rsync is not installed here")
     state_fd = open_state(root)
     lock_fd = open_lock(state_fd, RECEIVERS_LOCK)
     take_shared(lock_fd)
-    show(state_fd, epoch, ticket).close()  # after the lock: who comes now to displace us finds us
+    show(state_fd, epoch, ticket).close()  # after the lock: whoever displaces us from now on finds us
     limbo_fd = os.open(b"limbo", OPEN_DIR, dir_fd=state_fd)
     folder = os.open(b"link", OPEN_DIR, dir_fd=limbo_fd)
     os.fchdir(folder)
@@ -57,7 +57,7 @@ def become_rsync(root: bytes, epoch: int, ticket: str, words: Sequence[str], pat
 
 
 def main(arguments: Sequence[str], *, strict: bool = False) -> int:
-    """ROOT EPOCH TICKET, then what rsync puts before and behind `--server`; strict: only what gsync's engine does."""
+    """ROOT EPOCH TICKET, then rsync's own words before and after `--server`; strict: only options of gsync's engine."""
     try:
         root, epoch, ticket = os.fsencode(arguments[0]), int(arguments[1]), arguments[2]
         words = list(arguments[3:])

@@ -1,4 +1,4 @@
-"""What a slave directory would be like to work in, found out without changing anything there (gsync create asks).
+"""How suitable a directory is as a slave, found out without changing anything there (gsync create asks).
 
 Standard library only, Python 3.9.
 """
@@ -24,7 +24,7 @@ from gsync.slave.directory.folders import OPEN_DIR, place_of
 from gsync.slave.directory.identity import ACL_OF_A_PROBE, inspect, open_root
 
 _SOME_ID = 54321
-# What file systems lack that cannot be tried without making names. Names of kinds as in session.loss.
+# Missing abilities of file systems that cannot be tried without making names. Kinds are named as in session.loss.
 _WITHOUT = {
     "vfat": ("hard links", "symlinks", "device nodes", "names that differ only in case", "names that end in a dot",
              "owner", "xattrs", "acls"),
@@ -36,7 +36,7 @@ _WITHOUT = {
 
 
 def survey(root: bytes, volume: str, adopt: bool, clock: Clock = SYSTEM_CLOCK) -> Survey:
-    """Look at ROOT as the slave of this volume. SlaveError if there is nothing at all to look at."""
+    """Examine ROOT as the slave of this volume. SlaveError if it cannot be examined at all."""
     state, problems, busy = "missing", [], ""
     if os.path.lexists(root) or not os.path.isdir(os.path.dirname(root)):
         fd = open_root(root)
@@ -80,7 +80,7 @@ def _unwritable(fd: int, root: bytes, state: str) -> str:
 
 
 def _busy(root_fd: int) -> str:
-    """Which session's agent works there now, "" if none does. Takes no lock."""
+    """The session whose agent works there now, "" if none does. Takes no lock."""
     with suppress(OSError):
         state_fd = os.open(STATE_DIR, OPEN_DIR, dir_fd=root_fd)
         try:
@@ -91,7 +91,7 @@ def _busy(root_fd: int) -> str:
 
 
 def _file_system(fd: int) -> str:
-    """The type of the file system, as the kernel calls it; "" if it does not say."""
+    """The file system's type as the kernel names it; "" if it does not tell."""
     device = os.fstat(fd).st_dev
     name = f"{os.major(device)}:{os.minor(device)}"
     with suppress(OSError), open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
@@ -103,7 +103,7 @@ def _file_system(fd: int) -> str:
 
 
 def _tried(fd: int) -> list[str]:
-    """What an inode without a name (O_TMPFILE) cannot hold there; nothing where there are no such inodes."""
+    """The attributes that an unnamed inode (O_TMPFILE) cannot hold there; empty where there are no such inodes."""
     try:
         file = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=fd)
     except (OSError, AttributeError):

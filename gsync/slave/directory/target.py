@@ -1,4 +1,4 @@
-"""The slave that is a directory: takes it, with its lock, index and limbo, and brings it into order (see slave/target).
+"""A directory as the slave: takes it, with its lock, index and limbo, and puts it in order (see slave/target).
 
 Standard library only, Python 3.9.
 """
@@ -23,7 +23,7 @@ from gsync.slave.target import Asked, Opened, Whereabouts
 
 
 class DirectoryTarget:
-    """A Target. step: told of everything that a crash may follow."""
+    """A Target. step: told of every point at which a crash may follow."""
 
     def __init__(self, root: bytes, step: Step = lambda name: None, clock: Clock = SYSTEM_CLOCK) -> None:
         self._root = root
@@ -60,7 +60,7 @@ class DirectoryTarget:
         receivers_gone(lambda: tree.lock_receivers(alone=True), tree.receivers_fd, self._taken.own)
         unclean = index.fact("clean") == 0
         caps = tree.caps = probe(tree.state_fd, tree.handles.lasting)
-        if "xattrs" in asked.leave:  # what the slave has of these is not the worker's
+        if "xattrs" in asked.leave:  # the slave's own ones are none of the worker's business
             tree.caps = tree.caps._replace(xattr=False, trusted=False)
         if "acls" in asked.leave:
             tree.caps = tree.caps._replace(acl=False)

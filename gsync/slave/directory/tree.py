@@ -1,7 +1,7 @@
 """The slave tree: inodes by gfid and names, confined to ROOT, never following a symlink.
 
-Every access goes by the descriptor of a directory (opendirs), and nothing is done to an inode whose handle is not the
-one that the index has. What is taken away for good goes to limbo/del (discards). Standard library only, Python 3.9.
+Every access goes through a directory's descriptor (opendirs), and an inode is changed only if its handle is the one in
+the index. Entries that are removed for good go to limbo/del (discards). Standard library only, Python 3.9.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from gsync.slave.limbo import LIMBO_NEW, LIMBO_OLD
 
 
 class Inode(NamedTuple):
-    """Who is at a name."""
+    """The inode at a name."""
 
     handle: bytes
     st: os.stat_result
@@ -44,10 +44,10 @@ class Inode(NamedTuple):
 
 
 class SlaveTree:
-    """The tree at `root`, whose state folders.make_state has made. index and the descriptors are for reading by others.
-    dir, turn, settle, settle_after_crash, forget: see OpenDirs; discard, sweep: see Discards.
+    """The tree at `root`, whose state folders.make_state has made. Others may read index and the descriptors. dir,
+    turn, settle, settle_after_crash, forget: see OpenDirs; discard, sweep: see Discards.
 
-    OSError: ENOENT where the slave has no such thing (any more), else as the system call says.
+    OSError: ENOENT where the slave has no such inode or name (any more), otherwise as the system call says.
     """
 
     def __init__(self, root: bytes) -> None:
@@ -55,7 +55,7 @@ class SlaveTree:
         self.handles = Handles(self.root_fd)
         privileged = self._privileged = os.geteuid() == 0
         self.state_fd = os.open(STATE_DIR, OPEN_DIR, dir_fd=self.root_fd)
-        self._state_ino = os.fstat(self.state_fd).st_ino  # which is its own for as long as it is open
+        self._state_ino = os.fstat(self.state_fd).st_ino  # its own for as long as it is open
         limbo = os.open(b"limbo", OPEN_DIR, dir_fd=self.state_fd)
         self.new_fd, self.old_fd, self.link_fd, self.del_fd = (
             os.open(name, OPEN_DIR, dir_fd=limbo) for name in LIMBO_FOLDERS)
@@ -90,16 +90,16 @@ class SlaveTree:
         return self._receivers_fd
 
     def lock_receivers(self, alone: bool) -> None:
-        """Say that a receiver works here, or (alone) that none may: BlockingIOError while the other holds."""
+        """Take the lock as a receiver, or (alone) keep receivers out: BlockingIOError while the other side holds it."""
         fcntl.flock(self.receivers_fd, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
 
     def unlock_receivers(self) -> None:
         fcntl.flock(self.receivers_fd, fcntl.LOCK_UN)
 
-    # who is at a name
+    # inodes at names
 
     def look(self, dirfd: int, bname: bytes) -> Inode | None:
-        """Who is at a name of this directory; None if nobody. PermissionError for gsync's own folder."""
+        """The inode at a name of this directory; None if there is none. PermissionError for gsync's own folder."""
         try:
             handle = self.handles.at(dirfd, bname)
             st = os.stat(bname, dir_fd=dirfd, follow_symlinks=False)
@@ -121,13 +121,13 @@ class SlaveTree:
             raise
 
     def names(self, gfid: Gfid) -> Iterator[IndexEntry]:
-        """The names of an inode at which it really is."""
+        """The names at which an inode really is."""
         return (e for e in self.index.entries_of(gfid) if self.is_at(e))
 
     # files
 
     def open_file(self, gfid: Gfid, flags: int = os.O_WRONLY) -> int:
-        """A new descriptor of the regular file; a file that its owner may not open is opened all the same."""
+        """A new descriptor of the regular file, even if its owner may not open it."""
         for entry in self.names(gfid):
             if not stat.S_ISREG(entry.kind):
                 raise OSError(errno.EINVAL, "not a regular file", gfid.hex())
@@ -169,7 +169,7 @@ class SlaveTree:
         set_attrs(place_of(fd), st, meta, self.caps)
 
     def set_attrs_of(self, meta: MetaRow) -> bool:
-        """Set the attributes of the inode with this gfid; False if it is nowhere."""
+        """Set the attributes of the inode with this gfid; False if it has no name."""
         if meta.gfid == ROOT_GFID:
             self._set_attrs(self.dir(ROOT_GFID), ROOT_GFID, meta)
             return True
@@ -183,7 +183,7 @@ class SlaveTree:
         return False
 
     def make_writable(self, dirfd: int, entry: IndexEntry) -> None:
-        """Let the owner without privileges read and write the file; META gives it its mode back."""
+        """Let an unprivileged owner read and write the file; META restores its mode."""
         if not self._privileged:
             with held(self.handles, dirfd, entry) as fd:
                 st = os.fstat(fd)

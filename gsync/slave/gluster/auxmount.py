@@ -195,7 +195,7 @@ class AuxMount:
         return path
 
     def names(self, gfid: Gfid) -> Iterator[tuple[bytes, Node]]:
-        with self._io():  # .gfid itself cannot be listed
+        with self._io():  # directories reached through .gfid cannot be listed
             path = b"." if gfid == ROOT_GFID else self._path_of_dir(gfid).lstrip(b"/")
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._root)
             if gfid != ROOT_GFID and gfid_parse(os.getxattr(fd, "glusterfs.gfid.string").decode()) != gfid:
