@@ -1,1 +1,1 @@
-"""Trees put away in a store whole and frozen, and got back: manifest, order of steps, backup."""
+"""Archives: a tree is frozen, stored whole and restored later. Holds the manifest, the order of steps, and backups."""

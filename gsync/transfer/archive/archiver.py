@@ -1,10 +1,10 @@
-"""Archives: a tree is frozen, copied to a vault, purged from disk, and brought back the same.
+"""Archives: a tree is frozen, copied to a vault, purged from disk, and restored unchanged.
 
-Promise: nothing is removed from the disk unless every file is durable in the vault and its content there was read back
-and is the frozen one. An operation that was killed is shown as failed; --retry keeps what is good and resumes at the
-first entry that is not. put and purge stop at the first error; get restores all it can and names the rest. Memory does
-not grow with the number of entries. Not here: the operations themselves (create, put, purge, get, rebuild), what all of
-them do (jobs), which may follow which (steps).
+Promise: purge removes nothing from the disk until every file is durable in the vault and its content there was read
+back and matches the frozen one. A killed operation is shown as failed; --retry keeps the good entries and resumes at
+the first other one. put and purge stop at the first error; get restores all it can and names the rest. Memory does not
+grow with the number of entries. Not here: the operations themselves (create, put, purge, get, rebuild), their common
+frame (jobs), which operation may follow which (steps).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from gsync.transfer.stores.store import Store
 
 
 class Archiver:
-    """Does the operations; the arguments are those of Jobs."""
+    """Runs the operations. The arguments are those of Jobs."""
 
     def __init__(self, archives: Archives, open_store: Callable[[str], Store], options: JobOptions,
                  verify: Verify = Verify.CHECKSUM, told: Callable[[Archive], None] = lambda archive: None) -> None:
@@ -40,33 +40,34 @@ class Archiver:
         self._jobs = Jobs(archives, open_store, options, verify, told)
 
     def create(self, root: bytes, store: str) -> Archive:
-        """Freeze the tree at `root` and make its manifest. Undone if it fails; one that was killed is started over."""
+        """Freeze the tree at `root` and make its manifest. A failed create is undone; a killed one starts over."""
         return Create(self._jobs).create(root, store)
 
     def survey(self, root: bytes, store: str) -> tuple[int, int]:
-        """What `create` would freeze, entries and bytes; refuses what it would refuse, and changes nothing."""
+        """Count the entries and bytes that `create` would freeze. Refuses what `create` would refuse, and changes
+        nothing."""
         return Create(self._jobs).survey(root, store)
 
     def put(self, root: bytes, retry: bool = False) -> Archive:
-        """Copy everything into the vault and see that it is durable there."""
+        """Copy everything into the vault and check that it is durable there."""
         with self._jobs.run(root, "put", retry) as job:
             Put(job, self._jobs.verify, retry).run(self._jobs.clock.now)
         return job.archive
 
     def purge(self, root: bytes, retry: bool = False) -> Archive:
-        """Remove the copy on disk, once everything is known to be in the vault and the disk to hold nothing else."""
+        """Remove the copy on disk, once the vault is known to hold everything and the disk nothing else."""
         with self._jobs.run(root, "purge", retry) as job:
             Purge(job, self._archives, self._jobs.verify, retry).run(self._jobs.clock.now)
         return job.archive
 
     def get(self, root: bytes, retry: bool = False) -> Archive:
-        """Bring everything back. What the vault cannot return is named, and the rest is there."""
+        """Restore everything. Entries that the vault cannot return are named; the rest is restored."""
         with self._jobs.run(root, "get", retry) as job:
             Get(job, self._archives, self._jobs.verify, retry).run()
         return job.archive
 
     def delete(self, root: bytes) -> None:
-        """Remove the vault's copy, and give the tree back to its user."""
+        """Remove the vault's copy, and unfreeze the user's tree."""
         with self._jobs.run(root, "delete", True, needs_manifest=False) as job:
             job.batches.stage("deleting", job.archive.entries)
             vault = job.vault
@@ -79,14 +80,14 @@ class Archiver:
             job.gone = True
 
     def rebuild(self, root: bytes, store: str | None) -> Archive:
-        """Make a lost manifest, or all that is known of an archive, again from its vault: from the copy of the
-        manifest there or, if that is lost too, from the members."""
+        """Rebuild a lost manifest, or the whole record of an archive, from its vault: from the copy of the manifest
+        there or, if that is lost too, from the members."""
         return Rebuild(self._jobs, root, store).run()
 
-    # dry runs: what an operation would do. They refuse what it would refuse, and change nothing
+    # dry runs: each refuses what its operation would refuse, and changes nothing
 
     def look(self, root: bytes, operation: str, retry: bool = False) -> DryRun:
-        """What put, purge or get would do."""
+        """Find what put, purge or get would do."""
         archive = self._archives.the(root)
         refuse(archive, operation, retry)
         tree = DiskTree(root)
@@ -98,14 +99,14 @@ class Archiver:
             tree.close()
 
     def look_at_copy(self, root: bytes) -> DryRun:
-        """What delete would remove from the vault."""
+        """Find what delete would remove from the vault."""
         archive = self._archives.the(root)
         sizes = [item.size if item.is_file else 0
                  for item in manifestcopy.members(self._jobs.vault(archive.store, archive.place))]
         return len(sizes), sum(sizes), []
 
     def look_at_lost(self, root: bytes, store: str | None) -> DryRun:
-        """What rebuild would find in the vault."""
+        """Find what rebuild would find in the vault."""
         found = Rebuild(self._jobs, root, store)
         with tempfile.TemporaryDirectory() as folder:
             header = found.fetch(os.fsencode(os.path.join(folder, "manifest"))).header
@@ -113,7 +114,7 @@ class Archiver:
 
 
 def _delete_below(job: Job, path: bytes) -> None:
-    """A directory of the store with all that is in it, children first; what is not there is fine."""
+    """Delete a directory of the store and all below it, children first. A missing entry is fine."""
     stack = [(path, False)]
     while stack:
         job.batches.pause_point()
@@ -121,7 +122,7 @@ def _delete_below(job: Job, path: bytes) -> None:
         if listed:
             job.vault.store.delete(at)
             continue
-        if job.vault.store.stat(at) is None:  # a delete that was killed got so far
+        if job.vault.store.stat(at) is None:  # a killed delete got this far
             continue
         stack.append((at, True))
         for item in job.vault.store.list(at):

@@ -1,9 +1,9 @@
-"""Backups: a live tree copied into a store, skipping what cannot be copied.
+"""Backups: a live tree is copied into a store; an entry that cannot be copied is skipped.
 
-Promise: what cannot be copied is named, and holds up nothing else; a file that changes while it is copied counts as not
-copied; what is at the destination already, unchanged, is not sent again; nothing is deleted there. A backup that was
-killed is shown as failed, there too. Integers alone decide what is in the time window.
-Not here: freezing, purging, bringing back (archiver).
+Promise: a skipped entry is named and holds up nothing else. A file that changes while it is copied counts as not
+copied. An unchanged file that is already at the destination is not sent again. A backup deletes nothing at the
+destination. A killed backup is shown as failed, there too. The time window is compared in integers only.
+Not here: freezing, purging, restoring (archiver).
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _STORED = (stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR)
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Only what has its time (mtime or ctime) within so many seconds before the backup began; seconds 0: everything."""
+    """Selects files whose time (mtime or ctime) is at most `seconds` before the start of the backup; 0 selects all."""
 
     seconds: int = 0
     time: str = "mtime"
 
     @classmethod
     def parse(cls, text: str | None, time: str) -> Window:
-        """Of a whole number and s, m, h or d: "2d"; UsageError for anything else."""
+        """Parse a whole number and s, m, h or d, such as "2d"; UsageError for anything else."""
         if time not in ("mtime", "ctime"):
             raise UsageError(f"--by {time}: expected mtime or ctime")
         if text is None:
@@ -55,13 +55,13 @@ class Window:
         return cls(int(match[1]) * _UNITS[match[2]], time)
 
     def holds(self, st: os.stat_result, began: int) -> bool:
-        """Whether something with these times is to be backed up; began: ns."""
+        """Whether the window selects an entry with these times; began: ns."""
         when = st.st_mtime_ns if self.time == "mtime" else st.st_ctime_ns
         return not self.seconds or when >= began - self.seconds * NS
 
 
 class Backup:
-    """Makes backups. open_store, told: as of an Archiver."""
+    """Makes backups. open_store and told are those of Archiver."""
 
     def __init__(self, archives: Archives, open_store: Callable[[str], Store], options: JobOptions,
                  verify: Verify = Verify.CHECKSUM, told: Callable[[Archive], None] = lambda archive: None) -> None:
@@ -70,7 +70,7 @@ class Backup:
 
     def run(self, root: bytes, destination: StorePath, window: Window = Window(),
             excluded: tuple[str, ...] = ()) -> Archive:
-        """Copy the tree at `root` to a place. Incomplete if entries could not be copied."""
+        """Copy the tree at `root` to a place. Raises Incomplete if entries could not be copied."""
         self._refuse_inside(root, destination)
         store = self._open_store(destination.store)
         store.probe()
@@ -102,7 +102,7 @@ class Backup:
         return archive
 
     def survey(self, root: bytes, destination: StorePath, window: Window) -> tuple[int, int]:
-        """What `run` would look at, entries and bytes, without what is there already."""
+        """Count the entries and bytes that `run` would consider, including those already there."""
         self._refuse_inside(root, destination)
         self._open_store(destination.store).probe()
         tree, began = DiskTree(root), self._archives.transfers.clock.now()
@@ -136,7 +136,7 @@ class _Job:
         self._lock = threading.Lock()
 
     def copy(self) -> Manifest:
-        """Copy all of it; the list of what was copied."""
+        """Copy the whole tree; return the manifest of the copied entries."""
         self._shown_state(eosfile.BACKUP_ERR + b"0", [b"running, or its process died\n"])
         path = self._archives.manifest_path(self._archive)
         todo, self._done = self._look(path + b".todo"), ManifestWriter(path)
@@ -145,7 +145,7 @@ class _Job:
             self._batches.run(todo.directories(), lambda batch: self._each(batch, self._make_directory))
             self._batches.stage("copying", todo.header.files)
             behind = todo.behind_directories()
-            for first in (True, False):  # further hard links after what they are links of
+            for first in (True, False):  # a hard link comes after its first name
                 self._batches.run((e for _, e in todo.entries(behind) if (e.link is None) is first),
                                   lambda batch: self._each(batch, self._copy))
             self._batches.stage("setting attributes", todo.header.directories + 1)
@@ -155,12 +155,12 @@ class _Job:
             self._done.close()
             os.unlink(todo.path)
         self._tell(manifest)
-        with suppress(StoreError):  # the state files have changed its times
+        with suppress(StoreError):  # writing the state files changed the root's times
             self._set_attributes(next(manifest.directories()))
         return manifest
 
     def _look(self, path: bytes) -> Manifest:
-        """What is to be copied, as a manifest without checksums."""
+        """List the entries to copy, as a manifest without checksums."""
         self._batches.stage("looking")
         writer = ManifestWriter(path)
         failures: Failures = []
@@ -192,7 +192,7 @@ class _Job:
     # entries
 
     def _each(self, batch: list[ManifestEntry], work: Callable[[ManifestEntry], ManifestEntry | None]) -> Failures:
-        """Best effort: what fails is named. A store that stays down ends the backup."""
+        """Apply `work` to each entry, and name those that fail. A store that stays down ends the backup."""
         failures: Failures = []
         left = batch
         tries = 0
@@ -222,7 +222,7 @@ class _Job:
         return failures
 
     def _kept(self, done: list[ManifestEntry]) -> Failures:
-        """Those of what was copied that are not at the store, read anew; the others are noted as done."""
+        """Read the copied entries back. Returns those that the store does not hold; the others are recorded as done."""
         failures: Failures = []
         for entry in done:
             if entry.has_content and self._verify is not Verify.SIZE:
@@ -253,13 +253,13 @@ class _Job:
         return entry
 
     def _set_attributes(self, entry: ManifestEntry) -> None:
-        if entry.path or self._archive.place:  # the root of a store is not the backup's
+        if entry.path or self._archive.place:  # the root of a store does not belong to the backup
             self._store.set_attrs(self._path(entry), item_of(entry, self._path(entry)))
 
     def _copy(self, entry: ManifestEntry) -> ManifestEntry | None:
         path = self._path(entry)
         if entry.kind not in _STORED:
-            return entry  # a FIFO, socket or device is in the list alone
+            return entry  # a FIFO, socket or device is only in the manifest
         there = self._store.stat(path)
         linked = entry.link is not None and entry.kind == stat.S_IFREG
         if there is not None and (there.kind != entry.kind or linked):
@@ -290,7 +290,7 @@ class _Job:
             raise TreeError(entry.path, "changed while it was copied")
         return replace(entry, sha256=content.sha256)
 
-    # the state at the destination, in EOS's names
+    # the state at the destination, under EOS's names
 
     def _tell(self, manifest: Manifest) -> None:
         url = self._store.url
@@ -303,7 +303,7 @@ class _Job:
             self._shown_state(eosfile.BACKUP_DONE, [])
 
     def _shown_state(self, name: bytes, lines: list[bytes]) -> None:
-        """Have exactly this state file at the destination."""
+        """Leave exactly this state file at the destination."""
         self._write(name, iter(lines))
         for item in list(self._store.list(self._archive.place)):
             there = item.path.rpartition(b"/")[2]
@@ -317,7 +317,7 @@ class _Job:
 
 
 class _Lines(io.RawIOBase):
-    """Lines as a file to read."""
+    """Lines as a readable file."""
 
     def __init__(self, lines: Iterator[bytes]) -> None:
         self._lines, self._rest = lines, b""

@@ -1,7 +1,7 @@
-"""Works through the entries of a tree in batches, in a few threads.
+"""Works through the entries of a tree in batches, on a few threads.
 
-Counts what is done, records it once a second, and checks whether the job was killed. Memory is bounded by a few
-batches. Not here: what is done with an entry.
+Counts the finished entries, records the count every `tell_every` seconds, and checks then whether the job was killed.
+Memory is bounded by a few batches. Not here: the work on an entry.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ Failures = list[tuple[bytes, str]]
 
 
 class Killed(GsyncError):
-    """Somebody wanted the job to end."""
+    """The user killed the job."""
 
     exit_code = 1
 
 
 @dataclass(frozen=True, slots=True)
 class JobOptions:
-    """batch: entries that are made durable together; jobs: batches at a time; policy: how often what may pass is tried
-    again, and after which pauses; tell_every: seconds between two looks at what is done and whether it is killed."""
+    """batch: entries made durable together; jobs: batches at a time; policy: how often a passing error is retried, and
+    after which pauses; tell_every: seconds between two records of the progress and checks for a kill."""
 
     batch: int = 1000
     jobs: int = 2
@@ -45,7 +45,8 @@ class JobOptions:
 
 
 class Batches:
-    """Of one job on an archive. `run` and `stage` belong to the thread that made it, `pause_point` to any."""
+    """The batches of one job on an archive. Call `run` and `stage` only from the thread that made it, `pause_point`
+    from any."""
 
     def __init__(self, archives: Archives, archive: Archive, options: JobOptions,
                  told: Callable[[Archive], None]) -> None:
@@ -57,17 +58,17 @@ class Batches:
         self._pool = ThreadPoolExecutor(options.jobs)
 
     def close(self) -> None:
-        """After the last run; waits for what is under way."""
+        """Wait for the running batches. Call it after the last run."""
         self._stop.set()
         self._pool.shutdown(cancel_futures=True)
 
     def stage(self, name: str, entries: int = 0) -> None:
-        """What is being done now, and how much there is of it (0: unknown)."""
+        """Begin a stage of so many entries (0: unknown)."""
         self._entries = self._size = 0
         self._note(stage=name, entries_all=entries, entries_done=0, size_done=0)
 
     def count(self, entries: int, size: int) -> None:
-        """So much of the stage is done."""
+        """Set how much of the stage is done."""
         self._entries, self._size = entries, size
         now = self._archives.transfers.clock.monotonic()
         if now < self._next:
@@ -79,7 +80,7 @@ class Batches:
             raise Killed("killed; resume with --retry")
 
     def _note(self, **how_far: object) -> None:
-        """Write down how far it is. A database that cannot be written now does not hold the job up."""
+        """Record the progress. A database that cannot be written now does not hold the job up."""
         try:
             self.archive = self._archives.change(self.archive, **how_far)
         except sqlite3.OperationalError as exc:
@@ -88,12 +89,12 @@ class Batches:
         self._told(self.archive)
 
     def pause_point(self) -> None:
-        """Between two entries: Killed if the job is to end."""
+        """Raise Killed if the job is to end. Call it between two entries."""
         if self._stop.is_set():
             raise Killed("killed; resume with --retry")
 
     def pause_for(self, error: GsyncError, tries: int) -> bool:
-        """After an error: waits and says True if it should be tried again. tries: how often that was done already."""
+        """After an error: wait, then return True if it should be retried. tries: how often it was retried already."""
         if not isinstance(error, StoreError) or error.category not in (Category.TRANSIENT, Category.STORE_DOWN):
             return False
         if tries >= self._options.policy.max_retries:
@@ -103,8 +104,8 @@ class Batches:
         return True
 
     def run(self, entries: Iterable[ManifestEntry], work: Callable[[list[ManifestEntry]], Failures]) -> int:
-        """Give every entry to `work`, in batches; what it says to have failed is noted, and counted here. The first
-        error that it raises ends the run, after what is under way has come to its next pause point."""
+        """Give every entry to `work`, in batches. Records the failures it returns, and returns their number. The first
+        error it raises ends the run, once the running batches have reached their next pause point."""
         bad = 0
         pending: deque[tuple[Future[Failures], int, int]] = deque()
         try:

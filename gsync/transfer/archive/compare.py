@@ -1,6 +1,6 @@
-"""The two copies of an archive compared: is what is on the disk in the vault, what would an operation find to do.
+"""Compares the two copies of an archive: does the vault hold the disk's content, what would an operation do.
 
-Nothing is changed. Not here: what follows from it (purge, archiver).
+Changes nothing. Not here: what follows from the answer (purge, archiver).
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from gsync.transfer.archive.disk import DiskTree, about
 from gsync.transfer.archive.manifest import Manifest, ManifestEntry
 from gsync.transfer.archive.rows import Archive
 
-DryRun = tuple[int, int, list[tuple[bytes, str]]]  # entries and bytes to work on; entries that would fail, with why
+DryRun = tuple[int, int, list[tuple[bytes, str]]]  # entries and bytes to work on; entries that would fail, why
 
 
 def differs(archive: Archive, tree: DiskTree, entry: ManifestEntry) -> str:
-    """Why an entry on the disk must not be removed, "" if it may. What is not there is fine, it is in the vault; what
-    is immutable cannot have another content with the same size and mtime."""
+    """Why an entry on the disk must not be removed; "" if it may be. A missing entry is fine: the vault holds it. The
+    content of an immutable file is not read: it cannot change while size and mtime stay the same."""
     if not entry.path or tree.look(entry.path) is None:
         return ""
-    if entry.link is not None and tree.look(entry.link) is None:  # a purge that was killed got so far
+    if entry.link is not None and tree.look(entry.link) is None:  # a killed purge got this far
         entry = replace(entry, link=None)
     with about(entry.path):
         read = entry.has_content and not (archive.frozen and tree.is_frozen(entry.path))
-    # A directory's mtime tells what happened to its names, and these are looked at.
+    # A directory's mtime only shows that its names changed, and the names are compared themselves.
     why = tree.content_differs(entry, read) or tree.attributes_differ(entry, opened=entry.is_dir)
     return f"changed after it was archived: {why}" if why else ""
 
 
 def beyond(manifest: Manifest, tree: DiskTree) -> list[bytes]:
-    """Some of what the tree holds beyond the manifest."""
+    """Paths on the disk that the manifest does not list, at most 100."""
     known = Database.temporary("CREATE TABLE known (path BLOB PRIMARY KEY) WITHOUT ROWID")
     try:
         known.executemany("INSERT INTO known VALUES (?)", ((e.path,) for _, e in manifest.entries()))
@@ -47,7 +47,7 @@ def beyond(manifest: Manifest, tree: DiskTree) -> list[bytes]:
 
 
 def look(operation: str, archive: Archive, manifest: Manifest, vault: Vault, tree: DiskTree, read: bool) -> DryRun:
-    """What put, purge or get would do. read: the vault's bytes are read."""
+    """Find what put, purge or get would do. read: read the vault's bytes too."""
     entries = size = 0
     bad: list[tuple[bytes, str]] = []
     for _, entry in manifest.entries():

@@ -1,7 +1,7 @@
-"""The copy of an archive in a store: each entry is put, checked and given back as its manifest says.
+"""The copy of an archive in a store: puts, checks and returns each entry as the manifest describes it.
 
-Not here: which entries, in which order (put, get); the manifest's own copy there (manifestcopy); how a store keeps
-things (store).
+Not here: which entries, in which order (put, get); the manifest's own copy there (manifestcopy); how a store keeps its
+files (store).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gsync.transfer.stores.store import Category, Item, Store, StoreError
 
 
 def item_of(entry: ManifestEntry, path: bytes) -> Item:
-    """An entry as a store takes it, under another path."""
+    """The Item that a store takes for an entry, under another path."""
     return Item(path, entry.kind, entry.size, entry.mtime, entry.ctime, entry.mode, entry.uid, entry.gid, entry.target,
                 entry.xattrs)
 
@@ -33,7 +33,7 @@ class Vault:
         return self.place + b"/" + path if path else self.place
 
     def put(self, entry: ManifestEntry, source: BinaryIO) -> None:
-        """Copy a file; StoreError CORRUPT if what was read from the source is not what was frozen."""
+        """Copy a file; TreeError if the bytes read from the source are not the frozen ones."""
         content = self.store.put(self.path(entry.path), source, item_of(entry, self.path(entry.path)), replace=True)
         if (content.size, content.sha256) != (entry.size, entry.sha256):
             self.store.delete(self.path(entry.path))
@@ -41,7 +41,7 @@ class Vault:
                                         "create")
 
     def lacks(self, entry: ManifestEntry, read: bool) -> str:
-        """The transfer check: why the vault does not hold the entry; "" if it does. read: its bytes are read anew."""
+        """The transfer check: why the vault does not hold the entry; "" if it does. read: read its bytes again."""
         path = self.path(entry.path)
         item = self.store.stat(path)
         if item is None:
@@ -70,14 +70,14 @@ class Vault:
         return ""
 
     def get(self, entry: ManifestEntry, into: BinaryIO) -> None:
-        """Write a member's bytes; StoreError CORRUPT if they are not those of the manifest."""
+        """Write a member's bytes; StoreError CORRUPT if they do not match the manifest."""
         content = self.store.get(self.path(entry.path), into)
         if (content.size, content.sha256) != (entry.size, entry.sha256):
             raise StoreError(f"{shown(entry.path)}: has another checksum in the vault", Category.CORRUPT)
 
 
 def in_vault(entry: ManifestEntry) -> bool:
-    """Whether an entry is a member of the vault; FIFOs, sockets and devices are in the manifest alone."""
+    """Whether an entry is a member of the vault; FIFOs, sockets and devices are only in the manifest."""
     return entry.kind in (stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR)
 
 

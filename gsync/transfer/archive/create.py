@@ -1,4 +1,4 @@
-"""create: freeze a tree and make its manifest. Nothing is copied yet."""
+"""create: freeze a tree and make its manifest. Copies nothing yet."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Create:
         self._jobs, self._archives = jobs, jobs.archives
 
     def create(self, root: bytes, store: str) -> Archive:
-        """Freeze the tree at `root` and make its manifest. Undone if it fails; one that was killed is begun anew."""
+        """Freeze the tree at `root` and make its manifest. A failed create is undone; a killed one starts over."""
         with self._new(root, store) as (tree, vault, known):
             archive = known or self._archives.add("archive", root, store, vault.place, "create")
             with self._archives.lock(archive, "create"):
@@ -39,13 +39,14 @@ class Create:
                 return self._create(self._archives.begin(archive, "create"), tree, vault)
 
     def survey(self, root: bytes, store: str) -> tuple[int, int]:
-        """What `create` would freeze, entries and bytes; refuses what it would refuse, and changes nothing."""
+        """Count the entries and bytes that `create` would freeze. Refuses what `create` would refuse, and changes
+        nothing."""
         with self._new(root, store) as (tree, _, _):
             return Inventory(tree).survey(lambda entries, size: None)
 
     @contextmanager
     def _new(self, root: bytes, store: str) -> Iterator[tuple[DiskTree, Vault, Archive | None]]:
-        """The tree and the vault of an archive to be made, and what a create that was killed has left of it."""
+        """The tree and the vault of a new archive, and the record that a killed create left of it."""
         known = self._archives.at(root)
         if known is not None and (known.operation, known.done) != ("create", False):
             raise UsageError(f"{shown(root)}: already an archive ({known.state}); end it with gsync archive delete")
@@ -98,7 +99,7 @@ class Create:
 
 
 def refuse_nested(archives: Archives, root: bytes) -> None:
-    """UsageError if a directory above or below is an archive, known here or not."""
+    """Raise UsageError if a directory above or below is an archive, whether registered here or not."""
     around = archives.around(root)
     if around is not None:
         raise UsageError(f"{shown(root)}: archives cannot be nested, and {shown(around.root)} is an archive")

@@ -1,9 +1,9 @@
-"""The disk side of an archive: a tree, by descriptors below its root; no symlink is followed.
+"""The disk side of an archive: a tree, accessed by descriptors below its root; follows no symlink.
 
 A tree is *frozen* by the immutable flag (chattr +i) on every file and directory, which needs root and a file system
-that has the flag. The root's own mtime is the user's: what gsync writes there leaves it as it was. Safe for several
+that has the flag. The root's mtime belongs to the user: gsync restores it after each write there. Safe for several
 threads.
-Not here: reading a tree into a manifest (inventory), bringing files back (restore), gsync's own files at the root
+Not here: reading a tree into a manifest (inventory), restoring files (restore), gsync's own files at the root
 (statefiles), which entries in which order (put, purge, get).
 """
 
@@ -32,18 +32,18 @@ PLACE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _BLOCK = 1 << 20
 
-# An entry that cannot be made as it was, by this user or on this file system.
+# Errors that concern one entry: this user or this file system cannot recreate it.
 _OF_ONE_ENTRY = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP, errno.ENAMETOOLONG, errno.EILSEQ,
                  errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.EMLINK, errno.EFBIG)
 
 _ROOTS = (b"trusted.", b"security.")  # xattrs that only root reads and sets
-# The system's own for this one inode: another inode gets others.
+# The system sets these for each inode; a restored inode gets its own.
 _NOT_KEPT = (b"trusted.gfid", b"trusted.glusterfs.", b"trusted.afr.", b"trusted.overlay.", b"security.ima",
              b"security.evm", b"glusterfs.")
 
 
 class TreeError(GsyncError):
-    """An entry of the tree that is not as it must be for what is to be done; the text names it."""
+    """An entry of the tree is not in the state that the operation needs; the text names it."""
 
     exit_code = 1
 
@@ -54,12 +54,12 @@ class TreeError(GsyncError):
 
     @property
     def of_the_entry(self) -> bool:
-        """Whether it is about this entry alone, not about the disk."""
+        """Whether the error concerns this entry alone, not the disk."""
         return not isinstance(self.__cause__, OSError) or self.__cause__.errno in _OF_ONE_ENTRY
 
 
 class WalkedEntry(NamedTuple):
-    """An entry that a walk met: its path, name and directory (an open descriptor, until the next one is met)."""
+    """An entry met on a walk. dirfd is its directory's descriptor, open until the walk moves on."""
 
     path: bytes
     dirfd: int
@@ -69,7 +69,7 @@ class WalkedEntry(NamedTuple):
 
 @contextmanager
 def about(path: bytes) -> Iterator[None]:
-    """Around what is done with one entry: an OSError becomes a TreeError that names it."""
+    """Turn an OSError into a TreeError that names the entry."""
     try:
         yield
     except OSError as exc:
@@ -85,7 +85,7 @@ class DiskTree:
         self.dev = os.fstat(self.root_fd).st_dev
         self.privileged = os.geteuid() == 0
         self.caps = Caps(root=self.privileged, chown=self.privileged, trusted=self.privileged)
-        self.root_mtime: int | None = None  # what the root's is to be, where that is known better than from the root
+        self.root_mtime: int | None = None  # the root's wanted mtime, if better known than from the root itself
 
     def close(self) -> None:
         os.close(self.root_fd)
@@ -94,7 +94,7 @@ class DiskTree:
 
     @contextmanager
     def directory(self, path: bytes) -> Iterator[int]:
-        """A descriptor of a directory of the tree."""
+        """Open a directory of the tree; yields its descriptor."""
         if not path:
             yield self.root_fd
             return
@@ -106,14 +106,15 @@ class DiskTree:
 
     @contextmanager
     def parent(self, path: bytes) -> Iterator[tuple[int, bytes]]:
-        """The directory of an entry, and its name there; the root is "." in itself."""
+        """Open the directory of an entry; yields its descriptor and the entry's name. The root is "." in itself."""
         above, _, name = path.rpartition(b"/")
         with self.directory(above) as fd:
             yield fd, name or b"."
 
     @contextmanager
     def place(self, path: bytes) -> Iterator[tuple[int, bytes]]:
-        """An O_PATH descriptor of the entry's own inode, and a path to it for calls that take none."""
+        """Open the entry's own inode with O_PATH; yields the descriptor, and a path to it for calls that need a
+        path."""
         with self.parent(path) as (dirfd, name):
             fd = os.open(name, PLACE, dir_fd=dirfd)
         try:
@@ -122,7 +123,7 @@ class DiskTree:
             os.close(fd)
 
     def look(self, path: bytes) -> os.stat_result | None:
-        """lstat; None if there is nothing. NotADirectoryError and the like count as nothing too."""
+        """lstat; None if the entry is missing. ENOTDIR and ELOOP count as missing too."""
         try:
             with self.parent(path) as (dirfd, name):
                 return os.stat(name, dir_fd=dirfd, follow_symlinks=False)
@@ -133,7 +134,7 @@ class DiskTree:
 
     @contextmanager
     def open_file(self, path: bytes) -> Iterator[BinaryIO]:
-        """A regular file, to read; TreeError if it is something else."""
+        """Open a regular file for reading; TreeError if it is something else."""
         with about(path):
             with self.parent(path) as (dirfd, name):
                 fd = open_quietly(dirfd, name)
@@ -145,9 +146,10 @@ class DiskTree:
     # walking
 
     def walk(self) -> Iterator[WalkedEntry]:
-        """Every entry below the root, a directory before what is in it; gsync's own at the root are left out.
+        """Yield every entry below the root, a directory before its content; skips gsync's own files at the root.
 
-        What is met is decided when its directory is listed. Mount points are met, but not entered.
+        Listing a directory fixes which of its entries the walk yields. The walk yields mount points, but does not enter
+        them.
         """
         level: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
         level.write(b"\n")
@@ -181,8 +183,8 @@ class DiskTree:
                     below.write(path.hex().encode("ascii") + b"\n")
 
     def xattrs(self, place: bytes, is_link: bool, excluded: frozenset[bytes] = frozenset()) -> Xattrs:
-        """The xattrs and ACLs of an inode that an archive keeps, by name."""
-        # what /proc/self/fd/N leads to is the inode itself; below it a symlink is not to be followed
+        """The xattrs and ACLs of an inode that an archive keeps, sorted by name."""
+        # /proc/self/fd/N resolves to the inode itself; a symlink below it must not be followed
         follow = not (is_link and place.count(b"/") > 4)
         kinds = (b"user.", b"system.posix_acl_", *(_ROOTS if self.privileged else ()))
         try:
@@ -195,19 +197,19 @@ class DiskTree:
         for name in sorted(os.fsencode(name) for name in names):
             if name.startswith(_NOT_KEPT) or name in excluded or not name.startswith(kinds):
                 continue
-            with suppress(OSError):  # removed just now
+            with suppress(OSError):  # it was removed just now
                 kept.append((name, os.getxattr(place, name, follow_symlinks=follow)))
         return tuple(kept)
 
     # comparing
 
     def content_of(self, path: bytes) -> tuple[int, str]:
-        """Size and SHA-256 of a regular file, read now."""
+        """Read a regular file; return its size and SHA-256."""
         with self.open_file(path) as file, about(path):
             return hash_of(file.fileno())
 
     def is_frozen(self, path: bytes) -> bool:
-        """Whether an entry is immutable, a regular file or a directory."""
+        """Whether a regular file or a directory is immutable."""
         with self.parent(path) as (dirfd, name):
             fd = os.open(name, FILE, dir_fd=dirfd)
         try:
@@ -216,8 +218,8 @@ class DiskTree:
             os.close(fd)
 
     def content_differs(self, entry: ManifestEntry, read: bool) -> str:
-        """The transfer check: why what is at the entry's path is not the entry (its kind, size, target; its content,
-        read anew if so asked, else by size alone); "" if it is. A file that is not there: "is missing"."""
+        """The transfer check: why the disk does not hold the entry at its path; "" if it does. Compares kind, size and
+        target, and with `read` the content. A missing file "is missing"."""
         with about(entry.path):
             st = self.look(entry.path)
             if st is None:
@@ -242,9 +244,9 @@ class DiskTree:
         return ""
 
     def attributes_differ(self, entry: ManifestEntry, opened: bool = False) -> str:
-        """The metadata check: which attributes of what is there are not the entry's; "" if none. Owners count only
-        where this process may give files away, trusted and security xattrs only for root. opened: what comes and goes
-        in a directory may have changed its mtime, and its owner may have given himself access."""
+        """The metadata check: which attributes on the disk differ from the entry's; "" if none. Owners count only where
+        this process may chown, trusted and security xattrs only for root. opened: ignore a directory's mtime, which
+        changes with its names, and access that its owner has given himself."""
         with about(entry.path), self.place(entry.path) as (fd, place):
             st = os.fstat(fd)
             wrong = []
@@ -260,7 +262,7 @@ class DiskTree:
         return ", ".join(wrong)
 
     def _mode(self, entry: ManifestEntry, st: os.stat_result) -> int:
-        """The entry's mode without the bits that set_attrs leaves out for another owner."""
+        """The entry's mode, without the bits that set_attrs drops for another owner."""
         mode = entry.mode
         if st.st_uid != entry.uid:
             mode &= ~stat.S_ISUID
@@ -276,7 +278,7 @@ class DiskTree:
     # attributes
 
     def set_attributes(self, entry: ManifestEntry, freeze: bool = False) -> None:
-        """Make the attributes of what is at the path those of the entry (owner, mode, ACLs and xattrs, times)."""
+        """Give the inode at the path the attributes of the entry (owner, mode, ACLs and xattrs, times)."""
         with about(entry.path):
             if entry.is_dir or entry.kind == stat.S_IFREG:
                 with self.parent(entry.path) as (dirfd, name):
@@ -301,7 +303,7 @@ class DiskTree:
     # removing
 
     def remove(self, entry: ManifestEntry) -> None:
-        """Remove an entry; fine if it is gone. TreeError: a directory that holds something that is not archived."""
+        """Remove an entry; a missing one is fine. TreeError if a directory holds entries that are not archived."""
         try:
             with about(entry.path), self.parent(entry.path) as (dirfd, name):
                 if entry.is_dir:
@@ -327,12 +329,12 @@ class DiskTree:
     # frozen or not
 
     def thaw_fd(self, path: bytes, fd: int) -> None:
-        """Take the immutable flag off."""
+        """Clear the immutable flag."""
         if not set_immutable(fd, False):
             raise TreeError(path, "is immutable; only root can change that")
 
     def open_up(self, path: bytes) -> None:
-        """Let a directory be written to."""
+        """Make a directory writable."""
         with about(path), self.directory(path) as fd:
             self.thaw_fd(path, fd)
             mode = stat.S_IMODE(os.fstat(fd).st_mode)
@@ -340,7 +342,8 @@ class DiskTree:
                 os.fchmod(fd, mode | 0o700)
 
     def thaw_all(self) -> int:
-        """Take the immutable flag off everything; how many entries had it. What vanishes meanwhile is fine."""
+        """Clear the immutable flag everywhere; return how many entries had it. An entry that vanishes meanwhile is
+        fine."""
         count = 0
         if not self.privileged:
             return 0
@@ -361,7 +364,7 @@ class DiskTree:
         return count
 
     def can_freeze(self) -> bool:
-        """Whether entries can be made immutable here: tried on the root, which is left as it was."""
+        """Whether entries can be made immutable here. Tries it on the root, and restores the root."""
         if not self.privileged:
             return False
         frozen = bool(flags_of(self.root_fd) & IMMUTABLE)
@@ -369,8 +372,7 @@ class DiskTree:
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
-        """Around a change of gsync's own at the root: it is allowed though the root is frozen, and the root's times
-        are afterwards what they were."""
+        """Allow gsync a change at the root, even if it is frozen; afterwards restore the flag and the root's times."""
         frozen = bool(flags_of(self.root_fd) & IMMUTABLE)
         if frozen:
             self.thaw_fd(b"", self.root_fd)
@@ -385,13 +387,13 @@ class DiskTree:
                 set_immutable(self.root_fd, True)
 
     def sync(self) -> None:
-        """Everything written to the file system of the tree is on its disk afterwards."""
+        """Flush everything written to the tree's file system to its disk."""
         with about(b""):
             syncfs(self.root_fd)
 
 
 def hash_of(fd: int) -> tuple[int, str]:
-    """Size and SHA-256 of an open file, read from its beginning."""
+    """Read an open file from its beginning; return its size and SHA-256."""
     digest, at = hashlib.sha256(), 0
     while block := os.pread(fd, _BLOCK, at):
         digest.update(block)
@@ -400,7 +402,7 @@ def hash_of(fd: int) -> tuple[int, str]:
 
 
 def open_quietly(dirfd: int, name: bytes) -> int:
-    """Open to read, leaving the atime alone where that is allowed."""
+    """Open for reading, leaving the atime alone where that is allowed."""
     try:
         return os.open(name, FILE | os.O_NOATIME, dir_fd=dirfd)
     except PermissionError:

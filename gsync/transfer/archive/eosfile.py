@@ -1,8 +1,9 @@
 """What users' scripts read of an EOS archive: its archive file, and the names `.archive.<operation>.<outcome>`.
 
 Format of the file (CERN EOS, ArchiveFile): a JSON object as header, then a JSON list per directory, then one per file,
-in columns that the header names; values are strings. A symlink or special file has no form in it and is left out; names
-that are not UTF-8 are escaped as Python escapes them (surrogates). Not here: gsync's own manifest, which is the truth.
+in the columns that the header names; all values are strings. The format has no form for symlinks and special files, so
+they are left out. Names that are not UTF-8 are escaped with surrogates, as Python does. Not here: gsync's own manifest,
+which is the truth.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from gsync.transfer.archive.manifest import Manifest, ManifestHeader
 OPERATIONS = ("put", "get", "purge", "delete")
 INIT = b".archive.init"
 LOG = b".archive.log"
-SCRATCH = b".archive.tmp"  # gsync's own: files that are being restored
-NEW = b".archive.new"  # a state file before it has its name
+SCRATCH = b".archive.tmp"  # gsync's own: files being restored
+NEW = b".archive.new"  # a state file before it gets its name
 MARKERS = (INIT, *(b".archive.%s.%s" % (operation.encode(), outcome) for operation in OPERATIONS
                    for outcome in (b"done", b"err")))
 MANIFEST, MORE = b".archive.manifest", b".archive.more"  # gsync's own: beside the members in the vault
-RESERVED = frozenset((*MARKERS, LOG, SCRATCH, NEW))  # names at the root of an archive that are no part of it
+RESERVED = frozenset((*MARKERS, LOG, SCRATCH, NEW))  # names at the root of an archive that do not belong to it
 
 BACKUP_PREFIX = b".sys.b#.backup."
 BACKUP_FILE, BACKUP_DONE, BACKUP_ERR = BACKUP_PREFIX + b"file", BACKUP_PREFIX + b"done", BACKUP_PREFIX + b"err."
@@ -34,13 +35,13 @@ _FILE_META = ["size", "mtime", "ctime", "uid", "gid", "mode", "xstype", "xs"]
 
 
 def marker(operation: str, done: bool) -> bytes:
-    """The name that shows the state of an archive in its tree; "create" is done as `.archive.init`."""
+    """The name that shows the archive's state in its tree; a finished "create" is `.archive.init`."""
     return INIT if operation == "create" else b".archive.%s.%s" % (operation.encode(), b"done" if done else b"err")
 
 
 def lines(manifest: Manifest, vault_url: str, window_seconds: int | None = None) -> Iterator[bytes]:
-    """The archive file of a manifest; with a window (0: none was asked for), the file of a backup, where source and
-    destination are swapped: EOS takes a backup for a get."""
+    """The archive file of a manifest. With a window (0: none was requested), the file of a backup: its source and
+    destination are swapped, because EOS treats a backup as a get."""
     header = manifest.header
     disk, vault = _url(header.root), f"{vault_url.rstrip('/')}/{_text(header.place)}/"
     doc: dict[str, object] = {"src": disk, "dst": vault} if window_seconds is None else {"src": vault, "dst": disk}
@@ -62,7 +63,7 @@ def lines(manifest: Manifest, vault_url: str, window_seconds: int | None = None)
 
 
 def _files(manifest: Manifest, header: ManifestHeader) -> int:
-    """How many lines of files there are, which is fewer than header.files if there are links or special files."""
+    """The number of file lines; lower than header.files if there are links or special files."""
     if not header.files:
         return 0
     return sum(1 for _, entry in manifest.entries(manifest.behind_directories()) if entry.kind == stat.S_IFREG)
@@ -77,7 +78,7 @@ def _text(raw: bytes) -> str:
 
 
 def _value(raw: bytes) -> str:
-    """An xattr's value; in base64 as getfattr writes it where it is no text."""
+    """An xattr's value as text; if it is not UTF-8, in base64 as getfattr writes it."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -85,7 +86,7 @@ def _value(raw: bytes) -> str:
 
 
 def _time(ns: int) -> str:
-    """Seconds and nanoseconds since the epoch as EOS writes them; before it, seconds are rounded down."""
+    """Seconds and nanoseconds since the epoch, as EOS writes them; times before it round seconds down."""
     return f"{ns // NS}.{ns % NS:09d}"
 
 

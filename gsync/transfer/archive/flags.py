@@ -12,7 +12,7 @@ _NO_FLAGS = (errno.ENOTTY, errno.EOPNOTSUPP, errno.EPERM, errno.ENOSYS, errno.EI
 
 
 def flags_of(fd: int) -> int:
-    """The inode's flags (chattr), 0 where the file system has none."""
+    """The inode's flags (chattr); 0 where the file system has none."""
     out = bytearray(8)
     try:
         fcntl.ioctl(fd, _GETFLAGS, out)
@@ -24,7 +24,7 @@ def flags_of(fd: int) -> int:
 
 
 def set_immutable(fd: int, wanted: bool) -> bool:
-    """Whether the inode is immutable, or not, as wanted now; False where that cannot be set."""
+    """Set or clear the immutable flag; return whether it is now as wanted."""
     flags = flags_of(fd)
     if bool(flags & IMMUTABLE) == wanted:
         return True

@@ -1,4 +1,4 @@
-"""get: bring a purged tree back. What the vault cannot return is named, and everything else is restored."""
+"""get: restore a purged tree. Entries that the vault cannot return are named, and everything else is restored."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gsync.transfer.stores.store import Category, StoreError
 
 
 class Get:
-    """One get. retry: what is on the disk already, and is good, stays."""
+    """One get. retry: keep the good entries that are already on the disk."""
 
     def __init__(self, job: Job, archives: Archives, verify: Verify, retry: bool) -> None:
         self._job, self._archives, self._verify, self._retry = job, archives, verify, retry

@@ -1,4 +1,4 @@
-"""What a tree holds, read into manifest entries; each entry is frozen first, if so asked.
+"""Reads a tree into manifest entries; freezes each entry first, if requested.
 
 Memory does not grow with the tree. Not here: the manifest's form (manifest), how the tree is walked (disk).
 """
@@ -24,10 +24,11 @@ class Inventory:
         self._tree = tree
 
     def survey(self, told: Callable[[int, int], None]) -> tuple[int, int]:
-        """Look whether all of it can be archived, changing nothing: how many entries there are, and bytes.
+        """Check whether the whole tree can be archived, changing nothing; return the number of entries and bytes.
 
-        TreeError for a nested archive, another file system, what cannot be read, and what is immutable already (it
-        could not be told later from what gsync has frozen)."""
+        TreeError for a nested archive, another file system, an unreadable entry, and an entry that is already
+        immutable: gsync could not tell it later from the entries it froze itself.
+        """
         count = size = 0
         with about(b""):
             self._refuse_flags(b"", self._tree.root_fd)
@@ -62,10 +63,10 @@ class Inventory:
     def entries(self, freeze: bool, told: Callable[[int, int], None], excluded_xattrs: frozenset[bytes] = frozenset(),
                 wanted: Callable[[WalkedEntry], bool] = lambda found: True,
                 failed: Callable[[TreeError], None] | None = None, hashed: bool = True) -> Iterator[ManifestEntry]:
-        """Everything that is in the tree, the root first, each frozen (if so asked) before it is read.
+        """Yield everything in the tree, the root first. With `freeze`, freezes each entry before reading it.
 
-        Further hard links come with the path of the first one. What `wanted` refuses is left out (directories never
-        are). With `failed`, an entry that cannot be read is told there and left out, else it is a TreeError.
+        A further hard link carries the path of the first one. Entries that `wanted` refuses are left out, except
+        directories. With `failed`, an unreadable entry is reported there and left out; without, it raises TreeError.
         hashed False: files come without a checksum, to be read later.
         """
         links = Database.temporary(
@@ -119,7 +120,7 @@ class Inventory:
                     if not _same(os.fstat(fd), now):
                         raise TreeError(found.path, "is being written to")
                 entry = replace(self._entry(found.path, now, b"/proc/self/fd/%d" % fd, excluded, sha256=sha256),
-                                ctime=st.st_ctime_ns)  # freezing it has changed that
+                                ctime=st.st_ctime_ns)  # freezing changed the ctime
             finally:
                 os.close(fd)
         else:
@@ -148,5 +149,5 @@ def _same(one: os.stat_result, other: os.stat_result) -> bool:
 
 
 def _signed(ino: int) -> int:
-    """An inode number as SQLite can hold it."""
+    """An inode number as SQLite's signed integer."""
     return ino - (1 << 64) if ino >= 1 << 63 else ino

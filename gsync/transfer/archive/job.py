@@ -1,6 +1,6 @@
-"""What the queue does with an archive's or a backup's request that somebody wants tried again (`gsync queue retry`).
+"""How the queue resumes the request of an archive or a backup (`gsync queue retry`).
 
-It is what the command does with --retry, under the same request. Not here: how a command begins a job (jobs).
+It does what the command does with --retry, under the same request. Not here: how a command begins a job (jobs).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gsync.transfer.queue.requests import Transfer
 
 
 def carry_out(context: Context, t: Transfer) -> None:
-    """Go on with it. UsageError, which no new try changes, if the archive is at another step by now."""
+    """Resume the operation. Raises UsageError, which no retry changes, if the archive is at another step by now."""
     archives = Archives(context.transfers, context.transfers.home, t)
     archive = archives.get(str(context.arguments["archive"]))
     if archive is None:
@@ -27,7 +27,7 @@ def carry_out(context: Context, t: Transfer) -> None:
     def told(archive: Archive) -> None:
         try:
             context.progress(0)
-        except Exception as exc:  # the worker's own way to say that it gives up
+        except Exception as exc:  # the worker raises to say that it gives up
             raise Killed("killed; resume with --retry") from exc
 
     try:

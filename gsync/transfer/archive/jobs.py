@@ -1,7 +1,7 @@
-"""What every operation on an archive does around its own work: lock, state file, log, request in the queue.
+"""The common frame of every operation on an archive: its lock, state file, log and request in the queue.
 
 Promise: one operation at a time works on an archive. Its state file is `.err` before anything is done and `.done`
-after, and only then the database says DONE. An operation that was killed is shown as failed. Not here: the operations.
+after, and only then does the database say DONE. A killed operation is shown as failed. Not here: the operations.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gsync.transfer.stores.store import Store
 
 
 class Job:
-    """What an operation works with."""
+    """The objects that an operation works with."""
 
     def __init__(self, archive: Archive, manifest: Manifest | None, vault: Vault, tree: DiskTree,
                  batches: Batches) -> None:
@@ -37,7 +37,7 @@ class Job:
         self.restore = Restore(tree)
         self.batches = batches
         self.checked: int | None = None
-        self.falls_to = ""  # the operation that has to be done again if this one fails
+        self.falls_to = ""  # the operation that must be done again if this one fails
         self.gone = False
 
     @property
@@ -47,8 +47,8 @@ class Job:
 
 
 class Jobs:
-    """Makes jobs. open_store: a store by its name or URL. told(archive): called from time to time, and whenever the
-    stage changes."""
+    """Makes jobs. open_store opens a store by its name or URL. told(archive) is called from time to time, and whenever
+    the stage changes."""
 
     def __init__(self, archives: Archives, open_store: Callable[[str], Store], options: JobOptions, verify: Verify,
                  told: Callable[[Archive], None]) -> None:
@@ -64,8 +64,8 @@ class Jobs:
 
     @contextmanager
     def run(self, root: bytes, operation: str, retry: bool, needs_manifest: bool = True) -> Iterator[Job]:
-        """Around an operation: one at a time; its state file is `.err` before anything is done, and `.done` after,
-        and then the database says so."""
+        """Run one operation at a time: its state file is `.err` before anything is done and `.done` after, and then the
+        database says DONE."""
         archive = self.archives.the(root)
         with self.archives.lock(archive, operation):
             archive = self.archives.settle(self.archives.the(root), alone=True)
@@ -93,7 +93,7 @@ class Jobs:
                     batches.close()
                     self._failed(job, before, exc)
                     raise
-                # Last, so that whoever is killed before it goes on with --retry, and leaves the root's mtime as it was.
+                # Last: an operation killed before this resumes with --retry, and the root keeps its mtime.
                 job.archive = self.archives.end(archive, TransferState.DONE,
                                                  checked=before.checked if job.checked is None else job.checked)
                 if job.gone:
@@ -112,17 +112,18 @@ class Jobs:
             StateFiles(job.tree).append_log(log_line(job.archive.operation, f"failed: {reason}", self.clock.now()))
 
     def vault(self, name: str, place: bytes) -> Vault:
-        """The part of a store that holds an archive."""
+        """Open the part of a store that holds an archive."""
         store = self._open_store(name)
         store.probe()
         return Vault(store, place)
 
     def root_mtime(self, archive: Archive) -> int | None:
-        """As the manifest has it: a job that is killed while it writes at the root may leave another one."""
+        """The root's mtime by the manifest. A job killed while it writes at the root may leave another one on the
+        disk."""
         with suppress(OSError, ManifestError):
             return next(Manifest(self.archives.manifest_path(archive)).directories()).mtime
         return None
 
     def batches(self, archive: Archive) -> Batches:
-        """For a job on the archive."""
+        """The batches of a job on the archive."""
         return Batches(self.archives, archive, self._options, self._told)

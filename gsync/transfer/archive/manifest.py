@@ -1,9 +1,9 @@
 """The manifest of an archive: what a tree held when it was frozen, as JSON lines.
 
-The first line is the header, then come the directories (each after its parent, the root first), then everything else,
-then a last line that holds the SHA-256 of all lines before it: a manifest that was cut off or changed is told from a
-whole one. Lines are ASCII; a name that is not UTF-8 has its bytes in base64 under the key with `_b64`. Times are whole
-nanoseconds. Memory does not grow with the number of entries: reading is line by line, from any line on, also backwards.
+The first line is the header. Then come the directories (each after its parent, the root first) and everything else. The
+last line holds the SHA-256 of all lines before it, which shows a truncated or changed manifest. Lines are ASCII; a name
+that is not UTF-8 has its bytes in base64 under the key with `_b64`. Times are whole nanoseconds. Memory does not grow
+with the number of entries: the file is read line by line, from any line on, also backwards.
 Not here: reading trees (inventory), EOS's own format (eosfile).
 """
 
@@ -28,14 +28,14 @@ _KINDS = {"directory": stat.S_IFDIR, "file": stat.S_IFREG, "symlink": stat.S_IFL
           "socket": stat.S_IFSOCK, "character device": stat.S_IFCHR, "block device": stat.S_IFBLK}
 _WORDS = {kind: word for word, kind in _KINDS.items()}
 _BLOCK = 1 << 20
-_DIRECTORY = b'{"type":"directory",'  # how a line of one begins
+_DIRECTORY = b'{"type":"directory",'  # how a directory's line begins
 _LONGEST = 16 << 20  # bytes of one line: xattrs may take 64 KiB each
 
 Xattrs = tuple[tuple[bytes, bytes], ...]
 
 
 class ManifestError(GsyncError):
-    """A manifest that cannot be trusted: cut off, changed, or of another format."""
+    """A manifest that cannot be trusted: truncated, changed, or in another format."""
 
     exit_code = 1
 
@@ -44,8 +44,8 @@ class ManifestError(GsyncError):
 class ManifestEntry:
     """One entry of a tree. path is relative to the root, b"" the root itself; times in ns; mode without the type bits.
 
-    sha256 is of regular files ("": not read yet), target of symlinks, rdev of devices. `link` is the path of the first
-    name of the same inode, which stands earlier in the manifest: a further hard link, whose bytes are not moved again.
+    Only regular files have sha256 ("": not read yet), symlinks a target, devices an rdev. `link` marks a further hard
+    link: it is the path of the inode's first name, earlier in the manifest. Its bytes are not moved again.
     """
 
     path: bytes
@@ -69,7 +69,7 @@ class ManifestEntry:
 
     @property
     def has_content(self) -> bool:
-        """Whether bytes of it have to be moved: a regular file, under its first name."""
+        """Whether its bytes must be moved: it is a regular file under its first name."""
         return self.kind == stat.S_IFREG and self.link is None
 
     @property
@@ -79,8 +79,8 @@ class ManifestEntry:
 
 @dataclass(frozen=True, slots=True)
 class ManifestHeader:
-    """What a manifest says of itself. store and place: where in which store the content lies; window: of a backup,
-    only what has a time (mtime or ctime) at or after `since` (ns)."""
+    """What a manifest says of itself. place in store holds the content. window (backups only): the manifest lists only
+    entries whose time of this kind (mtime or ctime) is at or after `since` (ns)."""
 
     root: bytes
     store: str
@@ -148,7 +148,7 @@ def line_of(entry: ManifestEntry) -> bytes:
 
 
 def entry_of(line: bytes) -> ManifestEntry:
-    """The entry that a line holds; ValueError if it holds none."""
+    """Parse a line; ValueError if it holds no entry."""
     try:
         doc = json.loads(line)
         kind = _KINDS[doc["type"]]
@@ -198,9 +198,9 @@ def _header_of(line: bytes) -> ManifestHeader:
 # writing
 
 class ManifestWriter:
-    """Makes a manifest at `path`: entries in any order, as long as a directory comes after its parent.
+    """Writes a manifest at `path`. Entries come in any order, but each directory after its parent.
 
-    Directories and the rest go to two files beside it until `finish`, which leaves the manifest, durable.
+    Directories and the rest go to two files beside it until `finish` joins them into the manifest, durable.
     """
 
     def __init__(self, path: bytes) -> None:
@@ -218,7 +218,7 @@ class ManifestWriter:
             self.bytes += entry.size if entry.has_content else 0
 
     def finish(self, header: ManifestHeader) -> Manifest:
-        """The whole manifest, with the header's counts set to what was added; the root is not counted."""
+        """Write the whole manifest, with the header's counts set to what was added; the root is not counted."""
         header = replace(header, directories=max(self.directories - 1, 0), files=self.files, bytes=self.bytes)
         digest = hashlib.sha256()
         new = self.path + b".new"
@@ -241,7 +241,7 @@ class ManifestWriter:
         return Manifest(self.path)
 
     def close(self) -> None:
-        """Forget what was not finished."""
+        """Discard an unfinished manifest."""
         for file, part in zip(self._files, self._parts, strict=True):
             file.close()
             if os.path.exists(part):
@@ -251,7 +251,7 @@ class ManifestWriter:
 # reading
 
 class Manifest:
-    """A manifest file. ManifestError where it is no whole manifest."""
+    """A manifest file. Raises ManifestError if it is not a whole manifest."""
 
     def __init__(self, path: bytes) -> None:
         self.path = path
@@ -264,7 +264,8 @@ class Manifest:
         self.start = len(line)
 
     def check(self) -> str:
-        """Read it all; the SHA-256 that its last line tells. ManifestError if it is not what was written."""
+        """Read the whole file; return the SHA-256 in its last line. ManifestError if the file is not as it was
+        written."""
         digest, before = hashlib.sha256(), b""
         with open(self.path, "rb") as file:
             for line in file:
@@ -279,7 +280,7 @@ class Manifest:
         return str(end)
 
     def entries(self, start: int = 0) -> Iterator[tuple[int, ManifestEntry]]:
-        """Entries with the offset behind each, from the line at that offset (0: the first entry) on."""
+        """Yield entries from the line at offset `start` on (0: the first entry), each with the offset behind it."""
         at = start or self.start
         with open(self.path, "rb") as file:
             file.seek(at)
@@ -291,21 +292,21 @@ class Manifest:
         raise ManifestError(f"manifest {os.fsdecode(self.path)}: truncated")
 
     def directories(self) -> Iterator[ManifestEntry]:
-        """The root, then every directory after its parent."""
+        """Yield the root, then every directory after its parent."""
         for _, entry in self.entries():
             if not entry.is_dir:
                 return
             yield entry
 
     def reversed_directories(self) -> Iterator[ManifestEntry]:
-        """Every directory after all that are below it; the root last."""
+        """Yield every directory after all below it; the root last."""
         end = self.behind_directories()
         with open(self.path, "rb") as file:
             for line in _lines_backwards(file, self.start, end):
                 yield self._entry(line, end)
 
     def behind_directories(self) -> int:
-        """The offset of the first line that is no directory's."""
+        """The offset of the first line that is not a directory's."""
         at = self.start
         with open(self.path, "rb") as file:
             file.seek(at)

@@ -1,7 +1,7 @@
-"""The copies of an archive's manifest in the vault, and how a lost manifest is made again from the vault.
+"""The copies of an archive's manifest in the vault, and how a lost manifest is rebuilt from the vault.
 
-There are two: the whole manifest, and the lines of those entries that the members do not tell (FIFOs, sockets and
-devices, names that are hard links of others, files with holes). Each of them, with the members, gives back all.
+There are two copies: the whole manifest, and the lines of those entries that the members cannot describe (FIFOs,
+sockets and devices, further hard links, sparse files). Either copy, with the members, restores the whole.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _put(vault: Vault, path: bytes, file: bytes) -> None:
 
 
 def fetch(vault: Vault, path: bytes, header: ManifestHeader) -> Manifest:
-    """The manifest, made again at `path`: from its copy or, if that is lost too, with this header from the members."""
+    """Rebuild the manifest at `path`: from its copy or, if that is lost too, from the members, with this header."""
     found = _copy(vault, MANIFEST, path)
     if found is not None:
         return found
@@ -60,7 +60,7 @@ def fetch(vault: Vault, path: bytes, header: ManifestHeader) -> Manifest:
 
 
 def _copy(vault: Vault, name: bytes, path: bytes) -> Manifest | None:
-    """A copy that lies in the vault, brought to `path`; None if it is lost. StoreError if the store cannot say."""
+    """Fetch a copy from the vault to `path`; None if it is lost. StoreError if the store cannot say."""
     new = path + b".vault"
     try:
         with open(new, "wb") as out:
@@ -97,11 +97,11 @@ def _frommembers(vault: Vault, path: bytes, header: ManifestHeader, more: Manife
 
 
 def members(vault: Vault) -> Iterator[Item]:
-    """All that the vault holds of the archive but the manifest, with xattrs, a directory before what is in it."""
+    """Yield the vault's members with xattrs, a directory before its content; not the copies of the manifest."""
     stack = [vault.path(b"")]
     while stack:
         item = vault.store.stat(stack.pop())
-        if item is None:  # removed just now
+        if item is None:  # it was removed just now
             continue
         yield item
         if item.is_dir:

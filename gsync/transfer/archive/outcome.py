@@ -1,4 +1,4 @@
-"""How operations on archives and backups end, and how far they check what they did."""
+"""How operations on archives and backups end, and how thoroughly they verify their work."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from gsync.transfer.queue.requests import TransferState
 
 
 class Verify(Enum):
-    """How far a copy is believed. Each level holds those before it."""
+    """How thoroughly a copy is verified. Each level includes those before it."""
 
-    SIZE = "size"          # it is there, and as long as it should be
-    CHECKSUM = "checksum"  # its bytes were read again and have the checksum of the manifest
-    FULL = "full"          # get: what is on the disk was read again too; put: the tree as well
+    SIZE = "size"          # the copy exists and has the right size
+    CHECKSUM = "checksum"  # its bytes were read back and match the manifest's checksum
+    FULL = "full"          # get: the disk was read back too; put: the tree as well
 
 
 class Incomplete(GsyncError):
-    """An operation that did all it could, and could not do all."""
+    """An operation did all it could, but could not do everything."""
 
     exit_code = 1
 
 
 class ArchiveError(GsyncError):
-    """An operation that stopped at an error; what it had done before stays done."""
+    """An operation stopped at an error; its work so far stays done."""
 
     exit_code = 1
 
 
 def ending(exc: BaseException) -> tuple[TransferState, str]:
-    """How a job ended that did not do its work, and why."""
+    """The final state of a job that failed, and the reason."""
     if isinstance(exc, Killed):
         return TransferState.KILLED, str(exc)
     if isinstance(exc, KeyboardInterrupt):

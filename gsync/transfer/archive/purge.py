@@ -1,4 +1,4 @@
-"""purge: remove the copy on disk, once everything is known to be in the vault and the disk to hold nothing else."""
+"""purge: remove the copy on disk, once the vault is known to hold everything and the disk nothing else."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gsync.transfer.archive.rows import Archives
 
 
 class Purge:
-    """One purge. retry: an earlier one may have removed something."""
+    """One purge. retry: an earlier purge may have removed entries."""
 
     def __init__(self, job: Job, archives: Archives, verify: Verify, retry: bool) -> None:
         self._job, self._archives, self._verify = job, archives, verify
@@ -47,7 +47,7 @@ class Purge:
         tree.sync()
 
     def _check_vault(self, now: Callable[[], int]) -> None:
-        """Nothing may be lost by a purge: refused unless each file is durable in the vault, whole."""
+        """Refuse the purge unless every file is whole and durable in the vault: a purge must lose nothing."""
         job = self._job
         manifest, read = job.manifest, self._verify is not Verify.SIZE
         job.batches.stage("checking the vault", manifest.header.directories + 1 + manifest.header.files)
@@ -74,7 +74,7 @@ class Purge:
             job.checked = now()
 
     def _check_disk(self) -> None:
-        """Nothing that is not in the vault may be removed: what is on the disk is what was frozen, and no more."""
+        """Refuse the purge unless the disk holds exactly what was frozen: the vault has nothing else."""
         job = self._job
         manifest, tree = job.manifest, job.tree
         job.batches.stage("checking the disk", manifest.header.directories + 1 + manifest.header.files)

@@ -1,4 +1,4 @@
-"""put: copy a frozen tree into its vault and see that it is durable there. Stops at the first error."""
+"""put: copy a frozen tree into its vault and check that it is durable there. Stops at the first error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gsync.transfer.stores.store import StoreError
 
 
 class Put:
-    """One put. retry: of what is in the vault already, only what is missing or damaged is copied."""
+    """One put. retry: copy only entries that are missing from the vault or damaged there."""
 
     def __init__(self, job: Job, verify: Verify, retry: bool) -> None:
         self._job, self._verify, self._retry = job, verify, retry
@@ -30,11 +30,11 @@ class Put:
         job.batches.run(manifest.directories(), self._directories)
         job.batches.stage("copying", manifest.header.files)
         behind = manifest.behind_directories()
-        for first in (True, False):  # further hard links after what they are links of
+        for first in (True, False):  # a hard link comes after its first name
             job.batches.run((e for _, e in manifest.entries(behind) if (e.link is None) is first), self._put)
         job.batches.stage("saving the manifest")
         manifestcopy.put(vault, manifest)
-        if vault.store.kind != "tar":  # there, what came into a directory has changed its times
+        if vault.store.kind != "tar":  # storing members changed a directory's times
             job.batches.run(manifest.reversed_directories(), self._attributes)
         job.checked = now() if self._read else 0
 
@@ -61,7 +61,7 @@ class Put:
                 vault.put(entry, source)
         elif entry.link is not None and entry.kind == stat.S_IFREG:
             vault.store.link(vault.path(entry.path), vault.path(entry.link))
-        else:  # of a symlink with several names, only the manifest knows that they are one
+        else:  # only the manifest records that several names are one symlink
             vault.store.symlink(vault.path(entry.path), item_of(entry, vault.path(entry.path)))
 
     def _directories(self, batch: list[ManifestEntry]) -> list[tuple[bytes, str]]:
@@ -82,8 +82,8 @@ class Put:
         return []
 
     def _store_all(self, entries: list[ManifestEntry], store: Callable[[ManifestEntry], None]) -> None:
-        """Store entries, made durable together. A passing error is retried after a pause, from the entry at which it
-        happened; any other is raised once what came before is durable."""
+        """Store entries and make them durable together. Retries a passing error after a pause, from the entry that
+        failed. Raises any other error, once the entries before it are durable."""
         job, left = self._job, entries
         tries = 0
         while left:
@@ -97,7 +97,7 @@ class Put:
                         except (StoreError, TreeError) as exc:
                             error = exc
                             break
-            except StoreError as exc:  # at the end of the batch: what is in it may be lost
+            except StoreError as exc:  # at the end of the batch: any of its entries may be lost
                 at, error = 0, exc
             if error is None:
                 return

@@ -1,4 +1,4 @@
-"""rebuild: make a lost manifest, or all that is known of an archive, again from its vault."""
+"""rebuild: restore a lost manifest, or the whole record of an archive, from its vault."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from gsync.transfer.archive.statefiles import StateFiles
 
 
 class Rebuild:
-    """Of the archive of `root`, which lies in `store` (None: where the database says). UsageError if that store holds
-    nothing of it."""
+    """Rebuilds the archive of `root`, which lies in `store` (None: where the database says). UsageError if that store
+    holds no archive of it."""
 
     def __init__(self, jobs: Jobs, root: bytes, store: str | None) -> None:
         self._jobs, self._archives, self._root = jobs, jobs.archives, root
         self._archive, self._name, self._vault = self._find(root, store)
 
     def fetch(self, path: bytes) -> Manifest:
-        """The manifest, made again at `path` from the vault."""
+        """Rebuild the manifest at `path` from the vault."""
         return manifestcopy.fetch(self._vault, path, ManifestHeader(
             self._root, self._name, self._vault.place, self._jobs.clock.now()))
 
     def run(self) -> Archive:
-        """Make a lost manifest, or all that is known of an archive, again from its vault: from the copy of the
-        manifest there, or, if that is lost too, from the members."""
+        """Rebuild a lost manifest, or the whole record of an archive, from its vault: from the copy of the manifest
+        there or, if that is lost too, from the members."""
         root, archive, name, vault = self._root, self._archive, self._name, self._vault
         made = not os.path.isdir(root)
         if made:
@@ -60,7 +60,7 @@ class Rebuild:
         return self._archives.change(archive, entries=header.directories + header.files, size=header.bytes)
 
     def _find(self, root: bytes, store: str | None) -> tuple[Archive | None, str, Vault]:
-        """What is known of it here, and in which store it lies. UsageError if that holds nothing of it."""
+        """Its record here, if any, and the store that holds it. UsageError if that store holds no archive of it."""
         archive = self._archives.at(root)
         name = store or (archive.store if archive else None)
         if name is None:

@@ -1,7 +1,7 @@
-"""What a purged tree is brought back with: each entry is completed in a scratch folder, then renamed into place.
+"""Restores the entries of a purged tree: completes each in a scratch folder, then renames it into place.
 
-The folder is `.archive.tmp` at the root, private; what fails leaves the tree as it was. Safe for several threads.
-Not here: which entries, in which order (get); the tree otherwise (disk).
+The folder is `.archive.tmp` at the root, private. A failed entry leaves the tree as it was. Safe for several threads.
+Not here: which entries, in which order (get); other access to the tree (disk).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from gsync.transfer.archive.eosfile import SCRATCH
 from gsync.transfer.archive.flags import IMMUTABLE, flags_of, set_immutable
 from gsync.transfer.archive.manifest import ManifestEntry
 
-_CHUNK, _HOLE = 64 << 10, 4 << 10  # a sparse file is written in chunks; zeros of a hole's length, aligned, are left out
+_CHUNK, _HOLE = 64 << 10, 4 << 10  # chunks of a sparse file; an aligned block of zeros is a hole
 
 
 class _Holes:
-    """Writes to a file, leaving holes where there is nothing but zeros."""
+    """Writes to a file, leaving holes for runs of zeros."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._rest = file, b""
@@ -52,7 +52,7 @@ class _Holes:
 
 
 class Restore:
-    """Into one tree."""
+    """Restores entries into one tree."""
 
     def __init__(self, tree: DiskTree) -> None:
         self._tree = tree
@@ -73,7 +73,7 @@ class Restore:
                 os.close(fd)
 
     def end(self) -> None:
-        """Remove the scratch folder with what a process that was killed left in it."""
+        """Remove the scratch folder and anything a killed process left in it."""
         with about(SCRATCH), self._tree.undisturbed():
             try:
                 fd = os.open(SCRATCH, DIR, dir_fd=self._tree.root_fd)
@@ -87,7 +87,7 @@ class Restore:
             os.rmdir(SCRATCH, dir_fd=self._tree.root_fd)
 
     def directory(self, entry: ManifestEntry) -> None:
-        """Make the directory, or make it usable; its attributes come last, by `set_attributes`."""
+        """Make the directory, or make it usable; `set_attributes` sets its attributes last."""
         with about(entry.path):
             if entry.path:
                 with self._tree.parent(entry.path) as (dirfd, name), suppress(FileExistsError):
@@ -95,7 +95,7 @@ class Restore:
             self._tree.open_up(entry.path)
 
     def file(self, entry: ManifestEntry, fetch: Callable[[BinaryIO], None], freeze: bool) -> None:
-        """Bring a regular file back: fetch writes it; what fetch raises leaves the tree as it was."""
+        """Restore a regular file, which fetch writes; if fetch raises, the tree stays as it was."""
         with self._scratch() as (folder, temporary), about(entry.path):
             fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
             with open(fd, "wb") as file:
@@ -110,7 +110,7 @@ class Restore:
             self._into_place(folder, temporary, entry, freeze)
 
     def other(self, entry: ManifestEntry, freeze: bool) -> None:
-        """Bring back what has no content to fetch: a further hard link, a symlink, FIFO, socket or device."""
+        """Restore an entry without content: a further hard link, a symlink, FIFO, socket or device."""
         with self._scratch() as (folder, temporary), about(entry.path):
             if entry.link is not None:
                 with self._tree.parent(entry.link) as (dirfd, name):
@@ -136,7 +136,7 @@ class Restore:
 
     @contextmanager
     def _scratch(self) -> Iterator[tuple[int, bytes]]:
-        """The scratch folder and a new name in it, which is gone afterwards."""
+        """Open the scratch folder; yields it with a new name, which is removed afterwards."""
         folder = os.open(SCRATCH, DIR, dir_fd=self._tree.root_fd)
         name = b"%d" % next(self._number)
         try:
@@ -150,7 +150,7 @@ class Restore:
         with self._tree.parent(entry.path) as (dirfd, name):
             with suppress(FileNotFoundError):
                 there = os.open(name, FILE, dir_fd=dirfd) if self._is_file(dirfd, name) else -1
-                if there >= 0:  # a damaged one that is frozen cannot be renamed over
+                if there >= 0:  # a damaged file that is frozen cannot be renamed over
                     try:
                         self._tree.thaw_fd(entry.path, there)
                     finally:

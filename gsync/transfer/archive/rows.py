@@ -1,9 +1,9 @@
 """The archives and backups and their progress: tables in $GSYNC_HOME/transfers.db, which are the truth.
 
-An archive is known by its directory, a backup by its source and destination; each has an id that is made from these,
-and a folder `archives/<id>` with its lock and manifest. The state files in the tree only show what is in here. A job on
-one is a request of kind "archive" or "backup" with a single transfer, the whole: `gsync queue` shows and kills it.
-Not here: moving any bytes (archiver, backup).
+An archive is identified by its directory, a backup by its source and destination. Its id is made from these; the folder
+`archives/<id>` holds its lock and manifest. The state files in the tree only show the database's state. A job is a
+request of kind "archive" or "backup" with a single transfer for the whole; `gsync queue` shows and kills it. Not here:
+moving any bytes (archiver, backup).
 """
 
 from __future__ import annotations
@@ -37,19 +37,18 @@ CREATE TABLE IF NOT EXISTS archives (
     transfer INTEGER NOT NULL DEFAULT 0, created INTEGER NOT NULL, changed INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS archive_failures (
     archive TEXT NOT NULL, path BLOB NOT NULL, why TEXT NOT NULL, PRIMARY KEY (archive, path)) WITHOUT ROWID"""
-_NEVER = 1 << 62  # when the lease of a job runs out: its lock tells better whether its process lives
-_WORKER = "command "  # begins the name of a worker that is no worker of the queue
+_NEVER = 1 << 62  # a job's lease does not expire: its lock shows better whether the process lives
+_WORKER = "command "  # prefix of a worker's name: a command, not a worker of the queue
 
 
 @dataclass(frozen=True, slots=True)
 class Archive:
     """One archive (kind "archive") or backup ("backup").
 
-    root: the directory; store, place: where in which store it lies. operation: the last one that was begun (create,
-    put, get, purge, delete, rebuild; backup), done: whether it was finished. frozen: whether the tree is immutable.
-    checked: when every member of the vault was last read and found good, ns, 0: never. entries, size: of the whole.
-    stage, entries_done of entries_all, size_done: how far the operation is. request, transfer: of the operation, in the
-    queue. Times in ns.
+    root: the directory; store, place: where it is stored. operation: the last one begun (create, put, get, purge,
+    delete, rebuild; backup); done: whether it finished. frozen: the tree is immutable. checked: when every member of
+    the vault was last read back and found good (0: never). entries, size: of the whole. stage, entries_done of
+    entries_all, size_done: the operation's progress. request, transfer: the operation's, in the queue. Times in ns.
     """
 
     id: str
@@ -75,7 +74,7 @@ class Archive:
 
     @property
     def state(self) -> str:
-        """As people read it: "created", "put done", "get failed"."""
+        """The state as users read it: "created", "put done", "get failed"."""
         if self.operation == "create" and self.done:
             return "created"
         return f"{self.operation} {'done' if self.done else 'failed'}"
@@ -103,8 +102,8 @@ def _id_of(*names: bytes) -> str:
 
 
 class Archives:
-    """The archives of the state directory `home`, in its database. One object per thread. under: the transfer as which
-    jobs run, if a worker of the queue begins them."""
+    """The archives of the state directory `home`, in its database. One object per thread. under: the transfer that jobs
+    run as, if a worker of the queue begins them."""
 
     def __init__(self, transfers: Transfers, home: str, under: Transfer | None = None) -> None:
         self._under = under
@@ -112,14 +111,14 @@ class Archives:
         self.transfers = transfers
         transfers.make_tables(_TABLES)
 
-    # which there are
+    # lookups
 
     def all(self, kind: str = "archive") -> list[Archive]:
-        """By their directory."""
+        """All of a kind, sorted by directory."""
         return self._rows("WHERE kind = ? ORDER BY root", kind)
 
     def get(self, id: str) -> Archive | None:
-        """By its id, or what it begins with if no other one begins so, or by the id of its last request."""
+        """Find by id, by an unambiguous prefix of it, or by the id of the last request."""
         exact = self._rows("WHERE id = ? OR request = ?", id, id)
         found = exact or self._rows("WHERE substr(id, 1, ?) = ?", len(id), id)
         if len(found) > 1:
@@ -150,7 +149,7 @@ class Archives:
             (a for a in self.all() if a.root != root and a.root.startswith(root.rstrip(b"/") + b"/")), None)
 
     def place_of(self, root: bytes) -> bytes:
-        """Where in a vault the archive of a directory lies: found again from the directory's path alone."""
+        """Where in a vault the archive of a directory lies; depends on the directory's path alone."""
         return b"archives/" + _id_of(root).encode("ascii")
 
     def _one(self, id: str) -> Archive | None:
@@ -163,7 +162,7 @@ class Archives:
     # changes
 
     def add(self, kind: str, root: bytes, store: str, place: bytes, operation: str) -> Archive:
-        """Note a new one, its operation begun."""
+        """Record a new archive or backup, with its operation begun."""
         id = _id_of(root) if kind == "archive" else _id_of(root, store.encode(), place)
         now = self.transfers.clock.now()
         with self.transfers.atomic() as db:
@@ -175,7 +174,7 @@ class Archives:
         return archive
 
     def change(self, archive: Archive, **values: object) -> Archive:
-        """Set columns; the archive as it is then."""
+        """Set columns; return the archive as it is then."""
         names = ", ".join(f"{name} = ?" for name in values)
         with self.transfers.atomic() as db:
             db.execute(f"UPDATE archives SET {names}, changed = ? WHERE id = ?",
@@ -186,13 +185,13 @@ class Archives:
         return now
 
     def fail(self, archive: Archive, failures: Iterator[tuple[bytes, str]]) -> None:
-        """Note entries that the operation could not do; the first reason is kept."""
+        """Record entries that the operation could not do; the first reason is kept."""
         with self.transfers.atomic() as db:
             db.executemany("INSERT OR IGNORE INTO archive_failures VALUES (?, ?, ?)",
                                  ((archive.id, path, why) for path, why in failures))
 
     def failures(self, archive: Archive, limit: int = -1) -> list[tuple[bytes, str]]:
-        """Path and reason of what the last operation could not do; limit -1: all."""
+        """Path and reason of the entries that the last operation could not do; limit -1: all."""
         return self.transfers.read("SELECT path, why FROM archive_failures WHERE archive = ? ORDER BY path LIMIT ?",
                                    (archive.id, limit))
 
@@ -201,7 +200,7 @@ class Archives:
                                        (archive.id,))[0][0])
 
     def remove(self, archive: Archive) -> None:
-        """Forget it, with its manifest."""
+        """Delete its record and its manifest."""
         with self.transfers.atomic() as db:
             db.execute("DELETE FROM archives WHERE id = ?", (archive.id,))
             db.execute("DELETE FROM archive_failures WHERE archive = ?", (archive.id,))
@@ -213,8 +212,8 @@ class Archives:
     # jobs
 
     def begin(self, archive: Archive, operation: str, **arguments: object) -> Archive:
-        """A job on it begins, as a request that this process has; the caller holds the lock. arguments: what is to be
-        known to go on with it."""
+        """Begin a job, as a request that this process holds; the caller holds the lock. arguments: what a resumed job
+        needs to know."""
         archive = self.settle(archive, alone=True)
         with self.transfers.atomic() as db:
             request, transfer = (self._under.request, self._under.id) if self._under else \
@@ -234,27 +233,26 @@ class Archives:
         return request, transfer.id
 
     def end(self, archive: Archive, state: TransferState, reason: str = "", **values: object) -> Archive:
-        """The job on it has ended: DONE, FAILED or KILLED. (Of a worker's transfer that worker says it.)"""
+        """End the job: DONE, FAILED or KILLED. A queue worker ends its transfer itself."""
         with self.transfers.atomic():
             if self._under is None:
                 self.transfers.advance([archive.transfer], HELD, state, reason=reason, worker=None, lease=0)
             return self.change(archive, done=int(state is TransferState.DONE), reason=reason, stage="", **values)
 
     def is_killed(self, archive: Archive) -> bool:
-        """Whether somebody wants the job on it to end."""
+        """Whether a user has killed the job on it."""
         transfer = self.transfers.transfer(archive.transfer)
         return transfer is not None and transfer.state in (TransferState.KILL, TransferState.KILLED)
 
     def kill(self, archive: Archive) -> None:
-        """Have the process that works on it stop; it looks for this."""
+        """Ask the process that works on it to stop; that process polls for this."""
         archive = self._one(archive.id) or archive
         Orders(self.transfers).kill(request=archive.request)
         if self.holder(archive) is None:
             self.settle(archive)
 
     def settle(self, archive: Archive, alone: bool = False) -> Archive:
-        """Write down that a job has died, if it has: its process is gone, and it is not said to have ended. alone: the
-        caller holds the lock."""
+        """Record the end of a job whose process died without recording it. alone: the caller holds the lock."""
         transfer = self.transfers.transfer(archive.transfer)
         if transfer is None or transfer.state not in HELD or not (transfer.worker or "").startswith(_WORKER) or (
                 not alone and self.holder(archive) is not None):
@@ -266,7 +264,7 @@ class Archives:
     # files
 
     def lock(self, archive: Archive, operation: str) -> Lock:
-        """One process at a time works on an archive."""
+        """The lock that lets one process at a time work on an archive."""
         make_dirs(os.path.join(self.folder, archive.id))
         return Lock(os.path.join(self.folder, archive.id, "lock"), f"archive {operation} {shown(archive.root)}: a job")
 
@@ -293,7 +291,7 @@ def _worker() -> str:
 
 
 def _user() -> str:
-    """Whose the jobs of this process are."""
+    """The user that the jobs of this process belong to."""
     try:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:

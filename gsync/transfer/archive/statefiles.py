@@ -1,6 +1,6 @@
 """gsync's own files at the root of an archived tree: the state file that users' scripts look for, and the log.
 
-They only show what the database says. Writing them leaves the root's times as they were (DiskTree.undisturbed).
+They only show the database's state. Writing them leaves the root's times as they were (DiskTree.undisturbed).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from gsync.transfer.archive.eosfile import LOG, MARKERS, NEW
 
 
 class StateFiles:
-    """Of one tree."""
+    """The state file and log of one tree."""
 
     def __init__(self, tree: DiskTree) -> None:
         self._tree = tree
@@ -24,8 +24,8 @@ class StateFiles:
         return next((name for name in MARKERS if self._tree.look(name) is not None), None)
 
     def set(self, name: bytes | None, content: Iterator[bytes] | None = None) -> None:
-        """Have exactly this state file at the root, durably (None: none, and no log); its content is kept if there
-        is one, else `content` is written."""
+        """Leave exactly this state file at the root, durably (None: neither a state file nor a log). Without `content`,
+        an existing file's content is kept."""
         with about(name or b""), self._tree.undisturbed():
             there = [other for other in MARKERS if self._tree.look(other) is not None]
             if name is not None and name not in there:
@@ -52,12 +52,12 @@ class StateFiles:
         os.rename(NEW, name, src_dir_fd=self._tree.root_fd, dst_dir_fd=self._tree.root_fd)
 
     def append_log(self, line: str) -> None:
-        """A line for the log beside the state file."""
+        """Append a line to the log beside the state file."""
         with about(LOG), self._tree.undisturbed():
             fd = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644,
                          dir_fd=self._tree.root_fd)
             try:
-                if self._tree.privileged:  # it is the user's as the tree is
+                if self._tree.privileged:  # the log belongs to the user, as the tree does
                     root = os.fstat(self._tree.root_fd)
                     os.fchown(fd, root.st_uid, root.st_gid)
                 os.write(fd, line.encode("utf-8", "backslashreplace") + b"\n")

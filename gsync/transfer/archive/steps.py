@@ -1,4 +1,4 @@
-"""Which operation may follow which, plainly or with --retry. Pure."""
+"""Which operation may follow which, with or without --retry. Pure."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from gsync.base.errors import UsageError
 from gsync.base.model import shown
 from gsync.transfer.archive.rows import Archive
 
-# what each operation may follow
+# which operations each may follow
 _AFTER = {"put": {("create", True)}, "purge": {("put", True), ("get", True)}, "get": {("purge", True)}}
-# and with --retry, beside its own failure: a purge that stopped half-way may be taken back, or the vault completed
+# with --retry also its own failure; a purge that stopped half-way may be undone (get), or the vault completed (put)
 _AFTER_WITH_RETRY = {"put": {("purge", False)}, "get": {("purge", False)}}
 
 
 def refuse(archive: Archive, operation: str, retry: bool) -> None:
-    """UsageError if the operation may not follow the last one."""
+    """Raise UsageError if the operation may not follow the last one."""
     where = shown(archive.root)
     state = (archive.operation, archive.done)
     if operation == "delete":
