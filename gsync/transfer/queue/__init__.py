@@ -1,1 +1,1 @@
-"""Transfers that wait: requests, their states in one database, who works on them, retries."""
+"""Queued transfers: requests, their states in one database, the workers that carry them out, retries."""

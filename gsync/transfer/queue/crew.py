@@ -1,7 +1,7 @@
-"""The threads of a queue's worker that move the bytes: a job is transfers of one owner, link and kind, made durable
-together.
+"""The threads of a queue's worker that move the bytes. A job holds transfers of one owner, link and kind, which become
+durable together.
 
-Promise: each job that was begun says what became of its transfers exactly once, unless it is abandoned. Not here: which
+Promise: each started job reports the results of its transfers exactly once, unless it is abandoned. Not here: which
 transfers are taken, and what their results mean (worker).
 """
 
@@ -26,12 +26,12 @@ _log = get_logger(__name__)
 
 
 class _GivenUp(Exception):
-    """The job is not to go on with this transfer."""
+    """The job must not continue with this transfer."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """What a job has to say of one of its transfers."""
+    """A job's result for one of its transfers."""
 
     transfer: Transfer
     error: GsyncError | None = None
@@ -40,7 +40,7 @@ class JobResult:
 
 
 class _Tools:
-    """What one job thread works with, used by one job after the other."""
+    """The database and stores of one job thread; one job after the other uses them."""
 
     def __init__(self, home: str, clock: Clock) -> None:
         self.transfers = Transfers(home, clock=clock)
@@ -54,7 +54,7 @@ class _Tools:
 
 
 class QueueJob:
-    """Transfers of one owner, link and kind, done one after the other in a thread of its own."""
+    """Transfers of one owner, link and kind, carried out one after the other in a thread of its own."""
 
     def __init__(self, transfers: Sequence[Transfer], arguments: dict[int, dict[str, object]], handler: Handler,
                  tools: _Tools, report: Callable[[QueueJob, list[JobResult]], None], stop: threading.Event,
@@ -64,17 +64,17 @@ class QueueJob:
         self.killed: set[int] = set()
         self.abandoned = False
         self.moved = 0
-        self.seen = clock.monotonic()  # when there was progress last
+        self.seen = clock.monotonic()  # when it last made progress
         self.tools = tools
         self._arguments, self._report, self._stop = arguments, report, stop
-        # A daemon: one that hangs in a dead file system must not keep the process from ending.
+        # A daemon thread: if it hangs in a dead file system, the process can still exit.
         self.thread = threading.Thread(target=self._run, name="job", daemon=True)
 
     def _run(self) -> None:
         results: list[JobResult] = []
         try:
             results = self._work()
-        except GsyncError as exc:  # of the batch as a whole: nothing in it counts
+        except GsyncError as exc:  # the batch as a whole failed: none of it counts
             results = [JobResult(t, exc) for t in self.transfers]
         except Exception as exc:  # noqa: BLE001 whatever it is, it must come to the reporter
             _log.error("a job failed with an internal error", error=repr(exc))
@@ -103,14 +103,14 @@ class QueueJob:
                     results.append(JobResult(t, given_up=True))
                 except GsyncError as exc:
                     results.append(JobResult(t, exc))
-                    if getattr(exc, "category", None) is Category.STORE_DOWN:  # the others would only wait for the same
+                    if getattr(exc, "category", None) is Category.STORE_DOWN:  # the others would fail alike
                         results += [JobResult(other, exc) for other in self.transfers[len(results):]]
                         break
         return results
 
 
 class Crew:
-    """The jobs that run. handlers: what carries out each kind; stop: ends the jobs too."""
+    """The running jobs. handlers: one for each kind; stop: also ends the jobs."""
 
     def __init__(self, home: str, handlers: Mapping[str, Handler], stop: threading.Event, clock: Clock) -> None:
         self._home, self._handlers, self._stop, self._clock = home, handlers, stop, clock
@@ -123,7 +123,7 @@ class Crew:
         return list(self._handlers)
 
     def job(self, transfers: Sequence[Transfer], arguments: dict[int, dict[str, object]]) -> QueueJob:
-        """A job that has not begun. arguments: by operation."""
+        """Make a job; `begin` starts it. arguments: by operation."""
         tools = self._tools.pop() if self._tools else _Tools(self._home, self._clock)
         return QueueJob(transfers, arguments, self._handlers[transfers[0].kind], tools,
                    lambda job, results: self._results.put((job, results)), self._stop, self._clock)
@@ -134,7 +134,7 @@ class Crew:
             job.thread.start()
 
     def ended(self, wait: float) -> Iterator[tuple[QueueJob, list[JobResult]]]:
-        """The jobs that have ended and their results. wait: seconds for the first of them."""
+        """Yield the jobs that have ended, and their results. wait: seconds to wait for the first of them."""
         with suppress(queue.Empty):
             while True:
                 job, results = self._results.get(timeout=wait) if wait else self._results.get_nowait()
@@ -146,11 +146,12 @@ class Crew:
                 yield job, results
 
     def silent(self, seconds: float) -> list[QueueJob]:
-        """Those without any progress for so long."""
+        """Jobs without progress for this long."""
         return [job for job in self.jobs if self._clock.monotonic() - job.seen > seconds]
 
     def abandon(self, job: QueueJob) -> None:
-        """Continue without the job's thread. Close what it holds open, so that it ends if it can."""
+        """Continue without the job's thread. Closes the job's database and stores, so that the thread ends if it
+        can."""
         job.abandoned = True
         self.jobs.remove(job)
         job.tools.close()

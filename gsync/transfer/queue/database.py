@@ -1,7 +1,7 @@
 """The SQLite file of all bounded transfers: how it is opened, written by one process at a time, and read by any.
 
-Every process of a node shares $GSYNC_HOME/transfers.db; each thread opens it for itself. A writer waits for another one
-and says which process that is if it takes too long; readers never wait. Other rooms keep their tables here too, so that
+Every process of a node shares $GSYNC_HOME/transfers.db; each thread opens it for itself. A writer waits for another
+one, and names that process if it takes too long; readers never wait. Other rooms keep their tables here too, so that
 one transaction can change theirs and the queue's. Not here: what the queue's tables mean (transfers).
 """
 
@@ -23,11 +23,11 @@ from gsync.base.process import is_stopped
 FILE = "transfers.db"
 PATIENCE = 30.0    # seconds that a writer waits for another one
 _WRITE_LOCK = 120  # the byte of the wal-index that SQLite calls WAL_WRITE_LOCK
-_LOOK = 1.0        # seconds after which a writer looks who holds it
+_LOOK = 1.0        # seconds after which a waiting writer looks who holds the lock
 
 
 class DatabaseHeld(LockedError, sqlite3.OperationalError):
-    """Another process is writing to the database and does not finish."""
+    """Another process holds the database's write lock too long."""
 
     def __init__(self, path: str, pid: int | None, patience: float) -> None:
         if pid is None:
@@ -41,13 +41,14 @@ class DatabaseHeld(LockedError, sqlite3.OperationalError):
 
 
 class _File(Database):
-    """Begins a transaction when no other process is in one."""
+    """A database whose transactions wait for other processes' to end."""
 
     clock: Clock = SYSTEM_CLOCK
     patience = PATIENCE
 
     def begin(self) -> None:
-        """Wait for the writer; DatabaseHeld if it takes too long, or would, because its process is stopped."""
+        """Wait for the writer. Raises DatabaseHeld after `patience` seconds, or at once if the writer's process is
+        stopped."""
         end = self.clock.monotonic() + self.patience
         while True:
             try:
@@ -62,8 +63,8 @@ class _File(Database):
 
 
 class QueueDatabase:
-    """The file in the state directory `home`, made if it is missing. looking: this process only reads; a missing
-    file then counts as empty and is not made. patience: seconds to wait for another writer."""
+    """The database in the state directory `home`, created if missing. looking: this process only reads; a missing file
+    counts as empty and is not created. patience: seconds to wait for another writer."""
 
     def __init__(self, home: str, schema: str, version: int, *, looking: bool = False, clock: Clock = SYSTEM_CLOCK,
                  patience: float = PATIENCE) -> None:
@@ -86,12 +87,12 @@ class QueueDatabase:
         self._db.close()
 
     def atomic(self) -> AbstractContextManager[Database]:
-        """One transaction with no other writer in between; a nested one is part of the outer one."""
+        """One transaction without any other writer; a nested one joins the outer one."""
         return self._db.atomic()
 
     def make_tables(self, schema: str) -> None:
-        """Make the missing tables and indexes of another room; waits for nobody if none is missing. A process that only
-        reads gets empty tables of its own in place of missing ones."""
+        """Create another room's missing tables and indexes; waits for no writer if none is missing. A process that only
+        reads gets empty temporary tables instead of missing ones."""
         there = {row[0] for row in self.read("SELECT name FROM sqlite_master")}
         missing = set(re.findall(r"IF NOT EXISTS (\w+)", schema)) - there
         if not missing:
@@ -107,16 +108,16 @@ class QueueDatabase:
                 db.execute(statement)
 
     def read(self, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[Any]:
-        """Rows; never waits for a writer."""
+        """Read rows; never waits for a writer."""
         return self._db.execute(sql, values).fetchall()
 
     def each(self, sql: str, values: Sequence[Any] = ()) -> Iterator[Any]:
-        """The same, one row at a time."""
+        """Read rows one at a time."""
         return iter(self._db.execute(sql, values))
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
-        """Everything read inside is of one moment."""
+        """Make all reads in the block see the same moment."""
         self._db.execute("BEGIN")
         try:
             yield
@@ -125,7 +126,7 @@ class QueueDatabase:
 
 
 def _writer(path: str) -> int | None:
-    """The pid of the process of this host that holds SQLite's write lock, read from /proc/locks."""
+    """The pid of this host's process that holds SQLite's write lock, from /proc/locks."""
     try:
         st = os.stat(path + "-shm")
         with open("/proc/locks", encoding="ascii") as file:

@@ -1,9 +1,9 @@
 """Replication failures as the queue shows them: one request of kind `failure` per session, from its ledgers.
 
-The ledgers stay with the sessions (on several nodes: on the meta volume, one per epoch), whose workers need them in
-the transaction of a batch, on whichever node they run. The queue reads them and gives the same orders as `gsync
-failures`. The pauses between tries are the queue's; but a row never becomes FAILED by itself, since the stime has
-passed it: it goes when it is mended, or when a person drops it.
+The ledgers stay with the sessions (on several nodes: on the meta volume, one per epoch): a worker updates them in the
+transaction of a batch, on whichever node it runs. The queue reads them and gives the same orders as `gsync failures`.
+The pauses between tries are the queue's, but a row never becomes FAILED by itself, since the stime has passed it. A row
+goes when it is repaired, or when a person drops it.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from gsync.engine.ledger import Failure, Ledger
 from gsync.session.session import Session, SessionHome
 from gsync.state.home import Home
 
-PREFIX = "session:"     # ids: session:NAME for all of a session's, session:NAME/GFID for those of one inode
+PREFIX = "session:"     # ids: session:NAME for a whole session, session:NAME/GFID for one inode
 KIND = "failure"
 
 
 @dataclass(frozen=True, slots=True)
 class SessionFailures:
-    """All rows of a session."""
+    """All failures of a session."""
 
     session: Session
     rows: tuple[Failure, ...]
@@ -41,7 +41,7 @@ class SessionFailures:
 
     @property
     def created(self) -> int:
-        """When the first of them failed first, ns."""
+        """When the oldest of them first failed, ns."""
         return min(row.first for row in self.rows)
 
     @property
@@ -50,7 +50,7 @@ class SessionFailures:
 
 
 def all_failures(home: Home) -> list[SessionFailures]:
-    """Of every session that has any."""
+    """The failures of every session that has any."""
     found = []
     for session in SessionHome(home, check=False).list():
         with _ledgers(home, session) as ledgers:
@@ -61,7 +61,7 @@ def all_failures(home: Home) -> list[SessionFailures]:
 
 
 def failures_of(home: Home, ident: str) -> SessionFailures:
-    """Those of an id; UsageError if there is no such session."""
+    """The failures with an id; UsageError if there is no such session."""
     session, gfid = _parse(home, ident)
     with _ledgers(home, session) as ledgers:
         rows = tuple(row for ledger in ledgers for row in ledger.all() if gfid is None or row.gfid == gfid)
@@ -69,15 +69,15 @@ def failures_of(home: Home, ident: str) -> SessionFailures:
 
 
 def retry(home: Home, ident: str) -> int:
-    """Have them tried again with the next batch; how many."""
+    """Retry them with the next batch; return their number."""
     session, gfid = _parse(home, ident)
     with _ledgers(home, session) as ledgers:
         return sum(ledger.hurry(gfid) for ledger in ledgers)
 
 
 def drop(home: Home, ident: str, reason: str) -> int:
-    """Forget what is noted of one inode; how many rows. UsageError for a whole session: the stime has passed these
-    rows, so nothing else would tell any more that the slave differs."""
+    """Forget the failures of one inode; return the number of rows. UsageError for a whole session: the stime has passed
+    these rows, so nothing else would show that the slave differs."""
     session, gfid = _parse(home, ident)
     if gfid is None:
         raise UsageError(f"{ident}: drop replication failures one by one: {ident}/GFID, or gsync "
@@ -101,7 +101,7 @@ def _parse(home: Home, ident: str) -> tuple[Session, bytes | None]:
 
 @contextmanager
 def _ledgers(home: Home, session: Session) -> Iterator[list[Ledger]]:
-    """Those that are there: looking makes none."""
+    """Open the existing ledgers; reading creates none."""
     try:
         paths = session.ledger_dbs(home.get(session.volume))
     except UsageError:  # the volume is gone

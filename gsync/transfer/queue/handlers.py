@@ -1,8 +1,7 @@
 """The handlers of the queue's own kinds of operation: mkdir, copy, meta, verify, remove.
 
 A handler carries out one transfer. It first looks at what is already there, so it can be repeated at any time. It
-raises StoreError; what that means for the transfer is decided elsewhere (retry). Not here: the kinds of other commands
-(kinds).
+raises StoreError; the retry policy decides what follows from it (retry). Not here: the kinds of other commands (kinds).
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from gsync.transfer.stores.store import Category, Content, Store, StoreError
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a handler works with. arguments: of the transfer's operation. progress: to be called with the bytes of each
-    piece that was moved; it raises when the transfer is killed or given up."""
+    """The environment of a handler. arguments: of the transfer's operation. progress: call it with the size of each
+    piece moved; it raises when the transfer is killed or given up."""
 
     transfers: Transfers
     stores: Stores
@@ -31,13 +30,13 @@ class Context:
     progress: Callable[[int], None] = lambda size: None
 
 
-# Gives what was moved, where the kind moves something.
+# Returns the content moved, for kinds that move any.
 Handler = Callable[[Context, Transfer], Content | None]
 
 
 def copy(context: Context, t: Transfer) -> Content | None:
-    """A file, symlink or directory with its attributes. arguments: replace (what is there), verify (read the copy
-    anew)."""
+    """Copy a file, symlink or directory with its attributes. arguments: replace (an existing file), verify (read the
+    copy back)."""
     source, destination = context.stores.get(t.source), context.stores.writable(t.store)
     item = source.stat(t.source_path)
     if item is None:
@@ -64,7 +63,7 @@ def copy(context: Context, t: Transfer) -> Content | None:
         if exc.errno != errno.EEXIST:
             raise
         try:
-            content = move()  # somebody was faster, perhaps with the same: then this finds it
+            content = move()  # another process was faster, perhaps with the same content: then this succeeds
         except StoreError as again:
             if again.errno != errno.EEXIST:
                 raise
@@ -76,14 +75,14 @@ def copy(context: Context, t: Transfer) -> Content | None:
 
 
 def meta(context: Context, t: Transfer) -> None:
-    """The attributes of a directory, once all is in it."""
+    """Set the attributes of a directory, once it is filled."""
     item = context.stores.get(t.source).stat(t.source_path)
     if item is not None:
         context.stores.writable(t.store).set_attrs(t.path, item)
 
 
 def verify(context: Context, t: Transfer) -> Content:
-    """The copy is read anew and compared with its checksum, or else with the source."""
+    """Read the copy back, and compare it with its checksum or else with the source."""
     store = context.stores.get(t.store)
     content = wanted(context.stores, t)
     if content is None:
@@ -95,7 +94,7 @@ def verify(context: Context, t: Transfer) -> Content:
 
 
 def remove(context: Context, t: Transfer) -> None:
-    """What is at the destination; the source is another replica. Refused while that is not there and whole."""
+    """Remove the destination; the source is another replica. Refused unless that replica is there and whole."""
     store = context.stores.writable(t.store)
     item = store.stat(t.path)
     if item is None:
@@ -113,7 +112,7 @@ def remove(context: Context, t: Transfer) -> None:
 
 
 def wanted(stores: Stores, t: Transfer) -> Content | None:
-    """What the destination should hold; None if neither the transfer nor the source tells."""
+    """The content that the destination should hold; None if neither the transfer nor the source tells."""
     if t.checksum is not None and t.size is not None:
         return Content(t.size, t.checksum)
     source = stores.get(t.source)
@@ -135,5 +134,5 @@ def is_finished(stores: Stores, t: Transfer) -> bool:
     return content is not None and there.size == content.size and store.checksum(t.path) == content.sha256
 
 
-# The kinds that the queue itself knows.
+# The queue's own kinds.
 OWN: Mapping[str, Handler] = {"mkdir": copy, "copy": copy, "meta": meta, "verify": verify, "remove": remove}

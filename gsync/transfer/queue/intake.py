@@ -1,6 +1,6 @@
-"""How requests come into the queue: straight into the database, or by the spool while that cannot be written.
+"""How requests enter the queue: directly into the database, or through the spool while that cannot be written.
 
-Promise: a request is durable when `submit` returns. Not here: what becomes of it then (leases, worker).
+Promise: a request is durable when `submit` returns. Not here: how requests are carried out (leases, worker).
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class Intake:
         self.spool = Spool(os.path.join(transfers.home, "spool"))
 
     def submit(self, request: NewRequest) -> str:
-        """Its id. The request is in the database, or in the spool until `sweep` takes it from there."""
+        """Submit a request; return its id. The request is in the database, or in the spool until `sweep` takes it from
+        there."""
         try:
             with self._transfers.atomic():
                 self._transfers.insert(request)
@@ -36,8 +37,8 @@ class Intake:
         return request.id
 
     def begin(self, request: NewRequest, worker: str, lease: float) -> None:
-        """Submit, with the first operation acquired by this worker for `lease` seconds. sqlite3.OperationalError if the
-        database cannot be written; nothing is then."""
+        """Submit, with the first operation acquired by this worker for `lease` seconds. Raises sqlite3.OperationalError
+        if the database cannot be written; then it writes nothing."""
         transfers = self._transfers
         with transfers.atomic() as db:
             transfers.insert(request)
@@ -52,7 +53,7 @@ class Intake:
         self.spool.forget(request.id)
 
     def sweep(self) -> int:
-        """Take in what the spool holds; how many requests. An unreadable file is put aside as *.bad and holds up
+        """Take the spooled requests in; return their number. An unreadable file is renamed to *.bad and holds up
         nothing else."""
         taken = 0
         for path in self.spool.waiting():

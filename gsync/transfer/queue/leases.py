@@ -1,7 +1,7 @@
-"""Who works on which transfer: what a worker acquires, for how long, and what a dead one leaves behind.
+"""Who works on which transfer: what a worker acquires, for how long, and who takes over from a dead worker.
 
-Promise: a transfer belongs to one worker at a time, and an owner is served by one worker at a time. Owners get equal
-shares, doubled with each step of priority. Not here: what becomes of a transfer (worker, retry).
+Promise: each transfer belongs to at most one worker, and at most one worker serves an owner. Owners get equal shares,
+doubled with each step of priority. Not here: the results of a transfer (worker, retry).
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class Leases:
     def _until(self, lease: float) -> int:
         return self._transfers.clock.now() + int(lease * NS)
 
-    # taking
+    # acquiring
 
     def acquire(self, limit: int, lease: float, max_bytes: int | None = None, request: str | None = None,
                 kinds: Sequence[str] | None = None) -> list[Transfer]:
-        """Take up to `limit` transfers of one owner, and for `lease` seconds the owner too: no other worker is given
-        anything of it meanwhile. The owner served least comes first; within an owner priority counts, then age. Banned
-        stores are left out. request, kinds: of that request, of operations of these kinds alone."""
+        """Take up to `limit` transfers of one owner and lease the owner for `lease` seconds: no other worker gets its
+        transfers meanwhile. The owner served least comes first; within an owner priority counts, then age. Transfers of
+        banned stores are left out. request, kinds: only transfers of that request, of operations of these kinds."""
         now = self._transfers.clock.now()
         until = now + int(lease * NS)
         with self._transfers.atomic() as db:
@@ -53,7 +53,7 @@ class Leases:
         return []
 
     def _free_owners(self, now: int, request: str | None) -> list[tuple[str, float]]:
-        """Owners of something NEW that no other worker serves, the least served first."""
+        """Owners with a NEW transfer that no other worker serves, the least served first."""
         read = self._transfers.read
         if request:
             names = [row[0] for row in read("SELECT owner FROM requests WHERE id=?", [request])]
@@ -89,10 +89,10 @@ class Leases:
             rows.append(row)
         return rows
 
-    # keeping
+    # renewing and releasing
 
     def renew(self, lease: float) -> None:
-        """This worker is alive: its leases run from now."""
+        """Extend this worker's leases from now on: it is alive."""
         until = self._until(lease)
         with self._transfers.atomic() as db:
             db.execute("UPDATE owners SET lease=? WHERE worker=?", (until, self._worker))
@@ -104,30 +104,30 @@ class Leases:
             db.execute("UPDATE owners SET worker=NULL, lease=0 WHERE owner=? AND worker=?", (owner, self._worker))
 
     def held(self) -> list[Transfer]:
-        """Everything this worker has."""
+        """All transfers that this worker holds."""
         return self._transfers.rows(f"WHERE worker=? AND state IN {_HELD}", (self._worker,))
 
     def killed(self) -> set[int]:
-        """What this worker has and must let go of."""
+        """Transfers that this worker holds and must let go of."""
         return {row[0] for row in self._transfers.read("SELECT id FROM transfers WHERE state='KILL' AND worker=?",
                                                        (self._worker,))}
 
-    # what others leave behind
+    # taking over from others
 
     def workers(self) -> set[str]:
-        """Workers that have owners or transfers now."""
+        """Workers that hold owners or transfers now."""
         return {row[0] for row in self._transfers.read(
             "SELECT DISTINCT worker FROM owners WHERE worker IS NOT NULL UNION SELECT DISTINCT worker FROM transfers "
             f"WHERE state IN {_HELD} AND worker IS NOT NULL")}
 
     def expire(self, worker: str) -> None:
-        """Another worker is known to be dead: its leases end now."""
+        """End the leases of another worker, which is known to be dead."""
         with self._transfers.atomic() as db:
             db.execute("UPDATE owners SET lease=0 WHERE worker=?", (worker,))
             db.execute(f"UPDATE transfers SET lease=0 WHERE worker=? AND state IN {_HELD}", (worker,))
 
     def expired(self, limit: int = PAGE) -> list[Transfer]:
-        """Transfers whose worker did not renew its lease: somebody has to look what became of them."""
+        """Transfers whose worker did not renew its lease: another worker must examine them."""
         return self._transfers.rows(f"WHERE state IN {_HELD} AND lease<? AND worker IS NOT NULL LIMIT ?",
                                     (self._transfers.clock.now(), limit))
 

@@ -1,6 +1,6 @@
-"""What the queue holds, as lists: of lines for a table, and as the JSON that scripts read, which SQLite makes.
+"""Lists of the queue: as lines for a table, and as the JSON that scripts read, which SQLite makes.
 
-Rows come as they are asked for, a hundred thousand in a moment. Nobody who writes is waited for.
+Rows are read as they are asked for, a hundred thousand in a moment. Reading waits for no writer.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ REQUEST_HEADINGS = ["REQUEST", "KIND", "OWNER", "STATE", "TRANSFERS", "CREATED",
 
 
 def find_json(db: Transfers, **of: Any) -> Iterator[tuple[str, bytes, bytes]]:
-    """Transfers as JSON objects, each with the paths that it is still without: at the source, at the destination.
+    """Transfers as JSON objects, sorted by id. Each comes with its source path and destination path, which the JSON
+    lacks.
 
-    of, any of them: states; owner; kind and label (a part of it), of their requests; link, of which either store may be
-    empty; span: put in at or after the first and before the second time, ns; request; limit: the newest so many (-1:
-    all). By their ids.
+    of, any of them: states; owner; kind and label (a substring) of their requests; link, either store of which may be
+    empty; span: submitted at or after the first and before the second time, ns; request; limit: only the newest so many
+    (-1: all).
     """
     return db.each(*_transfers(f"{_TRANSFER}, source_path, path", **of))
 
 
 def find_lines(db: Transfers, **of: Any) -> Iterator[list[str]]:
-    """The same as lines below TRANSFER_HEADINGS."""
+    """Transfers as lines below TRANSFER_HEADINGS; `of` as for find_json."""
     rows, values = _transfers("id, request, state, tries, source, source_path, store, path, reason", **of)
     for ident, request, state, tries, source, source_path, store, path, reason in db.each(rows, values):
         yield [str(ident), request[:8], state, str(tries), shown_place(source, source_path), shown_place(store, path),
@@ -45,7 +46,7 @@ def find_lines(db: Transfers, **of: Any) -> Iterator[list[str]]:
 
 
 def find_requests_json(db: Transfers, **of: Any) -> Iterator[str]:
-    """Requests as JSON objects, with how many of their transfers are in which state; the newest last.
+    """Requests as JSON objects, with the number of their transfers in each state; the newest last.
 
     of: as for find_json, without link and request.
     """
@@ -58,7 +59,7 @@ def find_requests_json(db: Transfers, **of: Any) -> Iterator[str]:
 
 
 def find_requests_lines(db: Transfers, **of: Any) -> Iterator[list[str]]:
-    """The same as lines below REQUEST_HEADINGS; the last cell as it was given."""
+    """Requests as lines below REQUEST_HEADINGS; the last cell is the label, as it was given."""
     rows, newest, values = _requests(f"id, kind, owner, state, {_TIME.format('created')}, label", **of)
     with db.snapshot():
         counts = _counts(db, newest, values)
@@ -67,7 +68,7 @@ def find_requests_lines(db: Transfers, **of: Any) -> Iterator[list[str]]:
 
 
 def counts_text(counts: dict[str, int]) -> str:
-    """How many transfers are in which state, for people."""
+    """The number of transfers in each state, for people."""
     return " ".join([f"{count} {state}" for state, count in sorted(counts.items())])
 
 
@@ -89,7 +90,7 @@ def _transfers(columns: str, *, states: Sequence[TransferState] = (), owner: str
 
 def _requests(columns: str, *, states: Sequence[TransferState] = (), owner: str | None = None, kind: str | None = None,
               label: str | None = None, span: Span = EVER, limit: int = -1) -> tuple[str, str, list[Any]]:
-    """The rows; their ids, where they are only some, else empty; the values of each of these."""
+    """The query for the rows; the query for their ids if limited, else ""; the values of both."""
     wheres, values = selection(owner=owner)
     _narrow(wheres, values, states, span)
     for condition, value in (("kind=?", kind), ("instr(label, ?)", label)):
@@ -98,7 +99,7 @@ def _requests(columns: str, *, states: Sequence[TransferState] = (), owner: str 
             values.append(value)
     where, newest = " AND ".join(wheres) or "1", ""
     if limit >= 0:
-        # +: where not just the newest are looked at, a sort is faster than the index, whose rows lie by their ids
+        # +: with a filter, a sort is faster than the index by time, because the rows are stored by id
         newest = (f"SELECT id FROM requests WHERE {where} ORDER BY {'+' if wheres else ''}created DESC, id DESC "
                   "LIMIT ?")
         where = f"id IN ({newest})"
@@ -107,7 +108,7 @@ def _requests(columns: str, *, states: Sequence[TransferState] = (), owner: str 
 
 
 def _counts(db: Transfers, requests: str, values: Sequence[Any]) -> dict[str, dict[str, int]]:
-    """How many transfers of each request are in which state. requests: what selects the ids, empty: of all."""
+    """The number of each request's transfers in each state. requests: a query for ids; "": all requests."""
     found: dict[str, dict[str, int]] = {}
     for request, state, count in db.each(
             "SELECT o.request, t.state, count(*) FROM operations o CROSS JOIN transfers t ON t.operation=o.id "

@@ -1,7 +1,7 @@
-"""Moves one file from a store to a store: streamed, hashed at both ends, and compared.
+"""Copies one file from a store to a store: streamed, hashed at both ends, and compared.
 
-Promise: a copy is under its name at the destination only if all of the source was read, and what was written is what
-was read. A destination that holds that very content already is left alone, so a copy may be done again at any time.
+Promise: a copy has its name at the destination only if the whole source was read, and the bytes written are the bytes
+read. A destination that already holds that very content is left alone, so a copy can be repeated at any time.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from typing import BinaryIO
 from gsync.base.model import shown
 from gsync.transfer.stores.store import Category, Content, Item, Store, StoreError
 
-_DEPTH = 4        # blocks on the way between reader and writer
-_SMALL = 1 << 20  # bytes of a file that is read whole before it is written
+_DEPTH = 4        # blocks in flight between reader and writer
+_SMALL = 1 << 20  # bytes; a file up to this size is read whole before it is written
 
 
 class _ReaderGone(Exception):
-    """The other end has given up."""
+    """The reader of the pipe has given up."""
 
 
 class _Pipe(io.RawIOBase):
-    """A pipe within the process: an error of the writer is raised at the reader, so a torn source never looks ended."""
+    """A pipe within the process. Passes the writer's error on to the reader, so a broken source never looks
+    complete."""
 
     def __init__(self, progress: Callable[[int], None]) -> None:
         self._progress = progress
@@ -49,7 +50,7 @@ class _Pipe(io.RawIOBase):
         return len(block)
 
     def end(self, error: BaseException | None = None) -> None:
-        """Everything was written, or an error came."""
+        """Signal the end of the data, or an error."""
         with suppress(_ReaderGone):
             self._put(error)
 
@@ -76,18 +77,18 @@ class _Pipe(io.RawIOBase):
         return size
 
     def give_up(self) -> None:
-        """The reader wants no more."""
+        """Stop reading; the writer's next write raises."""
         self._given_up.set()
 
 
 def copy(source: Store, path: bytes, destination: Store, new: bytes, checksum: str | None = None,
          replace_it: bool = False, item: Item | None = None, progress: Callable[[int], None] = lambda size: None
          ) -> Content:
-    """Copy a file with its attributes; what was moved. checksum: its SHA-256 (hex), where that is known. progress: is
-    called with the bytes of each piece, and may raise to break it off.
+    """Copy a file with its attributes; return the content moved. checksum: its SHA-256 (hex), if known. progress:
+    called with the size of each piece; may raise to abort the copy.
 
-    StoreError: CORRUPT if the source is not what the checksum says, PERMANENT (EEXIST) if something else is at the
-    destination and `replace_it` is not said, else as the stores say.
+    StoreError: CORRUPT if the source does not match the checksum; PERMANENT (EEXIST) if the destination holds something
+    else and `replace_it` is not set; else as the stores raise it.
     """
     if item is None:
         item = source.stat(path)
@@ -115,7 +116,7 @@ def _check(source: Store, path: bytes, got: Content, checksum: str | None) -> No
 
 def _small(source: Store, path: bytes, destination: Store, new: bytes, checksum: str | None, replace_it: bool,
            item: Item, progress: Callable[[int], None]) -> tuple[Content, Content]:
-    """What was read and what was written, of a file that memory holds: no second thread."""
+    """Copy a file that fits in memory, without a second thread; return the content read and the content written."""
     held = io.BytesIO()
     read = source.get(path, held)
     _check(source, path, read, checksum)
@@ -126,7 +127,7 @@ def _small(source: Store, path: bytes, destination: Store, new: bytes, checksum:
 
 def _streamed(source: Store, path: bytes, destination: Store, new: bytes, checksum: str | None, replace_it: bool,
               item: Item, progress: Callable[[int], None]) -> tuple[Content, Content]:
-    """What was read and what was written."""
+    """Copy a file through a pipe; return the content read and the content written."""
     way = _Pipe(progress)
     read: list[Content] = []
 
@@ -152,7 +153,7 @@ def _streamed(source: Store, path: bytes, destination: Store, new: bytes, checks
 
 
 def verify(store: Store, path: bytes, content: Content) -> None:
-    """Read the file anew; StoreError (CORRUPT) if it is not that."""
+    """Read the file back; StoreError CORRUPT if it does not hold the content."""
     item = store.stat(path)
     if item is None:
         raise StoreError(f"store {store.name}: {shown(path)} is missing", Category.CORRUPT)
@@ -166,7 +167,7 @@ def verify(store: Store, path: bytes, content: Content) -> None:
 
 
 def content_of(file: BinaryIO) -> Content:
-    """Read a file to its end."""
+    """Read a file to its end; return its size and SHA-256."""
     digest, size = hashlib.sha256(), 0
     while block := file.read(1 << 20):
         digest.update(block)

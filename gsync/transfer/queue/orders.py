@@ -1,7 +1,7 @@
-"""What a person orders: kill, retry; and forgetting what ended long ago.
+"""Orders of users: kill, retry, and forget old requests.
 
-Promise: what is killed stays killed until it is retried; what has ended stays as it is. Not here: how a worker lets go
-of what is killed (worker).
+Promise: a killed transfer stays killed until it is retried; an ended one stays as it is. Not here: how a worker lets go
+of a killed transfer (worker).
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ _WAITING = (TransferState.QUEUED, TransferState.NEW, TransferState.RETRY)
 
 
 class Orders:
-    """Each order is about transfers by request, owner, link (source and destination store, either may be empty), ids,
-    or several of these together."""
+    """Each order selects transfers by request, owner, link (source and destination store, either may be empty), ids, or
+    several of these together."""
 
     def __init__(self, transfers: Transfers) -> None:
         self._transfers = transfers
 
     def kill(self, *, request: str | None = None, owner: str | None = None, link: tuple[str, str] | None = None,
              ids: Sequence[int] = (), reason: str = "killed") -> int:
-        """Kill what waits at once; what a worker has becomes KILL until the worker lets go. How many there were."""
+        """Kill waiting transfers at once. One that a worker holds becomes KILL until the worker lets go. Returns their
+        number."""
         wheres, values = selection(request, owner, link, ids)
         if not wheres:
             raise ValueError("kill: nothing is selected")
@@ -41,8 +42,8 @@ class Orders:
 
     def retry(self, *, request: str | None = None, owner: str | None = None, link: tuple[str, str] | None = None,
               ids: Sequence[int] = ()) -> int:
-        """Start FAILED and KILLED transfers over with no tries counted, and end the pause of those in RETRY; how many.
-        """
+        """Start FAILED and KILLED transfers over with no tries counted, and end the pause of those in RETRY; return
+        their number."""
         wheres, values = selection(request, owner, link, ids)
         if not wheres:
             raise ValueError("retry: nothing is selected")
@@ -60,11 +61,11 @@ class Orders:
             return len(found)
 
     def count_killable(self, **of: Any) -> int:
-        """How many transfers `kill` would be about."""
+        """The number of transfers that `kill` would affect."""
         return self._count(f"state NOT IN {states_sql(ENDED)}", **of)
 
     def count_retryable(self, **of: Any) -> int:
-        """How many transfers `retry` would be about."""
+        """The number of transfers that `retry` would affect."""
         return self._count(f"state IN {states_sql(AGAIN)}", **of)
 
     def _count(self, where: str, *, request: str | None = None, owner: str | None = None,
@@ -74,8 +75,9 @@ class Orders:
                                         values)[0][0])
 
     def prune(self, older_than: float) -> int:
-        """Forget requests that have been DONE or KILLED for so many seconds; how many. Failed requests, those still to
-        be published, and killed sends (all that is known of their replicas) stay until somebody looks at them."""
+        """Delete requests that have been DONE or KILLED for so many seconds; return their number. Failed requests,
+        those still to be published, and killed sends (the only record of their replicas) stay until a person handles
+        them."""
         before = self._transfers.clock.now() - int(older_than * NS)
         with self._transfers.atomic() as db:
             old = [row[0] for row in db.execute(

@@ -1,7 +1,7 @@
-"""The registry of named stores, which of them are banned, and how paths in stores are written.
+"""The registry of named stores, their bans, and the notation of paths in stores.
 
 Names, options and bans are in the transfers' database, so all processes of this node see the same. A store named only
-by its URL can be banned too. Not here: what a kind of store is made of (stores/).
+by its URL can be banned too. Not here: the implementation of each kind of store (stores/).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from gsync.transfer.queue.transfers import Transfers
 from gsync.transfer.stores.dir import DirStore
 from gsync.transfer.stores.store import Category, Store, StoreError, parts_of
 
-LOCAL = "/"  # the URL of this host's whole tree: what a path without a store is in
+LOCAL = "/"  # the URL of this host's whole tree, which a path without a store is in
 _SCHEME = re.compile(r"([a-z][a-z0-9+]*)://(.*)", re.S)
 _HOST_PATH = re.compile(r"(?:[^@/:]+@)?(?:\[[0-9A-Fa-f:.%]+\]|[^:/\[\]]+):(/.*)", re.S)
 
 
 @dataclass(frozen=True, slots=True)
 class StorePath:
-    """A path in a store, which is given by its name, or by its URL."""
+    """A path in a store; the store is given by its name or its URL."""
 
     store: str
     path: bytes
@@ -39,7 +39,7 @@ class StorePath:
 
 @dataclass(frozen=True, slots=True)
 class RegisteredStore:
-    """A store as it is registered. banned_until: ns, None with a reason: until somebody allows it again."""
+    """A registered store. banned_until: ns; None with a reason: until a person allows it again."""
 
     name: str
     url: str
@@ -54,7 +54,7 @@ _FORMS = "/path, file:///path, host:/path, ssh://[user@]host[:port]/path, gluste
 
 
 def kind_of(url: str) -> str:
-    """What kind of store a URL names: dir, ssh, gluster, tar. UsageError if it names none."""
+    """The kind of store that a URL names: dir, ssh, gluster, tar. UsageError if it names none."""
     try:
         url.encode()
     except UnicodeEncodeError:
@@ -83,8 +83,8 @@ def _check_options(name: str, kind: str, options: Mapping[str, Any]) -> None:
 
 
 def open_store(url: str, name: str = "", options: Mapping[str, Any] | None = None) -> Store:
-    """The store of a URL: /path, host:/path, ssh://…, gluster://host/VOLUME[/path], tar:///path (a vault). UsageError
-    for what is none, StoreError if it is not there."""
+    """Open the store of a URL: /path, host:/path, ssh://…, gluster://host/VOLUME[/path], tar:///path (a vault).
+    UsageError if the URL is not valid, StoreError if the store is not there."""
     kind = kind_of(url)
     if options:
         _check_options(name or url, kind, options)
@@ -104,7 +104,7 @@ def open_store(url: str, name: str = "", options: Mapping[str, Any] | None = Non
 
 
 class Stores:
-    """The registry in a database; stores that were opened are kept until `close`."""
+    """The registry in a database. Opened stores stay open until `close`."""
 
     def __init__(self, transfers: Transfers) -> None:
         self._transfers = transfers
@@ -133,7 +133,7 @@ class Stores:
             raise UsageError(f"store {name}: the name is taken") from None
 
     def remove(self, name: str) -> None:
-        """Forget a store; nothing in it is touched. UsageError while transfers are to go to it or come from it."""
+        """Unregister a store; its content is not touched. UsageError while transfers go to it or come from it."""
         self.known(name)
         with self._transfers.atomic() as db:
             row = db.execute("SELECT count(*) FROM transfers WHERE (source=:s OR store=:s) AND state NOT IN "
@@ -153,7 +153,7 @@ class Stores:
                 in rows]
 
     def known(self, name: str) -> RegisteredStore:
-        """UsageError if there is none."""
+        """The registered store of a name; UsageError if there is none."""
         for known in self.all():
             if known.name == name:
                 return known
@@ -170,13 +170,13 @@ class Stores:
         return self._open[store]
 
     def writable(self, store: str) -> Store:
-        """The same for writing; PERMANENT if it was registered as read-only."""
+        """The open store, for writing; PERMANENT if it was registered as read-only."""
         if "/" not in store and self.known(store).read_only:
             raise StoreError(f"store {store} is read-only", Category.PERMANENT)
         return self.get(store)
 
     def place(self, text: str) -> StorePath:
-        """What a command line names: NAME:path of a registered store, /path of this host, host:/path, a URL with a
+        """Parse a path on a command line: NAME:path of a registered store, /path of this host, host:/path, a URL with a
         path in it. UsageError for anything else."""
         name, colon, path = text.partition(":")
         if colon and "/" not in name and not path.startswith("//") and any(known.name == name for known in self.all()):
@@ -194,8 +194,8 @@ class Stores:
                                                      os.path.basename(path)))[1:])
 
     def folder(self, text: str) -> StorePath:
-        """The folder in which files are to be put: NAME[:path] of a registered store, else the URL of a store, whose
-        root it is then (so that a disk that is not mounted is not taken for an empty one). UsageError."""
+        """Parse a folder on a command line: NAME[:path] of a registered store, else the URL of a store. The folder is
+        then that store's root, so an unmounted disk is not mistaken for an empty one. UsageError for anything else."""
         name, colon, path = text.partition(":")
         if "/" not in name and any(known.name == name for known in self.all()):
             folder = os.fsencode(path).strip(b"/")
@@ -210,10 +210,10 @@ class Stores:
             return StorePath(os.path.abspath(text), b"")
         raise UsageError(f"{text!r}: no such store: {name}; list them with gsync store list")
 
-    # health
+    # bans
 
     def ban(self, store: str, reason: str, seconds: float | None = None, by_queue: bool = False) -> None:
-        """Leave a store alone: for so long, or until it is allowed. The queue changes no ban by hand that holds."""
+        """Ban a store for so long, or until it is allowed. The queue changes no ban by hand that is in effect."""
         until = None if seconds is None else self._transfers.clock.now() + int(seconds * NS)
         with self._transfers.atomic() as db:
             holds = db.execute("SELECT 1 FROM bans WHERE store=? AND NOT by_queue AND (until IS NULL OR until>?)",
@@ -223,7 +223,7 @@ class Stores:
         self.forget(store)
 
     def allow(self, store: str) -> None:
-        """End a ban; what waits for it is due at once."""
+        """End a ban; transfers that wait for the store are due at once."""
         with self._transfers.atomic() as db:
             db.execute("DELETE FROM bans WHERE store=?", (store,))
             db.execute("UPDATE transfers SET not_before=0 WHERE state='RETRY' AND category=? AND (source=? OR store=?)",
@@ -235,11 +235,11 @@ class Stores:
                                          (store, self._transfers.clock.now())))
 
     def is_back(self, store: str) -> None:
-        """It was seen to answer: a ban by the queue ends, one by hand does not."""
+        """The store has answered: end a ban by the queue, but not one by hand."""
         if self._transfers.read("SELECT 1 FROM bans WHERE store=? AND by_queue", (store,)):
             self.allow(store)
 
     def forget(self, store: str) -> None:
-        """Open it anew the next time."""
+        """Close the store's open object; the next use opens it anew."""
         if (opened := self._open.pop(store, None)) is not None:
             opened.close()

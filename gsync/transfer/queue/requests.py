@@ -1,6 +1,6 @@
 """Requests, their operations and the transfers of these as values: as submitted, and as stored.
 
-A request has operations in an order, an operation has transfers. Not here: how they change (transfers).
+A request has ordered operations, an operation has transfers. Not here: how they change (transfers).
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from gsync.base.model import shown
 
 
 class TransferState(Enum):
-    """Of a transfer; operations and requests are shown in these words too."""
+    """The state of a transfer; operations and requests are shown in the same words."""
 
-    QUEUED = "QUEUED"          # an operation before its own is not done
-    NEW = "NEW"                # may be taken
-    ACQUIRED = "ACQUIRED"      # a worker has it, for as long as its lease runs
+    QUEUED = "QUEUED"          # an earlier operation is not done
+    NEW = "NEW"                # ready to be taken
+    ACQUIRED = "ACQUIRED"      # a worker holds it until its lease expires
     SUBMITTED = "SUBMITTED"    # bytes may be moving
-    VERIFYING = "VERIFYING"    # they have arrived, and are looked at
+    VERIFYING = "VERIFYING"    # the bytes have arrived and are being checked
     DONE = "DONE"
-    RETRY = "RETRY"            # NEW again once its time has come
+    RETRY = "RETRY"            # becomes NEW again at its time
     FAILED = "FAILED"
-    KILL = "KILL"              # whoever has it is to let go
+    KILL = "KILL"              # its worker must let go of it
     KILLED = "KILLED"
 
 
 TAKEN = (TransferState.ACQUIRED, TransferState.SUBMITTED, TransferState.VERIFYING)
 ENDED = (TransferState.DONE, TransferState.FAILED, TransferState.KILLED)
-HELD = (*TAKEN, TransferState.KILL)  # a worker has it
+HELD = (*TAKEN, TransferState.KILL)  # a worker holds it
 AGAIN = (TransferState.FAILED, TransferState.KILLED, TransferState.RETRY)
 
 
@@ -43,9 +43,9 @@ def new_id() -> str:
 
 @dataclass(frozen=True, slots=True)
 class NewTransfer:
-    """What is to be moved: from a path in a store (a name, or a URL) to one. size and checksum (SHA-256, hex) where
-    they are known. catalog: where it is to be published once it is done. replicas: other places (store, path) of the
-    same content, taken where the source is corrupt."""
+    """One file to move, from a path in a store (a name, or a URL) to another. size and checksum (SHA-256, hex): if
+    known. catalog: publish it there once it is done. replicas: other places (store, path) of the same content, used if
+    the source is corrupt."""
 
     source: str
     source_path: bytes
@@ -59,7 +59,7 @@ class NewTransfer:
 
 @dataclass(frozen=True, slots=True)
 class NewOperation:
-    """kind names the handler; arguments are for it."""
+    """kind names the handler; arguments are passed to it."""
 
     kind: str
     transfers: Sequence[NewTransfer]
@@ -68,7 +68,7 @@ class NewOperation:
 
 @dataclass(frozen=True, slots=True)
 class NewRequest:
-    """kind: the command that made it: archive, deliver, send, queue. priority: -3 to 3, a share doubles with each."""
+    """kind: the command that made it: archive, deliver, send, queue. priority: -3 to 3; each step doubles the share."""
 
     kind: str
     owner: str
@@ -102,7 +102,7 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """A row of the table; kind is the operation's, times in ns since the epoch."""
+    """A row of the table. kind is the operation's; times in ns since the epoch."""
 
     id: int
     request: str
@@ -131,7 +131,7 @@ class Transfer:
 
     @property
     def link(self) -> tuple[str, str]:
-        """Source and destination: transfers of one link go together."""
+        """Source and destination store: transfers of one link run together."""
         return self.source, self.store
 
 
@@ -158,7 +158,7 @@ def operation_of(row: Sequence[Any]) -> Operation:
 
 
 def replicas_text(replicas: Sequence[tuple[str, bytes]]) -> str:
-    """As the table has them."""
+    """The replicas, as the table stores them."""
     return json.dumps([[store, path.decode("latin-1")] for store, path in replicas]) if replicas else ""
 
 
@@ -167,5 +167,5 @@ def replicas_of(text: str) -> tuple[tuple[str, bytes], ...]:
 
 
 def shown_place(store: str, path: bytes) -> str:
-    """A place for people."""
+    """A place, for people."""
     return f"{store}:{shown(path)}" if store != "/" else "/" + shown(path)

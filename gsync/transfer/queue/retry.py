@@ -1,7 +1,7 @@
-"""What becomes of a transfer that failed: one policy for the queue, archive, delivery and send.
+"""The fate of a failed transfer: one policy for the queue, archive, delivery and send.
 
-A try is charged for what may be the transfer's own fault. A store that is down charges no try: it is banned for a
-while, and the transfers wait for it. Corrupt data is fetched again, from another replica if there is one.
+A try is charged if the transfer itself may be at fault. A store that is down charges no try: it is banned for a while,
+and the transfers wait for it. Corrupt data is fetched again, from another replica if there is one.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from gsync.transfer.stores.store import Category
 
 @dataclass(frozen=True, slots=True)
 class RetryDecision:
-    """again: when it is tried again, ns since the epoch; None: never, it has FAILED. charged: whether this was a try.
-    ban: how long the store is left alone, ns; 0: not at all."""
+    """again: time of the next try, ns since the epoch; None: never, the transfer has FAILED. charged: whether this try
+    counts. ban: how long to ban the store, ns; 0: not at all."""
 
     again: int | None
     charged: bool
@@ -28,7 +28,7 @@ class RetryDecision:
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """max_retries: tries after the first one. The pause before try n+1 is first_pause * 2^(n-1), at most longest_pause,
-    give or take a quarter (seconds). ban: seconds for which a store that is down is left alone."""
+    plus or minus a quarter (seconds). ban: seconds for which a store that is down is left alone."""
 
     max_retries: int = 3
     first_pause: float = 5.0
@@ -37,7 +37,7 @@ class RetryPolicy:
     rng: Callable[[], float] = random.random
 
     def judge(self, category: Category, tries: int, now: int) -> RetryDecision:
-        """After `tries` tries, this one included if it is charged; now in ns since the epoch."""
+        """Decide after `tries` tries, this one included if it is charged; now in ns since the epoch."""
         if category is Category.PERMANENT:
             return RetryDecision(None, True)
         if category is Category.STORE_DOWN:

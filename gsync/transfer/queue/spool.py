@@ -1,7 +1,7 @@
-"""Requests that wait in files while the database cannot be written.
+"""Requests in files, which wait there while the database cannot be written.
 
-<id>.json is a request to take in. <id>.<pid>-<start>.busy is one that a process is still working on, to take in only if
-that process dies. A file is there whole or not at all.
+<id>.json is a request to take in. <id>.<pid>-<start>.busy is one that a process is still working on; it is taken in
+only if that process dies. A file is there whole or not at all.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer,
 
 
 class Spool:
-    """The folder, which need not be there."""
+    """The spool's folder, which need not exist."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
 
     def write(self, request: NewRequest) -> None:
-        """Have a request taken in."""
+        """Spool a request to be taken in."""
         self._write(request, f"{request.id}.json")
 
     def keep(self, request: NewRequest) -> None:
-        """Have it taken in if this process dies before it says `forget`."""
+        """Spool a request that is taken in only if this process dies before it calls `forget`."""
         self._write(request, _busy_name(request.id))
 
     def forget(self, request: str) -> None:
-        """What was kept is in the database, or has come to nothing."""
+        """Remove a kept request: it is in the database, or nothing was done."""
         with suppress(FileNotFoundError):
             os.unlink(os.path.join(self.folder, _busy_name(request)))
 
     def waiting(self) -> Iterator[str]:
-        """The files to be taken in, in the order of their names."""
+        """Yield the files to take in, sorted by name."""
         for name in sorted(os.listdir(self.folder)) if os.path.isdir(self.folder) else []:
             if name.endswith(".json") or _is_orphaned(name):
                 yield os.path.join(self.folder, name)
@@ -48,18 +48,18 @@ class Spool:
 
 
 def read(path: str) -> NewRequest:
-    """The request in a file. ValueError, KeyError or TypeError if there is none in it."""
+    """The request in a file. Raises ValueError, KeyError or TypeError if the file holds none."""
     with open(path, "rb") as file:
         return _from_json(file.read())
 
 
 def _busy_name(request: str) -> str:
-    """Names the process that is at it."""
+    """A name that identifies the process working on the request."""
     return f"{request}.{os.getpid()}-{start_time(os.getpid())}.busy"
 
 
 def _is_orphaned(name: str) -> bool:
-    """Whether it is a file of `keep`, of a process that is gone."""
+    """Whether it is a file of `keep` whose process is gone."""
     match = re.fullmatch(r"[0-9a-f]+\.([0-9]+)-([0-9]+)\.busy", name)
     return match is not None and not is_alive(int(match[1]), int(match[2]))
 

@@ -1,10 +1,10 @@
 """Requests, their operations, and the transfers of these: the rows of the database, and how their states change.
 
-A request has operations in order, an operation has transfers. State is kept on transfers; that of operations and
-requests follows in the same transaction, and an operation begins when the one before it is DONE. Promise: every change
-of a transfer's state is compare-and-set, so of two processes that want the same one wins, and what is killed stays
-killed. Any number of processes; one object per thread. Not here: how requests come in (intake), who works on them
-(leases, worker), what people order (orders), what an error means (retry).
+A request has ordered operations, an operation has transfers. State is kept on transfers; the states of operations and
+requests follow in the same transaction, and an operation begins when the one before it is DONE. Promise: every change
+of a transfer's state is compare-and-set, so one of two competing processes wins, and a killed transfer stays killed.
+Any number of processes; one object per thread. Not here: how requests come in (intake), who works on them (leases,
+worker), orders of users (orders), what an error means (retry).
 """
 
 from __future__ import annotations
@@ -76,15 +76,15 @@ class Transfers(QueueDatabase):
                  ) -> None:
         super().__init__(home, _SCHEMA, SCHEMA_VERSION, looking=looking, clock=clock, patience=patience)
 
-    # putting in
+    # inserting
 
     def insert(self, request: NewRequest) -> None:
-        """The request, within the caller's transaction."""
+        """Insert the request, within the caller's transaction."""
         if not request.operations or any(not operation.transfers for operation in request.operations):
             raise ValueError("a request has operations, and an operation transfers")
         now, db = self.clock.now(), self._db
         owner, label = _clean(request.owner), _clean(request.label)
-        # A new owner, or one that comes back, starts level with the others: nobody saves up a share.
+        # A new or returning owner starts level with the others: nobody saves up a share.
         waits = "EXISTS (SELECT 1 FROM transfers WHERE state='NEW' AND owner=owners.owner)"
         floor = db.execute(f"SELECT coalesce(min(served), 0) FROM owners WHERE {waits}").fetchone()[0]
         db.execute("INSERT INTO owners (owner, served) VALUES (?,?) ON CONFLICT (owner) DO UPDATE SET "
@@ -105,7 +105,7 @@ class Transfers(QueueDatabase):
                   replicas_text(t.replicas)) for t in operation.transfers))
 
     def set_arguments(self, operation: int, arguments: Mapping[str, Any]) -> None:
-        """Record what is known of an operation in progress; durable when this returns."""
+        """Record the progress of a running operation; durable when this returns."""
         with self.atomic() as db:
             db.execute("UPDATE operations SET arguments=? WHERE id=?", (json.dumps(dict(arguments)), operation))
 
@@ -114,8 +114,8 @@ class Transfers(QueueDatabase):
     def advance(self, ids: Iterable[int], was: TransferState | Sequence[TransferState], now: TransferState,
                 by: str | None = None,
                 **columns: Any) -> list[int]:
-        """Compare-and-set: move those in one of the states `was` to `now`; which ones moved. by: only if this is their
-        worker. columns: others of the row to set."""
+        """Compare-and-set: move transfers from one of the states `was` to `now`; return the ids that moved. by: only if
+        this is their worker. columns: other columns to set."""
         if unknown := columns.keys() - _MUTABLE:
             raise ValueError(f"columns that cannot be set: {', '.join(unknown)}")
         states = (was,) if isinstance(was, TransferState) else tuple(was)
@@ -135,10 +135,10 @@ class Transfers(QueueDatabase):
         return moved
 
     def derive(self, operations: Iterable[int], now: TransferState) -> None:
-        """Bring operations whose transfers came to `now`, and their requests, up to date; start the next operation."""
+        """Update operations whose transfers moved to `now`, and their requests; start the next operation."""
         db = self._db
         for ident in operations:
-            if now in TAKEN:  # the common case needs no look at the others
+            if now in TAKEN:  # the common case need not look at the other transfers
                 db.execute("UPDATE operations SET state='SUBMITTED' WHERE id=? AND state<>'SUBMITTED'", (ident,))
                 db.execute("UPDATE requests SET state='SUBMITTED', changed=? WHERE state<>'SUBMITTED' AND "
                            "id=(SELECT request FROM operations WHERE id=?)", (self.clock.now(), ident))
@@ -153,7 +153,7 @@ class Transfers(QueueDatabase):
                 if state is TransferState.DONE:
                     whole = TransferState.NEW
                     self._all_of(following[0], TransferState.QUEUED, TransferState.NEW)
-                elif state in (TransferState.FAILED, TransferState.KILLED):  # what comes after it would be wrong
+                elif state in (TransferState.FAILED, TransferState.KILLED):  # later operations depend on this one
                     for (later,) in db.execute("SELECT id FROM operations WHERE request=? AND position>?",
                                                (request, position)).fetchall():
                         self._all_of(later, TransferState.QUEUED, TransferState.KILLED,
@@ -161,7 +161,7 @@ class Transfers(QueueDatabase):
             db.execute("UPDATE requests SET state=?, changed=? WHERE id=?", (whole.value, self.clock.now(), request))
 
     def _state_of(self, operation: int) -> TransferState:
-        """The one that says most about what is still to happen."""
+        """The operation's state: that of its least finished transfers."""
         present = {TransferState(row[0]) for row in
                    self._db.execute("SELECT DISTINCT state FROM transfers WHERE operation=?", (operation,))}
         for state in HELD:
@@ -177,7 +177,7 @@ class Transfers(QueueDatabase):
         self._db.execute("UPDATE operations SET state=? WHERE id=?", (now.value, operation))
 
     def wake(self) -> int:
-        """Make NEW what is in RETRY and due; how many."""
+        """Make due RETRY transfers NEW; return their number."""
         ids = [row[0] for row in self._db.execute(
             "SELECT id FROM transfers WHERE state='RETRY' AND not_before<=? LIMIT ?", (self.clock.now(), PAGE))]
         return len(self.advance(ids, TransferState.RETRY, TransferState.NEW, lease=0))
@@ -187,10 +187,10 @@ class Transfers(QueueDatabase):
         row = self._db.execute("SELECT min(not_before) FROM transfers WHERE state='RETRY'").fetchone()
         return None if row is None else row[0]
 
-    # looking
+    # reading
 
     def request(self, ident: str) -> Request | None:
-        """By its id, or by a prefix that no other id has."""
+        """Find a request by its id, or by a prefix that no other id has."""
         rows = list(self.requests(where="id>=? AND id<?", values=(ident, ident + "g"), limit=2))
         exact = [row for row in rows if row.id == ident]
         return exact[0] if exact else rows[0] if len(rows) == 1 else None
@@ -217,7 +217,7 @@ class Transfers(QueueDatabase):
     def page(self, *, request: str | None = None, owner: str | None = None, link: tuple[str, str] | None = None,
              operation: int | None = None, state: TransferState | None = None, after: int = 0, limit: int = PAGE
              ) -> list[Transfer]:
-        """A page in the order of ids; `after`: the last id of the page before."""
+        """A page of transfers in the order of ids; `after`: the last id of the page before."""
         wheres, values = selection(request, owner, link)
         if operation is not None:
             wheres.append("operation=?")
@@ -258,7 +258,7 @@ def selection(request: str | None = None, owner: str | None = None, link: tuple[
 
 
 def _clean(text: str) -> str:
-    """The text with what is not UTF-8 escaped, as a column can hold it."""
+    """The text as a column can hold it: bytes that are not UTF-8 are escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 

@@ -2,9 +2,9 @@
 
 One thread (`run`) decides and writes: it acquires transfers (submitter), abandons jobs that make no progress (monitor),
 and writes results (reporter) by the retry policy. The threads of its jobs move the bytes. Promise: whatever happens to
-this process, nothing is lost or done twice. Another worker examines what a dead one held before it is NEW again; a
-worker's result counts only while the transfer is its own. Any number of workers share a database. Not here: threads
-(crew), what is done for a kind (handlers), states (transfers), leases (leases).
+this process, nothing is lost or done twice. Another worker examines a dead worker's transfers before they are NEW
+again; a worker's result counts only while it holds the transfer. Any number of workers share a database. Not here:
+threads (crew), the work of each kind (handlers), states (transfers), leases (leases).
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from gsync.transfer.queue.transfers import Transfers
 from gsync.transfer.stores.store import Category, Content, StoreError
 
 _log = get_logger(__name__)
-_TICK = 0.1            # s between two looks when nothing happens
-_SELDOM = 600.0        # s between two looks at the history
+_TICK = 0.1            # s between two turns when nothing happens
+_SELDOM = 600.0        # s between two prunings of the history
 
 
 @dataclass(frozen=True, slots=True)
 class QueueSettings:
-    """jobs: at a time; files and size (bytes): of one job at most; lease, job_timeout (without any progress), history:
+    """jobs: at a time; files and size (bytes): limits of one job; lease, job_timeout (without any progress), history:
     seconds."""
 
     jobs: int = 4
@@ -55,9 +55,9 @@ class QueueSettings:
 class QueueWorker:
     """One worker on the database in the state directory `home`.
 
-    handlers: what carries out each kind; other kinds are left alone. reread: returns the current settings, asked a few
-    times a minute; while it raises a GsyncError the known ones stay in effect. request: work on that one alone. once:
-    end when nothing more can be done now. told: called with each result (transfer, state, reason).
+    handlers: one for each kind; other kinds are left alone. reread: returns the current settings, called a few times a
+    minute; while it raises a GsyncError the last ones stay in effect. request: work only on that one. once: end when
+    nothing more can be done now. told: called with each result (transfer, state, reason).
     """
 
     def __init__(self, home: str, settings: QueueSettings | None = None, *,
@@ -76,17 +76,17 @@ class QueueWorker:
         self._stores = Stores(self._db)
         self._crew = Crew(home, handlers, self._stop, clock)
         self._unwritten: list[tuple[QueueJob, list[JobResult]]] = []
-        self._doubt = False  # something was to be written and could not be
+        self._doubt = False  # a write failed: transfers may be in a wrong state
         self._renewed = self._pruned = 0.0
         self._dead: set[str] = set()
 
     def run(self) -> None:
-        """Until `stop` is set (or nothing is left, with `once` or for a request)."""
+        """Run until `stop` is set; with `once` or a request, until nothing is left."""
         try:
             while not self._stop.is_set():
                 try:
                     busy = self._turn()
-                except sqlite3.OperationalError as exc:  # full, or locked for long: what was done is examined later
+                except sqlite3.OperationalError as exc:  # full, or locked for long: the results are examined later
                     _log.warning("the database cannot be used for now", error=exc)
                     self._doubt = True
                     self._stop.wait(1.0)
@@ -101,7 +101,7 @@ class QueueWorker:
         return request is not None and request.state in (TransferState.DONE, TransferState.FAILED, TransferState.KILLED)
 
     def _turn(self) -> bool:
-        """One look at everything; whether there is more to do at once."""
+        """Do one round of everything; return whether more can be done at once."""
         self._renew()
         self._intake.sweep()
         self._db.wake()
@@ -116,7 +116,7 @@ class QueueWorker:
         return True
 
     def _end(self) -> None:
-        """Abandon what is running; it is NEW again at once."""
+        """Abandon the running jobs; their transfers are NEW again at once."""
         self._stop.set()
         try:
             self._drain(self._settings.lease)
@@ -156,7 +156,7 @@ class QueueWorker:
                       job_timeout=settings.job_timeout)
 
     def _recover(self) -> None:
-        """Examine what dead workers held: done, or NEW again."""
+        """Examine the transfers of dead workers: each is done, or NEW again."""
         for worker in self._leases.workers() - {self.id} - self._dead:
             if is_dead(worker):
                 self._dead.add(worker)
@@ -191,10 +191,10 @@ class QueueWorker:
     # submitter
 
     def _submit(self) -> bool:
-        """Begin jobs while there is room; whether any was."""
+        """Begin jobs while there is room; return whether any began."""
         begun = False
         while len(self._crew.jobs) < self._settings.jobs:
-            with self._db.atomic():  # what is acquired has a job, or is not acquired
+            with self._db.atomic():  # each acquired transfer has a job, or nothing is acquired
                 taken = self._leases.acquire(self._settings.files, self._settings.lease, self._settings.size,
                                              self._request, self._crew.kinds)
                 ids = [t.id for t in taken]
@@ -227,7 +227,7 @@ class QueueWorker:
     # reporter
 
     def _report(self, wait: float) -> bool:
-        """Write what jobs have said; whether any had."""
+        """Record the results of ended jobs; return whether there were any."""
         self._unwritten += self._crew.ended(wait)
         came = bool(self._unwritten)
         while self._unwritten:
@@ -261,7 +261,7 @@ class QueueWorker:
             self._told(t, TransferState.DONE, "")
 
     def _let_go(self, t: Transfer) -> None:
-        """It was broken off, by a kill or because this worker ends."""
+        """Return a transfer that was broken off by a kill, or because this worker ends."""
         if not self._db.advance([t.id], TAKEN, TransferState.NEW, by=self.id, worker=None, lease=0):
             self._kill(t)
 
@@ -270,9 +270,9 @@ class QueueWorker:
             self._told(t, TransferState.KILLED, "killed")
 
     def _judge(self, t: Transfer, error: GsyncError, down: Sequence[str]) -> None:
-        """What becomes of a transfer after an error; down: the stores that are."""
+        """Decide a transfer's state after an error; down: the stores that are down."""
         category = getattr(error, "category", Category.PERMANENT)
-        if category is Category.STORE_DOWN and not down:  # it is up again, or it was another one
+        if category is Category.STORE_DOWN and not down:  # it is up again, or another store was down
             category = Category.TRANSIENT
         decision = self._settings.policy.judge(category, t.tries + 1, self._clock.now())
         if decision.ban:
@@ -283,7 +283,7 @@ class QueueWorker:
         state = TransferState.FAILED if decision.again is None else TransferState.RETRY
         if state is TransferState.RETRY:
             columns |= {"not_before": decision.again, "worker": None, "lease": 0}
-            if category is Category.CORRUPT and t.replicas:  # another one is taken, this one comes last
+            if category is Category.CORRUPT and t.replicas:  # try the next replica; this one goes last
                 (store, path), *others = t.replicas
                 columns |= {"source": store, "source_path": path,
                             "replicas": replicas_text([*others, (t.source, t.source_path)])}
@@ -309,7 +309,7 @@ class QueueWorker:
 
 
 def _jobs_of(transfers: Iterable[Transfer]) -> list[list[Transfer]]:
-    """By kind and link, in their order."""
+    """Group by kind and link, keeping their order."""
     found: dict[tuple[str, str, str], list[Transfer]] = {}
     for t in transfers:
         found.setdefault((t.kind, *t.link), []).append(t)
@@ -317,13 +317,13 @@ def _jobs_of(transfers: Iterable[Transfer]) -> list[list[Transfer]]:
 
 
 def worker_id() -> str:
-    """Host, pid, when the process started, and something that no other worker of it has."""
+    """A worker's id: host, pid, start time of the process, and a part unique in it."""
     pid = os.getpid()
     return f"{socket.gethostname()}/{pid}/{start_time(pid) or 0}/{secrets.token_hex(3)}"
 
 
 def is_dead(worker: str) -> bool:
-    """Whether a worker is known to be gone: its process was on this host, and is not there any more."""
+    """Whether a worker is known to be dead: its process was on this host, and is gone."""
     try:
         host, pid, started, _ = worker.rsplit("/", 3)
         return host == socket.gethostname() and not is_alive(int(pid), int(started))
