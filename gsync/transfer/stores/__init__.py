@@ -1,1 +1,1 @@
-"""Places that files are put to and fetched from: directories, other hosts, GlusterFS volumes, vaults and tape."""
+"""Stores, where files are put and fetched: directories, other hosts, GlusterFS volumes, vaults and tape."""

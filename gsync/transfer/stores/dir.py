@@ -1,9 +1,9 @@
-"""The store that is a directory of this host, by descriptors below its root; no symlink is followed.
+"""A store in a directory of this host, accessed by descriptors below its root; follows no symlink.
 
-A file is written without a name (O_TMPFILE; where the file system cannot do that, as `.gsync-part.<random>` beside its
-place), gets its attributes, is made durable and only then named: after a kill or a power cut it is whole or not there.
-In a batch many are made durable together, with one syncfs, and named then; the batch's thread sees them at once. What a
-killed process left under a name of ours is removed by a later put into the same directory once it is a day old.
+A file is written without a name (O_TMPFILE; on file systems without it, as `.gsync-part.<random>` beside its place),
+gets its attributes, becomes durable and only then gets its name: after a kill or a power cut it is whole or absent. A
+batch makes many files durable together, with one syncfs, and names them then; its own thread sees them at once. A
+killed process may leave a part file; once that is a day old, a later put into the same directory removes it.
 Runs on the hosts of ssh stores too: standard library only, Python 3.9.
 """
 
@@ -42,14 +42,14 @@ PART = b".gsync-part."
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PLACE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _OLD_PART = 86400 * NS
-_PENDING_MOST = 200  # files of a batch that have no name yet; each holds two descriptors
-_FSYNC_MOST = 8      # up to so many are made durable one by one rather than with all of the file system
+_PENDING_MOST = 200  # files of a batch without a name yet; each holds two descriptors
+_FSYNC_MOST = 8      # up to so many files are made durable one by one; more, with one syncfs of the whole file system
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
 _OWN_XATTRS = (b"trusted.gfid", b"trusted.glusterfs.", b"trusted.afr.", b"trusted.ec.", b"trusted.overlay.")
 
 
 class DirStore:
-    """The directory `root`, which must be there."""
+    """The directory `root`, which must exist."""
 
     kind = "dir"
 
@@ -61,11 +61,11 @@ class DirStore:
         self._caps = Caps(root=os.geteuid() == 0, chown=os.geteuid() == 0, trusted=os.geteuid() == 0)
         self._local = threading.local()
         self._swept: set[tuple[int, int]] = set()
-        self._unnamed = True  # until the file system says that it cannot
+        self._unnamed = True  # until the file system refuses O_TMPFILE
         try:
             self._fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
-            # Perhaps not mounted: that must not be taken for an empty store.
+            # Perhaps it is not mounted: do not mistake that for an empty store.
             raise StoreError(f"store {self.name}: no such directory: {shown(root)} (not mounted?); create it to use "
                              "it as a store", Category.STORE_DOWN, errno.ENOENT) from None
         except NotADirectoryError:
@@ -79,10 +79,10 @@ class DirStore:
             os.close(self._fd)
             self._fd = -1
 
-    # looking
+    # reading
 
     def probe(self) -> None:
-        """The directory that was opened is still the one at its path."""
+        """Check that the opened directory is still the one at its path."""
         try:
             same = os.path.samestat(os.stat(self._root), os.fstat(self._fd))
         except OSError as exc:
@@ -142,7 +142,7 @@ class DirStore:
         return self._copied(path, source, into)
 
     def _copied(self, path: bytes, source: BinaryIO, into: BinaryIO) -> Content:
-        """The reader's errors are the store's, the writer's are not."""
+        """Copy the content. The reader's errors become StoreErrors; the writer's errors pass unchanged."""
         digest, size = hashlib.sha256(), 0
         with source:
             while True:
@@ -205,7 +205,7 @@ class DirStore:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
 
     def _remove_old_parts(self, folder: int) -> None:
-        """Once for each directory and store object."""
+        """Remove old part files, once for each directory and store object."""
         st = os.fstat(folder)
         if (st.st_dev, st.st_ino) in self._swept:
             return
@@ -287,7 +287,7 @@ class DirStore:
 
     @contextlib.contextmanager
     def batch(self) -> Iterator[None]:
-        """Of the thread that calls it. After an exception what has no name yet is dropped."""
+        """The batch of the calling thread. An exception drops its files that have no name yet."""
         if self._batched():
             yield
             return
@@ -317,7 +317,7 @@ class DirStore:
         return found
 
     def _show(self, path: bytes) -> None:
-        """Before something is done with a path."""
+        """Name the batch's files before an operation on one of their paths."""
         if path in self._pending():
             self._show_all()
 
@@ -326,7 +326,7 @@ class DirStore:
             self._name_all()
 
     def _name_all(self, folders_too: bool = False) -> None:
-        """Make them durable, then name them; all are tried before an OSError is raised."""
+        """Make the pending files durable, then name them. Tries all of them before it raises an OSError."""
         pending = self._pending()
         if not pending:
             return
@@ -352,7 +352,7 @@ class DirStore:
             raise first
 
     def _settle(self, folder: int) -> None:
-        """After a change of a directory."""
+        """Make a change of a directory durable; in a batch, leave that to its end."""
         if self._batched():
             self._local.loose += 1
         else:
@@ -373,7 +373,8 @@ class DirStore:
 
     @contextlib.contextmanager
     def _parent(self, path: bytes, op: str, make: bool) -> Iterator[tuple[int, bytes]]:
-        """The directory of a path, for operations on its last part; all errors inside are the store's."""
+        """Open the directory of a path, for operations on its last part. Every OSError in the block becomes a
+        StoreError."""
         with store_io(self.name, op, path):
             parts = _parts(self.name, path)
             if not parts:
@@ -383,7 +384,7 @@ class DirStore:
                 yield fd, parts[-1]
 
     def _make_dirs(self, parts: Sequence[bytes]) -> int:
-        """A descriptor of the directory, made with those above it where they are missing."""
+        """Open the directory; creates it and its parents where they are missing."""
         with contextlib.suppress(FileNotFoundError):
             return open_beneath(self._fd, b"/".join(parts) or b".", _DIR)
         above = self._make_dirs(parts[:-1])
@@ -400,7 +401,7 @@ class DirStore:
 
 
 class _Unfinished:
-    """A file being written, with descriptors of it and of its directory, its own. part: the name that it has so far."""
+    """A file being written. Owns a descriptor of it and one of its directory. part: its name so far, if any."""
 
     def __init__(self, fd: int, folder: int, bname: bytes, path: bytes, replace: bool, part: bytes | None) -> None:
         self.fd, self.folder = fd, folder
@@ -408,7 +409,8 @@ class _Unfinished:
         self._bname, self._path, self._replace, self._part = bname, path, replace, part
 
     def give_name(self) -> None:
-        """EEXIST if the name is taken and is not to be replaced: link(2) replaces nothing, whoever came in between."""
+        """Give the file its name. Without replace, EEXIST if the name is taken: link(2) never replaces a file, so a
+        concurrent writer's is safe."""
         if self._part is None:
             place = b"/proc/self/fd/%d" % self.fd
             if not self._replace:
@@ -428,7 +430,7 @@ class _Unfinished:
         self._part = None
 
     def drop(self) -> None:
-        """Let go of it; if it has no name, it is gone."""
+        """Close the file; if it has no name, it is gone."""
         if self._part is not None:
             with contextlib.suppress(OSError):
                 os.unlink(self._part, dir_fd=self.folder)
@@ -458,13 +460,13 @@ def _parts(store: str, path: bytes) -> list[bytes]:
 
 
 def _umask() -> int:
-    """Without changing it, as other threads make files."""
+    """The umask, read without changing it: other threads create files meanwhile."""
     with open("/proc/self/status", encoding="ascii", errors="replace") as file:
         return next(int(line.split()[1], 8) for line in file if line.startswith("Umask:"))
 
 
 def _copy(source: BinaryIO, into: BinaryIO | None, digest: Digest) -> tuple[int, str]:
-    """Everything from source to into, if that is given; how many bytes, and the digest."""
+    """Copy everything from source to into, if given; return the number of bytes, and the digest."""
     size = 0
     while block := source.read(BLOCK):
         digest.update(block)

@@ -1,7 +1,8 @@
-"""The store that is a directory of a GlusterFS volume: a DirStore on a mount that only this process can see.
+"""A store in a directory of a GlusterFS volume: a DirStore on a mount that only this process can see.
 
-The client lies in a mount namespace of its own and lives as long as a pipe from here: nothing is left of it, however
-this process ends. fsync reaches the bricks there and syncfs does not, so a batch makes its files durable one by one.
+The client runs in a mount namespace of its own and lives as long as a pipe to this process: nothing of it is left,
+however this process ends. On such a mount fsync reaches the bricks and syncfs does not, so a batch makes its files
+durable one by one.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from gsync.transfer.stores.store import Category, StoreError
 
 _URL = re.compile(r"gluster://(?:\[(?P<host6>[0-9A-Fa-f:.%]+)\]|(?P<host>[^/:\[\]-][^/:\[\]]*))/"
                   r"(?P<volume>[A-Za-z0-9_][A-Za-z0-9_-]*)(?P<path>/.*)?", re.S)
-_PLACE = "/mnt"     # mounted upon in the client's namespace alone
-# Ends with the client; and the client with our end of the pipe, however that closes.
+_PLACE = "/mnt"     # the mount point, in the client's namespace only
+# The shell ends with the client, and ends the client when our end of the pipe closes, however that happens.
 _CLIENT = 'exec 3<&0; "$@" 3<&- & c=$!; { cat <&3; kill $c; } >/dev/null 2>&1 & wait $c'
 _LOOK = 0.05        # s
 _PATIENCE = 60.0
 
 
 class GlusterStore(DirStore):
-    """The directory that the URL names; it must be there."""
+    """The directory that the URL names; it must exist."""
 
     kind = "gluster"
 

@@ -1,8 +1,8 @@
-"""A directory store for somebody on another host: one request at a time over stdin and stdout (`agent --store`).
+"""Serves a directory store to another host: one request at a time over stdin and stdout (`agent --store`).
 
 Requests and answers are frames (gsync/base/rpc.py): {"do": method, ...} and {"ok": ...} or {"error", "category",
-"errno"}. A file's bytes travel between them in pieces of 4 bytes of length and data; an empty piece ends them, and
-ABORT says that the sender could not go on. Paths travel as latin-1 text. Standard library only, Python 3.9.
+"errno"}. A file's bytes travel between them in pieces of 4 bytes of length and data. An empty piece ends them; ABORT
+says that the sender could not continue. Paths travel as latin-1 text. Standard library only, Python 3.9.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def item_of_json(row: Any) -> Item | None:
 
 
 class Aborted(Exception):
-    """The other end could not go on with the bytes that it was sending."""
+    """The other end could not continue sending the bytes."""
 
 
 class Pieces:
-    """The bytes of a file as they come in, to be read like a file."""
+    """The incoming bytes of a file, readable like a file."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -74,7 +74,7 @@ class Pieces:
         return data
 
     def drain(self) -> None:
-        """Take what is left, so that the next frame can be read."""
+        """Read and discard the rest, so that the next frame can be read."""
         try:
             while self.read(BLOCK):
                 pass
@@ -210,7 +210,7 @@ def main(argv: list[str]) -> int:
     """ROOT NAME"""
     root, name = argv
     stdout = os.fdopen(os.dup(1), "wb", buffering=1 << 16)
-    os.dup2(2, 1)  # nothing but frames may go to the other end, whoever prints
+    os.dup2(2, 1)  # stray prints go to stderr: only frames may reach the other end
     stdin = os.fdopen(os.dup(0), "rb", buffering=1 << 16)
     try:
         try:
@@ -226,7 +226,7 @@ def main(argv: list[str]) -> int:
 
 
 def items(pages: Iterator[Any]) -> Iterator[Item]:
-    """Those of the pages of a list."""
+    """The items of a list's pages."""
     for page in pages:
         for row in page:
             item = item_of_json(row)

@@ -1,7 +1,7 @@
-"""The store that is a directory of another host, over ssh.
+"""A store in a directory of another host, over ssh.
 
-gsync's own program there (brought along as for replication) is a DirStore, so it promises what that does. One ssh
-connection carries as many channels as calls run at the same time; a batch keeps the channel of its thread.
+gsync's own program there (copied over as for replication) is a DirStore, so the same promises hold. One ssh connection
+carries a channel for each concurrent call; a batch keeps the channel of its thread.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BROKEN = (OSError, EOFError, rpc.BadFrame, ValueError)
 
 
 class SshStore:
-    """The directory that the URL names. STORE_DOWN from whatever needs the other host while it cannot be reached."""
+    """The directory that the URL names. Raises STORE_DOWN if a call needs the other host and cannot reach it."""
 
     kind = "ssh"
 
@@ -45,7 +45,7 @@ class SshStore:
         self._give(self._take())
 
     def close(self) -> None:
-        """Any thread: calls that wait for the other host end with STORE_DOWN."""
+        """Call it from any thread: calls that wait for the other host end with STORE_DOWN."""
         self._closed = True
         self._drop_link()
 
@@ -57,7 +57,7 @@ class SshStore:
         return StoreError(f"store {self.name}: {said or 'the connection was lost'}", Category.STORE_DOWN)
 
     def _take(self) -> Channel:
-        """A channel that nobody uses, the thread's own in a batch."""
+        """An unused channel; in a batch, the thread's own."""
         mine = self._pinned()
         if mine is not None:
             return mine
@@ -120,12 +120,12 @@ class SshStore:
 
     @contextmanager
     def _channel(self) -> Iterator[Channel]:
-        """For one request. What breaks it is STORE_DOWN."""
+        """A channel for one request. If it breaks, the error is STORE_DOWN."""
         channel = self._take()
         try:
             yield channel
         except StoreError:
-            self._give(channel)  # said by the other end: the channel is fine
+            self._give(channel)  # the other end raised it: the channel is fine
             raise
         except _BROKEN as exc:
             link = self._link
@@ -133,7 +133,7 @@ class SshStore:
             self._discard(channel)
             raise self._down(reason) from exc
         except BaseException:
-            self._discard(channel)  # in the middle of something
+            self._discard(channel)  # the channel stopped in the middle of something
             raise
         else:
             self._give(channel)
@@ -162,7 +162,7 @@ class SshStore:
 
     def list(self, path: bytes) -> Iterator[Item]:
         pages = self._pages(path)
-        # Within a batch the thread has but one channel, which is needed for what is done with the items.
+        # Within a batch the thread has only one channel, and the caller needs it for its work on the items.
         yield from items(iter(list(pages)) if self._pinned() is not None else pages)
 
     def _pages(self, path: bytes) -> Iterator[Any]:

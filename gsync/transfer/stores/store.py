@@ -1,9 +1,9 @@
-"""What a store is: a place that files are brought to and fetched from, whatever it is made of.
+"""The interface of every store: a place to which files are put and from which they are fetched.
 
-Promise: what `put` has returned for is at the store whole, under its name, and durable (within a `batch`: when that
-ends); before, nobody sees it. Every error is a StoreError whose category decides its fate (retry), and none of them
-means "not there". Paths are relative to the store's root, bytes, "/" between the parts, b"" the root itself.
-Not here: which stores there are (registry), what they are made of (stores/). Runs on the hosts of ssh stores too:
+Promise: when `put` returns, the file is at the store whole, under its name, and durable (within a `batch`: when that
+ends); before, nobody sees it. Every error is a StoreError whose category decides what follows (retry); no error means
+"not there". Paths are relative to the store's root, bytes, "/" between the parts, b"" the root itself.
+Not here: which stores there are (registry), their implementations (stores/). Runs on the hosts of ssh stores too:
 standard library only, Python 3.9.
 """
 
@@ -23,21 +23,21 @@ from gsync.base.errors import GsyncError
 from gsync.base.fate import STORE, Fate
 from gsync.base.model import check_bname, shown
 
-BLOCK = 1 << 20  # bytes that are read, hashed and written at a time
+BLOCK = 1 << 20  # bytes to read, hash and write at a time
 
 
 class Category(Enum):
-    """The fate of an error."""
+    """The kind of an error, which decides what follows."""
 
-    TRANSIENT = "transient"     # may pass: try again after a pause
-    STORE_DOWN = "store down"   # the store as a whole: it is left alone for a while, and no try is charged
-    CORRUPT = "corrupt"         # the bytes are not what they should be: another replica, or again
-    PERMANENT = "permanent"     # trying again changes nothing
+    TRANSIENT = "transient"     # may pass: retry after a pause
+    STORE_DOWN = "store down"   # the whole store: it is banned for a while, and no try is charged
+    CORRUPT = "corrupt"         # the bytes are wrong: use another replica, or fetch again
+    PERMANENT = "permanent"     # a retry changes nothing
 
 
 class StoreError(GsyncError):
-    """What failed, on what, why; errno where the system gave one. down: which store is, where the one that raises it
-    knows better than who looks at the transfer."""
+    """The text says what failed, on what, why. errno: where the system gave one. down: which store is down, if the
+    raiser knows better than the transfer tells."""
 
     exit_code = 4
 
@@ -52,13 +52,13 @@ _CATEGORIES = {Fate.AWAY: Category.STORE_DOWN, Fate.FULL: Category.TRANSIENT, Fa
 
 
 def category_of(number: int | None) -> Category:
-    """The category of an errno. A full store may have room again, so tries are charged, and it fails after the last."""
+    """The category of an errno. A full store may get room again, so its tries are charged and the last one fails."""
     return _CATEGORIES.get(STORE.fate(number), Category.PERMANENT)
 
 
 @contextmanager
 def store_io(store: str, op: str, path: bytes) -> Iterator[None]:
-    """Around operations on one path of a store: an OSError becomes a StoreError."""
+    """Turn an OSError of an operation on one path into a StoreError."""
     try:
         yield
     except OSError as exc:
@@ -67,22 +67,22 @@ def store_io(store: str, op: str, path: bytes) -> Iterator[None]:
 
 
 def parts_of(path: bytes) -> list[bytes]:
-    """The parts of a path in a store; ValueError for what is none (absolute, empty parts, dots)."""
+    """The parts of a path in a store; ValueError for an invalid path (absolute, empty parts, dots)."""
     return [check_bname(part) for part in path.split(b"/")] if path else []
 
 
 class Digest(Protocol):
-    """A checksum being made."""
+    """A checksum being computed."""
 
     def update(self, data: bytes, /) -> None:
         """Add bytes."""
 
     def hexdigest(self) -> str:
-        """What they amount to so far."""
+        """The checksum of the bytes so far."""
 
 
 class _Zlib:
-    """adler32 and crc32, in the manner of hashlib."""
+    """adler32 and crc32, with hashlib's interface."""
 
     def __init__(self, step: Callable[[bytes, int], int], value: int) -> None:
         self._step, self._value = step, value
@@ -95,7 +95,7 @@ class _Zlib:
 
 
 def new_digest(algorithm: str) -> Digest:
-    """Of hashlib's algorithms with one length, or adler32 or crc32; OSError EINVAL for any other."""
+    """A new digest: an algorithm of hashlib with a fixed length, or adler32 or crc32; OSError EINVAL for any other."""
     if algorithm in ("adler32", "crc32"):
         return _Zlib(zlib.adler32, 1) if algorithm == "adler32" else _Zlib(zlib.crc32, 0)
     try:
@@ -111,8 +111,8 @@ def new_digest(algorithm: str) -> Digest:
 class Item:
     """One entry of a store. kind is S_IFMT of the mode, mode the permission bits (0o7777); times in ns since the epoch.
 
-    target: of a symlink; of a further hard link (kind S_IFREG) the path of the first one.
-    xattrs: None where they were not asked for; ACLs are among them, as bytes (system.posix_acl_*).
+    target: of a symlink; of a further hard link (kind S_IFREG) the path of the first one. xattrs: None if not
+    requested; they include ACLs, as bytes (system.posix_acl_*).
     """
 
     path: bytes
@@ -137,34 +137,35 @@ class Item:
 
 @dataclass(frozen=True)
 class Content:
-    """What was moved, measured while it was: bytes, and SHA-256 in hex."""
+    """Size and SHA-256 (hex) of the bytes moved, measured in passing."""
 
     size: int
     sha256: str
 
 
 class Store(Protocol):
-    """One store, opened. Any thread may call. Every method raises StoreError."""
+    """One opened store. Any thread may call it. Every method raises StoreError."""
 
     name: str
     url: str
     kind: str
 
     def probe(self) -> None:
-        """Whether it can be reached; cheap."""
+        """Check cheaply that the store can be reached."""
 
     def stat(self, path: bytes) -> Item | None:
-        """The entry, with xattrs; None if there is none."""
+        """The entry, with xattrs; None if it is missing."""
 
     def list(self, path: bytes) -> Iterator[Item]:
-        """The entries directly in a directory by name, without xattrs; PERMANENT (ENOENT, ENOTDIR) if it is none."""
+        """The entries directly in a directory, sorted by name, without xattrs; PERMANENT (ENOENT, ENOTDIR) if it is not
+        one."""
 
     def get(self, path: bytes, into: BinaryIO) -> Content:
         """Write a file's content into `into`."""
 
     def put(self, path: bytes, source: BinaryIO, item: Item | None = None, replace: bool = False) -> Content:
-        """Store what `source` holds from where it stands, with the attributes of item; parents are made. PERMANENT
-        (EEXIST) if something is there, unless it is a file and `replace` is said."""
+        """Store the bytes of `source` from its position on, with the attributes of item; creates parents. PERMANENT
+        (EEXIST) if something is there, unless it is a file and `replace` is set."""
 
     def symlink(self, path: bytes, item: Item) -> None:
         """Make a symlink to item.target; fine if that very link is there."""
@@ -173,33 +174,34 @@ class Store(Protocol):
         """Give the file `first` one more name; fine if it has it."""
 
     def mkdir(self, path: bytes, item: Item | None = None) -> None:
-        """Make a directory, and those above it; fine if it is there. item: its attributes."""
+        """Make a directory and its parents; fine if it exists. item: its attributes."""
 
     def set_attrs(self, path: bytes, item: Item) -> None:
-        """Owner, mode, xattrs (unless None), mtime. A store that keeps none of a kind leaves that out."""
+        """Set owner, mode, xattrs (unless None) and mtime. A store leaves out the kinds that it cannot keep."""
 
     def delete(self, path: bytes) -> None:
-        """Remove a file, a symlink or an empty directory; fine if it is not there."""
+        """Remove a file, a symlink or an empty directory; fine if it is missing."""
 
     def move(self, old: bytes, new: bytes) -> None:
-        """One rename. PERMANENT (EEXIST) if something is at the new name."""
+        """Rename an entry in one step. PERMANENT (EEXIST) if the new name exists."""
 
     def checksum(self, path: bytes, algorithm: str = "sha256") -> str:
-        """Of the bytes that the store holds, read anew; hex. algorithm: as new_digest takes it. CORRUPT if they cannot
-        be what was put."""
+        """The checksum (hex) of the bytes that the store holds, read back. algorithm: as new_digest takes it. CORRUPT
+        if the bytes cannot be those that were put."""
 
     def content(self, path: bytes) -> Content | None:
-        """What the store noted of a file when it was put; None where it keeps no such notes: ask for the checksum."""
+        """Size and SHA-256 that the store recorded when the file was put; None if it keeps no such record: ask for the
+        checksum."""
 
     def durable(self, path: bytes) -> bool:
-        """Whether the entry is there and would be after a power cut."""
+        """Whether the entry exists and would survive a power cut."""
 
     def batch(self) -> AbstractContextManager[None]:
-        """Within it entries become durable together, when it ends: cheaper than one by one. If it ends with an
-        exception, what was put in it may be lost, and nothing older."""
+        """Make the entries put in the block durable together when it ends: cheaper than one by one. If it ends with an
+        exception, they may be lost, but nothing older."""
 
     def free(self) -> int | None:
-        """Bytes of room; None where that is not known."""
+        """Free bytes; None if unknown."""
 
     def close(self) -> None:
-        """Let go of what it holds."""
+        """Release the store's resources."""

@@ -1,10 +1,9 @@
-"""Where a vault's tars are: in its directory, or kept by commands in the manner of hsi and htar.
+"""Holds a vault's tars: in its directory, or by commands in the manner of hsi and htar.
 
-Commands are words, run without a shell; {name} stands for the tar's name at the back end, {file} for a file here:
-put-command and get-command move one, size-command prints the size in bytes of what the back end holds under the name
-(and fails if it holds nothing), delete-command removes it, read-command (not needed) prints {size}
-bytes from {offset} on.
-Where there are commands, a tar is kept once size-command says its whole size; then the one here is removed.
+Commands are words, run without a shell; {name} stands for the tar's name at the back end, {file} for a local file.
+put-command and get-command move a tar. size-command prints the size in bytes of the tar at the back end, and fails if
+there is none. delete-command removes it. read-command (optional) prints {size} bytes from {offset} on.
+With commands, a tar counts as kept once size-command reports its whole size; then the local tar is removed.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ from gsync.base.durable import fsync_dir, replace_file
 from gsync.base.errors import UsageError
 from gsync.transfer.stores.store import Category, StoreError
 
-_STAGED_MOST = 4     # tars that were fetched to be read
-_TIMEOUT = 86400.0   # s that a tape may take
+_STAGED_MOST = 4     # tars fetched for reading
+_TIMEOUT = 86400.0   # s to wait for a tape
 
 
 class Tape:
-    """root: the vault's directory. UsageError if some commands are set and one that is needed is not."""
+    """root: the vault's directory. UsageError if some commands are set but a required one is not."""
 
     OPTIONS = ("put-command", "get-command", "size-command", "delete-command", "read-command", "command-timeout")
     _NEEDED = ("put-command", "get-command", "size-command", "delete-command")
@@ -56,7 +55,7 @@ class Tape:
         self._staged.clear()
 
     def probe(self) -> None:
-        """Commands are asked when they are needed."""
+        """Nothing to check: a command shows its errors when it is used."""
 
     def keep(self, path: str, name: str, size: int) -> None:
         """Take a whole, durable tar under its name."""
@@ -71,9 +70,9 @@ class Tape:
         os.unlink(path)
 
     def keep_index(self, body: bytes, name: str) -> None:
-        """A copy of the index for the back end, so that the vault can be read without this host."""
+        """Copy the index to the back end, so that the vault can be read without this host."""
         if self._commands:
-            path = os.path.join(self._root, ".part.index")  # one at a time: the vault's lock is held
+            path = os.path.join(self._root, ".part.index")  # one name is enough: the caller holds the vault's lock
             replace_file(path, body)
             self._run("put-command", file=path, name=name)
             os.unlink(path)
@@ -99,7 +98,7 @@ class Tape:
 
     @contextmanager
     def open(self, name: str, offset: int, size: int) -> Iterator[BinaryIO]:
-        """Its bytes from offset on. CORRUPT if the tar is not there."""
+        """Open the tar at offset. CORRUPT if the tar is missing."""
         if not size:
             yield io.BytesIO()
         elif "read-command" in self._commands and name not in self._staged:
@@ -117,7 +116,7 @@ class Tape:
                 yield file
 
     def sweep(self) -> None:
-        """Remove temporary tars of processes that are dead: nobody holds their locks."""
+        """Remove temporary tars of dead processes: their locks are free."""
         for name in os.listdir(self._root):
             if not name.startswith(".part.") or name == ".part.index":
                 continue
@@ -133,7 +132,7 @@ class Tape:
     # commands
 
     def _stage(self, name: str) -> str:
-        """A file here with the tar's bytes, fetched if it is not here yet."""
+        """A local file with the tar's bytes, fetched if necessary."""
         with self._lock:
             if name in self._staged:
                 self._staged.move_to_end(name)
@@ -147,7 +146,7 @@ class Tape:
             return path
 
     def _size(self, name: str) -> int:
-        """What the back end holds; -1 if it holds nothing under the name."""
+        """The size at the back end; -1 if it holds nothing under the name."""
         done = self._finish(self._start("size-command", name=name))
         numbers = re.findall(rb"[0-9]+", done.stdout)
         return int(numbers[-1]) if done.returncode == 0 and numbers else -1

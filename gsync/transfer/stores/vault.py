@@ -1,15 +1,15 @@
 """A vault: append-only tar files and an index file for each, as tape-like storage wants them.
 
-    <vault>/gsync-vault.json    says that this is one
+    <vault>/gsync-vault.json    marks the directory as a vault
             00000001.tar        members, with all attributes in pax headers: any tar reads them
-            00000001.tar.idx    a JSON line for each (path, offset, size, SHA-256, attributes), and one that closes it
-            catalog.db          what the indexes say together, for looking things up; made anew if it is gone
+            00000001.tar.idx    a JSON line for each (path, offset, size, SHA-256, attributes), and a closing line
+            catalog.db          the merged content of the indexes, for lookups; rebuilt if it is lost
 
-An index without members (deletions, moves, attributes) has no tar. What the vault holds is what its indexes say when
-they are read in their order. Promise: a member counts once its tar is on disk, then its index, and the index was read
-back and is what was written; all that comes before has a temporary name. A member is read with its index row alone, and
-what does not have its SHA-256 is CORRUPT, never given out as if it were whole.
-With commands set (for hsi, htar and the like) tars are kept by these alone, and indexes by them too.
+An index without members (deletions, moves, attributes) has no tar. The indexes, read in order, define what the vault
+holds. Promise: a member counts once its tar is on disk, its index follows, and the index was read back and is as
+written; until then everything has a temporary name. A member can be read with its index row alone. One whose SHA-256
+does not match is CORRUPT, never returned as whole.
+If commands are set (for hsi, htar and the like), they alone keep the tars, and also keep the indexes.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from gsync.transfer.stores.vaultfiles import VaultFiles
 from gsync.transfer.stores.vaultindex import PAGE, Member, VaultContents
 
 OPTIONS = ("tar-size", *Tape.OPTIONS)
-_MOST = 20_000           # entries of one tar: what a batch keeps in memory
+_MOST = 20_000           # entries of one tar: a batch keeps them in memory
 _TAR_SIZE = 4 << 30      # bytes after which a batch begins another tar
 
 
 class VaultStore:
-    """The vault in the directory `root`. STORE_DOWN if it is not there, UsageError if it is none. Any thread may call;
-    a batch is its thread's own."""
+    """The vault in the directory `root`. STORE_DOWN if it cannot be found, UsageError if it is misconfigured. Any
+    thread may call it; each thread has a batch of its own."""
 
     kind = "tar"
 
@@ -63,7 +63,7 @@ class VaultStore:
         self._refresh()
 
     def close(self) -> None:
-        """What is not committed is dropped."""
+        """Close the store; an uncommitted batch is dropped."""
         self._drop()
         self._catalog.close()
         self._tape.close()
@@ -72,7 +72,7 @@ class VaultStore:
         self._files.probe()
         self._tape.probe()
 
-    # looking
+    # reading
 
     def stat(self, path: bytes) -> Item | None:
         entry = self._entry(path)
@@ -99,7 +99,7 @@ class VaultStore:
         if entry is None or path in self._pending():
             return False
         if not entry.tar:
-            return True  # it is in an index alone, and that was read back
+            return True  # only an index holds it, and that was read back
         with self._lock:
             size = self._catalog.size_of_tar(entry.tar)
         return self._files.holds(entry.tar, size)
@@ -120,7 +120,7 @@ class VaultStore:
         return Content(entry.item.size, entry.sha256)
 
     def _blocks(self, entry: Member) -> Iterator[bytes]:
-        """The member's bytes; CORRUPT at the end, or where it ends too early, if they are not what was put."""
+        """Yield the member's bytes; CORRUPT if the tar is truncated, or at the end if the checksum differs."""
         path = entry.item.path
         if path in self._pending() or (entry.tar and entry.tar == self._batch_tar()):
             self._flush()
@@ -144,7 +144,7 @@ class VaultStore:
             found = os.statvfs(self._root)
             return found.f_bavail * found.f_frsize
 
-    # putting in
+    # writing
 
     def put(self, path: bytes, source: BinaryIO, item: Item | None = None, replace: bool = False) -> Content:
         with self.batch():
@@ -239,7 +239,7 @@ class VaultStore:
 
     @contextmanager
     def batch(self) -> Iterator[None]:
-        """One tar and one index when it ends (more where it grows large)."""
+        """Write one tar and one index at the end (more if the batch grows large)."""
         if getattr(self._local, "inside", False):
             yield
             return
@@ -273,12 +273,12 @@ class VaultStore:
             batch.drop()
 
     def _flush(self) -> None:
-        """Commit what this thread's batch holds, so that the catalog knows it."""
+        """Commit this thread's batch, so that the catalog knows its entries."""
         if self._batch is not None:
             self._commit()
 
     def _roll(self) -> None:
-        """Start another tar if this one is large enough."""
+        """Commit the batch if it is large enough, so that the next entry starts another tar."""
         batch = self._begun()
         if len(batch.records) >= _MOST or batch.size >= self._tar_size:
             self._commit()
@@ -301,12 +301,12 @@ class VaultStore:
             batch.drop()
 
     def _remove_dead(self) -> None:
-        """Tars of which no member is left."""
+        """Delete tars without a remaining member."""
         for name in self._catalog.dead_tars():
             self._tape.delete(name)
             self._catalog.forget_tar(name)
 
-    # what the indexes say
+    # the merged indexes
 
     def _refresh(self) -> None:
         """Read the indexes that are not in the catalog yet."""
@@ -318,7 +318,7 @@ class VaultStore:
                 raise StoreError(f"store {self.name}: index {min(gone)} is missing; restore it from a copy of "
                                  "the vault", Category.CORRUPT)
             fresh = [name for name in names if name not in known]
-            if fresh and known and fresh[0] < max(known):  # one that was away came back
+            if fresh and known and fresh[0] < max(known):  # a missing index came back
                 self._catalog.clear()
                 fresh = names
             for name in fresh:
@@ -370,7 +370,7 @@ class VaultStore:
         given = item or Item(path, stat.S_IFDIR, mode=0o755, uid=os.geteuid(), gid=os.getegid())
         if path:
             self._begun().add(path, given, tarfile.DIRTYPE)
-        # Directories that two processes make at once are no conflict.
+        # Two processes may make the same directory at once; that is no conflict.
         self._begun().note(Member(replace(_whole(given, path, 0), kind=stat.S_IFDIR),
                                   self._batch_tar() if path else ""))
 

@@ -1,4 +1,4 @@
-"""What a thread is putting into a vault: a tar under a temporary name, and the lines of its index.
+"""A thread's unfinished batch for a vault: a tar under a temporary name, and the records of its index.
 
 Any tar program reads the members: their attributes are in pax headers. Not here: how the tar and the index get their
 names (vaultfiles).
@@ -25,15 +25,15 @@ _SIZE_DIGITS = 20
 
 
 class TarBatch:
-    """For the vault in the directory `root`; name: of its store, for messages."""
+    """A batch for the vault in the directory `root`; name: of its store, for messages."""
 
     def __init__(self, name: str, root: str, tape: Tape) -> None:
         self._name, self._root, self._tape = name, root, tape
         self._file: io.BufferedRandom | None = None
         self.path = ""
         self.records: list[dict[str, Any]] = []
-        self.entries: dict[bytes, Member | None] = {}  # as they are with this batch; None: removed
-        self.new: set[bytes] = set()  # paths at which nothing may have been
+        self.entries: dict[bytes, Member | None] = {}  # as of this batch; None: removed
+        self.new: set[bytes] = set()  # paths that must not exist in the vault yet
 
     @property
     def tar(self) -> str:
@@ -45,7 +45,7 @@ class TarBatch:
         return self._file.tell() if self._file is not None else 0
 
     def finish(self) -> int:
-        """Make the tar whole and durable; its size, 0 if there is none."""
+        """Make the tar whole and durable; return its size, 0 if there is none."""
         if self._file is None:
             return 0
         self._file.write(bytes(2 * _TAR_BLOCK))
@@ -54,7 +54,7 @@ class TarBatch:
         return self._file.tell()
 
     def drop(self) -> None:
-        """Remove the tar if it has only its temporary name."""
+        """Remove the tar if it still has its temporary name."""
         if self._file is not None:
             self._file.close()
             with suppress(FileNotFoundError):
@@ -79,17 +79,17 @@ class TarBatch:
     # the tar
 
     def add(self, path: bytes, item: Item, kind: bytes, target: bytes = b"") -> None:
-        """A member without content. kind: as tarfile names it; target: of a link."""
+        """Add a member without content. kind: as tarfile names it; target: of a link."""
         info = _info(path, item, kind)
         info.linkname = os.fsdecode(target)
         with store_io(self._name, "put", path):
             self._tar().write(_header(info))
 
     def append(self, path: bytes, source: BinaryIO, item: Item) -> tuple[Content, int]:
-        """A file's header and data, and the header again once the size is known; what was written, and its offset. If
-        the source fails, the member is cut off."""
+        """Add a file: its header, its data, and the header again once the size is known. Returns the content and its
+        offset. If the source fails, the member is cut off."""
         info = _info(path, item, tarfile.REGTYPE)
-        headers = {**info.pax_headers, "size": "0" * _SIZE_DIGITS}  # of one length, whatever the size becomes
+        headers = {**info.pax_headers, "size": "0" * _SIZE_DIGITS}  # of fixed length, whatever the size becomes
         info.pax_headers = headers
         with store_io(self._name, "put", path):
             tar = self._tar()
@@ -125,10 +125,10 @@ class TarBatch:
             while True:
                 self.path = os.path.join(self._root, f".part.{os.getpid()}.{secrets.token_hex(4)}")
                 fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-                fcntl.flock(fd, fcntl.LOCK_SH)  # for as long as it is written: see sweep
+                fcntl.flock(fd, fcntl.LOCK_SH)  # held while the tar is written, so that no sweep removes it
                 if os.fstat(fd).st_nlink:
                     break
-                os.close(fd)  # swept by somebody else before it was locked
+                os.close(fd)  # another process swept it before it was locked
             self._file = io.BufferedRandom(io.FileIO(fd, "r+b"), BLOCK)
         return self._file
 
@@ -146,7 +146,7 @@ def _info(path: bytes, item: Item, kind: bytes) -> tarfile.TarInfo:
 
 
 def _is_text(name: bytes) -> bool:
-    """Whether pax can have it as a keyword; where it cannot, the index alone has the xattr."""
+    """Whether the name can be a pax keyword; if not, only the index holds the xattr."""
     try:
         return "=" not in name.decode()
     except UnicodeDecodeError:

@@ -1,9 +1,8 @@
-"""The files of a vault: the marker that makes a directory one, its index files, and the lock of those who write.
+"""The files of a vault: the marker of its directory, its index files, and the writers' lock.
 
-Promise: a batch counts once its tar is on disk, then its index,
-and the index was read back and is what was written; all
-that comes before has a temporary name. Not here: what the indexes say together (vaultindex), the tars (tape), what is
-being put together (vaultbatch).
+Promise: a batch counts once its tar is on disk, its index follows, and the index was read back and is as written; until
+then everything has a temporary name. Not here: the merged content of the indexes (vaultindex), the tars (tape), an
+unfinished batch (vaultbatch).
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _INDEX = re.compile(r"([0-9]{8})\.tar\.idx")
 
 
 def make_vault(root: str) -> None:
-    """Make an empty directory a vault; fine if it is one. UsageError if it is not there, or not empty."""
+    """Make an empty directory a vault; fine if it is one. UsageError if it is missing or not empty."""
     try:
         names = os.listdir(root)
     except OSError as exc:
@@ -43,13 +42,13 @@ def make_vault(root: str) -> None:
 
 
 class VaultFiles:
-    """Of the vault in the directory `root`; name: of its store, for messages."""
+    """The files of the vault in the directory `root`; name: of its store, for messages."""
 
     def __init__(self, name: str, root: str, tape: Tape) -> None:
         self._name, self._root, self._tape = name, root, tape
 
     def probe(self) -> None:
-        """STORE_DOWN if the directory is not a vault, which may be because it is not mounted."""
+        """STORE_DOWN if the directory is not a vault, perhaps because it is not mounted."""
         try:
             with open(os.path.join(self._root, MARKER), encoding="ascii") as file:
                 values = json.load(file)
@@ -71,7 +70,7 @@ class VaultFiles:
         return self._tape.holds(tar, size) and os.path.exists(os.path.join(self._root, tar + ".idx"))
 
     def publish(self, batch: TarBatch) -> VaultIndex:
-        """Give a batch its tar and index, each durable before it has its name; read the index back. The caller is
+        """Give a batch its tar and index, each durable before it gets its name; read the index back. The caller must be
         `alone`."""
         name = f"{self._next_number():08d}.tar"
         size = batch.finish()
@@ -93,13 +92,13 @@ class VaultFiles:
         return self.read_index(name + ".idx")
 
     def _next_number(self) -> int:
-        """Behind the last index. A tar that has this number already was never indexed, and is written over."""
+        """The number after the last index. A tar that already has it was never indexed, and is overwritten."""
         names = self.indexes()
         return int(names[-1].partition(".")[0]) + 1 if names else 1
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """The only writer among all processes; temporary names that are there now belong to dead ones."""
+        """Be the only writer among all processes. Temporary names that exist now belong to dead processes."""
         fd = os.open(os.path.join(self._root, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
@@ -108,7 +107,7 @@ class VaultFiles:
             os.close(fd)
 
     def read_index(self, name: str) -> VaultIndex:
-        """CORRUPT if it is not closed, or not what it was closed with."""
+        """Read an index; CORRUPT if its closing line is missing or does not match."""
         with open(os.path.join(self._root, name), "rb") as file:
             body = file.read()
         try:

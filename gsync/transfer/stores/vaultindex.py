@@ -1,7 +1,7 @@
-"""The indexes of a vault, and the catalog of what they say together.
+"""The indexes of a vault, and the catalog of their merged content.
 
-An index is a list of records, one for each entry that was put, changed, moved or removed. Not here: the files that they
-lie in (vault).
+An index is a list of records, one for each entry that was put, changed, moved or removed. Not here: the index files
+(vaultfiles).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CREATE TABLE IF NOT EXISTS tars (name TEXT PRIMARY KEY, size INTEGER NOT NULL) W
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """An entry and where it is: in which tar, and from where on its bytes are (-1: it has none)."""
+    """An entry and its location: the tar, and the offset of its bytes there (-1: it has none)."""
 
     item: Item
     tar: str = ""
@@ -65,7 +65,7 @@ def record_of(entry: Member) -> dict[str, Any]:
 
 
 def named(record: dict[str, Any], temporary: str, name: str) -> dict[str, Any]:
-    """The record with the name that its tar gets."""
+    """The record with the tar's final name."""
     return {**record, "tar": name} if record.get("tar") == temporary and temporary else record
 
 
@@ -78,7 +78,7 @@ def member_of(record: Mapping[str, Any]) -> Member:
 
 
 class VaultContents:
-    """What the indexes say together, in a SQLite file that may be thrown away."""
+    """The merged content of the indexes, in a SQLite file that may be deleted."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -91,7 +91,7 @@ class VaultContents:
             self._open()
 
     def _open(self) -> None:
-        # NORMAL: what a power cut takes back is read from the indexes again.
+        # NORMAL: rows lost in a power cut are read from the indexes again.
         self._db = Database.open(self._path, _SCHEMA, synchronous="NORMAL", threads=True)
 
     def close(self) -> None:
@@ -154,5 +154,5 @@ def _from_row(row: tuple[bytes, str]) -> Member:
 
 
 def _parent(path: bytes) -> bytes | None:
-    """b"" for what is at the top; something that is nobody's parent for the root itself."""
+    """b"" for an entry at the top; for the root itself a value that is nobody's parent."""
     return path.rpartition(b"/")[0] if path else b"/"
