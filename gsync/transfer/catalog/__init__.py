@@ -1,1 +1,1 @@
-"""Catalogs that are told of files: what a catalog is, publication in blocks, reports for AsyncStageOut."""
+"""Catalogs of files: the kinds of catalog, publication in blocks, reports for AsyncStageOut."""

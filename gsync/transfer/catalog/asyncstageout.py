@@ -1,11 +1,11 @@
-"""AsyncStageOut's reporter files: what has ended, as its users' scripts read it from an outbox.
+"""AsyncStageOut's reporter files: ended transfers, as its users' scripts read them from an outbox.
 
 `<outbox>/<user>/Reporter-<time>.json` with the lists LFNs, transferStatus ("done" or "failed") and failure_reason, of
-one length, and timestamp and username. Format and names: CRAB's AsyncStageOut, its monitor's outbox.
+equal length, and timestamp and username. Format and names: CRAB's AsyncStageOut, its monitor's outbox.
 
-Promise: a file is there whole or not at all, and is never replaced; every transfer is in exactly one file, in spite of
-kills at any point. A file is prepared under a hidden name and then renamed: once the hidden one is gone it was
-delivered, even if its reader has taken it away already.
+Promise: a file is there whole or not at all, and is never replaced; every transfer is in exactly one file, even if the
+process is killed at any point. A file is prepared under a hidden name and then renamed. Once the hidden name is gone
+the file was delivered, even if its reader has already taken it away.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ CREATE TABLE IF NOT EXISTS reported (transfer INTEGER PRIMARY KEY, changed INTEG
 
 
 def reporter_json(user: str, ended: list[Transfer], now: int) -> dict[str, Any]:
-    """The content of a file; `now` in ns. ASO knows two outcomes: what was killed has failed, with that reason."""
+    """The content of a file; `now` in ns. ASO knows two outcomes: a killed transfer counts as failed, with that
+    reason."""
     done = [each.state is TransferState.DONE for each in ended]
     return {"LFNs": [os.fsdecode(each.path) for each in ended],
             "transferStatus": ["done" if ok else "failed" for ok in done],
@@ -45,14 +46,14 @@ def reporter_json(user: str, ended: list[Transfer], now: int) -> dict[str, Any]:
 
 
 class Outbox:
-    """The folder `path`, made if it is missing. One reporter at a time: LockedError."""
+    """The folder `path`, created if missing. One reporter at a time: LockedError."""
 
     def __init__(self, path: str, clock: Clock = SYSTEM_CLOCK) -> None:
         self._path = os.path.abspath(path)
         self._clock = clock
 
     def report(self, transfers: Transfers) -> int:
-        """Write what has ended and was not reported here yet; how many files."""
+        """Write the ended transfers that were not reported here yet; return the number of files."""
         try:
             make_dirs(self._path, 0o755)
             with Lock(os.path.join(self._path, ".gsync-reporter.lock"), f"the reporter of {self._path}"), \
@@ -70,14 +71,14 @@ class Outbox:
             yield db
 
     def _prepare(self, db: Database, transfers: Transfers) -> None:
-        """Note what was not reported yet as files to be written."""
+        """Record the unreported transfers as files to be written."""
         blocks: dict[str, list[Transfer]] = {}
         for state in ENDED:
             after = 0
             while page := transfers.page(state=state, after=after):
                 after = page[-1].id
                 for each in page:
-                    # Its time with it: what failed, was tried again and has ended anew is a new result.
+                    # The time counts too: a failed transfer that was retried and has ended anew is a new result.
                     known = db.execute("SELECT changed FROM reported WHERE transfer=?", (each.id,)).fetchone()
                     if (known is None or known[0] != each.changed) and _is_result(transfers, each):
                         blocks.setdefault(each.owner, []).append(each)
@@ -90,7 +91,7 @@ class Outbox:
         data = json.dumps(reporter_json(owner, ended, now)).encode("ascii")
         with db.atomic():
             ident = db.execute("INSERT INTO files (user, data, state) VALUES (?,?,'NEW')", (owner, data)).lastrowid
-            # The number makes the name one that no other file has had, whatever the clock does.
+            # The number makes the name unique, whatever the clock does.
             db.execute("UPDATE files SET name=? WHERE id=?", (f"Reporter-{now // 10**9}.{ident}.json", ident))
             db.executemany("INSERT OR REPLACE INTO reported VALUES (?,?)", ((each.id, each.changed) for each in ended))
 
@@ -113,7 +114,8 @@ class Outbox:
 
 
 def _is_result(transfers: Transfers, each: Transfer) -> bool:
-    """Whether it tells that a file has come to where it was wanted, or will not: a send has only one such transfer."""
+    """Whether the transfer tells that a file has reached its destination, or never will: a send has only one such
+    transfer."""
     if each.kind not in ("place", "replicate"):
         return each.kind == "copy"
     operations = {operation.kind: operation.state for operation in transfers.operations(each.request)}
@@ -122,6 +124,6 @@ def _is_result(transfers: Transfers, each: Transfer) -> bool:
 
 
 def _folder_name(user: str) -> str:
-    """Of one part, whatever the user is called."""
+    """A name of one path component for any user."""
     name = quote(user, safe="@+ ")
     return "%2E" + name[1:] if name.startswith(".") else name

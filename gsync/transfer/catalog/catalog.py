@@ -1,7 +1,7 @@
-"""Catalogs: where files that have arrived are made known, and what is known of them is taken back.
+"""Catalogs: arrived files are registered there, and withdrawn later if necessary.
 
-Promise: the same entry, applied any number of times, is in the catalog once; an entry that was withdrawn does not come
-back. `apply` has every entry of its block in the catalog, or raises (and then some may be).
+Promise: an entry that is applied several times is in the catalog once; a withdrawn entry does not come back. After
+`apply`, the catalog has every entry of the block; if it raises, it may have some.
 Not here: when a block is due and what happens after an error (publish, send).
 
 A catalog is written as one word, for `--register` and in a request's record:
@@ -46,15 +46,15 @@ CREATE TABLE IF NOT EXISTS replicas (
   request TEXT, registered INTEGER, withdrawn INTEGER);
 CREATE INDEX IF NOT EXISTS replicas_by_name ON replicas (name);
 """
-# What a command says with its exit code (sysexits.h).
+# The meaning of a command's exit status (sysexits.h).
 _EXITS = {os.EX_USAGE: Category.PERMANENT, os.EX_DATAERR: Category.PERMANENT, os.EX_NOPERM: Category.PERMANENT,
           os.EX_UNAVAILABLE: Category.STORE_DOWN, os.EX_TEMPFAIL: Category.STORE_DOWN}
-# Answers of an HTTP server that take nothing for now (RFC 9110, RFC 6585, RFC 8470).
+# Answers of an HTTP server that is unavailable for now (RFC 9110, RFC 6585, RFC 8470).
 _NOT_NOW = {408, 423, 425, 429, 502, 503, 504}
 
 
 class CatalogError(StoreError):
-    """A catalog did not take a block; STORE_DOWN: it takes nothing for now."""
+    """A catalog did not take a block. STORE_DOWN: it is unavailable for now."""
 
     def __init__(self, catalog: str, why: object, category: Category) -> None:
         super().__init__(f"catalog {catalog}: {why}", category, down=catalog)
@@ -67,13 +67,13 @@ class Action(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """One replica of a file: what a catalog knows of it. `id` is the registration's identity, for ever."""
+    """One replica of a file, as a catalog knows it. `id` identifies the registration for ever."""
 
     id: str
-    name: bytes         # what its users call the file
+    name: bytes         # the file's name for its users
     store: str          # the name of the store that holds it
-    url: str            # where that store is
-    path: bytes         # where in the store
+    url: str            # the store's address
+    path: bytes         # the path in the store
     size: int           # bytes
     checksum: str       # "sha256:<hex>"
     owner: str
@@ -82,24 +82,24 @@ class Registration:
     action: Action = Action.REGISTER
 
     def as_json(self) -> dict[str, Any]:
-        """What commands, HTTP servers and JSON lines see. Names that are not UTF-8 come with their bytes."""
+        """The entry for commands, HTTP servers and JSON lines. A name that is not UTF-8 comes with its bytes."""
         return {"action": self.action.value, "id": self.id, "name": _text(self.name), "store": self.store,
                 "url": self.url, "path": _text(self.path), "size": self.size, "checksum": self.checksum,
                 "owner": self.owner, "request": self.request, "time": rfc3339(self.time)}
 
 
 class Catalog(Protocol):
-    """Where entries go."""
+    """The interface of every catalog."""
 
-    text: str           # the word that `open_catalog` makes it of again
+    text: str           # the word from which `open_catalog` makes it again
 
     def apply(self, entries: Sequence[Registration], again: bool = False) -> None:
-        """Register or withdraw; CatalogError. `again`: a block with some of them may have come through before."""
+        """Register or withdraw; CatalogError. `again`: an earlier try may have delivered some of the entries."""
 
 
 class SqliteCatalog:
-    """The table `replicas` of an SQLite file, which people query with sqlite-utils' own tools too. A withdrawn entry
-    leaves its row, so that it stays withdrawn."""
+    """The table `replicas` of an SQLite file, which sqlite-utils' own tools can query too. A withdrawn entry leaves its
+    row, so that it stays withdrawn."""
 
     def __init__(self, path: str, text: str | None = None, timeout: float = TIMEOUT) -> None:
         self.text = text or f"sqlite:{path}"
@@ -125,15 +125,15 @@ class SqliteCatalog:
             raise CatalogError(self.text, exc.strerror, Category.STORE_DOWN) from exc
 
     def where(self, name: bytes) -> list[tuple[str, bytes]]:
-        """Which stores hold a file, and at which path: oldest first."""
+        """The stores that hold a file, each with its path there, oldest first."""
         with closing(_open(self._path, self._timeout)) as db:
             rows = db.table("replicas").rows_where("name=? AND withdrawn IS NULL", [name], order_by="registered")
             return [(row["store"], row["path"]) for row in rows]
 
 
 def _open(path: str, timeout: float) -> sqlite_utils.Database:
-    """The file, with its table; errors as of sqlite3, UsageError for one of a newer gsync."""
-    import sqlite_utils  # a fifth of a second that only those wait for who register something
+    """Open the file, with its table. Errors are sqlite3's; UsageError if a newer gsync wrote it."""
+    import sqlite_utils  # takes 0.2 s to load: only those who register something wait for it
 
     return sqlite_utils.Database(Database.open(path, _SCHEMA, _SCHEMA_VERSION, synchronous="FULL", timeout=timeout))
 
@@ -173,14 +173,14 @@ class JsonLinesCatalog:
                     value = json.loads(line)
                     key = (str(value["action"]), str(value["id"]))
                 except (ValueError, KeyError, TypeError):
-                    continue  # somebody else's line
+                    continue  # another program's line
                 if key in wanted:
                     found.add(key)
         return found
 
 
 def _drop_torn_line(fd: int) -> int:
-    """Cut off what a writer that was killed left behind the last newline; where the file ends now."""
+    """Cut off what a killed writer left after the last newline; return the file's end then."""
     end = os.fstat(fd).st_size
     at = end
     while at > 0:
@@ -203,8 +203,8 @@ def _write_all(fd: int, data: bytes) -> None:
 
 
 class CommandCatalog:
-    """A program of the admin's. Exit code 0: all entries are taken; 64, 65, 77 (sysexits.h): refused for ever; 69,
-    75: it takes nothing for now; any other one: these entries did not get in this time."""
+    """A program of the admin's. Exit status 0: all entries are taken; 64, 65, 77 (sysexits.h): refused for ever; 69,
+    75: unavailable for now; any other: these entries failed this time."""
 
     def __init__(self, argv: Sequence[str], timeout: float = TIMEOUT) -> None:
         self.text = f"command:{shlex.join(argv)}"
@@ -226,16 +226,16 @@ class CommandCatalog:
 
 
 class HttpCatalog:
-    """POST of {"entries": [...]} to a URL. 2xx: all are taken. 4xx: refused for ever, but for those that mean "not
-    now". Idempotency-Key is the same for the same block. No redirect is followed: it would turn a POST into a GET.
-    """
+    """POST of {"entries": [...]} to a URL. 2xx: all are taken. 4xx: refused for ever, except for those that mean "not
+    now". Idempotency-Key is the same for the same block. Redirects are not followed: they would turn a POST into a
+    GET."""
 
     def __init__(self, url: str, timeout: float = TIMEOUT) -> None:
         self.text = url
         self._timeout = timeout
 
     def apply(self, entries: Sequence[Registration], again: bool = False) -> None:
-        import urllib3  # not for every start of a command
+        import urllib3  # not loaded at every start of a command
 
         key = hashlib.sha256("\n".join(f"{e.action.value} {e.id}" for e in entries).encode("ascii")).hexdigest()
         headers = {"Content-Type": "application/json", "Idempotency-Key": key, **_authorization(self.text)}
@@ -291,7 +291,7 @@ def parse_catalog(text: str) -> str:
 
 
 def open_catalog(text: str, home: str) -> Catalog:
-    """The catalog that a word names; `home`: gsync's state directory. UsageError."""
+    """Open the catalog that a word names; `home`: gsync's state directory. UsageError if it names none."""
     text = parse_catalog(text)
     kind, _, rest = text.partition(":")
     if text == "default":

@@ -1,10 +1,11 @@
-"""The publisher: what has arrived and is marked for publication is registered in its catalog, in blocks.
+"""The publisher: registers arrived files that are marked for publication in their catalogs, in blocks.
 
 A publication has states of its own beside its transfer's: NEW (it will be published once its transfer is DONE),
-ACQUIRED (a publisher is at it, until a time), DONE, RETRY (not before a time), FAILED, NOT_REQUIRED (its transfer
-failed or was killed). Promise: an entry reaches the catalog once, in spite of kills at any point: the catalog knows it
-by its id. An entry that a catalog refuses does not hold up the others of its block. Any number of publishers.
-Not here: what a catalog is (catalog), when transfers are done (worker), what an error means (retry).
+ACQUIRED (a publisher holds it, until a time), DONE, RETRY (not before a time), FAILED, NOT_REQUIRED (its transfer
+failed or was killed). Promise: an entry reaches the catalog once, even if the process is killed at any point: the
+catalog recognizes it by its id. An entry that a catalog refuses does not hold up the others of its block. Any number of
+publishers.
+Not here: the kinds of catalog (catalog), when transfers are done (worker), what an error means (retry).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from gsync.transfer.stores.store import Category
 
 _log = get_logger(__name__)
 
-LEASE = 600.0   # seconds for which a publisher has a block; longer than a catalog may take
+LEASE = 600.0   # seconds for which a publisher holds a block; longer than any catalog takes
 
 
 class Publication(Enum):
@@ -43,8 +44,8 @@ class Publication(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """What is published of a request: from min_files on, or from when the oldest has waited for max_age (s), or all
-    that is left once the request has ended. block: entries that a catalog is given at a time."""
+    """When to publish files of a request: once min_files have arrived, or the oldest has waited for max_age (s), or the
+    request has ended. block: the number of entries given to a catalog at a time."""
 
     min_files: int = 100
     max_age: float = 18_800.0
@@ -61,7 +62,7 @@ _JOINED = "transfers t JOIN requests r ON r.id=t.request LEFT JOIN publications 
 
 
 class Publisher:
-    """Publishes what is due, out of the database `transfers`."""
+    """Publishes due entries from the database `transfers`."""
 
     def __init__(self, transfers: Transfers, stores: Stores, open_catalog: Callable[[str], Catalog],
                  thresholds: Thresholds | None = None, policy: RetryPolicy | None = None, lease: float = LEASE
@@ -75,13 +76,14 @@ class Publisher:
         transfers.make_tables(_TABLE)
 
     def run(self, stop: threading.Event, every: float = 10.0) -> None:
-        """Look every so many seconds, until stopped."""
+        """Publish every so many seconds, until stopped."""
         while not stop.is_set():
             self.once(stop=stop)
             stop.wait(every)
 
     def once(self, force: bool = False, stop: threading.Event | None = None) -> dict[Publication, int]:
-        """Publish what is due now, with `force` whatever has arrived; how many came to DONE, RETRY and FAILED."""
+        """Publish the due entries, with `force` all that have arrived; return the number that came to DONE, RETRY and
+        FAILED."""
         self._look_after()
         done: dict[Publication, int] = {}
         down: set[str] = set()
@@ -94,7 +96,7 @@ class Publisher:
         return done
 
     def _look_after(self) -> None:
-        """What a killed publisher had is to be looked at again; what will never arrive is not to be published."""
+        """Free the blocks of killed publishers, and cancel publications that can never be due."""
         with self._transfers.atomic() as db:
             db.execute("UPDATE transfers SET publication='RETRY' WHERE publication='ACQUIRED' AND "
                        "coalesce((SELECT lease FROM publications WHERE transfer=transfers.id), 0)<?",
@@ -103,7 +105,7 @@ class Publisher:
                        "('FAILED', 'KILLED')")
 
     def _take(self, without: set[str], force: bool) -> tuple[str, list[Any]]:
-        """The next block: its catalog, and (transfer, known before) of each."""
+        """The next block: its catalog, and (transfer, known before) of each entry."""
         now, limit = self._transfers.clock.now(), self._thresholds.block
         with self._transfers.atomic() as db:
             due = {catalog: requests for catalog, requests in self._due(now, force).items() if catalog not in without}
@@ -125,7 +127,7 @@ class Publisher:
             return catalog, rows
 
     def _due(self, now: int, force: bool) -> dict[str, dict[str, int]]:
-        """By catalog and request: how many publications are due."""
+        """The number of due publications, by catalog and request."""
         limits = self._thresholds
         due: dict[str, dict[str, int]] = {}
         for catalog, request, count, oldest, again, ended in self._transfers.read(
@@ -136,7 +138,7 @@ class Publisher:
         return due
 
     def look(self, force: bool = False) -> dict[str, int]:
-        """How many entries `once` would give to which catalog."""
+        """The number of entries that `once` would give to each catalog."""
         return {catalog: sum(requests.values()) for catalog,
                 requests in self._due(self._transfers.clock.now(), force).items()}
 
@@ -149,7 +151,7 @@ class Publisher:
         except UsageError as exc:
             errors = dict.fromkeys(entries, CatalogError(text, exc, Category.PERMANENT))
         if any(error.category is Category.STORE_DOWN for error in errors.values()):
-            down.add(text)  # the rest of it need not be tried now
+            down.add(text)  # skip the rest of its blocks for now
         count: dict[Publication, int] = {}
         now = self._transfers.clock.now()
         with self._transfers.atomic() as db:
@@ -175,13 +177,13 @@ class Publisher:
         try:
             url = self._stores.known(store).url if "/" not in store else store
         except GsyncError:
-            url = store  # it was removed since
+            url = store  # the store was removed since
         return Registration(key, path, store, url, path, size or 0, f"sha256:{checksum}" if checksum else "", owner,
                             request,
                      changed)
 
     def retry(self, requests: Sequence[str] = ()) -> int:
-        """Have what FAILED (or waits) tried again at once, of these requests or of all; how many."""
+        """Retry FAILED and waiting publications at once, of these requests or of all; return their number."""
         with self._transfers.atomic() as db:
             where = f" AND request IN ({','.join('?' * len(requests))})" if requests else ""
             ids = [row[0] for row in db.execute(
@@ -191,7 +193,7 @@ class Publisher:
             return len(ids)
 
     def status(self) -> list[dict[str, Any]]:
-        """How many publications of each catalog are in which state, and why those that did not work did not."""
+        """The number of publications of each catalog in each state, and the reasons of those that failed."""
         rows = self._transfers.read(
             "SELECT t.catalog, t.publication, t.state='DONE', count(*), max(coalesce(p.reason, '')) FROM transfers t "
             "LEFT JOIN publications p ON p.transfer=t.id WHERE t.catalog IS NOT NULL GROUP BY 1, 2, 3 ORDER BY 1")
@@ -209,9 +211,9 @@ class Publisher:
 
 
 def publish_block(catalog: Catalog, entries: Sequence[Registration], again: bool) -> dict[str, CatalogError]:
-    """Have the catalog take the entries; which ones it did not, by id, and why.
+    """Give the entries to the catalog; return the errors of those it did not take, by id.
 
-    A block that it refuses for ever is halved until the entries that it minds are alone: the rest gets in.
+    A block that it refuses for ever is halved until the refused entries stand alone; the rest gets in.
     """
     try:
         catalog.apply(entries, again)

@@ -1,1 +1,1 @@
-"""Data sets delivered from a ready folder to their destination: units, checks, late files, nights, alerts."""
+"""Delivery of data sets from a ready folder to their destination: units, checks, late files, nights, alerts."""

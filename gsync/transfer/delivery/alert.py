@@ -1,7 +1,7 @@
-"""Alerts tell people to act: by mail, or with a command of theirs.
+"""Alerts ask people to act: by mail, or through a command of theirs.
 
 Promise: an alert that cannot be sent is logged, and holds up no delivery: the call returns within the time limit and
-raises nothing. The caller makes sure that the same thing is told once.
+raises nothing. The caller makes sure that the same alert is sent once.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from gsync.base.log import get_logger
 from gsync.transfer.delivery.dataset import Alerts
 
 _log = get_logger(__name__)
-_SAID = 300  # characters of what a command says
+_SAID = 300  # characters of a command's output
 
 
 class Alarm:
-    """Gives alerts as the settings say; without any it does nothing but log."""
+    """Sends alerts as configured; without configuration it only logs them."""
 
     def __init__(self, settings: Alerts) -> None:
         self._settings = settings
 
     def tell(self, event: str, about: str, reason: str, details: Mapping[str, object] | None = None) -> bool:
-        """event: `quarantined`, `failed`, `down`, `recovered`; about: the unit or the store. Whether all was told."""
+        """Send an alert; return whether all configured ways worked. event: `quarantined`, `failed`, `down`, `recovered`
+        and the like; about: the unit or the store."""
         _log.error(f"alert: {event}", about=about, reason=reason)
         told = True
         if self._settings.mail_to:
@@ -74,7 +75,7 @@ class Alarm:
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """The command and what it has started: nothing that still holds our pipe is waited for."""
+    """Kill the command and its children, so that none of them keeps our pipe open."""
     import os
     import signal
 
@@ -83,7 +84,7 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def mail(settings: Alerts, event: str, about: str, reason: str) -> EmailMessage:
-    """The message. What comes from file names is made one line of printable text."""
+    """The message. Text from file names becomes one line of printable text."""
     message = EmailMessage(policy=SMTP.clone(utf8=False))
     host = socket.gethostname()
     message["Subject"] = _line(f"gsync deliver: {event}: {about}")
@@ -102,7 +103,7 @@ def _line(text: str) -> str:
 
 
 def _connection(settings: Alerts) -> smtplib.SMTP:
-    """A connection to the server, logged in where that is asked for."""
+    """A connection to the mail server, logged in if a user is configured."""
     host, security = settings.smtp_host, settings.smtp_security
     port = settings.smtp_port or {"none": 25, "starttls": 587, "tls": 465}[security]
     if security == "tls":

@@ -1,7 +1,7 @@
-"""Audits: delivered units and their backups read back and compared with their checksum lists.
+"""Audits: delivered units and their backups are read back and compared with their checksum lists.
 
 They run only when ordered (`gsync deliver audit`), since they read everything. A unit that differs turns red and raises
-an alert; the destination is not touched. The next backup restores what the vault has lost.
+an alert; the destination is not touched. The next backup replaces what the vault has lost.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _AUDIT = "audit: "
 
 
 class Audits:
-    """Of one data set."""
+    """The audits of one data set."""
 
     def __init__(self, context: DataSetContext) -> None:
         self._context, self._dataset, self._db = context, context.dataset, context.db
 
     def read(self, done: Summary) -> None:
-        """All units for which it is ordered. A vault that cannot be asked leaves the order."""
+        """Audit all ordered units. If the vault is unreachable, the order stays."""
         for row in self._db.to_audit(self._dataset.name):
             self._context.stop_signal.check()
             try:
@@ -64,7 +64,7 @@ class Audits:
         return comparison
 
     def _in_vault(self, row: Delivery, comparison: Comparison) -> bool:
-        """Whether it is there as it is at the destination."""
+        """Whether the vault holds the unit as it is at the destination."""
         if not row.backed_up:
             return True
         vault, lost = self._context.stores.get(self._dataset.vault), []
@@ -82,7 +82,7 @@ class Audits:
             reason = f"missing or damaged in the vault: {', '.join(map(shown, lost[:10]))}"
             self._db.stage(row, Stage.BACKUP, False)
             self._db.backup_shown(row, TransferState.RETRY, reason)
-            self._tell(self._db.change(row, backed_up=0, reason=f"backup: {reason}"))  # until it is done again
+            self._tell(self._db.change(row, backed_up=0, reason=f"backup: {reason}"))  # until the next backup succeeds
         return not lost
 
     def _tell(self, row: Delivery) -> None:

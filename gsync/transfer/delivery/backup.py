@@ -1,7 +1,7 @@
 """Backup of delivered units to a vault, a night at a time.
 
-Promise: a unit counts as backed up only once the vault says that all of it is durable, and what was put is what the
-unit's list says. Not here: how a vault keeps its members (stores/vault).
+Promise: a unit counts as backed up only once the vault holds all of it durably and the bytes put there match the unit's
+list. Not here: how a vault keeps its members (stores/vault).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _log = get_logger(__name__)
 
 
 class Backups:
-    """Of one data set."""
+    """The backups of one data set."""
 
     def __init__(self, context: DataSetContext, late: LateFiles) -> None:
         self._context, self._dataset, self._db = context, context.dataset, context.db
@@ -36,16 +36,16 @@ class Backups:
         self._not_before = 0.0
 
     def due(self) -> list[Delivery]:
-        """Units that the vault does not have and should have by now, or that are ordered."""
+        """Units that the vault lacks and that are due or ordered."""
         return self._db.to_back_up(self._dataset.name, self._context.latest(self._dataset.backup))
 
     def put(self, done: Summary) -> None:
-        """Put into the vault what is due, with its late files."""
+        """Put the due units into the vault, with their late files."""
         rows = self.due()
         ordered = any(Stage.BACKUP in row.ordered for row in rows)
         if not rows or (self._monotonic() < self._not_before and not ordered):
             return
-        with suppress(Down):  # what the source cannot say now is not waited for: late files are backed up again
+        with suppress(Down):  # do not wait for an unreachable source: a unit with late files is backed up again
             lock = self._dataset.checksum_lock
             if not lock or not self._context.asked(lambda: self._context.source().locked(lock)):
                 self._late.fetch(done, [row for row in rows if row.caught < max(1, self._context.times_due(row))])
@@ -74,7 +74,7 @@ class Backups:
             self._db.change(row, told=f"backup: {reason}")
 
     def _put_group(self, rows: Sequence[Delivery]) -> int:
-        """Put units into the vault together; how many it now has, durably."""
+        """Put units into the vault together; return how many it now holds durably."""
         vault = self._context.stores.writable(self._dataset.vault)
         put: dict[bytes, list[tuple[bytes, str]]] = {}
         damaged: dict[bytes, list[bytes]] = {}
@@ -105,7 +105,8 @@ class Backups:
         return count
 
     def _put(self, vault: Store, row: Delivery) -> tuple[list[tuple[bytes, str]], list[bytes]]:
-        """Path in the vault and digest of each file that was put; and the files that are not as their list says."""
+        """Put one unit. Returns path in the vault and digest of each file, and the files that do not match their
+        list."""
         place = os.path.join(self._context.destination, row.path)
         root = os.fsencode(self._dataset.vault_path) + b"/" + row.path
         listed = self._listed(row, place)
@@ -154,7 +155,7 @@ def _item(path: bytes, target: bytes) -> Item:
 
 
 class _Reader:
-    """A file that tells of each piece that is read."""
+    """A file that reports each piece read."""
 
     def __init__(self, file: object, tell: Callable[[int], None]) -> None:
         self._file, self._tell = file, tell

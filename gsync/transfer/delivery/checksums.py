@@ -1,8 +1,8 @@
-"""Checksum lists as sha256sum(1) of GNU coreutils writes them, and a folder compared with one.
+"""Checksum lists as sha256sum(1) of GNU coreutils writes them, and the comparison of a folder with one.
 
-A line is the digest in hex, a space, a space or `*` (read as binary: no difference here), the name. A line that begins
-with a backslash has a name in which `\\\\`, `\\n` and `\\r` stand for those bytes. `SHA256 (name) = digest` (--tag) is
-read too. The last line needs no newline. Lists that came with CRLF are read as such if every line has it.
+A line is the digest in hex, a space, a space or `*` (binary mode, which makes no difference here), and the name. A line
+that begins with a backslash has a name in which `\\\\`, `\\n` and `\\r` stand for those bytes. `SHA256 (name) = digest`
+(--tag) is accepted too. The last line needs no newline. If every line ends in CRLF, the CR is ignored.
 Files are read 1 MiB at a time.
 """
 
@@ -23,12 +23,12 @@ _LARGEST = 1 << 30   # bytes of a list
 _PLAIN = re.compile(rb"(?P<digest>[0-9A-Fa-f]{64}) [ *](?P<name>.+)", re.DOTALL)
 _TAGGED = re.compile(rb"SHA256 \((?P<name>.+)\) = (?P<digest>[0-9A-Fa-f]{64})", re.DOTALL)
 _ESCAPED = {b"\\\\": b"\\", b"\\n": b"\n", b"\\r": b"\r"}
-_NAMED = 10          # names that a sentence gives
+_NAMED = 10          # names in a sentence
 
 
 @dataclass(frozen=True)
 class ChecksumList:
-    """What a list says: digests (lower case hex) by path relative to the list; and the lines that say nothing."""
+    """A parsed list: digests (lower case hex) by path relative to the list; and the lines that cannot be parsed."""
 
     digests: Mapping[bytes, str]
     bad: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ class ChecksumList:
 
 
 def _parsed(line: bytes) -> tuple[bytes, str]:
-    """Name and digest of a line; ValueError: what is wrong with it."""
+    """Name and digest of a line; ValueError says what is wrong with it."""
     escaped = line.startswith(b"\\")
     found = _PLAIN.fullmatch(line, 1 if escaped else 0) or _TAGGED.fullmatch(line, 1 if escaped else 0)
     if found is None or len(line) > _LONGEST:
@@ -80,7 +80,7 @@ def checked_name(name: bytes) -> bytes:
 
 
 def line_of(name: bytes, digest: str) -> bytes:
-    """The line that sha256sum(1) writes."""
+    """The line as sha256sum(1) writes it."""
     if not any(byte in name for byte in (b"\\", b"\n", b"\r")):
         return digest.encode() + b"  " + name + b"\n"
     name = name.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
@@ -89,10 +89,10 @@ def line_of(name: bytes, digest: str) -> bytes:
 
 @dataclass
 class Comparison:
-    """How a folder compares with its list: names, bytes relative to the folder, sorted. digests: what was computed."""
+    """How a folder compares with its list: names, bytes relative to the folder, sorted. digests: those computed."""
 
-    missing: list[bytes] = field(default_factory=list)       # listed, not there
-    extra: list[bytes] = field(default_factory=list)         # there, not listed
+    missing: list[bytes] = field(default_factory=list)       # listed, but missing
+    extra: list[bytes] = field(default_factory=list)         # present, but not listed
     mismatching: list[bytes] = field(default_factory=list)
     odd: list[bytes] = field(default_factory=list)           # neither file nor directory
     wrong: list[str] = field(default_factory=list)           # the list itself: absent, unreadable, bad lines
@@ -111,7 +111,7 @@ class Comparison:
         return "; ".join(part for part in parts if part)
 
     def lists(self) -> dict[str, list[str]]:
-        """For JSON and the page: the names by what is wrong with them, as os.fsdecode gives them."""
+        """For JSON and the page: the names by the kind of problem, as os.fsdecode gives them."""
         return {"list": list(self.wrong),
                 **{what: [os.fsdecode(name) for name in getattr(self, what)]
                    for what in ("missing", "extra", "mismatching", "odd")}}
@@ -125,8 +125,8 @@ def _some(before: str, names: list[str]) -> str:
 
 
 def verify(folder: bytes, list_name: bytes, progress: Callable[[int], None] = lambda count: None) -> Comparison:
-    """Compare a folder with the list in it. progress gets the bytes of each piece that was read, and may raise.
-    OSError: something that is there cannot be read."""
+    """Compare a folder with the list in it. progress gets the size of each piece read, and may raise. OSError if an
+    existing file cannot be read."""
     comparison = Comparison()
     listed = _read_list(folder, list_name, comparison)
     for name, kind in walk(folder):
@@ -140,7 +140,7 @@ def verify(folder: bytes, list_name: bytes, progress: Callable[[int], None] = la
         if name == list_name and name not in listed.digests:
             continue
         if name not in listed.digests:
-            if listed.digests:  # else there is nothing that they would be beside
+            if listed.digests:  # without a valid list, no file is extra
                 comparison.extra.append(name)
         elif listed.digests[name] != digest:
             comparison.mismatching.append(name)
@@ -173,7 +173,7 @@ def _read_list(folder: bytes, name: bytes, comparison: Comparison) -> ChecksumLi
 
 
 def walk(folder: bytes, below: bytes = b"") -> Iterator[tuple[bytes, int]]:
-    """The paths below a folder, each directory before what is in it, sorted, with the mode; no link is followed."""
+    """Yield the paths below a folder, each with its mode: sorted, a directory before its content. Follows no link."""
     pending = [below]
     while pending:
         here = pending.pop()

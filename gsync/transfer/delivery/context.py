@@ -1,4 +1,4 @@
-"""What all kinds of work on one data set share: its folders, its source, the rows of its units, and telling of them.
+"""The common base of all work on one data set: its folders, its source, the rows of its units, and alerts.
 
 A unit that a killed process was working on is finished here, or set back to a state from which it resumes. Not here:
 the work (deliver, latefiles, backup, audit), the steps on disk (placement).
@@ -36,7 +36,7 @@ DESTINATION, QUARANTINE = "destination", "quarantine"
 
 
 class Down(Exception):
-    """The source, a disk of ours or the vault cannot be used: nothing more is tried of this data set for now."""
+    """The source, a local disk or the vault cannot be used: work on this data set stops for now."""
 
     def __init__(self, what: str, reason: str) -> None:
         super().__init__(reason)
@@ -45,7 +45,7 @@ class Down(Exception):
 
 @dataclass
 class Summary:
-    """What a cycle did."""
+    """The results of one cycle."""
 
     delivered: int = 0
     quarantined: int = 0
@@ -62,8 +62,8 @@ class Summary:
 
 
 class DataSetContext:
-    """A data set with its folders, its source and its rows. One object at a time works on it (the caller holds the
-    lock)."""
+    """A data set with its folders, its source and its rows. One object at a time works on it; the caller holds the
+    lock."""
 
     def __init__(self, dataset: DataSet, settings: DeliverySettings, deliveries: Deliveries, stores: Stores,
                  alarm: Alarm,
@@ -99,7 +99,7 @@ class DataSetContext:
         return self._opened
 
     def asked(self, call: Callable[[], _T]) -> _T:
-        """Ask the source about itself as a whole; any error means that it is down: Down."""
+        """Run a call that concerns the source as a whole: any error means that the source is Down."""
         try:
             with self.stop_signal.watch(self.close):
                 return call()
@@ -108,18 +108,18 @@ class DataSetContext:
             raise Down("source", str(exc)) from exc
 
     def listing(self, row: Delivery) -> Listing | None:
-        """What the source has of a unit now; None: it has no such unit."""
+        """The unit's present content at the source; None: the source has no such unit."""
         with self.stop_signal.watch(self.close):
             return self.source().listing(row.path)
 
     def verify(self, row: Delivery, folder: bytes) -> Comparison:
-        """A folder against the unit's list of checksums."""
+        """Compare a folder with the unit's checksum list."""
         if not self.dataset.checksum_file:
             return Comparison()
         return verify(folder, self.list_name(row), self.stop_signal.check)
 
     def list_name(self, row: Delivery) -> bytes:
-        """The path of that list in the unit."""
+        """The path of the checksum list in the unit."""
         unit = self.pattern.match(row.path)
         assert unit is not None
         return os.fsencode(units.fill(self.dataset.checksum_file, unit.fields))
@@ -136,7 +136,7 @@ class DataSetContext:
         self.db.change_set(self.dataset.name, down_since=since, down_what=down.reason, down_told=told, note="")
 
     def up(self, what: str, note: str) -> None:
-        """Record that it is usable again. note: what the data set waits for nevertheless."""
+        """Record that it is usable again. note: what the data set still waits for."""
         row = self.db.set_row(self.dataset.name)
         if row is not None and row.down_since:
             _log.info("available again", set=self.dataset.name, what=what)
@@ -154,19 +154,21 @@ class DataSetContext:
         return found
 
     def times_due(self, row: Delivery) -> int:
-        """How often looking for late files of it has fallen due by now."""
+        """How often a look for the unit's late files has fallen due by now."""
         hour = self.dataset.catchup
         return 0 if hour is None else units.times_due(row.day, hour, self.clock(), self.dataset.catchup_days)
 
     def latest(self, hour: int | None) -> date:
-        """The last day of which the work at this hour of the day after is due; without an hour none is."""
+        """The last day whose work is due by now; that work falls due at this hour of the next day. Without an hour,
+        none is."""
         now = self.clock()
         if hour is None:
             return date.min
         return now.date() - timedelta(days=1 if now.hour >= hour else 2)
 
     def settle(self) -> None:
-        """Whatever a process before this one had begun is finished, or set back to where it can be done again."""
+        """Finish the work that an earlier process had begun, or set it back to a state from which it can be
+        repeated."""
         for row in self.db.in_state(self.dataset.name, AT_WORK):
             with suppress(KilledByOrder):
                 self._settle(row)
@@ -199,7 +201,7 @@ class DataSetContext:
                 self._settle(row)
 
     def of_the_unit(self, row: Delivery, exc: OSError) -> StoreError:
-        """An error of this host's disks as one of the unit; Down if it is about more."""
+        """Turn an error of a local disk into one of the unit; Down if it concerns more."""
         reason = f"{named(exc)}: {exc.strerror or exc}"
         if DISK.fate(exc.errno) in (Fate.AWAY, Fate.FULL, Fate.PASSING):
             self.set_back(row)
@@ -207,7 +209,7 @@ class DataSetContext:
         return StoreError(reason, category_of(exc.errno), exc.errno)
 
     def delivered(self, row: Delivery) -> None:
-        """After the rename: it is at the destination."""
+        """Finish after the rename to the destination."""
         staged = os.path.join(self.staging, row.path)
         placement.remove(staged)
         placement.prune(self.staging, row.path)
@@ -216,7 +218,7 @@ class DataSetContext:
         _log.info("delivered", set=self.dataset.name, unit=row, files=row.files, bytes=row.bytes)
 
     def put_aside(self, row: Delivery) -> None:
-        """After the rename: it is in quarantine; the reason is put beside it."""
+        """Finish after the rename to quarantine; writes the reason beside the unit."""
         path = self._reason_path(row)
         make_dirs(os.path.dirname(path))
         text = {"unit": str(row), "reason": row.reason, "at": self.clock().isoformat(timespec="seconds"),
@@ -230,7 +232,7 @@ class DataSetContext:
         self.tell(row, "quarantined", row.reason)
 
     def unquarantine(self, row: Delivery, why: str) -> None:
-        """It begins anew with what there is of it."""
+        """Start the unit over with its present files."""
         aside, staged = os.path.join(self.quarantine, row.path), os.path.join(self.staging, row.path)
         if placement.mark_of(aside) and not placement.exists(staged):
             make_dirs(os.path.dirname(staged), 0o750)
@@ -243,13 +245,13 @@ class DataSetContext:
         return os.path.join(self.quarantine, row.path + b".reason.json")
 
     def remove_reason(self, row: Delivery) -> None:
-        """It is not in quarantine any more."""
+        """Remove the reason: the unit is no longer in quarantine."""
         with suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(self._reason_path(row))
             placement.prune(self.quarantine, row.path)
 
     def tell(self, row: Delivery, event: str, reason: str) -> None:
-        """Alert, once for the same event and reason of a unit."""
+        """Send an alert, once for the same event and reason of a unit."""
         if row.told != f"{event}: {reason}":
             self.alarm.tell(event, f"{self.dataset.name} {shown(row.path)}", reason, {
                 "set": self.dataset.name, "unit": str(row), "request": row.request, **row.problems})
@@ -257,10 +259,10 @@ class DataSetContext:
 
 
 def problems(comparison: Comparison) -> dict[str, list[str]]:
-    """As rows keep them: some of the names by what is wrong with them."""
+    """The problems as rows keep them: some of the names, by the kind of problem."""
     return {what: names[:_NAMES_KEPT] for what, names in comparison.lists().items() if names}
 
 
 def named(exc: OSError) -> str:
-    """The path that an error of a disk is about."""
+    """The path that an error of a disk concerns."""
     return shown(os.fsencode(exc.filename)) if exc.filename is not None else "a disk of this host"

@@ -1,8 +1,8 @@
-"""deliver.ini: what is delivered from where to where, and how; one section per data set.
+"""deliver.ini: what is delivered, from where to where, and how; one section per data set.
 
-Options of a data set may stand in [common] for all of them; those that are [common]'s, [alerts]' and [logging]'s may
-not stand in a data set. `${NAME}` is the environment's NAME, `$$` a dollar. A wrong value, an unknown option, a missing
-one is a UsageError naming file, section and option. conf/deliver.ini is printed from here.
+Options of a data set may stand in [common] for all of them. Options of [common], [alerts] and [logging] may not stand
+in a data set. `${NAME}` is the environment's NAME, `$$` a dollar. A wrong value, an unknown option and a missing one
+each raise a UsageError that names file, section and option. conf/deliver.ini is printed from here.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _VARIABLE = re.compile(r"\$(?:\$|\{(?P<name>[^}]*)\}|(?P<bare>.?))", re.DOTALL)
 
 @dataclasses.dataclass(frozen=True)
 class Help:
-    """What an option is, for conf/deliver.ini. example: a value that shows it, where there is no default."""
+    """The help of an option, for conf/deliver.ini. example: a typical value, for an option without a default."""
 
     text: str
     example: str = ""
 
 
 def _hour(value: object) -> object:
-    """An hour of the day, None for `off`; 30 and the like are how DESI's files say off."""
+    """Parse an hour of the day; None for `off`. Numbers above 23 also mean off: DESI's files use 30."""
     if isinstance(value, str):
         if value.strip().lower() in ("off", "never"):
             return None
@@ -77,7 +77,7 @@ def _home(value: str) -> str:
 
 
 def _command(value: str) -> str:
-    words = shlex.split(value)  # ValueError: quotes
+    words = shlex.split(value)  # ValueError: unbalanced quotes
     if words and os.path.isabs(words[0]) and not os.access(words[0], os.X_OK):
         raise ValueError("no such executable")
     return value
@@ -227,7 +227,7 @@ class DeliverySettings:
     sets: tuple[DataSet, ...]
 
 
-# What DESI's files have under another name, or gsync does not need.
+# Options of DESI's files that have another name here, or that gsync does not need.
 _ELSEWHERE = {
     "hpss": "see vault, and `gsync store add` for hsi and htar",
     "hpss-status": "gsync asks the vault itself",
@@ -241,7 +241,7 @@ _ELSEWHERE = {
 
 
 def read(path: str, environ: Mapping[str, str]) -> DeliverySettings:
-    """The settings in a file. UsageError."""
+    """Read the settings in a file; UsageError if they are invalid."""
     path = os.path.abspath(path)
     sections = {section: {option: _filled(path, section, option, value, environ) for option, value in values.items()}
                 for section, values in ini.sections(path).items()}
@@ -282,7 +282,7 @@ def _data_set(path: str, name: str, general: Mapping[str, str], values: Mapping[
 
 
 def _check_apart(path: str, sets: tuple[DataSet, ...]) -> None:
-    """Staging folders are not shared, and neither lies in, or is, a destination."""
+    """Refuse data sets that share a staging folder, and folders that contain each other."""
     seen: dict[str, str] = {}
     for each in sets:
         if each.staging in seen:
@@ -297,7 +297,7 @@ def _check_apart(path: str, sets: tuple[DataSet, ...]) -> None:
 
 
 def _filled(path: str, section: str, option: str, value: str, environ: Mapping[str, str]) -> str:
-    """The value with the environment's in the place of ${NAME}."""
+    """Replace each ${NAME} in the value by the environment's."""
     def one(match: re.Match[str]) -> str:
         where = f"{path}: [{section}] {option}"
         if match[0] == "$$":
@@ -369,7 +369,7 @@ def sample() -> str:
 
 
 def _takes(annotation: Any, extra: list[Any]) -> str:
-    """What can be set, where that is not plain from the help."""
+    """The accepted values, if the help does not show them."""
     if get_origin(annotation) is Literal:
         return " | ".join(get_args(annotation))
     if _Duration in extra:

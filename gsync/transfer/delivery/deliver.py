@@ -2,8 +2,8 @@
 
 Promise: a unit is delivered once, whole and verified, or quarantined with the reason. If the source, the disk or this
 process fails at any moment, nothing is lost and no try is charged: the unit resumes from what is on disk. Not here:
-when to check (rounds), what all work on a data set shares (context), late files (latefiles), backups (backup), the rows
-of units (rows), the steps on disk (placement), the source (source).
+when to check (rounds), the common base of all work (context), late files (latefiles), backups (backup), the rows of
+units (rows), the steps on disk (placement), the source (source).
 """
 
 from __future__ import annotations
@@ -56,10 +56,11 @@ class DataSetDelivery:
     def close(self) -> None:
         self._context.close()
 
-    # one look
+    # one cycle
 
     def cycle(self, *, only: str = "") -> Summary:
-        """Do everything that is due; only: just CATCHUP, BACKUP or CHECKSUM (an audit). Stopped: told to end."""
+        """Do everything that is due; only: just CATCHUP, BACKUP or CHECKSUM (an audit). Raises Stopped if told to
+        end."""
         done = Summary()
         try:
             self._stop_signal.check()
@@ -80,7 +81,7 @@ class DataSetDelivery:
         return done
 
     def _with_source(self, done: Summary, new: bool) -> None:
-        """The work that needs the source. If it or a disk is unusable, record that, and alert once it has lasted."""
+        """Do the work that needs the source. If it or a disk is unusable, record that, and alert once it has lasted."""
         note = ""
         try:
             with _ours("staging", self._context.staging):
@@ -104,7 +105,7 @@ class DataSetDelivery:
             self._context.down(down)
 
     def _take_orders(self) -> None:
-        """`gsync queue kill` and `retry`."""
+        """Apply `gsync queue kill` and `retry`."""
         killed, again = self._db.orders(self.dataset.name)
         for row in killed:
             if row.state is UnitState.WAITING:
@@ -133,7 +134,7 @@ class DataSetDelivery:
         return first is not None and unit.day is not None and unit.day < first
 
     def _bring(self, row: Delivery, done: Summary) -> None:
-        """One unit, as far as it goes."""
+        """Bring one unit as far as possible."""
         self._stop_signal.check()
         try:
             listing = self._pulled(row)
@@ -208,8 +209,8 @@ class DataSetDelivery:
         return self._context.source().mirror(listing, staged, frozenset(wrong))
 
     def _verified(self, row: Delivery, listing: Listing) -> tuple[Delivery, Comparison]:
-        """Compare staging with the checksum list. A mismatch is checked twice: the source may have changed, and
-        the data may have been damaged on the way."""
+        """Compare staging with the checksum list. A mismatch is checked twice: the source may have changed, and the
+        data may have been damaged on the way."""
         staged = os.path.join(self._context.staging, row.path)
         row = self._db.change(row, state=UnitState.VERIFYING)
         comparison = self._context.verify(row, staged)
@@ -251,7 +252,7 @@ class DataSetDelivery:
         if not comparison.good:
             self._context.tell(self._context.fresh(row), "delivered despite errors", reason)
 
-    # what did not go well
+    # failures
 
     def _failed(self, row: Delivery, exc: StoreError, done: Summary) -> None:
         if exc.category is Category.STORE_DOWN:
@@ -284,7 +285,7 @@ class DataSetDelivery:
             done.quarantined += 1
 
     def _to_quarantine(self, row: Delivery, reason: str, comparison: Comparison | None) -> None:
-        """Quarantine what there is of the unit, with the reason beside it."""
+        """Quarantine the unit's present files, with the reason beside them."""
         staged, aside = os.path.join(self._context.staging, row.path), os.path.join(self._context.quarantine, row.path)
         row = self._db.change(row, reason=reason, problems=problems(comparison) if comparison else {})
         try:
@@ -298,14 +299,14 @@ class DataSetDelivery:
                 placement.move(staged, self._context.quarantine, row.path, about_to)
                 placement.prune(self._context.staging, row.path)
             self._context.put_aside(row)
-        except OSError as exc:  # not even that can be written
+        except OSError as exc:  # quarantine cannot be written either
             self._context.set_back(row)
             raise Down("disk", f"{named(exc)}: {exc.strerror or exc}") from exc
 
-    # without doing anything
+    # dry runs
 
     def plan(self) -> list[tuple[str, str, str]]:
-        """What would be done: action, unit, details. Reads the source, changes nothing. Down: it is unreachable."""
+        """Plan a cycle: action, unit, details. Reads the source, changes nothing. Down if the source is unreachable."""
         source = self._context.source()
         if self.dataset.checksum_lock and self._context.asked(lambda: source.locked(self.dataset.checksum_lock)):
             return [("wait", "", f"the source's checksum lock {self.dataset.checksum_lock} exists")]
@@ -334,14 +335,14 @@ class DataSetDelivery:
         return found
 
     def plan_ordered(self, what: str, groups: Sequence[bytes]) -> list[tuple[str, str, str]]:
-        """What `catch up`, `back up` or `audit` would be done to, if it were ordered."""
+        """The units that `catch up`, `back up` or `audit` would work on, if ordered."""
         states = (*THERE, UnitState.QUARANTINED) if what == "catch up" else THERE
         return [(what, str(row), row.state.value) for row in self._db.in_state(self.dataset.name, states)
                 if (not groups or row.grp in groups) and not (what == "back up" and row.backed_up)]
 
 
 class _ours:
-    """Around calls on this host's disks."""
+    """Turns an OSError of a local disk into Down."""
 
     def __init__(self, what: str, path: bytes) -> None:
         self._what, self._path = what, path

@@ -2,7 +2,7 @@
 
 {night: {exposure: [[stage, success, milliseconds since the epoch], ...]}}, the newest stage first; stage 0 is the
 transfer ("rsync"), 1 the checksum, 2 the backup; success 0 or 1. A file belongs to the year of its nights. Units
-without a night are not in it; where a unit has no exposure its path below the night stands for it.
+without a night are left out. A unit without an exposure appears under its path below the night.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def years(dataset: DataSet, deliveries: Deliveries, only: set[int] | None = None
 
 
 def write(dataset: DataSet, deliveries: Deliveries, written: dict[int, int]) -> None:
-    """Bring the files in dataset.desi_status up to date, each in one step; those that are right stay as they are.
-    written: how often the nights of each year had changed when that was done last."""
+    """Update the files in dataset.desi_status, each in one step; current ones stay as they are. written: for each year,
+    the number of its nights' changes at the last update."""
     folder = os.fsencode(dataset.desi_status)
     make_dirs(folder, 0o755)
     changes: dict[int, int] = {}

@@ -1,7 +1,7 @@
 """The pages of the delivery status as HTML that needs no server, no network and no script.
 
-An index with each data set and its last nights, a page for each year and each night, one for all other transfers. Every
-text from outside is escaped. Not here: what the colours mean (status), which files are stale (statuspage).
+An index with each data set and its last nights, a page for each year and each night, one for all other transfers. All
+outside text is escaped. Not here: what the colours mean (status), which files are stale (statuspage).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from gsync.transfer.delivery.status import (
     rfc3339_of,
 )
 
-VERSION = 1   # of a night's page: a change makes every page be written anew
+VERSION = 1   # of a night's page: after a change every page is written anew
 _HEADINGS = {Stage.PULL: "Pulled", Stage.CHECKSUM: "Checksums", Stage.CATCHUP: "Late files", Stage.BACKUP: "Backup"}
 
 _WORST = (RED, AMBER, GREEN, GREY)
@@ -48,7 +48,7 @@ def night_file(dataset: DataSet, group: bytes) -> str:
 
 
 def _text(value: str | bytes) -> str:
-    """A text for HTML: names on one line, with what cannot be shown escaped."""
+    """A text for HTML: names on one line, unprintable characters escaped."""
     raw = value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape")
     return escape(shown(raw))
 
@@ -132,7 +132,7 @@ _FAILED, _DONE = ("FAILED",), ("DONE", "KILLED")
 
 
 def _colours(states: dict[str, int]) -> dict[str, int]:
-    """Transfers by colour: those that failed are red, those that are still to come or tried again amber."""
+    """Transfers by colour: failed ones are red, waiting and retried ones amber."""
     red, green = (sum(states.get(state, 0) for state in some) for some in (_FAILED, _DONE))
     return {RED: red, AMBER: sum(states.values()) - red - green, GREEN: green}
 
@@ -153,7 +153,7 @@ def _transfers_figures(found: dict[str, Any]) -> str:
 
 
 def transfers_page(found: dict[str, Any], now: datetime) -> str:
-    """What the queue, the archives and replication have to do, and what of it has failed."""
+    """The open and failed work of the queue, the archives and replication."""
     body = [f'<header><h1>All transfers</h1><p class="quiet">as of {_when(now)}; gsync queue list --transfers has each '
             f"of them</p></header>\n<section>\n{_transfers_figures(found)}"]
     body += [f'<p class="banner red">Store {_text(each["store"])} is banned'
@@ -226,7 +226,7 @@ def year_page(year: int, years: Sequence[int], parts: Sequence[tuple[DataSet, Se
 
 
 def _calendar(year: int, dataset: DataSet, some: Sequence[Night]) -> str:
-    """A square for each day, twelve months beside each other."""
+    """A square for each day, with the twelve months side by side."""
     by_day: dict[date, Night] = {}
     for night in some:
         worst = by_day.get(night.day)

@@ -1,4 +1,4 @@
-"""Late files: units that were delivered, or quarantined, are compared with the source once more.
+"""Late files: delivered and quarantined units are compared with the source once more.
 
 Promise: late files arrive by one exchange of the whole unit, which is verified first; wrong late files change nothing.
 Not here: the data set's other work (deliver).
@@ -28,20 +28,20 @@ _log = get_logger(__name__)
 
 
 class LateFiles:
-    """Of one data set."""
+    """The late files of one data set."""
 
     def __init__(self, context: DataSetContext) -> None:
         self._context, self._dataset, self._db = context, context.dataset, context.db
         self._stop_signal = context.stop_signal
 
     def due(self) -> list[Delivery]:
-        """Units of which it is due, or ordered."""
+        """Units whose late files are due or ordered."""
         latest = self._context.latest(self._dataset.catchup)
         return [row for row in self._db.to_catch_up(self._dataset.name, self._dataset.catchup_days, latest)
                 if Stage.CATCHUP in row.ordered or row.caught < self._context.times_due(row)]
 
     def fetch(self, done: Summary, rows: Sequence[Delivery] | None = None) -> None:
-        """Look for late files of units for which that is due (or of these)."""
+        """Fetch the late files of due units (or of these)."""
         for row in self.due() if rows is None else rows:
             self._stop_signal.check()
             over = True
@@ -62,17 +62,18 @@ class LateFiles:
                 self._db.carried_out(row, Stage.CATCHUP)
 
     def _not_caught_up(self, row: Delivery, error: StoreError) -> bool:
-        """Whether that was it until it is due again; else it is tried with the next round."""
+        """Record the error; return whether the unit is finished until its next due time. Otherwise the next round
+        retries it."""
         self._context.set_back(row)
         self._late_failed(self._context.fresh(row), str(error), over=error.category is Category.PERMANENT)
         return error.category is Category.PERMANENT
 
     def _caught_up(self, row: Delivery) -> bool:
-        """Whether there was something."""
+        """Fetch a unit's late files; return whether there were any."""
         listing = self._context.listing(row)
         if row.state is UnitState.QUARANTINED:
             return self._quarantine_caught_up(row, listing)
-        if listing is None:  # the source keeps it no longer
+        if listing is None:  # the source no longer keeps it
             self._no_more_late(row)
             return False
         place = os.path.join(self._context.destination, row.path)
@@ -111,7 +112,7 @@ class LateFiles:
         return True
 
     def _make_new(self, made: bytes, place: bytes, listing: Listing, late: set[bytes]) -> None:
-        """The unit as it will be, beside the destination: what is there by hard links, what is late from the source."""
+        """Make the new unit beside the destination: present files by hard links, late ones from the source."""
         placement.remove(made)
         make_dirs(made)
         for name, mode in walk(place):
@@ -132,7 +133,7 @@ class LateFiles:
             self._context.source().fetch(listing.files[name], os.path.join(made, name))
 
     def _looked_into(self, row: Delivery, place: bytes) -> Delivery:
-        """A unit that somebody else had brought, verified now."""
+        """Verify a unit that another process had put at the destination."""
         comparison = self._context.verify(row, place)
         self._db.stage(row, Stage.PULL, True)
         if self._dataset.checksum_file:
@@ -145,7 +146,7 @@ class LateFiles:
 
     def _no_more_late(self, row: Delivery) -> None:
         if not row.stages.get(Stage.CATCHUP, (True, 0))[0] and row.stages.get(Stage.CHECKSUM, (True, 0))[0]:
-            row = self._db.change(row, reason="", problems={})  # that of an earlier look for late files
+            row = self._db.change(row, reason="", problems={})  # an earlier look's reason
         self._db.stage(row, Stage.CATCHUP, True)
         self._caught(row)
 
@@ -153,7 +154,7 @@ class LateFiles:
         self._db.change(row, caught=max(row.caught, self._context.times_due(row)))
 
     def _late_failed(self, row: Delivery, reason: str, comparison: Comparison | None = None, over: bool = True) -> None:
-        """over: until it is due again; else it is tried with the next round."""
+        """Record a failed look. over: finished until the next due time; otherwise the next round retries it."""
         self._db.stage(row, Stage.CATCHUP, False)
         if row.reason != reason:
             row = self._db.change(row, reason=reason, problems=problems(comparison) if comparison else row.problems)
@@ -162,7 +163,7 @@ class LateFiles:
         self._context.tell(self._context.fresh(row), "late files failed", reason)
 
     def _quarantine_caught_up(self, row: Delivery, listing: Listing | None) -> bool:
-        """It begins anew if the source has changed since it was put aside."""
+        """Start a quarantined unit over if the source has changed since."""
         if listing is not None:
             aside = os.path.join(self._context.quarantine, row.path)
             there = {name for name,

@@ -1,6 +1,6 @@
-"""All transfers, archives and what replication could not sync, in numbers: for `gsync queue summary` and the page.
+"""All transfers, archives and replication failures in numbers: for `gsync queue summary` and the page.
 
-What has ended well is counted only: what is listed waits, moves, or has failed.
+Successful work is only counted; waiting, moving and failed work is listed.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from gsync.transfer.queue.requests import TransferState, shown_place
 from gsync.transfer.queue.transfers import Transfers, states_sql
 
 _OPEN = states_sql([state for state in TransferState if state not in (TransferState.DONE, TransferState.KILLED)])
-_MOST = 20   # transfers that failed or are tried again
+_MOST = 20   # failed or retried transfers listed
 
 
 def overview(db: Transfers) -> dict[str, Any]:
-    """JSON-ready, with names as os.fsdecode gives them:
+    """The numbers, JSON-ready, with names as os.fsdecode gives them:
 
-    states {state: transfers}; work, owners, links: [{name, states}] of what is open (a link is "FROM,TO", as --link
+    states {state: transfers}; work, owners, links: [{name, states}] of open transfers (a link is "FROM,TO", as --link
     takes it); attention [{id, request, state, what, from, to, reason, next_try}], the newest that failed or wait for
     another try, without those of deliver; banned [{store, until, reason}]; archives [{directory, kind, state, running,
     failed, stage, entries_done, stage_entries, entries, bytes, changed, reason}]; replication [{id, label, failures}].

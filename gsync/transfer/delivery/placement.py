@@ -1,8 +1,8 @@
 """The last steps of a unit on this host's disks: permissions, the move in one step, the exchange, removal.
 
-Promise: at its place a unit is there whole or not at all, also after a kill or a power cut: everything of it is on the
-disk before the one rename that shows it. Nothing that is there is ever replaced, but by `exchange`.
-Modes are set, never toggled: doing it twice changes nothing.
+Promise: at its place a unit is whole or absent, also after a kill or a power cut: all of it is on the disk before the
+one rename that shows it. Only `exchange` replaces anything that exists. Modes are set, never toggled: a repetition
+changes nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gsync.base.model import shown
 from gsync.transfer.delivery.checksums import PIECE, walk
 from gsync.transfer.delivery.units import OURS
 
-INCOMING = OURS + b"incoming"  # in a destination: what is being made there, out of the way of its users
+INCOMING = OURS + b"incoming"  # in a destination: new units are made here, out of its users' way
 DIR_MODE, FILE_MODE, SEALED_DIR_MODE = 0o2750, 0o440, 0o2550
 _AT_FDCWD = -100
 NOREPLACE, EXCHANGE = 1, 2
@@ -30,12 +30,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def lock(folder: bytes) -> None:
-    """Files 0440, directories 2750."""
+    """Set the modes of a delivered unit: files 0440, directories 2750."""
     _set_modes(folder, DIR_MODE, FILE_MODE)
 
 
 def seal(folder: bytes) -> None:
-    """After the backup: directories 2550."""
+    """Set the modes of a backed-up unit: directories 2550."""
     _set_modes(folder, SEALED_DIR_MODE, FILE_MODE)
 
 
@@ -55,7 +55,7 @@ def _chmod(path: bytes, mode: int) -> None:
 
 
 def open_up(folder: bytes) -> None:
-    """Directories that their owner may write to: before something in them is changed or removed."""
+    """Make the directories writable for their owner, before something in them is changed or removed."""
     with suppress(FileNotFoundError):
         os.chmod(folder, 0o700)
         for name, mode in walk(folder):
@@ -64,7 +64,7 @@ def open_up(folder: bytes) -> None:
 
 
 def sync(folder: bytes) -> None:
-    """Everything in it to the disk: contents, attributes, names."""
+    """Flush everything in the folder to the disk: contents, attributes, names."""
     for name, mode in walk(folder):
         path = os.path.join(folder, name)
         if stat.S_ISREG(mode):
@@ -79,7 +79,7 @@ def sync(folder: bytes) -> None:
 
 
 def mark_of(folder: bytes) -> str:
-    """Which directory it is, over renames: "device:inode"; "" if there is none."""
+    """Identify a directory across renames: "device:inode"; "" if there is none."""
     try:
         st = os.lstat(folder)
     except FileNotFoundError:
@@ -88,7 +88,7 @@ def mark_of(folder: bytes) -> str:
 
 
 def exists(path: bytes) -> bool:
-    """Whether anything is at the path. OSError: that cannot be told."""
+    """Whether anything is at the path. OSError if that cannot be told."""
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -105,9 +105,9 @@ def move(source: bytes, root: bytes, path: bytes, about_to: Callable[[str], None
          digests: Mapping[bytes, str] | None = None) -> None:
     """Move a directory to root/path by one rename. FileExistsError if something is there.
 
-    about_to is called right before the rename, with the mark that the directory will have there: who was killed in
-    between can tell whether it happened. Across file systems it is copied first, to the disk; digests: what the copied
-    files must have. Afterwards the source is gone.
+    Right before the rename, about_to gets the mark that the directory will have there, so that after a kill in between
+    one can tell whether the rename happened. Across file systems the directory is first copied and flushed to the disk;
+    digests: expected of the copied files. Afterwards the source is gone.
     """
     target = os.path.join(root, path)
     make_dirs(os.path.dirname(target), 0o755)
@@ -137,7 +137,8 @@ def move(source: bytes, root: bytes, path: bytes, about_to: Callable[[str], None
 
 
 def copy(source: bytes, target: bytes, digests: Mapping[bytes, str] | None = None) -> None:
-    """A directory of files and directories, with modes and times. OSError EBADMSG: a copied file has another digest."""
+    """Copy a directory of files and directories, with modes and times. OSError EBADMSG if a copied file has another
+    digest."""
     os.mkdir(target, 0o700)
     dirs = [b""]
     for name, mode in walk(source):
@@ -153,7 +154,7 @@ def copy(source: bytes, target: bytes, digests: Mapping[bytes, str] | None = Non
 
 
 def copy_file(source: bytes, target: bytes, digest: str | None = None) -> None:
-    """One file, made new, with mode and time."""
+    """Copy one file to a new name, with mode and time."""
     computed = hashlib.sha256()
     with open(os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb", buffering=0) as old, \
             open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as new:
@@ -170,8 +171,8 @@ def copy_file(source: bytes, target: bytes, digest: str | None = None) -> None:
 
 
 def exchange(new: bytes, old: bytes) -> None:
-    """Give `old` the place of `new` and the other way round, in one step where the file system can (else in renames,
-    with `old` aside for a moment: see `mend`). Both are on one file system."""
+    """Swap `new` and `old`, in one step where the file system can; elsewhere by renames, with `old` aside for a moment
+    (see `mend`). Both must be on one file system."""
     sync(new)
     if renameat2(new, old, EXCHANGE) != 0:
         number = ctypes.get_errno()
@@ -187,7 +188,7 @@ def exchange(new: bytes, old: bytes) -> None:
 
 
 def mend(new: bytes, old: bytes) -> None:
-    """After a kill in an exchange of two renames: what is at `old` is there again."""
+    """Restore `old` after a kill in the middle of an exchange by renames."""
     aside = new + b".old"
     if exists(aside) and not exists(old):
         os.rename(aside, old)
@@ -195,14 +196,14 @@ def mend(new: bytes, old: bytes) -> None:
 
 
 def remove(folder: bytes) -> None:
-    """A directory with all that is in it, whatever its permissions; fine if nothing is there."""
+    """Remove a directory tree, whatever its permissions; fine if it is missing."""
     open_up(folder)
     if exists(folder):
         shutil.rmtree(folder)
 
 
 def tidy(root: bytes) -> None:
-    """Take the folder for what is incoming away, if it is empty."""
+    """Remove the folder for incoming units, if it is empty."""
     with suppress(OSError):
         os.rmdir(os.path.join(root, INCOMING))
 
@@ -222,11 +223,11 @@ def _above(path: bytes) -> Iterator[bytes]:
 
 
 def rename_new(old: bytes, new: bytes) -> None:
-    """Rename a directory to where nothing is. FileExistsError if something is there."""
+    """Rename a directory to a free name. FileExistsError if something is there."""
     if renameat2(old, new, NOREPLACE) == 0:
         return
     number = ctypes.get_errno()
-    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # a file system without it: a look before
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # the file system lacks it: check first
         if exists(new):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new)
         os.rename(old, new)
@@ -235,5 +236,5 @@ def rename_new(old: bytes, new: bytes) -> None:
 
 
 def renameat2(old: bytes, new: bytes, flags: int) -> int:
-    """As renameat2(2), whose errno ctypes keeps; -1 too where the file system cannot."""
+    """renameat2(2): -1 on an error, also where the file system lacks it; ctypes keeps the errno."""
     return int(_libc.renameat2(_AT_FDCWD, old, _AT_FDCWD, new, flags))

@@ -1,4 +1,4 @@
-"""The rounds of `gsync deliver`: every data set of a file, once or again and again; one process per data set.
+"""The rounds of `gsync deliver`: every data set of a file, once or repeatedly; one process per data set.
 
 Promise: a second process for the same data set is refused. A signal or the kill file stops the work within a second or
 two, and it resumes the next time. Trouble with one data set does not affect the others.
@@ -35,7 +35,7 @@ LOCK = ".gsync-deliver.lock"
 
 
 def lock_of(dataset: DataSet) -> Lock:
-    """Held by the process that works on a data set: in its staging folder, whatever state directory it uses."""
+    """The lock of the process that works on a data set: in its staging folder, whatever state directory it uses."""
     return Lock(os.path.join(dataset.staging, LOCK), f"gsync deliver of {dataset.name} ({dataset.staging})")
 
 
@@ -84,7 +84,7 @@ class Rounds:
         self._stack.close()
 
     def once(self, only: str = "") -> list[Summary]:
-        """One round. only: see DataSetDelivery.cycle. Stopped: it is to end."""
+        """Do one round. only: see DataSetDelivery.cycle. Raises Stopped if told to end."""
         found = []
         try:
             for each in self.sets:
@@ -105,7 +105,7 @@ class Rounds:
             return Summary(down=f"internal error: {exc!r}")
 
     def run(self, notifier: Notifier | None = None) -> str:
-        """Rounds until it is to end; why it ended."""
+        """Do rounds until told to end; return the reason."""
         notifier = notifier or Notifier()
         _log.info("started", file=self.settings.path, sets=",".join(each.dataset.name for each in self.sets))
         notifier.ready()
@@ -123,7 +123,7 @@ class Rounds:
             notifier.stopping()
 
     def publish(self) -> None:
-        """The page and the files for others. That they cannot be written holds up nothing."""
+        """Write the page and the status files. A failure is logged and holds up nothing."""
         try:
             if self.settings.common.page:
                 statuspage.write(self.settings, self._deliveries, self._clock())
@@ -134,12 +134,12 @@ class Rounds:
             _log.error("cannot write the status", error=exc)
 
     def to_look_at(self) -> list[int]:
-        """How many units of each data set somebody has to look at, or are being tried again."""
+        """The number of units of each data set that need a person's attention, or are being retried."""
         return [len(self._deliveries.to_look_at(each.dataset.name)) for each in self.sets]
 
     def plan(self, only: str = "", groups: Sequence[bytes] = ()) -> list[tuple[str, str, str, str]]:
-        """What would be done: data set, what, unit, details. Changes nothing. only: of that kind, whenever it is due,
-        of the units of these groups (of none: of all)."""
+        """Plan a round: data set, action, unit, details. Changes nothing. only: this kind of work, whether due or not,
+        on the units of these groups (none given: all)."""
         found = []
         for each in self.sets:
             try:
@@ -151,7 +151,7 @@ class Rounds:
 
 
 def order(settings: DeliverySettings, home: str, what: Stage, nights: Sequence[bytes]) -> int:
-    """Have the units of nights (of none: of all) looked at for late files, backed up or audited with the next round."""
+    """Order a look for late files, a backup or an audit of these nights (none given: all) in the next round."""
     transfers = Transfers(home)
     try:
         deliveries = Deliveries(transfers)

@@ -1,6 +1,6 @@
 """The rows of units in the database of transfers, and how `gsync queue` sees them.
 
-A unit is one request with one transfer, and one for the backup if there is a vault. Both sides change in one
+A unit is one request with one transfer, and a second one for the backup if there is a vault. Both sides change in one
 transaction, so no order of `gsync queue kill` or `retry` is lost. Queue workers do not touch these kinds.
 """
 
@@ -24,18 +24,18 @@ from gsync.transfer.queue.transfers import Transfers
 from gsync.transfer.stores.store import Category
 
 KIND, DELIVER, BACKUP = "deliver", "deliver", "backup"
-_FOREVER = (1 << 63) - 1  # the lease of a daemon: nobody else takes its transfers over
+_FOREVER = (1 << 63) - 1  # the lease of a daemon: no worker takes its transfers over
 
 
 class UnitState(StrEnum):
-    """Where a unit stands."""
+    """The state of a unit."""
 
-    WAITING = "waiting"          # to be brought, now or (after an error) later
+    WAITING = "waiting"          # to be pulled, now or (after an error) later
     PULLING = "pulling"
     VERIFYING = "verifying"
-    MOVING = "moving"            # about to be renamed to `target`; `mark` is the directory
+    MOVING = "moving"            # about to be renamed to `target`; `mark` identifies the directory
     DELIVERED = "delivered"
-    CATCHING_UP = "catching up"  # delivered, and being exchanged for one with its late files
+    CATCHING_UP = "catching up"  # delivered; being exchanged for a version with its late files
     QUARANTINED = "quarantined"
     FOUND = "found"              # it was at the destination before gsync came
     KILLED = "killed"
@@ -46,7 +46,7 @@ THERE = (UnitState.DELIVERED, UnitState.CATCHING_UP, UnitState.FOUND)
 
 
 class Stage(StrEnum):
-    """What was done to a unit, with success or without; shown with the time of its outcome."""
+    """A step of the work on a unit, recorded with its outcome and time."""
 
     PULL = "pull"
     CHECKSUM = "checksum"
@@ -82,11 +82,10 @@ CREATE TABLE IF NOT EXISTS deliver_groups (
 
 @dataclass(frozen=True)
 class Delivery:
-    """A row: one unit. day: its night's, or the one it was first seen on (UTC). Times in ns since the epoch.
+    """A row: one unit. day: of its night, or when it was first seen (UTC). Times in ns since the epoch.
 
-    caught: on how many days late files were looked for. ordered: work that a person asked for at once (CATCHUP,
-    BACKUP; CHECKSUM: an audit), and when. told: the reason that was alerted. problems: names by what is wrong with them
-    (checksums.Verdict.lists).
+    caught: on how many days late files were looked for. ordered: work that a person ordered (CATCHUP, BACKUP; CHECKSUM:
+    an audit), and when. told: the last alert sent. problems: names by the kind of problem (checksums.Comparison.lists).
     """
 
     id: int
@@ -125,7 +124,7 @@ _ORDERED = "id IN (SELECT unit FROM deliver_orders WHERE what=?)"
 
 @dataclass(frozen=True)
 class SetRow:
-    """What is known of a data set. looked: when its source last answered; note: what it is doing, or waits for."""
+    """A data set's row. looked: when its source last answered; note: what it is doing, or waits for."""
 
     name: str
     staging: str
@@ -138,7 +137,7 @@ class SetRow:
 
 
 class KilledByOrder(Exception):
-    """`gsync queue kill` was here."""
+    """`gsync queue kill` has killed the unit."""
 
 
 class Deliveries:
@@ -151,7 +150,7 @@ class Deliveries:
     # data sets
 
     def enter(self, dataset: DataSet) -> None:
-        """Remember a data set; UsageError if another one had its name."""
+        """Record a data set; UsageError if another one has its name."""
         with self.transfers.atomic() as db:
             row = db.execute("SELECT staging, destination FROM deliver_sets WHERE name=?", (dataset.name,)).fetchone()
             if row is not None and row[1] != dataset.destination and db.execute(
@@ -179,7 +178,7 @@ class Deliveries:
     # units
 
     def add(self, dataset: DataSet, unit: Unit, state: UnitState = UnitState.WAITING) -> Delivery:
-        """A unit that was not known, with its request."""
+        """Record a new unit, with its request."""
         now = self.transfers.clock.now()
         day = unit.day or datetime.fromtimestamp(now // NS, UTC).date()
         steps = [NewOperation(DELIVER, [NewTransfer(dataset.source, unit.path, dataset.destination, unit.path)])]
@@ -214,7 +213,7 @@ class Deliveries:
         return self._rows(f"WHERE dataset=? AND state IN ({marks}) ORDER BY path", (dataset, *states))
 
     def to_look_at(self, dataset: str) -> list[Delivery]:
-        """Units that are quarantined, being tried again, or of which a stage failed."""
+        """Units that are quarantined, being retried, or of which a stage failed."""
         marks = ",".join("?" * len(THERE))
         return self._rows(
             f"WHERE dataset=? AND (state=? OR (state=? AND tries>0) OR (state IN ({marks}) AND EXISTS "
@@ -222,7 +221,7 @@ class Deliveries:
             (dataset, UnitState.QUARANTINED, UnitState.WAITING, *THERE))
 
     def to_catch_up(self, dataset: str, times: int, latest: date) -> list[Delivery]:
-        """Units up to a night that were looked at for late files less than so many times, or that are ordered."""
+        """Units up to a night whose late files were looked for less than so many times, or are ordered."""
         states = (*THERE, UnitState.QUARANTINED)
         marks = ",".join("?" * len(states))
         return self._rows(
@@ -230,12 +229,12 @@ class Deliveries:
             (dataset, *states, Stage.CATCHUP, times, latest.isoformat()))
 
     def to_audit(self, dataset: str) -> list[Delivery]:
-        """Units at the destination that are ordered to be read anew."""
+        """Units at the destination whose audit is ordered."""
         return self._rows(f"WHERE dataset=? AND state IN (?,?) AND {_ORDERED} ORDER BY path",
                           (dataset, UnitState.FOUND, UnitState.DELIVERED, Stage.CHECKSUM))
 
     def to_back_up(self, dataset: str, latest: date) -> list[Delivery]:
-        """Units up to a night (or that are ordered) that the vault does not have as they are."""
+        """Units up to a night (or ordered ones) that the vault does not hold in their present form."""
         marks = ",".join("?" * len(THERE))
         return self._rows(
             f"WHERE dataset=? AND state IN ({marks}) AND NOT backed_up AND ({_ORDERED} OR day<=?) "
@@ -245,7 +244,8 @@ class Deliveries:
         return self._rows("WHERE dataset=? AND grp=? ORDER BY path", (dataset, grp))
 
     def order(self, dataset: str, what: Stage, groups: Sequence[bytes]) -> int:
-        """Have units looked at for late files, backed up, or audited, as soon as may be; how many. No groups: all."""
+        """Order a look for late files, a backup or an audit as soon as possible; return the number of units. No groups:
+        all."""
         states = (*THERE, UnitState.QUARANTINED) if what is Stage.CATCHUP else THERE
         where = f"dataset=? AND state IN ({','.join('?' * len(states))})"
         values: list[object] = [dataset, *states]
@@ -260,7 +260,7 @@ class Deliveries:
                               (what, self.transfers.clock.now(), *values)).rowcount
 
     def carried_out(self, row: Delivery, what: Stage) -> None:
-        """An order is done, if it was given before `row` was read: what was ordered since is still to be done."""
+        """Delete an order that was carried out; one given after `row` was read stays."""
         with self.transfers.atomic() as db:
             db.execute("DELETE FROM deliver_orders WHERE unit=? AND what=? AND at=?",
                        (row.id, what, row.ordered.get(what)))
@@ -284,7 +284,8 @@ class Deliveries:
     # changes
 
     def change(self, row: Delivery, *, category: Category | None = None, **columns: Any) -> Delivery:
-        """Change a unit's columns, and what the queue shows of it. KilledByOrder: it was killed meanwhile, and is."""
+        """Change a unit's columns, and update its transfer in the queue. Raises KilledByOrder if it was killed
+        meanwhile; then its state is KILLED."""
         state = UnitState(columns.get("state", row.state))
         killed = False
         with self.transfers.atomic() as db:
@@ -304,7 +305,7 @@ class Deliveries:
         return found
 
     def _show(self, row: Delivery, state: UnitState, columns: dict[str, Any], category: Category | None) -> bool:
-        """The transfer of the queue follows the unit; False: it was killed."""
+        """Update the transfer in the queue to follow the unit; False: it was killed."""
         reason = columns.get("reason", row.reason)
         tries, not_before = columns.get("tries", row.tries), columns.get("not_before", row.not_before)
         ready = (TransferState.QUEUED, TransferState.NEW, TransferState.RETRY, *TAKEN)
@@ -313,7 +314,7 @@ class Deliveries:
                                    reason=reason)
             return True
         if state in (UnitState.DELIVERED, UnitState.FOUND, UnitState.CATCHING_UP):
-            # What had finished has finished, whoever wanted it killed meanwhile.
+            # A finished unit is DONE, even if it was killed meanwhile.
             self.transfers.advance([row.step], (*ready, TransferState.KILL), TransferState.DONE, worker=None,
                                    reason=reason,
                                    size=columns.get("bytes", row.bytes))
@@ -339,7 +340,7 @@ class Deliveries:
         return True
 
     def stage(self, row: Delivery, stage: Stage, ok: bool, anew: bool = False) -> None:
-        """Note the outcome of a stage. One that was so before keeps its time, unless it was done anew."""
+        """Record the outcome of a stage. An unchanged outcome keeps its time, unless the stage was repeated."""
         with self.transfers.atomic() as db:
             db.execute("INSERT INTO deliver_stages VALUES (?,?,?,?) ON CONFLICT (unit, stage) DO UPDATE SET "
                        "ok=excluded.ok, at=excluded.at WHERE ok<>excluded.ok OR ?",
@@ -347,7 +348,7 @@ class Deliveries:
             self._touch(row)
 
     def backup_shown(self, row: Delivery, state: TransferState, reason: str = "") -> None:
-        """What the queue shows of the backup."""
+        """Set the state of the backup in the queue."""
         if row.backup_step is not None:
             self.transfers.advance([row.backup_step], tuple(each for each in TransferState if each is not state), state,
                                    reason=reason, worker=None, size=row.bytes)
@@ -357,10 +358,10 @@ class Deliveries:
             db.execute("INSERT INTO deliver_groups (dataset, grp, day) VALUES (?,?,?) ON CONFLICT (dataset, grp) DO "
                        "UPDATE SET changed=changed+1", (row.dataset, row.grp, row.day.isoformat()))
 
-    # what was ordered through the queue
+    # orders given through the queue
 
     def orders(self, dataset: str) -> tuple[list[Delivery], list[Delivery]]:
-        """Units that were killed there, and those that are to be tried again at once."""
+        """Units that were killed in the queue, and those to be retried at once."""
         killed, again = [], []
         for row in self.in_state(dataset, (UnitState.WAITING, UnitState.QUARANTINED, UnitState.KILLED)):
             found = self.transfers.transfer(row.step)
@@ -374,10 +375,10 @@ class Deliveries:
                 again.append(row)
         return killed, again
 
-    # what is shown
+    # for the status page
 
     def groups(self, dataset: str) -> list[tuple[bytes, date, int, str]]:
-        """Group, day, how often it changed, and what its page shows (see page.py); the newest first."""
+        """Each group, its day, the number of its changes, and its cached counts (status.nights); the newest first."""
         return [(row[0], date.fromisoformat(row[1]), row[2], row[3]) for row in self.transfers.read(
             "SELECT grp, day, changed, rendered FROM deliver_groups WHERE dataset=? ORDER BY day DESC, grp DESC",
             (dataset,))]

@@ -1,8 +1,8 @@
-"""Where units come from: the ready folder in a store, the directories that its links lead to, and fetching from them.
+"""The source of units: the ready folder in a store, the directories that its links point to, and fetching from them.
 
-A link NIGHT/EXPOSURE in the ready folder says that the directory it leads to is complete. Links are followed as the
-source's host would follow them, here, through the store: the store itself follows none. Promise: nothing that could not
-be looked at counts as "not there", and what is fetched is under its name only when it is whole and on the disk.
+A link NIGHT/EXPOSURE in the ready folder marks the directory it points to as complete. The store follows no link; this
+module follows them through the store, as the source's host would. Promise: anything that cannot be examined is an
+error, never "not there". A fetched file gets its name only once it is whole and on the disk.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from gsync.transfer.stores.store import Category, Item, Store, StoreError
 
 _log = get_logger(__name__)
 
-PART = OURS + b"part"         # what is being fetched, in the directory that it belongs to
+PART = OURS + b"part"         # a file being fetched, in its final directory
 RSYNC_PART = OURS + b"rsync"  # rsync's folder for the same
 _MOST_LINKS = 40
 _SSH_URL = re.compile(r"(ssh://[^/]+)(/.*)", re.S)
@@ -54,7 +54,7 @@ class SourceFile:
 
 @dataclass
 class Listing:
-    """What a unit holds at the source: files and directories by their path in the unit; odd: what is neither."""
+    """A unit's content at the source: files and directories by their path in the unit; odd: anything else."""
 
     root: bytes = b""
     files: dict[bytes, SourceFile] = field(default_factory=dict)
@@ -67,7 +67,7 @@ class Listing:
 
 
 def rooted(text: str) -> tuple[str, bytes]:
-    """The URL of the whole tree that a source is in, and the path in it. UsageError for what is no source."""
+    """The URL of the whole tree that a source is in, and the path in it. UsageError if it is not a source."""
     if text.startswith("/"):
         return "/", os.fsencode(os.path.normpath(text)).strip(b"/")
     for pattern in (_SSH_URL, _HOST_PATH):
@@ -80,9 +80,9 @@ def rooted(text: str) -> tuple[str, bytes]:
 
 
 class ReadyFolder:
-    """A ready folder, opened. Any error but a UsageError is a StoreError; one that says STORE_DOWN is about all of it.
+    """An open ready folder. Any error but a UsageError is a StoreError; STORE_DOWN concerns all of it.
 
-    gate: told of every piece that arrives, and where the order to stop comes from.
+    stop_signal: told of every piece that arrives; it raises when the work must stop.
     """
 
     def __init__(self, text: str, pattern: Pattern, stores: Stores, stop_signal: StopSignal, *, ssh_config: str = "",
@@ -102,7 +102,7 @@ class ReadyFolder:
     def close(self) -> None:
         self._store.close()
 
-    # looking
+    # reading
 
     def probe(self) -> None:
         self._store.probe()
@@ -110,13 +110,13 @@ class ReadyFolder:
             raise StoreError(f"source {self.text}: no such folder", Category.STORE_DOWN)
 
     def locked(self, lock: str) -> bool:
-        """Whether the file is there. Only the store's own word is believed."""
+        """Whether the lock file exists. An error of the store is raised, not taken for an answer."""
         path = os.fsencode(lock).strip(b"/")
         parent = self._real(os.path.dirname(path))
         return parent is not None and self._store.stat(_joined(parent, os.path.basename(path))) is not None
 
     def ready(self) -> list[Unit]:
-        """The units whose links are there, in the order of their names. Links that fit no unit are logged once."""
+        """The units whose links exist, sorted by name. A link that fits no unit is logged once."""
         self._resolved.clear()
         found = []
         for path in self._links(b"", self._pattern.depth):
@@ -145,7 +145,7 @@ class ReadyFolder:
                 if target is not None and target.is_dir:
                     yield from self._links(path, depth - 1)
                 else:
-                    yield path  # fits no unit: told
+                    yield path  # fits no unit: `ready` logs it
             elif depth > 1 and item.is_dir:
                 yield from self._links(path, depth - 1)
 
@@ -154,11 +154,11 @@ class ReadyFolder:
             yield from self._store.list(folder)
         except StoreError as exc:
             if exc.errno not in DISK.gone:
-                raise  # else it was removed since it was seen
+                raise  # otherwise it was removed meanwhile
 
     def listing(self, unit: bytes) -> Listing | None:
-        """What the unit holds now; None: its link is gone, the source does not keep it any longer. A link that leads
-        nowhere, or a ready folder that is not there, is an error: that may be a disk that is not mounted."""
+        """The unit's present content; None if its link is gone: the source no longer keeps the unit. A dangling link or
+        a missing ready folder is an error, since a disk may not be mounted."""
         self._resolved.clear()
         root = self._real(_joined(self._folder, unit))
         item = None if root is None else self._store.stat(root)
@@ -186,7 +186,7 @@ class ReadyFolder:
                 target = self._real(item.path)
                 there = None if target is None else self._store.stat(target)
                 if target is None or there is None or target in above:
-                    found.odd.append(path)  # leads nowhere, or in a circle
+                    found.odd.append(path)  # a dangling link, or a circle
                     continue
                 item, real = there, target
             if item.is_file:
@@ -202,7 +202,7 @@ class ReadyFolder:
         return None if real is None else self._store.stat(real)
 
     def _real(self, path: bytes) -> bytes | None:
-        """The path without links, None: something on the way is not there."""
+        """The path with all links resolved; None if a part of it is missing."""
         done, rest, links = b"", [part for part in path.split(b"/") if part], 0
         while rest:
             part = rest.pop(0)
@@ -238,8 +238,8 @@ class ReadyFolder:
     # fetching
 
     def mirror(self, listing: Listing, folder: bytes, digests_wrong: frozenset[bytes] = frozenset()) -> int:
-        """Make the folder what the listing says; how many bytes came. Files that it has already, by size and time, are
-        not fetched again, but for those named as wrong. What the source does not have goes."""
+        """Make the folder match the listing; return the number of bytes fetched. Present files, by size and time, are
+        not fetched again, except those named as wrong. Files that the source lacks are removed."""
         make_dirs(folder)
         self._clear(listing, folder, digests_wrong)
         for name in listing.dirs:
@@ -270,7 +270,7 @@ class ReadyFolder:
                 os.unlink(path)
 
     def fetch(self, file: SourceFile, target: bytes) -> None:
-        """One file, whole, to the disk, with its time; what is at the target is replaced, not written to."""
+        """Fetch one file whole to the disk, with its time; replaces the target, never writes to it."""
         part = os.path.join(os.path.dirname(target), PART)
         with suppress(FileNotFoundError):
             os.unlink(part)
@@ -315,7 +315,7 @@ class ReadyFolder:
             process.stdout.close()
         if status != 0:
             last = [line for line in said.decode("utf-8", "replace").splitlines() if line.strip()][-2:]
-            # 5, 10, 12, 30, 35, 255: the connection; the others may be one file's trouble.
+            # 5, 10, 12, 30, 35, 255: the connection; others may concern one file.
             category = Category.STORE_DOWN if status in (5, 10, 12, 30, 35, 255) else Category.TRANSIENT
             raise StoreError(f"source {self.text}: rsync exited with status {status}: {'; '.join(last)}", category)
         for name in [name for name, _mode in walk(folder) if os.path.basename(name) == RSYNC_PART]:
@@ -323,7 +323,7 @@ class ReadyFolder:
 
 
 class _Counted:
-    """Something to write to that tells of each piece."""
+    """A writer that reports each piece."""
 
     def __init__(self, into: object, tell: Callable[[int], None]) -> None:
         self._into, self._tell = into, tell
@@ -338,7 +338,7 @@ class _Counted:
 
 
 def differs(file: SourceFile, folder: bytes) -> bool:
-    """Whether what is in the folder is another file, by size and time. OSError: that cannot be told."""
+    """Whether the folder lacks the file, by size and time. OSError if that cannot be told."""
     try:
         st = os.lstat(os.path.join(folder, file.path))
     except (FileNotFoundError, NotADirectoryError):
@@ -347,7 +347,7 @@ def differs(file: SourceFile, folder: bytes) -> bool:
 
 
 def rsync_argv(program: str, url: str, root: bytes, folder: bytes, ssh_config: str, timeout: float) -> list[bytes]:
-    """rsync from a directory of the store to a folder; names need no quoting (-s)."""
+    """The command line for rsync from a directory of the store to a folder; names need no quoting (-s)."""
     argv = [os.fsencode(program), b"-rLtsO", b"--partial-dir=" + RSYNC_PART, b"--no-motd", b"--info=progress2",
             b"--timeout=%d" % max(1, int(timeout))]
     path = b"/" + root + b"/"
@@ -355,12 +355,12 @@ def rsync_argv(program: str, url: str, root: bytes, folder: bytes, ssh_config: s
         return [*argv, b"--", path, folder + b"/"]
     slave = parse_slave(url)
     ssh = ssh_argv(slave, SshOptions(ssh_config or None))
-    shell = " ".join("'" + word.replace("'", "''") + "'" for word in ssh)  # rsync's own quotes
+    shell = " ".join("'" + word.replace("'", "''") + "'" for word in ssh)  # rsync's own quoting
     return [*argv, b"-e", os.fsencode(shell), b"--", os.fsencode(slave.target) + b":" + path, folder + b"/"]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """rsync and its ssh: with a moment to put what it has into its folder for that."""
+    """End rsync and its ssh, after a moment to save partial files in rsync's folder."""
     _signal_group(process.pid, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
         process.wait(5)

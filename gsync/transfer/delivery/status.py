@@ -1,6 +1,6 @@
 """The status of delivery: the colour of each unit and night, and the JSON document that programs read.
 
-Green: everything is done. Amber: something is still to come. Red: somebody has to look. Not here: the pages for people
+Green: everything is done. Amber: something is still to come. Red: a person must act. Not here: the pages for people
 (html) and the files they are in (statuspage).
 """
 
@@ -24,7 +24,7 @@ COLOURS = (GREEN, AMBER, RED, GREY)
 
 @dataclass(frozen=True)
 class Night:
-    """What the first pages say of a group of units."""
+    """A group of units, as the first pages show it."""
 
     group: bytes
     day: date
@@ -52,7 +52,7 @@ def colour_of(row: Delivery, dataset: DataSet) -> str:
 
 
 def nights(dataset: DataSet, deliveries: Deliveries, keep: bool = False) -> list[Night]:
-    """All nights, the newest first; keep: remember the counts, so that the next time only changes are counted."""
+    """All nights, the newest first; keep: cache the counts, so that the next call counts only changed nights."""
     found = []
     for group, day, changed, kept in deliveries.groups(dataset.name):
         known = json.loads(kept) if kept else {}
@@ -69,7 +69,8 @@ def nights(dataset: DataSet, deliveries: Deliveries, keep: bool = False) -> list
 
 def document(settings: DeliverySettings, deliveries: Deliveries, now: datetime, last: int | None = LAST,
              only: Sequence[bytes] = ()) -> dict[str, Any]:
-    """The status for programs. last: so many nights of each data set, None: all. only: these, with their units."""
+    """The status for programs. last: so many nights of each data set, None: all. only: these nights, with their
+    units."""
     return {"at": rfc3339_of(now), "file": settings.path, "sets": [
         _set_document(dataset, deliveries, last, only) for dataset in settings.sets]}
 

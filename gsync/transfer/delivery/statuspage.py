@@ -1,7 +1,7 @@
 """The files of the status page: index.html, a page for each year and night, transfers.html, status.json, style.css.
 
-They lie in one folder, for any web server or to open as files. Each is replaced in one step, and only if its contents
-changed; the pages of nights in which nothing changed are not even made. Not here: what is on the pages (html, status).
+They are in one folder, for any web server or to open as files. Each is replaced in one step, and only if its content
+changed; pages of unchanged nights are not even rendered. Not here: the content of the pages (html, status).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gsync.transfer.delivery.status import document, nights
 
 
 def write(settings: DeliverySettings, deliveries: Deliveries, now: datetime) -> None:
-    """Bring the folder settings.common.page up to date."""
+    """Update the folder settings.common.page."""
     folder = settings.common.page
     make_dirs(folder, 0o755)
     _replace(folder, "style.css", resources.files(__package__).joinpath("status.css").read_text("utf-8"))
@@ -56,7 +56,8 @@ def _is_current(folder: str, name: str) -> bool:
 
 
 def _replace(folder: str, name: str, text: str) -> None:
-    """In one step, if it is another text. After a power cut it is written anew, so the disk is not waited for."""
+    """Replace the file in one step, if the text differs. Does not wait for the disk: after a power cut it is written
+    anew."""
     path = os.path.join(folder, name)
     data = text.encode("utf-8", "backslashreplace")
     with suppress(OSError), open(path, "rb") as file:
@@ -66,7 +67,7 @@ def _replace(folder: str, name: str, text: str) -> None:
 
 
 def _json_ready(value: Any) -> Any:
-    """Names that are not UTF-8 with their bytes escaped, as they are shown everywhere on the page."""
+    """Escape the bytes of names that are not UTF-8, as everywhere on the page."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""When to stop: the order to end, the kill file, and silence, seen also in the middle of a transfer."""
+"""When to stop: a signal, the kill file, or silence, noticed also in the middle of a transfer."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from gsync.base.clock import SYSTEM_CLOCK, Clock
 from gsync.base.errors import Stopped
 from gsync.transfer.stores.store import Category, StoreError
 
-_LOOK = 0.5  # seconds between two looks
+_LOOK = 0.5  # seconds between two checks
 
 
 class StopSignal:
-    """stop: set from outside, by a signal. kill_file: "" for none. timeout: seconds of silence that are too many."""
+    """stop: set by a signal. kill_file: "" for none. timeout: seconds of silence before a call is broken off."""
 
     def __init__(self, stop: threading.Event, kill_file: str = "", timeout: float = 300,
                  clock: Clock = SYSTEM_CLOCK) -> None:
         self._monotonic = clock.monotonic
         self._stop, self.kill_file, self.timeout = stop, kill_file, timeout
-        self.signal: int | None = None  # the one that gave the order
+        self.signal: int | None = None  # the signal received
         self._looked = float("-inf")
         self._moved = self._monotonic()
 
     def end(self, number: int, _frame: object = None) -> None:
-        """The handler of signals that end it."""
+        """The handler of signals that end the work."""
         self.signal = number
         self._stop.set()
 
     def why(self) -> str:
-        """Why it is to end, "" while it is not."""
+        """The reason to end, "" if there is none."""
         if self._stop.is_set():
             return "stopped by a signal"
         if self.kill_file and os.path.lexists(self.kill_file):
@@ -39,7 +39,7 @@ class StopSignal:
         return ""
 
     def check(self, count: int = 0) -> None:
-        """Raise Stopped if it is to end. Called for every piece: it says too that something moves."""
+        """Raise Stopped if the work is to end. Call it for every piece: it also shows that bytes are moving."""
         now = self._moved = self._monotonic()
         if now - self._looked >= _LOOK or self._stop.is_set():
             self._looked = now
@@ -47,7 +47,7 @@ class StopSignal:
                 raise Stopped(why)
 
     def wait(self, seconds: float) -> None:
-        """Pause so long; Stopped as soon as it is to end."""
+        """Pause for so long; raises Stopped as soon as the work is to end."""
         until = self._monotonic() + seconds
         while True:
             if why := self.why():
@@ -59,8 +59,8 @@ class StopSignal:
 
     @contextmanager
     def watch(self, break_off: Callable[[], None]) -> Iterator[None]:
-        """Around something that may hang: when it is to end, or nothing moves for `timeout`, break_off is called from
-        another thread; what is raised then says why instead of what the broken call said."""
+        """Guard a call that may hang. When the work is to end, or nothing moves for `timeout`, another thread calls
+        break_off; the error raised then gives that reason instead of the broken call's error."""
         over = threading.Event()
         found: list[BaseException] = []
         self._moved = self._monotonic()

@@ -1,8 +1,8 @@
-"""What a unit of delivery is: a name in a ready folder that fits the data set's pattern, such as NIGHT/EXPOSURE.
+"""A unit of delivery: a name in a ready folder that matches the data set's pattern, such as NIGHT/EXPOSURE.
 
 Pure. A pattern is a path with fields: `{night}/{exposure}`. `night` is a date, written YYYYMMDD, `exposure` has eight
-digits, any other `{name}` is one part of a path; `{name:REGEX}` says otherwise. Days are those of UTC, and a night's
-work is done on the day after it, so that the last night of a year is that year's.
+digits, any other `{name}` is one part of a path; `{name:REGEX}` overrides that. Days are in UTC. A night's work is done
+on the next day, so the last night of a year belongs to that year.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ NIGHT = "night"
 DEFAULT = "{night}/{exposure}"
 _KNOWN = {NIGHT: r"[0-9]{8}", "exposure": r"[0-9]{8}"}
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-OURS = b".gsync-"  # how the names begin that delivery makes beside the units
+OURS = b".gsync-"  # prefix of the names that delivery creates beside the units
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One unit. path: in the ready folder, staging and destination alike. group: what is backed up together and shown
-    as one, its night (or, where the pattern has none, the first part of the path). day: that of the night, if any."""
+    """One unit. path: the same in the ready folder, staging and destination. group: units that are backed up and shown
+    together: those of a night (or, if the pattern has none, of the first part of the path). day: of the night, if
+    any."""
 
     path: bytes
     group: bytes
@@ -35,11 +36,11 @@ class Unit:
 
 
 class Pattern:
-    """A unit pattern. ValueError: it is none, saying why."""
+    """A unit pattern. ValueError says why a text is not one."""
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.depth = 0          # how many parts the path of a unit has
+        self.depth = 0          # the number of parts in a unit's path
         self.fields: list[str] = []
         regex, part = [], []
         for piece, name, field in _pieces(text):
@@ -66,7 +67,7 @@ class Pattern:
             raise ValueError(f"not a regular expression: {exc}") from None
 
     def match(self, path: bytes) -> Unit | None:
-        """The unit of this path, None: it does not fit."""
+        """The unit with this path; None if it does not match."""
         found = self._regex.fullmatch(os.fsdecode(path))
         parts = path.split(b"/")
         if found is None or len(parts) != self.depth or parts[0].startswith(OURS):
@@ -82,7 +83,7 @@ class Pattern:
 
 
 def fill(template: str, fields: Mapping[str, str]) -> str:
-    """A name such as `checksum-{exposure}.sha256sum` for a unit. ValueError: a field that the unit does not have."""
+    """Fill in a name such as `checksum-{exposure}.sha256sum` for a unit. ValueError for a field that the unit lacks."""
     found = []
     for piece, name, regex in _pieces(template):
         if name is not None and (regex is not None or name not in fields):
@@ -92,7 +93,7 @@ def fill(template: str, fields: Mapping[str, str]) -> str:
 
 
 def night_day(text: str) -> date | None:
-    """The date that YYYYMMDD is, None: there is no such day."""
+    """The date written as YYYYMMDD; None if there is no such day."""
     try:
         return datetime.strptime(text, "%Y%m%d").date() if re.fullmatch("[0-9]{8}", text) else None
     except ValueError:
@@ -100,7 +101,7 @@ def night_day(text: str) -> date | None:
 
 
 def due_at(day: date, hour: int, later: int = 0) -> datetime:
-    """When the work that is done at an hour (UTC) after a night falls due; `later`: so many days after that."""
+    """When the work at an hour (UTC) of the day after a night falls due; `later`: so many days after that."""
     return datetime.combine(day + timedelta(days=1 + later), time(hour), UTC)
 
 
@@ -111,7 +112,7 @@ def times_due(day: date, hour: int, now: datetime, most: int) -> int:
 
 
 def _pieces(text: str) -> list[tuple[str, str | None, str | None]]:
-    """The text in pieces: literal ones, and fields with their name and what stands behind a colon."""
+    """Split the text into literal pieces and fields; a field has its name and the text after its colon."""
     pieces: list[tuple[str, str | None, str | None]] = []
     literal, i = "", 0
     while i < len(text):
