@@ -1,4 +1,4 @@
-"""Bounded transfers: archive, deliver, send, queue, publish. `from gsync.transfer import Client` is for programs."""
+"""Bounded transfers: archive, deliver, send, queue, publish. Programs use `from gsync.transfer import Client`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Client", "Sent", "Status"]
 
 
 def __getattr__(name: str) -> Any:
-    """The client, once it is asked for: the parts of this package do not all need each other."""
+    """Load the client on first use, so that importing one part of this package does not load all of them."""
     if name in __all__:
         from gsync.transfer import client
 

@@ -6,7 +6,7 @@
         sent = gsync.send("result.dat", to=["tape:2024"], failover=["scratch"], register="default")
         print(sent.at, sent.pending, sent.failed)
 
-It works on the state directory's database; no daemon has to run for `send`, and `gsync queue run` does what is pending.
+It works on the state directory's database. `send` needs no daemon; `gsync queue run` does the pending work.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ from gsync.transfer.stores.store import Category, StoreError
 
 _log = get_logger(__name__)
 
-LEASE = 60.0    # seconds after which the queue looks what became of a send whose process is gone
+LEASE = 60.0    # seconds without a sign of life, after which the queue takes over a send
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What became of a send when it returned.
+    """The outcome of a send, at the time it returned.
 
-    request: its id, as `gsync queue show` takes it. at: where the file is, whole and durable; None: it is not known to
-    be anywhere but here. is_temporary: at a failover store, from where it goes on. pending: what is still to be done,
-    in words; the queue does it. failed: what did not work on the way.
+    request: its id, as `gsync queue show` takes it. at: where the file is, whole and durable; None: only the source is
+    known. is_temporary: the file is at a failover store and moves on from there. pending: the remaining work, in words;
+    the queue does it. failed: the places that did not take the file.
     """
 
     request: str
@@ -74,7 +74,7 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """A request as it is now. pending: what is still to be done; reasons: why what failed or waits does."""
+    """The present state of a request. pending: the remaining work; reasons: why transfers failed or wait."""
 
     request: Request
     counts: dict[TransferState, int]
@@ -86,11 +86,11 @@ class Status:
 
 
 class Client:
-    """gsync's transfers, of the state directory `home` (default: $GSYNC_HOME, /var/lib/gsync, or the user's own).
+    """gsync's transfers in the state directory `home` (default: $GSYNC_HOME, /var/lib/gsync, or the user's own).
 
-    stores: the registry of named stores (add, all, check, ban, allow). One thread. Every method raises
-    `gsync.base.errors.GsyncError`: UsageError for wrong arguments, StoreError for a store. looking: the folder is not
-    made if it is missing, for a client that only plans and asks.
+    stores: the registry of named stores (add, all, check, ban, allow). Use a client in one thread. Every method raises
+    `gsync.base.errors.GsyncError`: UsageError for wrong arguments, StoreError for a store. looking: do not create a
+    missing folder, for a client that only plans and asks.
     """
 
     def __init__(self, home: str | None = None, policy: RetryPolicy | None = None, *, looking: bool = False,
@@ -118,7 +118,7 @@ class Client:
 
     def plan(self, file: str | bytes, to: Sequence[str], failover: Sequence[str] = (), register: str | None = None,
              name: str | None = None, owner: str | None = None) -> Plan:
-        """What `send` would do. Reads the file once; writes nothing."""
+        """Plan a send. Reads the file once; writes nothing."""
         if not to:
             raise UsageError("send: give a store with --to")
         given = os.fsencode(file)
@@ -142,14 +142,14 @@ class Client:
         """Bring a file to the first store of `to` that takes it, else to the first of `failover`.
 
         to, failover: NAME[:FOLDER] of a registered store, or a store's URL. register: a catalog (as for `gsync send
-        --register`). name: what the file is to be called there; default: its own name. It does not wait for stores or
-        catalogs that are down: that becomes pending, and `gsync queue run` does it. Raises only if nothing could be
-        begun: UsageError, or OSError if neither the database nor the spool can be written; then nothing was moved.
+        --register`). name: the file's name there; default: its own name. send does not wait for stores or catalogs that
+        are down: their work becomes pending, and `gsync queue run` does it. Raises only if nothing was begun or moved:
+        UsageError, or OSError if neither the database nor the spool can be written.
         """
         return self.carry_out(self.plan(file, to, failover, register, name, owner), label, priority)
 
     def carry_out(self, plan: Plan, label: str = "", priority: int = 0) -> Sent:
-        """Send by a plan."""
+        """Carry out a plan."""
         request = request_of(plan, label, priority)
         try:
             self._intake.begin(request, self._worker, self._lease)
@@ -168,7 +168,7 @@ class Client:
             self._do_operations(work, failed)
             pending = self._pending(work.plan)
         except sqlite3.OperationalError as exc:
-            # What was begun is noted, so the queue finds what became of it.
+            # The attempt is recorded, so the queue finds out how it ended.
             _log.warning("the database cannot be written, the queue resumes later", request=plan.request, error=exc)
             pending = _words(work.plan, [op.kind for op in request_of(plan).operations])
         return self._sent(work.plan, pending, failed)
@@ -180,10 +180,10 @@ class Client:
             until = self._clock.now() + int(self._lease * NS)
             if operation.position and not transfers.advance([transfer.id], TransferState.NEW, TransferState.ACQUIRED,
                                                             worker=self._worker, lease=until):
-                break  # killed, or the queue has it already
+                break  # killed, or the queue already has it
             if operation.kind == "replicate" and work.plan.is_temporary:
                 transfers.advance([transfer.id], TransferState.ACQUIRED, TransferState.NEW, worker=None, lease=0)
-                break  # the wanted stores were asked a moment ago
+                break  # the wanted stores were just tried
             if not transfers.advance([transfer.id], TransferState.ACQUIRED, TransferState.SUBMITTED, by=self._worker):
                 transfers.advance([transfer.id], TransferState.KILL, TransferState.KILLED, by=self._worker)
                 break
@@ -203,7 +203,8 @@ class Client:
                               by=self._worker)
 
     def _settle(self, transfer: Transfer, error: StoreError, plan: Plan) -> None:
-        """As the queue would; but a file that is nowhere is not sent later, when nobody expects it any more."""
+        """Set the state as the queue would. But a file that no store began to take fails at once: a late send would
+        surprise."""
         decision = self._policy.judge(error.category, transfer.tries + 1, self._clock.now())
         state = TransferState.RETRY
         if decision.again is None or (transfer.kind == "place" and not plan.begun):
@@ -216,13 +217,13 @@ class Client:
             self.transfers.advance([transfer.id], TransferState.KILL, TransferState.KILLED, by=self._worker)
 
     def _leave_alone(self, failed: Sequence[Attempt]) -> None:
-        """Stores that are down are not asked again for a while, by anybody."""
+        """Ban stores that are down for a while, so that no process tries them."""
         for attempt in failed:
             if attempt.category is Category.STORE_DOWN and not self.stores.banned(attempt.place.store):
                 self.stores.ban(attempt.place.store, attempt.error, self._policy.ban, by_queue=True)
 
     def _send_by_spool(self, plan: Plan, label: str, priority: int) -> Sent:
-        """Without the database: what is known stands in the spool, and the queue goes over all of it again later."""
+        """Send without the database: the spool records the progress, and the queue repeats every step later."""
         def note(plan: Plan) -> None:
             self._intake.spool.keep(request_of(plan, label, priority))
 
@@ -256,7 +257,7 @@ class Client:
 
     def submit(self, source: str, destination: str, register: str | None = None, owner: str | None = None,
                label: str = "", priority: int = 0) -> str:
-        """Leave the copy of one file to the queue; the id of the request.
+        """Leave the copy of one file to the queue; return the request's id.
 
         source, destination: NAME:PATH of a registered store, /PATH of this host, or HOST:/PATH. register: publish it in
         this catalog when it has arrived.
@@ -268,7 +269,7 @@ class Client:
                                                  label, priority))
 
     def status(self, request: str) -> Status:
-        """How far a request is; by its id, or the beginning of it."""
+        """The progress of a request, given by its id or a prefix of it."""
         found = self.transfers.request(request)
         if found is None:
             raise UsageError(f"no such request: {request}; list them with gsync queue list")
@@ -277,29 +278,29 @@ class Client:
         return Status(found, self.transfers.counts(found.id), tuple(row[0] for row in rows))
 
     def requests(self, owner: str | None = None, limit: int = 1000) -> list[Request]:
-        """The requests, of one owner or of all, oldest first."""
+        """The requests of one owner, or all, oldest first."""
         where, values = ("owner=?", [owner]) if owner is not None else ("1", [])
         return list(self.transfers.requests(where=where, values=values, limit=limit))
 
     def wait(self, request: str, timeout: float | None = None, interval: float = 0.2) -> Status:
-        """Until the request has ended (DONE, FAILED or KILLED), or for `timeout` seconds; how far it is then. Somebody
-        has to do the work: `gsync queue run`."""
+        """Wait until the request has ended (DONE, FAILED or KILLED), or for `timeout` seconds; return its status. It
+        does none of the work: `gsync queue run` must be running."""
         until = None if timeout is None else self._clock.monotonic() + timeout
         while not (status := self.status(request)).ended and (until is None or self._clock.monotonic() < until):
             self._sleep(interval)
         return status
 
     def kill(self, request: str) -> int:
-        """Give up what has not ended; how many transfers."""
+        """Kill the unfinished transfers; return their number."""
         return self._orders.kill(request=self.status(request).request.id)
 
     def retry(self, request: str) -> int:
-        """Try again what failed, was killed, or waits for its next try; how many transfers."""
+        """Retry transfers that failed, were killed, or wait for their next try; return their number."""
         return self._orders.retry(request=self.status(request).request.id)
 
 
 def user() -> str:
-    """Whose requests are made by this process, unless it says otherwise."""
+    """The default owner of this process's requests."""
     try:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
@@ -311,7 +312,7 @@ def _below(folder: StorePath, *names: bytes) -> StorePath:
 
 
 def _words(plan: Plan, operations: Sequence[str]) -> list[str]:
-    """What is still to be done, for people."""
+    """The remaining work, in words for people."""
     spare = [place for place in plan.begun if place != plan.at]
     words = {"place": f"send it to {' or '.join(map(str, plan.places))}",
              "replicate": f"replicate it to {' or '.join(map(str, plan.wanted))}",
@@ -324,7 +325,7 @@ def _words(plan: Plan, operations: Sequence[str]) -> list[str]:
 
 @contextmanager
 def _renewing(home: str, worker: str, lease: float, clock: Clock) -> Iterator[None]:
-    """The worker's leases run on while this does."""
+    """Renew the worker's leases for the duration of the block."""
     stop = threading.Event()
 
     def renew() -> None:

@@ -1,6 +1,6 @@
-"""Every kind of operation that the queue's workers carry out, with what does the work.
+"""Maps every kind of operation that the queue's workers carry out to its handler.
 
-The parts are loaded when the first transfer of their kind comes. Not here: the queue's own kinds (queue/handlers).
+A kind's modules are loaded when its first transfer comes. Not here: the queue's own kinds (queue/handlers).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""send: bring a file to the first store that takes it, else to a failover store from where it goes on by itself.
+"""send: bring a file to the first store that takes it, else to a failover store from which the queue moves it on.
 
 A send is a request of up to four operations, recorded in one transaction before a byte is moved:
 
@@ -7,10 +7,10 @@ A send is a request of up to four operations, recorded in one transaction before
     register    make the replica known in the catalog
     tidy        remove every other replica that this request made; refused while it is the only whole one
 
-What is known of a send (its plan, which places it began to fill, where the file is) are the arguments of its first
-operation, brought up to date before each upload. Every step looks at what is there first, so it may be killed
-anywhere and done again, and nothing is ever at a store that no request knows of. Nothing sleeps: what cannot be done
-now is tried again by the queue.
+The arguments of the first operation record the state of a send: its plan, the places it began to fill, and where the
+file is. They are updated before each upload. Every step first looks at what is there, so it can be killed at any point
+and repeated. No store ever holds a file that no request knows of. Nothing here sleeps: the queue retries what cannot be
+done now.
 Not here: states, leases, pauses between tries (database, retry, worker), what a store or a catalog is.
 """
 
@@ -37,28 +37,28 @@ from gsync.transfer.stores.store import Category, Content, Store, StoreError
 
 _log = get_logger(__name__)
 
-Progress = Callable[[int], None]    # called with the bytes of each piece that was moved; may raise to break it off
+Progress = Callable[[int], None]    # called with the size of each piece moved; may raise to abort
 OPERATIONS = ("place", "replicate", "register", "tidy")
-FAILOVER_FOLDER = b"gsync-failover"  # at a failover store: <folder>/<request>/<name>, a place that nobody else has
-# The name is the trouble, so another store of the same kind is no way out, and waiting is none either.
+FAILOVER_FOLDER = b"gsync-failover"  # at a failover store: <folder>/<request>/<name>, unique to the request
+# The name itself is refused: neither another store of the same kind nor waiting helps.
 _OF_THE_NAME = {errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EILSEQ}
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a send is to reach, and what is known of it. places: wanted first, then failover."""
+    """The goal of a send, and its known state. places: wanted first, then failover."""
 
     request: str
     owner: str
     source: bytes                   # path on this host, without the leading slash
-    name: bytes                     # what the file is called in the catalog
+    name: bytes                     # the file's name in the catalog
     wanted: tuple[StorePath, ...]
     failover: tuple[StorePath, ...]
     content: Content
     catalog: str | None
     created: int                    # ns
-    begun: tuple[StorePath, ...] = ()   # places that this request began to fill, and where nothing was before
-    at: StorePath | None = None         # where the file is, whole
+    begun: tuple[StorePath, ...] = ()   # places this request began to fill; nothing was there before
+    at: StorePath | None = None         # where the whole file is
 
     @property
     def places(self) -> tuple[StorePath, ...]:
@@ -66,7 +66,7 @@ class Plan:
 
     @property
     def is_temporary(self) -> bool:
-        """It is at a failover store."""
+        """Whether the file is at a failover store."""
         return self.at is not None and self.at not in self.wanted
 
     def as_json(self) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class NoPlace(StoreError):
 
 
 def measure(path: bytes) -> Content:
-    """Size and SHA-256 of a file; UsageError if it is none, cannot be read, or changes meanwhile."""
+    """Size and SHA-256 of a file. UsageError if it is not a regular file, cannot be read, or changes meanwhile."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with open(fd, "rb", buffering=0) as file:
@@ -132,7 +132,7 @@ def measure(path: bytes) -> Content:
 
 
 def request_of(plan: Plan, label: str = "", priority: int = 0) -> NewRequest:
-    """All that the send may come to need, as one request."""
+    """One request with all operations that the send may need."""
     moved = (plan.content.size, plan.content.sha256)
     first = plan.wanted[0]
     operations = [NewOperation("place", [NewTransfer(LOCAL, plan.source, first.store, first.path, *moved)],
@@ -152,9 +152,9 @@ def request_of(plan: Plan, label: str = "", priority: int = 0) -> NewRequest:
 
 
 class Sending:
-    """One send at work: its operations, by their names. Each may be done again, and raises StoreError.
+    """Carries out one send, operation by operation. Each can be repeated, and raises StoreError.
 
-    note: called with what is known whenever that changes, before an upload begins above all; has to make it durable.
+    note: called with the plan whenever it changes, above all before an upload begins; it must make the plan durable.
     """
 
     def __init__(self, plan: Plan, stores: Stores, catalog: Callable[[str], Catalog],
@@ -165,14 +165,15 @@ class Sending:
         self._store = stores.get
         self._catalog = catalog
         self._note = note
-        self.failed: list[Attempt] = []     # by the last `place` or `replicate`
+        self.failed: list[Attempt] = []     # of the last `place` or `replicate`
 
     def do(self, operation: str) -> None:
-        """One of OPERATIONS."""
+        """Run an operation, named by its kind."""
         {"place": self.place, "replicate": self.replicate, "register": self.register, "tidy": self.tidy}[operation]()
 
     def place(self) -> None:
-        """NoPlace says of every place why not. What an earlier try has placed is found, also without the source."""
+        """Place the file. A place filled by an earlier try is found, even if the source is gone. NoPlace gives each
+        place's reason."""
         plan = self.plan
         self.failed = []
         if plan.at is not None and self._is_whole(plan.at):
@@ -180,19 +181,19 @@ class Sending:
         if self._store(LOCAL).stat(plan.source) is None:
             self._find()
         elif not self._fill_one(LOCAL, plan.source, plan.wanted) and (
-                all(a.errno in _OF_THE_NAME for a in self.failed)  # would be the trouble later too
+                all(a.errno in _OF_THE_NAME for a in self.failed)  # the failover stores would refuse the name too
                 or not self._fill_one(LOCAL, plan.source, plan.failover)):
             raise NoPlace(plan, self.failed)
         self._register_for_now()
 
     def replicate(self) -> None:
-        """Nothing to do for a file that is at a wanted place already."""
+        """Copy the file from the failover store to a wanted one. Does nothing if it is already at a wanted place."""
         self.failed = []
         if not self.plan.is_temporary:
             return
         self._register_for_now()
         at = self._at()
-        self._store(at.store).probe()  # that it is down is no fault of the wanted ones
+        self._store(at.store).probe()  # if the failover store is down, do not blame the wanted ones
         if not self._fill_one(at.store, at.path, self.plan.wanted):
             raise NoPlace(self.plan, self.failed)
 
@@ -201,7 +202,8 @@ class Sending:
             self._tell(Action.REGISTER, self._at())
 
     def tidy(self) -> None:
-        """A place that was begun and does not hold this very file is somebody else's by now, and left alone."""
+        """Remove the other replicas. A place that no longer holds this very file belongs to somebody else, and is left
+        alone."""
         at = self._at()
         for place in self.plan.begun:
             if place == at:
@@ -222,7 +224,7 @@ class Sending:
     # one place
 
     def _fill_one(self, source: str, path: bytes, places: Sequence[StorePath]) -> bool:
-        """The file is at the first of the places that takes it; False: none did, `failed` says why."""
+        """Bring the file to the first of the places that takes it. False: none did, and `failed` says why."""
         for place in places:
             try:
                 self._fill(self._store(source), path, place)
@@ -252,12 +254,12 @@ class Sending:
             verify(store, place.path, content)
         except StoreError:
             with suppress(StoreError):
-                if self._is_whole(place):  # it arrived, and the answer did not
+                if self._is_whole(place):  # the file arrived, but the answer was lost
                     return
             raise
 
     def _find(self) -> None:
-        """The source is gone: it may have been placed before."""
+        """The source is gone: look for a place that already holds the file."""
         for place in self.plan.places:
             try:
                 if self._is_whole(place):
@@ -271,7 +273,7 @@ class Sending:
         raise NoPlace(self.plan, self.failed)
 
     def _is_whole(self, place: StorePath) -> bool:
-        """Whether this very file is there, by what the store reads now."""
+        """Whether the place holds this very file; the store reads it back."""
         store = self._store(place.store)
         item = store.stat(place.path)
         return (item is not None and item.is_file and item.size == self.plan.content.size
@@ -294,7 +296,7 @@ class Sending:
 
     @staticmethod
     def _remove_folders(store: Store, path: bytes) -> None:
-        """Those of the failover place that are empty now."""
+        """Remove the empty folders above a failover place."""
         with suppress(StoreError):
             while (path := path.rpartition(b"/")[0]) and FAILOVER_FOLDER in path:
                 store.delete(path)
@@ -302,8 +304,8 @@ class Sending:
     # the catalog
 
     def _register_for_now(self) -> None:
-        """So that the file is found while it waits at a failover store; if that does not work, it will be when it has
-        reached its place."""
+        """Register a replica at a failover store, so that the file can be found while it waits there. A failure does
+        not matter: the file is registered once it has reached its place."""
         if self.plan.catalog is not None and self.plan.is_temporary:
             try:
                 self._tell(Action.REGISTER, self._at())
@@ -324,12 +326,12 @@ def _path(plan: Plan) -> str:
 
 
 def sending(transfers: Transfers, stores: Stores, request: str, progress: Progress = lambda size: None) -> Sending:
-    """A send that is in the database, as it is known there, and noted there as it goes on."""
+    """Resume a send from its state in the database, and record its progress there."""
     first = transfers.operations(request)[0]
     return Sending(Plan.of_json(first.arguments), stores, lambda text: open_catalog(text, transfers.home),
                    lambda plan: transfers.set_arguments(first.id, plan.as_json()), progress)
 
 
 def carry_out(context: Context, transfer: Transfer) -> None:
-    """The queue's handler of place, replicate, register and tidy; StoreError."""
+    """The queue's handler of place, replicate, register and tidy; raises StoreError."""
     sending(context.transfers, context.stores, transfer.request, context.progress).do(transfer.kind)
