@@ -133,7 +133,7 @@ class World:
             assert nights.in_vault(unit) == contents(os.fsencode(nights.data / os.fsdecode(unit)))
         units = nights.units()
         assert [units[os.fsdecode(unit)]["reason"] for unit in self.bad] == [
-            "checksum differs: sub/guide.txt", "there is no checksum list checksum-00000006.sha256sum"]
+            "checksum differs: sub/guide.txt", "no checksum list checksum-00000006.sha256sum"]
         assert {units[os.fsdecode(unit)]["colour"] for unit in self.good} == {"green"}
         for unit in self.bad:
             assert contents(os.fsencode(nights.quarantine / os.fsdecode(unit))) == contents(

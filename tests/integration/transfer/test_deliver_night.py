@@ -39,7 +39,7 @@ class Night:
             listed = number % 10 != 3
             unit = nights.make(self.name, number, files, listed=listed, ready=False)
             if not listed:
-                self.reasons[unit] = f"there is no checksum list checksum-{number:08}.sha256sum"
+                self.reasons[unit] = f"no checksum list checksum-{number:08}.sha256sum"
             elif number % 10 == 5:
                 name = sorted(name for name, content in contents(self._place(unit)).items()
                               if content and not name.startswith(b"checksum-"))[0]
