@@ -1,4 +1,4 @@
-"""`python -m gsync.recorder NAME`: a recorder as a process of its own, with few imports so that it stays small."""
+"""`python -m gsync.recorder NAME`: a recorder in a process of its own, with few imports so that it stays small."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
 
         def on_signal(number: int, frame: FrameType | None) -> None:
             stop.set()
-            port.poke()  # wakes it
+            port.poke()  # wakes the recorder
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, on_signal)

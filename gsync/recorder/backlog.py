@@ -1,6 +1,6 @@
-"""Hints that came faster than they can be looked at: they wait on disk, in order, so that memory does not grow.
+"""Hints that arrived faster than they can be looked at: they wait on disk, in order, so that memory does not grow.
 
-The file has no name and goes with the process: after a crash the tree is compared with the index anyway. OSError where
+The file is unnamed and goes away with the process: after a crash the tree is compared with the index anyway. OSError if
 the disk is full.
 """
 
@@ -14,7 +14,7 @@ from gsync.recorder.detector import ChangeHint, Hint
 
 
 class Backlog:
-    """A queue of hints, written in blocks of so many. Its length is how many wait."""
+    """A queue of hints, written in blocks of this size. Its length is the number of waiting hints."""
 
     def __init__(self, folder: bytes, block: int) -> None:
         self._folder, self._block = folder, block
@@ -22,8 +22,8 @@ class Backlog:
         self._read_at = 0
         self._on_disk = 0
         self._last: list[Hint] = []          # not written yet
-        self._told: set[ChangeHint] = set()  # what they end with
-        self.taken = 0                       # in all
+        self._told: set[ChangeHint] = set()  # the changes that they end with
+        self.taken = 0                       # total so far
 
     def __len__(self) -> int:
         return self._on_disk + len(self._last)
@@ -32,7 +32,7 @@ class Backlog:
         if not isinstance(hint, ChangeHint):
             self._told.clear()
         elif hint in self._told:
-            return  # a file that is written all the time does not fill the disk
+            return  # so a file that is written all the time does not fill the disk
         else:
             self._told.add(hint)
         self._last.append(hint)
@@ -47,7 +47,7 @@ class Backlog:
         self._told.clear()
 
     def take(self) -> list[Hint]:
-        """The oldest ones; [] if there are none."""
+        """The oldest hints; [] if there are none."""
         block = self._last
         if self._file is not None and self._on_disk:
             self._file.seek(self._read_at)

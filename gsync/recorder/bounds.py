@@ -1,4 +1,4 @@
-"""How much of anything a recorder handles at a time or keeps."""
+"""Limits on how much a recorder handles at a time, and on how much it keeps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gsync.recorder.scan import ScanSizes
 
 
 class Keep(NamedTuple):
-    """How long changelogs stay, how many bytes of them, and how many bytes of older ones the archive holds."""
+    """How long changelogs are kept, how many bytes of them, and how many bytes of older ones the archive holds."""
 
     seconds: int = 7 * 86400
     size: int = 1 << 30
@@ -17,7 +17,7 @@ class Keep(NamedTuple):
 
 
 class Intervals(NamedTuple):
-    """In seconds: between two reports on a quiet tree, and between two looks whether the root is back."""
+    """Seconds between two reports on a quiet tree, and between two checks whether the root is back."""
 
     heartbeat: float = 1.0
     root: float = 1.0

@@ -1,6 +1,6 @@
-"""What tells the recorder that something changed: hints, and the Protocol of what gives them.
+"""Hints, which tell the recorder that something changed, and the Protocol of detectors, which give them.
 
-A hint says where to look, never what is there: kernel events merge, come late and race with new directories.
+A hint says where to look, never what is there: kernel events are merged, come late and race with new directories.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from gsync.base.model import Gfid, Name
 
 
 class NameHint(NamedTuple):
-    """Something happened at a name. appeared: an inode came to be there, from nowhere or from where nobody watched."""
+    """Something happened at a name. appeared: an inode arrived there, either new or from an unwatched place."""
 
     name: Name
     appeared: bool
@@ -21,7 +21,7 @@ class NameHint(NamedTuple):
 
 
 class RenameHint(NamedTuple):
-    """An inode was renamed within the tree. gfid: whose, where the detector knows."""
+    """An inode was renamed within the tree. gfid: the inode's, if the detector knows it."""
 
     old: Name
     new: Name
@@ -30,7 +30,7 @@ class RenameHint(NamedTuple):
 
 
 class ChangeHint(NamedTuple):
-    """An inode changed: data (contents) or else attributes. It is gfid, or what was at the name."""
+    """An inode changed: data (contents) or else attributes. It is gfid, or the inode that was at the name."""
 
     gfid: Gfid | None
     name: Name | None
@@ -42,7 +42,7 @@ class Overflow(NamedTuple):
 
 
 class LostWatch(NamedTuple):
-    """The directory is not watched any more. Normal if it was deleted."""
+    """The directory is no longer watched. That is normal if it was deleted."""
 
     gfid: Gfid
 
@@ -55,7 +55,7 @@ Hint: TypeAlias = NameHint | RenameHint | ChangeHint | Overflow | LostWatch | Ro
 
 
 class Unavailable(Exception):
-    """This detector does not work here; the text says why."""
+    """This detector does not work here; the text gives the reason."""
 
 
 class Detector(Protocol):
@@ -66,24 +66,25 @@ class Detector(Protocol):
 
     @property
     def sees_all(self) -> bool:
-        """Whether it hints, from its creation on, at every change of the file system by identity, so that an inode
-        which the index knows is known in full wherever it was meanwhile; else only at watched directories."""
+        """Whether the detector hints, from its creation on, at every change of the file system by identity. Then an
+        inode in the index is known in full wherever it was meanwhile. Otherwise it hints only at watched
+        directories."""
 
     def fileno(self) -> int:
         """Readable when there are events."""
 
     def watch(self, gfid: Gfid, handle: bytes, fd: int) -> None:
-        """The directory (fd is open on it) belongs to the tree from now on; called before it is read."""
+        """The directory (fd is open on it) belongs to the tree from now on. Called before the directory is read."""
 
     def unwatch(self, gfid: Gfid) -> None:
-        """The directory left the tree."""
+        """The directory has left the tree."""
 
     def read(self) -> Iterator[Hint]:
-        """Everything that was queued when it began, in order. To be read to its end before anything else is asked."""
+        """Every event that was queued at the start, in order. Read it to the end before calling anything else."""
 
     def close(self) -> None: ...
 
 
-# Whether an inode belongs to the tree as the recorder knows it; None: perhaps.
+# Whether an inode belongs to the tree as the recorder knows it; None: it may.
 Knows: TypeAlias = Callable[[Gfid], bool | None]
 DetectorFactory: TypeAlias = Callable[[int, Inodes, Knows], Detector]

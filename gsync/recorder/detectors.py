@@ -1,4 +1,4 @@
-"""The detectors there are, and which one to take."""
+"""The available detectors, and the choice between them."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def inotify(root_fd: int, inodes: Inodes, knows: Knows) -> Detector:
 
 
 def auto(root_fd: int, inodes: Inodes, knows: Knows) -> Detector:
-    """The first that works."""
+    """The first detector that works."""
     return first_of({"fanotify": fanotify, "inotify": inotify}, root_fd, inodes, knows)
 
 
 def first_of(factories: Mapping[str, DetectorFactory], root_fd: int, inodes: Inodes, knows: Knows) -> Detector:
-    """The first of these, by name, that works."""
+    """The first of these detectors, by name, that works."""
     why = []
     for name, factory in factories.items():
         try:
@@ -46,7 +46,7 @@ def first_of(factories: Mapping[str, DetectorFactory], root_fd: int, inodes: Ino
 
 
 def by_name(name: str) -> DetectorFactory:
-    """The factory of this name: auto, fanotify or inotify."""
+    """The factory with this name: auto, fanotify or inotify."""
     try:
         return {"auto": auto, "fanotify": fanotify, "inotify": inotify}[name]
     except KeyError:

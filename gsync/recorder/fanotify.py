@@ -1,7 +1,7 @@
 """Hints from fanotify(7): one mark for the whole file system, no watch per directory. Root only, Linux 5.17.
 
-The events tell inodes by their file handles, so a gfid is computed without asking the file system. Events of
-directories that are not the tree's are dropped early.
+Events identify inodes by their file handles, so a gfid is computed without asking the file system. Events of
+directories outside the tree are dropped early.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _libc.fanotify_mark.argtypes = [ctypes.c_int, ctypes.c_uint, ctypes.c_uint64, ct
 
 
 class Fanotify:
-    """Hints at everything that happens on the file system of the tree. Own processes' events are not told."""
+    """Hints at everything that happens on the tree's file system, except this process's own events."""
 
     name = "fanotify"
     sees_all = True
 
     def __init__(self, root_fd: int, inodes: Inodes, knows: Knows, ignore_pid: int | None = None) -> None:
-        if struct.unpack_from("=i", inodes.handles.root)[0] < 0:  # made up by fsid
+        if struct.unpack_from("=i", inodes.handles.root)[0] < 0:  # invented by fsid
             raise Unavailable("the file system has no file handles")
         self._inodes = inodes
         self._knows = knows
@@ -53,9 +53,9 @@ class Fanotify:
             err = ctypes.get_errno()
             os.close(self._fd)
             raise Unavailable(f"fanotify_mark: {os.strerror(err)}")
-        self._gfids: dict[bytes, Gfid] = {}       # of directories of the tree, by handle
-        self._foreign: set[bytes] = set()         # directories that are not
-        self._linked: set[bytes] | None = set()   # inodes of the tree that got or lost a name; None: too many
+        self._gfids: dict[bytes, Gfid] = {}       # directories of the tree, by handle
+        self._foreign: set[bytes] = set()         # directories outside the tree
+        self._linked: set[bytes] | None = set()   # inodes of the tree that gained or lost a name; None: too many
 
     def fileno(self) -> int:
         return self._fd
@@ -82,7 +82,7 @@ class Fanotify:
             yield from hints
 
     def _parse(self, buf: bytes, hints: list[Hint]) -> int:
-        """Add the hints of the events in buf; returns how many events there were."""
+        """Add the hints of the events in buf; return the number of events."""
         at = count = 0
         end = len(buf)
         while at < end:
@@ -132,7 +132,7 @@ class Fanotify:
         return (parent, _bname(place[1])) if parent else None
 
     def _directory(self, handle: bytes) -> Gfid | None:
-        """The gfid of a directory of the tree, None for others."""
+        """The gfid of a directory of the tree; None for other directories."""
         gfid = self._gfids.get(handle)
         if gfid is None and handle not in self._foreign:
             gfid = self._inodes.gfid(handle)
@@ -151,11 +151,11 @@ class Fanotify:
         return gfid
 
     def _is_ours(self, handle: bytes, homeless: bool, created: bool) -> bool:
-        """Whether an inode that changed in a foreign directory, or (homeless) nobody knows where, is one of the tree's:
-        it has a link there, or was opened there before it came.
+        """Whether an inode of the tree changed in a foreign directory, or (homeless) at an unknown place: it has a link
+        there, or was opened there before it came.
 
-        Many are created in foreign directories, so of those only the ones are looked up that were seen to get a name,
-        of which the kernel tells without a place.
+        Many inodes are created in foreign directories. Of those, only inodes that were seen to gain a name, which the
+        kernel reports without a place, are looked up.
         """
         if created and not homeless and self._linked is not None:
             return handle in self._linked

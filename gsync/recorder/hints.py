@@ -1,7 +1,7 @@
-"""The hints of a detector that nobody has looked at yet: merged in memory, and in order on disk beyond that.
+"""A detector's hints that nobody has looked at yet: merged in memory, and in order on disk beyond that.
 
-A detector that sees all tells inodes, so its hints are merged at once. One that sees names only tells a story, whose
-order matters: it is kept as it came, until the names that it moves have been followed in the index (look).
+A detector that sees all names inodes, so its hints are merged at once. One that sees only names tells a story whose
+order matters: it is kept as it came until its renames have been followed in the index (look).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ DATA, META = 1, 2        # flags of a changed inode
 
 
 class HintLimits(NamedTuple):
-    """Numbers of hints. at_once: more do not wait for the end of the slice; in_memory: those that come after them wait
-    on disk, in blocks; on_disk: beyond, the tree is compared with the index instead."""
+    """Numbers of hints. at_once: a larger number does not wait for the end of the slice. in_memory: further hints wait
+    on disk, in blocks. on_disk: beyond this number, the tree is compared with the index instead."""
 
     at_once: int = 2000
     in_memory: int = 10_000
@@ -28,10 +28,9 @@ class HintLimits(NamedTuple):
 
 
 class Hints:
-    """`drain` takes in what the detector has. `gap`: why the tree must be compared with the index, "" if it need not.
-    `lost`: directories whose watch is gone. `urgent`: a new directory waits for its watch, a link to be known.
-    `drained_at`: no hint of a change before that moment (ns) waits in the kernel or on disk.
-    """
+    """`drain` takes hints from the detector. `gap`: why the tree must be compared with the index, "" if it need not be.
+    `lost`: directories whose watch is gone. `urgent`: a new directory waits for its watch, or a link must become known.
+    `drained_at`: no hint of a change before that moment (ns) waits in the kernel or on disk."""
 
     def __init__(self, detector: Detector, folder: bytes, clock: Callable[[], int], drained_at: int,
                  limits: HintLimits) -> None:
@@ -41,7 +40,7 @@ class Hints:
         self._changes: dict[Gfid, int] = {}
         self._story: list[NameHint | RenameHint | ChangeHint] = []
         self._told: set[Hint] = set()                      # changes that the story ends with
-        self._backlog = Backlog(folder, limits.block)      # what came after all these
+        self._backlog = Backlog(folder, limits.block)      # hints that came after all these
         self.lost: set[Gfid] = set()
         self.gap = ""
         self.urgent = False
@@ -67,16 +66,16 @@ class Hints:
 
     @property
     def taken(self) -> int:
-        """How many hints came from the disk, in all."""
+        """The number of hints taken from the disk so far."""
         return self._backlog.taken
 
     @property
     def last(self) -> int:
-        """What `taken` will be once all that waits now has come from the disk."""
+        """The value of `taken` once all hints that wait now have been taken from the disk."""
         return self._backlog.taken + len(self._backlog)
 
     def drain(self) -> bool:
-        """Take in what the detector has, as far as memory allows. Whether there is anything new to look at."""
+        """Take hints from the detector, as far as memory allows. Return whether there is anything new to look at."""
         drained_at, new = self._clock(), False
         for hint in self._detector.read():
             new = True
@@ -89,14 +88,14 @@ class Hints:
             for hint in self._backlog.take():
                 self._take(hint)
         if not self._backlog:
-            self.drained_at = drained_at  # else changes that still wait may be older
+            self.drained_at = drained_at  # otherwise, changes that still wait may be older
         elif len(self._backlog) > self._limits.on_disk:
             self._forget_all()
             self.gap = "too many changes at once"
         return new
 
     def note(self, hint: NameHint | RenameHint | ChangeHint) -> None:
-        """Merge a hint with the others: its names are to be looked at, its inode has changed."""
+        """Merge a hint with the others: its names must be looked at, its inode has changed."""
         if isinstance(hint, ChangeHint):
             if hint.gfid is not None:
                 self.note_change(hint.gfid, DATA if hint.data else META)
@@ -112,7 +111,7 @@ class Hints:
         self._changes[gfid] = self._changes.get(gfid, 0) | what
 
     def note_flags(self, name: Name, flags: int) -> None:
-        """More is known of a name that is to be looked at."""
+        """Add flags to a name that is to be looked at."""
         self._names[name] |= flags
 
     def flags(self, name: Name) -> int:
@@ -125,7 +124,7 @@ class Hints:
         return iter(story)
 
     def take_names(self) -> tuple[dict[Name, int], dict[Name, Name]]:
-        """The names to look at with their flags, and which of them were renamed from where."""
+        """The names to look at with their flags, and the former names of those that were renamed."""
         names, self._names = self._names, {}
         renamed_from, self._renamed_from = self._renamed_from, {}
         return names, renamed_from
@@ -154,7 +153,7 @@ class Hints:
             self._story.append(hint)
             self._told.clear()
             self.urgent = self.urgent or (isinstance(hint, NameHint) and hint.appeared)
-        elif hint not in self._told:  # once until something is renamed
+        elif hint not in self._told:  # once, until the next rename
             self._story.append(hint)
             self._told.add(hint)
 

@@ -1,8 +1,8 @@
-"""Hints from inotify(7): a watch per directory, for everybody.
+"""Hints from inotify(7): a watch per directory, for every account.
 
-Not seen, until the next gap scan: what is written to a file through a name that is not in the tree, as long as it has
-another one there. That is a hard link outside; a name removed before the recorder started, under which a program has
-the file open; a link that is made, written through and removed again within some hundredths of a second.
+Until the next gap scan it does not see writes to a file through a name outside the tree while the file also has a name
+inside. There are three cases: a hard link outside; a name that was removed before the recorder started, under which a
+program has the file open; a link that is made, written through and removed again within some hundredths of a second.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _WRITTEN, _ATTRIB = int(flags.MODIFY | flags.CLOSE_WRITE), int(flags.ATTRIB)
 _Q_OVERFLOW, _IGNORED, _ISDIR = int(flags.Q_OVERFLOW), int(flags.IGNORED), int(flags.ISDIR)
 _GONE = int(flags.DELETE_SELF | flags.MOVE_SELF | flags.UNMOUNT)
 _MASK = _CREATE | _DELETE | _MOVED_FROM | _MOVED_TO | _WRITTEN | _ATTRIB | _GONE | int(flags.ONLYDIR)
-_PAIR_WAIT = 0.01  # s: the second half of a rename is queued right after the first
+_PAIR_WAIT = 0.01  # s: the kernel queues the second half of a rename right after the first
 
 
 class Inotify:
-    """Hints at what happens in the directories that are watched."""
+    """Hints at everything that happens in watched directories."""
 
     name = "inotify"
     sees_all = False
@@ -74,7 +74,7 @@ class Inotify:
             try:
                 self._inotify.rm_watch(wd)
             except OSError as exc:
-                if exc.errno != errno.EINVAL:  # the kernel dropped it with the directory
+                if exc.errno != errno.EINVAL:  # the kernel dropped the watch with the directory
                     raise
 
     def close(self) -> None:
@@ -105,7 +105,7 @@ class Inotify:
                 if mask & _MOVED_FROM:
                     halves[event.cookie] = (len(hints), name)
                 if mask & _MOVED_TO and event.cookie in halves:
-                    # In the place of the first half: what came between happened in other directories.
+                    # At the position of the first half: events in between happened in other directories.
                     place, old = halves.pop(event.cookie)
                     hints[place] = RenameHint(old, name, None, is_dir)
                 elif mask & (_CREATE | _DELETE | _MOVED_FROM | _MOVED_TO):

@@ -1,8 +1,8 @@
 """The master's index while changes come in.
 
-It knows, beyond what the rows say: which inodes lost a name just now and may turn up at another one; whom an event
-that is still to come may mean; and whose ctime is too young to be kept. All that is written between two commits is
-one transaction (rule 4: it is committed after the records that it made).
+Beyond its rows, it knows: inodes that have just lost a name and may turn up at another one; inodes that an event still
+to come may mean; and inodes whose ctime is too young to be kept. All changes between two commits are one transaction
+(rule 4: it is committed after the records that it made).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MOST_FORMER = 10_000     # former names that are remembered
 
 
 def stamp(st: os.stat_result, clean_before: int) -> int:
-    """The ctime to keep: unknown, if another change could leave the same one."""
+    """The ctime to keep: unknown if another change could leave the same one."""
     return st.st_ctime_ns if st.st_ctime_ns < clean_before else UNKNOWN_CTIME
 
 
@@ -32,8 +32,8 @@ def entry_at(pargfid: Gfid, bname: bytes, seen: Seen, clean_before: int) -> Inde
 
 
 class LiveIndex:
-    """`rows` is the index itself. `complete`: a first scan has filled it. `tracking`: whatever happened to an inode
-    since it came into the index was seen. `clean_before`: ctimes older than that (ns) can be kept."""
+    """`rows` is the index itself. `complete`: a first scan has filled it. `tracking`: every event of an inode since it
+    entered the index was seen. `clean_before`: ctimes older than this (ns) can be kept."""
 
     def __init__(self, rows: Namespace, tree: RecordedTree) -> None:
         self.rows = rows
@@ -42,11 +42,11 @@ class LiveIndex:
         self.clean_before = 0
         self._tree = tree
         self._displaced: dict[Gfid, IndexEntry] = {}
-        self._was_at: dict[Name, Gfid] = {}    # whom an event that is still to come may mean,
-        self._before: dict[Name, Gfid] = {}    # and whom it may have meant before the last look;
-        self._former: dict[Name, Gfid] = {}    # for long, who may be open under a name and has others
+        self._was_at: dict[Name, Gfid] = {}    # inodes that an event still to come may mean,
+        self._before: dict[Name, Gfid] = {}    # inodes that it may have meant before the last look,
+        self._former: dict[Name, Gfid] = {}    # long-term: files with other names that may be open under this one
         self._racy: set[Gfid] = set()          # inodes whose ctime was too young to be kept,
-        self._settling: set[Gfid] = set()      # and those for which that is some time ago
+        self._settling: set[Gfid] = set()      # and those for which that was some time ago
 
     def begin(self) -> None:
         if not self.rows.db.in_transaction:
@@ -56,16 +56,16 @@ class LiveIndex:
         if self.rows.db.in_transaction:
             self.rows.db.execute("COMMIT")
 
-    # who is where
+    # which inode is where
 
     def knows(self, gfid: Gfid) -> bool | None:
-        """Whether the inode belongs to the tree, as far as was seen. During the first scan any may."""
+        """Whether the inode belongs to the tree, as far as was seen. During the first scan any inode may."""
         if gfid == ROOT_GFID or gfid in self._displaced:
             return True
         return self.rows.entry_of(gfid) is not None if self.complete else None
 
     def tracked(self, gfid: Gfid) -> IndexEntry | None:
-        """The place that the index has, or just had, for an inode, if all that happened to it was seen."""
+        """The place that the index has, or just had, for an inode, if every event of the inode was seen."""
         if not self.tracking:
             return None
         return self.rows.entry_of(gfid) or self._displaced.get(gfid)
@@ -75,20 +75,21 @@ class LiveIndex:
         return entry.handle if entry else None
 
     def begin_look(self) -> None:
-        """From now on names empty anew; what emptied before the last look is forgotten."""
+        """Start a new look: names that become empty are collected again; those from before the last look are
+        forgotten."""
         self._before, self._was_at = self._was_at, {}
 
     def was_at(self, name: Name) -> Gfid | None:
-        """Who was at the name before it was emptied in this look."""
+        """The inode that was at the name before it became empty in this look."""
         return self._was_at.get(name)
 
     def meant_by(self, name: Name) -> set[Gfid]:
-        """The inodes that an event at this name may be about."""
+        """The inodes that an event at this name may mean."""
         entry = self.rows.get(*name)
         found = (entry.gfid if entry else None, self._before.get(name), self._was_at.get(name), self._former.get(name))
         return {gfid for gfid in found if gfid is not None}
 
-    # what changes
+    # changes
 
     def put(self, entry: IndexEntry) -> None:
         self.rows.put([entry])
@@ -96,7 +97,7 @@ class LiveIndex:
             self.note_racy(entry.gfid)
 
     def drop(self, entry: IndexEntry) -> None:
-        """The entry's name is not its inode's any more; what lies below a directory stays for now."""
+        """The entry's name no longer leads to its inode; rows below a directory stay for now."""
         self.rows.remove(*entry.name)
         self._was_at[entry.name] = entry.gfid
         self.displace(entry)
@@ -117,7 +118,7 @@ class LiveIndex:
         return True
 
     def drop_displaced(self, detector: Detector) -> None:
-        """What lost its name and was found at no other has left the tree, with all below it."""
+        """Inodes that lost their name and were found at no other have left the tree, with everything below them."""
         displaced, self._displaced = self._displaced, {}
         for gfid, entry in displaced.items():
             if not stat.S_ISDIR(entry.kind):
@@ -129,7 +130,8 @@ class LiveIndex:
                 detector.unwatch(gfid)
 
     def _remember(self, entry: IndexEntry) -> None:
-        """Events of a program that has a file open tell the name that it opened, be it gone or another's."""
+        """Events of a program that has a file open carry the name that it opened, even if that is gone or another
+        file's."""
         if self.rows.entry_of(entry.gfid) is not None:
             self._former[entry.name] = entry.gfid
             if len(self._former) > _MOST_FORMER:
@@ -138,7 +140,7 @@ class LiveIndex:
     # ctimes
 
     def keep_attributes(self, gfid: Gfid, st: os.stat_result | None) -> None:
-        """Note an inode's ctime, if all that happened up to it is recorded in this slice or before."""
+        """Note an inode's ctime, if every change up to it is recorded in this slice or before."""
         ctime = stamp(st, self.clean_before) if st else UNKNOWN_CTIME
         if gfid == ROOT_GFID:
             self.rows.set_fact("root_ctime", ctime)
@@ -152,7 +154,8 @@ class LiveIndex:
             self._racy.add(gfid)
 
     def settle(self) -> None:
-        """Note the ctime of inodes for which it was too young a while ago: else each would be sent after a stop."""
+        """Note the ctime of inodes for which it was too young a while ago: otherwise each would be sent again after a
+        stop."""
         settling, self._settling = self._settling, self._racy if len(self._racy) < _MOST_RACY else set()
         self._racy = set()
         for gfid in settling:

@@ -1,6 +1,6 @@
-"""Looks at hinted names: says in the slice what is there now, and has the index follow (rules 1 and 2).
+"""Looks at hinted names: records in the slice what is there now, and updates the index (rules 1 and 2).
 
-Not here: when to look (recording), what was hinted (hints).
+Not here: when to look (recording), which names were hinted (hints).
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from gsync.recorder.tree import OUTSIDE, Elsewhere, Gone, RecordedTree
 
 _log = get_logger(__name__)
 
-ROUNDS = 8                # reads for a rename that explains why a name is empty
+ROUNDS = 8                # reads in search of a rename that explains why a name is empty
 DRAIN_EVERY = 500         # names of one directory
-NOBODY = bytes(16)        # in the record of a name at which the index never had anybody
+NOBODY = bytes(16)        # for the record of a name at which the index never had an inode
 
 
 class Look:
     """`stuck`: names in directories that are not where the index says; they are looked at again.
 
-    scan_below: says all that lies below a directory (gfid, handle) that came from where nobody watched.
+    scan_below: records everything below a directory (gfid, handle) that came from an unwatched place.
     """
 
     def __init__(self, tree: RecordedTree, live: LiveIndex, hints: Hints, slice_: Slice,
                  scan_below: Callable[[Gfid, bytes], None]) -> None:
         self._tree, self._live, self._hints, self._slice = tree, live, hints, slice_
         self._scan_below = scan_below
-        self._empty: dict[Name, IndexEntry] = {}                # index entries at whose name nothing was found
-        self._said: set[Name] = set()                      # old names that a RENAME record told
+        self._empty: dict[Name, IndexEntry] = {}                # index entries whose name turned out empty
+        self._said: set[Name] = set()                      # old names that a RENAME record covered
         self.stuck: dict[Name, int] = {}
 
     def run(self) -> None:
@@ -56,17 +56,17 @@ class Look:
             self._slice.changed_lately.clear()
             self._look(names, renamed_from)
             for gfid, what in changes.items():
-                if gfid not in self._slice.changed_lately:  # else: looked at since, and all is said
+                if gfid not in self._slice.changed_lately:  # otherwise looked at since, with everything recorded
                     self._hints.note_change(gfid, what)
-            # Where a name is empty, its inode may have been renamed since: that must be known before it is dropped.
+            # The inode of an empty name may have been renamed since: find that out before it is dropped.
             if not self._empty or not self._hints.drain():
                 break
         self._drop_empty()
         self._say_changes()
 
     def _follow_story(self) -> None:
-        """Follow renames in the index, in the order of the events: what moved within the tree is known at its new
-        name, what left is known no more, even if it is back."""
+        """Follow renames in the index, in the order of the events. An inode that moved within the tree is then known at
+        its new name; one that left is unknown, even if it is back."""
         for hint in self._hints.tell():
             if isinstance(hint, ChangeHint) and hint.name is not None:
                 for gfid in self._live.meant_by(hint.name):
@@ -83,14 +83,14 @@ class Look:
                 self._hints.note_flags(hint.new, unproven)
 
     def _look(self, names: dict[Name, int], renamed_from: dict[Name, Name]) -> None:
-        """Where something was renamed to first, then where from; then what lies in directories met on the way."""
+        """Look first at the new names of renames, then at the old ones, then at names in directories met on the way."""
         targets = {name: flags for name, flags in names.items() if name in renamed_from}
         unknown = self._look_at_all(targets, renamed_from)
         unknown |= self._look_at_all({n: f for n, f in names.items() if n not in targets}, renamed_from)
-        self._look_at_all(unknown, renamed_from)  # what is unknown now is not of the tree
+        self._look_at_all(unknown, renamed_from)  # names that are still unknown are not in the tree
 
     def _look_at_all(self, names: dict[Name, int], renamed_from: dict[Name, Name]) -> dict[Name, int]:
-        """Look at the names; gives those whose directory is not known."""
+        """Look at the names; return those whose directory is unknown."""
         unknown: dict[Name, int] = {}
         for pargfid, group in itertools.groupby(sorted(names), key=lambda name: name[0]):
             if not self._live.knows(pargfid):
@@ -118,7 +118,7 @@ class Look:
     def _look_at(self, fd: int, name: Name, flags: int, old: Name | None) -> None:
         seen = self._tree.look(fd, *name) if fd >= 0 else None
         if seen is OUTSIDE:
-            self._slice.meta(name[0])  # only the directory's times are anybody's business
+            self._slice.meta(name[0])  # only the directory's times matter to anybody
         elif seen is None:
             self._is_empty(name, flags)
         else:
@@ -166,7 +166,7 @@ class Look:
         self._empty.clear()
 
     def _say_changes(self) -> None:
-        """D and M for what changed, as far as it belongs to the tree."""
+        """Record D and M for changed inodes, as far as they belong to the tree."""
         for gfid, what in self._hints.take_changes().items():
             if gfid == ROOT_GFID:
                 self._slice.meta(ROOT_GFID)

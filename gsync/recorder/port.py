@@ -18,7 +18,7 @@ _PATIENCE = 60.0  # s, and two rollovers
 
 
 def port_of(volume: Volume, number: int = 0, stop: threading.Event | None = None) -> RecorderPort | BrickPort:
-    """The recording of one brick of a volume of either kind."""
+    """The recorder of one brick, for a volume of either kind."""
     brick = volume.brick(number)
     if volume.gluster is None:
         return RecorderPort(brick, stop)
@@ -26,7 +26,7 @@ def port_of(volume: Volume, number: int = 0, stop: threading.Event | None = None
 
 
 class BrickPort:
-    """`meanwhile` is called again and again by whoever waits for it."""
+    """`meanwhile` is called again and again while waiting."""
 
     def __init__(self, info: GlusterInfo, at: BrickAt, brick: Brick, stop: threading.Event | None = None,
                  clock: Clock = SYSTEM_CLOCK) -> None:
@@ -56,7 +56,7 @@ class BrickPort:
             updated=self._clock.now())
 
     def poke(self) -> bool:
-        """A brick closes its changelogs when it likes."""
+        """Does nothing: a brick closes its changelogs in its own time."""
         return False
 
     def wait_complete(self, until_ns: int) -> None:

@@ -1,8 +1,8 @@
 """A posix brick's recorder: one per brick, from start to stop, through faults.
 
-Promise: whatever interrupts the recording (the root is gone, the disk is full, a crash) is reported, and recording
-goes on with a gap scan as soon as it can; an empty mount point is never taken for a tree with everything deleted.
-Not here: what recording is (recording).
+Promise: it reports whatever interrupts the recording (the root is gone, the disk is full, a crash), and resumes with a
+gap scan as soon as it can. It never takes an empty mount point for a tree with everything deleted. Not here: the
+recording itself (recording).
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from gsync.state.home import Home, NotThere, Volume
 
 _log = get_logger(__name__)
 
-GATHER = 0.02             # s: events are left to merge so long before they are read again
+GATHER = 0.02             # s: events may merge for this long before they are read again
 RETRIES = Schedule(first=1.0, longest=60.0, lasted=60.0)  # s, from a fault to the next try, which scans the tree
 PURGE_EVERY = 600.0       # s
 
 
 class Recorder:
-    """`run` does everything; a test calls start, and poll and close_slice of what it gives, and close.
+    """`run` does everything. A test calls start, then poll and close_slice of its result, and close.
 
-    `ignored` are folders in the tree that are not part of it. `step` is called before each durable step.
+    `ignored`: folders in the tree that are not part of it. `step` is called before each durable step.
     """
 
     def __init__(self, volume: Volume, *, ignored: Sequence[str] = (), detector: DetectorFactory = detectors.auto,
@@ -66,7 +66,7 @@ class Recorder:
     # the whole life
 
     def run(self) -> None:
-        """Record until `stop` is set. LockedError if another process does; everything else is waited for."""
+        """Record until `stop` is set. LockedError if another process records; every other obstacle is waited out."""
         make_dirs(self._brick.folder)
         with self._lock:
             control = Control(self._brick.ctl)
@@ -98,7 +98,7 @@ class Recorder:
         return self._recording
 
     def close(self) -> None:
-        """Let go of everything as it is, as a crash would."""
+        """Release everything as it is, as a crash would."""
         if self._recording is not None:
             self._recording.close()
             self._recording = None
@@ -120,7 +120,7 @@ class Recorder:
 
     def _follow(self, recording: Recording, control: Control) -> None:
         """Read hints and close slices until told to stop."""
-        began: float | None = self._clock.monotonic()  # when the slice at hand got its first hint
+        began: float | None = self._clock.monotonic()  # when the current slice got its first hint
         deaf = 0.0
         hinted = heard = float("-inf")
         purged = self._clock.monotonic()
@@ -152,7 +152,7 @@ class Recorder:
 
     @staticmethod
     def _wait(recording: Recording, control: Control, seconds: float, listening: bool) -> tuple[bool, bool]:
-        """Sleep until there are events (if listening) or a cut is asked for; which of them."""
+        """Sleep until there are events (if listening) or a cut is requested; return which of them."""
         poller = select.poll()
         poller.register(control.fd, select.POLLIN)
         if listening:
@@ -161,7 +161,7 @@ class Recorder:
         return recording.fileno() in fds, control.fd in fds
 
     def _publish(self, **changes: Any) -> None:
-        """Called by whatever goes on: from the loop every second, from a scan as it proceeds."""
+        """Called during all work: by the loop every second, by a scan as it proceeds."""
         self._notifier.alive()
         self.status = dataclasses.replace(self.status, updated=self._clock.now(), **changes)
         try:
@@ -170,7 +170,8 @@ class Recorder:
             _log.warning("status cannot be written", path=self._brick.status, error=exc.strerror)
 
     def purge(self) -> None:
-        """Delete or archive the changelogs that the limits let go and no session needs; between start and close."""
+        """Delete or archive changelogs that the limits release and no session needs. Call it between start and
+        close."""
         assert self._recording is not None
         keep = self._bounds.keep
         archive = ChangelogArchive(os.fsencode(self._brick.archive), keep.archive)

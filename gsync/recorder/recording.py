@@ -1,10 +1,10 @@
-"""One stretch of recording, from a gap to the next crash or stop: hints in, changelogs out, the index kept in step.
+"""One stretch of recording, from a gap to the next crash or stop: hints in, changelogs out, the index kept up to date.
 
-Promise (convergence rules 1 to 5): every hinted name gets an E record; an inode that came from where nobody watched
-gets D and M, a directory all below it; the index is never durable before the records that its change made;
-`complete_up_to` is published last. Ended between any two of the durable steps (see close_slice), the next stretch
-begins with a gap scan that finds what is missing.
-Not here: what waits to be looked at (hints), what a look says (look), how a tree is compared with the index (scan).
+Promise (convergence rules 1 to 5): every hinted name gets an E record; an inode from an unwatched place gets D and M,
+and a directory gets records for everything below it; the index is never durable before the records of the same change;
+`complete_up_to` is published last. If it ends between any two of the durable steps (see close_slice), the next stretch
+begins with a gap scan that finds the missing changes. Not here: waiting hints (hints), the records of a look (look),
+comparing a tree with the index (scan).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from gsync.state.home import Volume
 
 _log = get_logger(__name__)
 
-PATIENCE = 50             # looks, 10 ms apart, for a directory whose rename must be hinted
+PATIENCE = 50             # looks, 10 ms apart, at a directory whose rename must be hinted
 PROGRESS_EVERY = 0.5      # s
 
 
@@ -49,8 +49,8 @@ class Report(Protocol):
 
 
 class Gaps:
-    """How often the recording was interrupted, kept durably in a file: what was believed of the time before a gap may
-    be wrong (rule 5)."""
+    """The number of interruptions, kept durably in a file: beliefs about the time before a gap may be wrong (rule
+    5)."""
 
     def __init__(self, path: str, report: Report, step: Callable[[str], None]) -> None:
         self._path, self._report, self._step = path, report, step
@@ -69,14 +69,14 @@ class Gaps:
         self._report(gaps=gaps + 1, unbroken_since=None)
 
     def end(self, at: int) -> None:
-        """All that happened up to `at` (ns) is recorded."""
+        """Everything up to `at` (ns) is recorded."""
         if self._open:
             self._open = False
             self._report(unbroken_since=at)
 
 
 class ScanProgress:
-    """What goes on between two pages of a scan: hints are taken in, progress is told, an end is noticed."""
+    """Runs between two pages of a scan: takes hints, reports progress, notices the end."""
 
     def __init__(self, hints: Hints, report: Report, stopped: Callable[[], bool], clock: Clock,
                  step: Callable[[str], None]) -> None:
@@ -85,7 +85,7 @@ class ScanProgress:
         self.names = 0
 
     def page(self, names: int) -> None:
-        """So many names more were looked at. Stopped if the scan is to end."""
+        """This many more names were looked at. Raises Stopped if the scan is to end."""
         self._step("scan")
         if self._stopped():
             raise Stopped
@@ -97,9 +97,9 @@ class ScanProgress:
 
 
 class Recording:
-    """Opens everything; then `scan` once, `poll` and `close_slice` again and again, `close`.
+    """Opens everything; then call `scan` once, `poll` and `close_slice` again and again, `close`.
 
-    `step` is called before each durable step, `stopped` says during a scan whether to end.
+    `step` is called before each durable step; `stopped` tells a scan whether to end.
     """
 
     def __init__(self, volume: Volume, ignored: Sequence[str], new_detector: DetectorFactory, report: Report,
@@ -117,7 +117,8 @@ class Recording:
             opened.callback(os.close, root_fd)
             report(state=SCANNING, reason="", complete_up_to=None, scanned=0)
             make_dirs(self._folder)
-            # What a crash left in the live file belongs to an index that was never committed: it is found again.
+            # Records that a crash left in the live file belong to an index that was never committed: they are found
+            # again.
             with suppress(FileNotFoundError):
                 os.unlink(layout.live_path(self._folder))
             self._index = Namespace(brick.namespace)
@@ -143,11 +144,11 @@ class Recording:
 
     @property
     def hinted(self) -> bool:
-        """Whether there are hints that were not looked at yet."""
+        """Whether there are hints that nobody has looked at yet."""
         return len(self._hints) > 0
 
     def forget(self, upto: int) -> None:
-        """The changelogs of the slices that ended up to then (s) are deleted."""
+        """The changelogs of slices that ended up to then (s) have been deleted."""
         self._writer.slices.forget(upto)
 
     def fileno(self) -> int:
@@ -155,7 +156,7 @@ class Recording:
         return self._detector.fileno()
 
     def close(self) -> None:
-        """Let go of everything as it is, as a crash would: nothing is committed."""
+        """Release everything as it is, as a crash would, committing nothing."""
         self._opened.close()
 
     # scanning
@@ -173,8 +174,8 @@ class Recording:
         self._scan_gap()
 
     def _scan_first(self) -> None:
-        """Fill the index. Every change is recorded from the moment that a detector which sees all is there, else
-        from the end of the scan."""
+        """Fill the index. A detector that sees all records every change from its start, any other from the end of the
+        scan."""
         scan = FirstScan(self._reading)
         scan.clear()
         since = self._clock.now()
@@ -186,7 +187,7 @@ class Recording:
             since = self._clock.now()
             layout.set_covered_from(self._folder, since)
         self._live.begin()
-        self._writer.slices.begin_anew()  # what was applied of the former history counts no more
+        self._writer.slices.begin_anew()  # changes applied from the former history no longer count
         self._index.set_fact("complete", 1)
         self._index.set_fact("watching_since", since)
         self._index.set_fact("last_ts", self._writer.last_ts)
@@ -198,7 +199,7 @@ class Recording:
         self._measure()
 
     def _scan_gap(self) -> None:
-        """Say what differs from the index."""
+        """Record all differences from the index."""
         self._hints.gap = ""
         self._progress.names = 0
         GapScan(self._reading, self._slice).run()
@@ -213,8 +214,8 @@ class Recording:
         self._report(entries=entries, bytes=total)
 
     def _repeat_unindexed(self) -> None:
-        """Say again what is in changelogs newer than the index: after a power failure the tree may be older than
-        they are, and the index knows nothing of what they said."""
+        """Record again the contents of changelogs newer than the index: after a power failure the tree may be older
+        than they are, and the index does not know their records."""
         last = self._index.fact("last_ts")
         assert isinstance(last, int)
         try:
@@ -229,7 +230,7 @@ class Recording:
     # following
 
     def poll(self) -> bool:
-        """Take in what the detector has; look at it unless that can wait. Whether there was anything."""
+        """Take hints from the detector, and look at them unless that can wait. Return whether there were any."""
         if not self._hints.drain():
             return False
         if self._hints.gap or self._hints.urgent or self._hints.many:
@@ -237,7 +238,7 @@ class Recording:
         return True
 
     def _process(self) -> None:
-        """Look at every hint in memory; say what is true; update the index."""
+        """Look at every hint in memory, record what is true, and update the index."""
         self._hints.urgent = False
         self._live.clean_before = self._hints.drained_at - GRANULARITY
         if self._hints.in_memory or self._look.stuck or self._hints.gap or self._hints.lost:
@@ -253,7 +254,7 @@ class Recording:
         self._note_tracking()
 
     def _note_tracking(self) -> None:
-        """Before the first scan nothing was seen; what waits on disk was not yet."""
+        """Nothing was seen before the first scan, and hints on disk have not been looked at yet."""
         if self._detector.sees_all and self._live.complete and not self._hints.any_on_disk:
             self._live.tracking = True
 
@@ -266,7 +267,7 @@ class Recording:
     # closing
 
     def close_slice(self) -> bool:
-        """Record everything that happened up to now, durably. False if it must be tried again in a moment (one
+        """Record everything that happened up to now, durably. False if it must be tried again in a moment (at most one
         changelog per second; a directory that is not yet where it should be)."""
         up_to = self._clock.now()
         self._step("drain")
@@ -286,7 +287,7 @@ class Recording:
         return True
 
     def _close_changelog(self, ts: int) -> None:
-        """Durable in this order: the changelog, HTIME, the index (rule 4)."""
+        """Make durable in this order: the changelog, HTIME, the index (rule 4)."""
         self._step("append")
         self._slice.flush()
         self._step("roll")
@@ -298,7 +299,7 @@ class Recording:
         self._index.set_fact("last_ts", ts)
 
     def _process_up_to_now(self) -> bool:
-        """Look at all that was hinted before; False if a directory is not where its last rename led."""
+        """Look at everything hinted before; False if a directory is not where its last rename led."""
         last = self._hints.last
         for _ in range(PATIENCE):
             self._process_up_to(last)
@@ -312,7 +313,7 @@ class Recording:
         return False
 
     def _process_up_to(self, last: int) -> None:
-        """Look at what is in memory, and then at what waits on disk up to its hint of this number."""
+        """Look at the hints in memory, then at those on disk up to this number."""
         while True:
             taken = self._hints.taken
             self._process()
@@ -331,6 +332,6 @@ class Recording:
         return max(0.0, self._rolled + 1.0 - self._clock.monotonic())  # the clock was set back
 
     def _check_root(self) -> None:
-        """Faulty if the path of the volume does not lead to the tree that is being recorded."""
+        """Raise Faulty if the volume's path does not lead to the tree that is being recorded."""
         if not self._tree.is_at(self._volume.path):
             os.close(self._volume.open_root())

@@ -1,11 +1,11 @@
 """Reads the tree, or a part of it, directory by directory, and compares it with the index.
 
-Directories are visited by identity, each after its watch is set; pages of names go to the index by the thousand.
-What is still to be visited lies in a temporary table: memory does not grow with the tree.
+Directories are visited by identity, each after its watch is set; names go to the index in pages of thousands.
+Directories still to be visited are in a temporary table: memory does not grow with the tree.
 
-    FirstScan   fills the index, says nothing; a directory's ctime is noted once all its names are
-    GapScan     says exactly what differs from the index: creations, changes, renames, removals
-    FreshScan   says everything below a directory that came from where nobody watched
+    FirstScan   fills the index, records nothing; notes a directory's ctime once all its names are noted
+    GapScan     records all differences from the index: creations, changes, renames, removals
+    FreshScan   records everything below a directory that came from an unwatched place
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from gsync.recorder.tree import OUTSIDE, Elsewhere, Gone, RecordedTree
 _log = get_logger(__name__)
 
 class ScanSizes(NamedTuple):
-    """Numbers of names. page: of a directory at a time; commit: of a first scan per transaction; in_memory: of one
-    directory that are compared in memory."""
+    """Numbers of names. page: names of a directory at a time; commit: per transaction of a first scan; in_memory: names
+    of one directory that are compared in memory."""
 
     page: int = 2000
     commit: int = 10_000
     in_memory: int = 20_000
 
 
-_CHECKPOINT = 20_000  # pages of the log before they are moved: with SQLite's 1000 a first scan takes twice as long
+_CHECKPOINT = 20_000  # pages of the log per checkpoint: with SQLite's 1000 a first scan takes twice as long
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What every scan reads with. tick: called for each page, with the number of names in it."""
+    """The means by which every scan reads. tick: called for each page, with the number of names in it."""
 
     tree: RecordedTree
     live: LiveIndex
@@ -53,7 +53,7 @@ class Reading:
 
 
 class _Scan:
-    """The walk. Subclasses say what each name means."""
+    """The traversal. Subclasses decide what each name means."""
 
     def __init__(self, reading: Reading) -> None:
         self._tree, self._detector, self._sizes = reading.tree, reading.detector, reading.sizes
@@ -107,7 +107,7 @@ class _Scan:
             os.close(fd)
 
     def _known(self, gfid: Gfid) -> dict[bytes, IndexEntry] | None:
-        """What the index has in the directory; None if that is too much to hold."""
+        """The directory's names in the index; None if they are too many to hold."""
         known = {e.bname: e for e in self._index.children(gfid, limit=self._sizes.in_memory + 1)}
         return known if len(known) <= self._sizes.in_memory else None
 
@@ -116,7 +116,7 @@ class _Scan:
         return None if seen is OUTSIDE else seen
 
     def _read_big(self, gfid: Gfid, fd: int) -> None:
-        """The same for a directory that has too many names in the index to hold them."""
+        """The same for a directory whose names in the index are too many to hold."""
         self._db.execute("DROP TABLE IF EXISTS temp.present")
         self._db.execute("CREATE TEMP TABLE present (bname BLOB PRIMARY KEY) WITHOUT ROWID")
         for page in self._pages(fd):
@@ -139,7 +139,7 @@ class _Scan:
     def _pages(self, fd: int) -> Iterator[list[bytes]]:
         with os.scandir(fd) as entries:
             while page := list(islice(entries, self._sizes.page)):
-                page.sort(key=os.DirEntry.inode)  # the order in which a disk likes to be asked
+                page.sort(key=os.DirEntry.inode)  # the order that suits a disk best
                 self._clean_before = self._clock() - GRANULARITY
                 yield [os.fsencode(entry.name) for entry in page]
 
@@ -149,7 +149,7 @@ class _Scan:
         self._tick(names)
 
     def _keep(self, entry: IndexEntry) -> None:
-        """Note an entry; a directory at once: the detector drops what it hears of directories that are not known."""
+        """Note an entry; a directory at once, since the detector drops events of unknown directories."""
         if stat.S_ISDIR(entry.kind):
             self._index.put([entry])
             if entry.ctime == UNKNOWN_CTIME:
@@ -169,11 +169,11 @@ class _Scan:
             self._push.clear()
 
     def _unsettled(self, entry: IndexEntry) -> None:
-        """An entry without a ctime was written."""
+        """An entry was written without a ctime."""
         self._live.note_racy(entry.gfid)
 
     def _descend(self, seen: Seen) -> bool:
-        """Visit it later, if it is a directory of this file system; whether it is."""
+        """Schedule a visit if this is a directory of this file system; return whether it is."""
         if stat.S_ISDIR(seen.st.st_mode) and not is_mount_handle(seen.handle):
             self._push.append((seen.gfid, seen.handle))
             return True
@@ -185,25 +185,25 @@ class _Scan:
                      error=exc.strerror)
 
     def _met(self, gfid: Gfid, fd: int) -> None:
-        """The directory is there and readable."""
+        """The directory exists and is readable."""
 
     def _listed(self, gfid: Gfid) -> None:
-        """All its names were found."""
+        """All names of the directory were found."""
 
     def _found(self, pargfid: Gfid, bname: bytes, seen: Seen, known: IndexEntry | None) -> None:
-        """An inode is at a name; known: what the index has there."""
+        """An inode was found at a name; known: the index's entry there."""
         raise NotImplementedError
 
     def _missing(self, entry: IndexEntry) -> None:
-        """Nothing is at a name that the index has."""
+        """A name in the index was found empty."""
         raise NotImplementedError
 
 
 class FirstScan(_Scan):
-    """Makes the index what the tree is. The pages are committed one by one: the caller has no transaction open."""
+    """Makes the index match the tree. It commits page by page: the caller must have no transaction open."""
 
     def clear(self) -> None:
-        """Forget a first scan that was interrupted: before anybody is told that what the index has is kept current."""
+        """Discard an interrupted first scan, before anybody is told that the index is kept current."""
         self._db.execute("DELETE FROM entries")
 
     def run(self) -> None:
@@ -255,7 +255,7 @@ class FirstScan(_Scan):
 
 
 class GapScan(_Scan):
-    """Says what differs, in the caller's transaction. Directories that are nowhere are dropped with all below."""
+    """Records differences, in the caller's transaction. Directories found nowhere are dropped with everything below."""
 
     def __init__(self, reading: Reading, slice_: Slice) -> None:
         super().__init__(reading)
@@ -267,7 +267,7 @@ class GapScan(_Scan):
         db.execute("DROP TABLE IF EXISTS temp.met")
         db.execute("DROP TABLE IF EXISTS temp.lost")
         db.execute("CREATE TEMP TABLE met (gfid BLOB PRIMARY KEY) WITHOUT ROWID")
-        # Names that the index has and that another inode, or none, was found at.
+        # Names in the index at which another inode, or none, was found.
         db.execute("CREATE TEMP TABLE lost (pargfid BLOB, bname BLOB, gfid BLOB, kind INTEGER, ctime INTEGER)")
         db.execute("CREATE INDEX temp.lost_gfid ON lost (gfid)")
         self._root_attributes()
@@ -293,7 +293,7 @@ class GapScan(_Scan):
         return self._db.execute("SELECT 1 FROM met WHERE gfid=?", (gfid,)).fetchone() is not None
 
     def _unreadable(self, gfid: Gfid, exc: OSError) -> None:
-        """What cannot be read is not gone: the index keeps it."""
+        """A directory that cannot be read is not gone: the index keeps it."""
         super()._unreadable(gfid, exc)
         todo = [gfid]
         while todo:
@@ -333,9 +333,10 @@ class GapScan(_Scan):
             self._slice.changed(seen)
 
     def _old_place(self, seen: Seen, name: tuple[Gfid, bytes]) -> tuple[IndexEntry, bool] | None:
-        """A name that the index has for an inode found at a new one, and whether it moved from there (else: a link).
+        """The index's name for an inode found at a new one, and whether it moved from there (otherwise the new name is
+        a link).
 
-        The old name leaves the index if it moved.
+        If the inode moved, the old name leaves the index.
         """
         if self._lost_any:
             row = self._db.execute("SELECT rowid, pargfid, bname, gfid, kind, ctime FROM lost WHERE gfid=? LIMIT 1",
@@ -365,17 +366,17 @@ class GapScan(_Scan):
         return seen is not None and seen.gfid == entry.gfid
 
     def _missing(self, entry: IndexEntry) -> None:
-        """Perhaps it is met under another name later: what remains at the end is gone."""
+        """It may be met under another name later; entries that remain at the end are gone."""
         now = self._index.get(*entry.name)
         if now is None or now.gfid != entry.gfid:
-            return  # it was met already
+            return  # already met
         self._index.remove(entry.pargfid, entry.bname)
         self._db.execute("INSERT INTO lost VALUES (?,?,?,?,?)",
                          (entry.pargfid, entry.bname, entry.gfid, entry.kind, entry.ctime))
         self._lost_any = True
 
     def _drop_unmet(self) -> None:
-        """Rows in directories that were not met: what was below a removed one, or was moved while we looked."""
+        """Rows in directories that were not met: below a removed directory, or moved during the scan."""
         pargfid = b""
         while row := self._db.execute("SELECT pargfid FROM entries WHERE pargfid > ? ORDER BY pargfid LIMIT 1",
                                       (pargfid,)).fetchone():
@@ -387,8 +388,8 @@ class GapScan(_Scan):
 
 
 class FreshScan(_Scan):
-    """Says all that is below directories, in the caller's transaction. An inode needs no second look if the recorder
-    has known it all the while."""
+    """Records everything below directories, in the caller's transaction. An inode that the recorder has known all the
+    while needs no second look."""
 
     def __init__(self, reading: Reading, slice_: Slice) -> None:
         super().__init__(reading)

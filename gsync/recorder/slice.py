@@ -14,18 +14,18 @@ _REMEMBERED = 200_000
 
 
 class Slice:
-    """D and M records come once per gfid (as long as it can remember); E records each time that they are said."""
+    """D and M records appear once per gfid (as far as it can remember); E records appear every time they are added."""
 
     def __init__(self, writer: ChangelogWriter) -> None:
         self._writer = writer
         self._records: list[Record] = []
         self._data: set[Gfid] = set()
         self._meta: set[Gfid] = set()
-        self.changed_lately: set[Gfid] = set()  # of changed(); for the caller to empty
+        self.changed_lately: set[Gfid] = set()  # by changed(); the caller empties it
         self.records = 0
 
     def appeared(self, name: Name, seen: Seen, linked: bool = False) -> None:
-        """E: this inode is at the name; linked: it has another name too."""
+        """E: this inode is at the name; linked: it has another name, too."""
         st = seen.st
         if stat.S_ISDIR(st.st_mode):
             fop = Fop.MKDIR
@@ -46,7 +46,7 @@ class Slice:
         self.add(Entry(Fop.RENAME, gfid, (old, new)))
 
     def gone(self, gfid: Gfid, name: Name, is_dir: bool) -> None:
-        """E: nothing is at the name; gfid is what was, as far as known."""
+        """E: the name is empty; gfid: the inode that was there, as far as known."""
         self.add(Entry(Fop.RMDIR if is_dir else Fop.UNLINK, gfid, (name,)))
 
     def data(self, gfid: Gfid) -> None:
@@ -64,7 +64,7 @@ class Slice:
             self.add(Meta(Fop.SETATTR, gfid))
 
     def changed(self, seen: Seen) -> None:
-        """M, and D for a regular file: anything about this inode may be new."""
+        """M, and D for a regular file: anything about this inode may have changed."""
         if stat.S_ISREG(seen.st.st_mode):
             self.data(seen.gfid)
         self.meta(seen.gfid)
@@ -78,12 +78,12 @@ class Slice:
             self.flush()
 
     def flush(self) -> None:
-        """Give what is collected to the writer."""
+        """Pass the collected records to the writer."""
         self._writer.append(self._records)
         self._records = []
 
     def begin_next(self) -> None:
-        """The changelog of the records up to here is closed."""
+        """The changelog of the records so far is closed."""
         self._data.clear()
         self._meta.clear()
         self.changed_lately.clear()

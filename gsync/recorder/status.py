@@ -1,7 +1,7 @@
-"""What a recorder says of itself, and how others talk to it: recorder.status and the FIFO recorder.ctl.
+"""A recorder's published status, and how others talk to it: recorder.status and the FIFO recorder.ctl.
 
-The status file is JSON, replaced in one step about once a second, not fsynced. What it says held when it was
-written: a reader that needs more waits until complete_up_to has passed.
+The status file is JSON, replaced in one step about once a second, not fsynced. Its facts held when it was written: a
+reader that needs newer ones waits until complete_up_to has passed.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _LOOK_AGAIN = 0.01
 class RecorderStatus:
     """recorder.status. Times in ns since the epoch, last_changelog in s.
 
-    state: Scanning (the tree is compared with the index), Recording, Faulty (with `reason`) or Stopped.
-    watching_since: every change from then on is in the changelogs, or will be; None before the first scan is so far.
-    complete_up_to: every change up to then is in the changelogs. gaps: how often the recording was interrupted;
-    unbroken_since: every change since then was seen as it happened (None: the recording is interrupted now).
-    entries, bytes: the tree as of the last scan; scanned: names that a scan under way has looked at.
+    state: Scanning (the tree is compared with the index), Recording, Faulty (with `reason`) or Stopped. watching_since:
+    every change from then on is in the changelogs, or will be; None until the first scan has come that far.
+    complete_up_to: every change up to then is in the changelogs. gaps: how often the recording was interrupted.
+    unbroken_since: every change since then was seen as it happened (None: the recording is interrupted now). entries,
+    bytes: the tree as of the last scan; scanned: names that a running scan has looked at.
     """
 
     state: str = SCANNING
@@ -61,7 +61,7 @@ def write_status(path: str, status: RecorderStatus) -> None:
 
 
 def read_status(path: str) -> RecorderStatus | None:
-    """What the file says; None if there is none, or none that can be read."""
+    """The status in the file; None if there is no readable one."""
     try:
         with open(path, encoding="ascii") as file:
             values: dict[str, Any] = json.load(file)
@@ -71,8 +71,8 @@ def read_status(path: str) -> RecorderStatus | None:
 
 
 class RecorderPort:
-    """A brick's recorder, whichever process it is, as a worker or a command sees it. `meanwhile` is called again and
-    again by whoever waits for it."""
+    """A brick's recorder, in whichever process, as a worker or a command sees it. `meanwhile` is called again and again
+    while waiting."""
 
     def __init__(self, brick: Brick, stop: threading.Event | None = None, timeout: float = 60.0,
                  clock: Clock = SYSTEM_CLOCK) -> None:
@@ -83,14 +83,14 @@ class RecorderPort:
         self._timeout = timeout
 
     def holder(self) -> int | None:
-        """The pid of the recorder that runs, None if none does."""
+        """The pid of the running recorder, None if none runs."""
         return Lock(self._brick.lock, "recorder").holder()
 
     def status(self) -> RecorderStatus | None:
         return read_status(self._brick.status)
 
     def poke(self) -> bool:
-        """Ask for a cut now; False if no recorder listens."""
+        """Request a cut now; False if no recorder listens."""
         try:
             fd = os.open(self._brick.ctl, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:  # no FIFO yet, or nobody has it open
@@ -98,7 +98,7 @@ class RecorderPort:
         try:
             os.write(fd, b"\n")
         except BlockingIOError:
-            pass  # it has enough to read
+            pass  # there is enough to read already
         finally:
             os.close(fd)
         return True
@@ -130,11 +130,11 @@ class Control:
             if not stat.S_ISFIFO(os.lstat(path).st_mode):
                 os.unlink(path)
                 os.mkfifo(path, 0o600)
-        # Open for writing as well: else it is at its end whenever no writer has it open.
+        # Opened for writing as well: otherwise it reads end of file whenever no writer has it open.
         self.fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
 
     def asked(self) -> bool:
-        """Whether a cut was asked for since the last call."""
+        """Whether a cut was requested since the last call."""
         try:
             return bool(os.read(self.fd, 1 << 16))
         except BlockingIOError:

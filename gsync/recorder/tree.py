@@ -11,11 +11,11 @@ from gsync.base.model import ROOT_GFID, STATE_DIR, Gfid
 from gsync.base.namespace import IndexEntry, Namespace
 
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-OUTSIDE = Seen(b"", b"", os.stat_result([0] * 10))  # an answer of look(): there, but not of the tree
+OUTSIDE = Seen(b"", b"", os.stat_result([0] * 10))  # an answer of look(): it exists, but is not part of the tree
 
 
 class Gone(Exception):
-    """The inode is not there any more."""
+    """The inode no longer exists."""
 
 
 class Elsewhere(Exception):
@@ -23,7 +23,7 @@ class Elsewhere(Exception):
 
 
 class RecordedTree:
-    """Owns the descriptor of the root. `ignored` are paths of directories that are not part of the tree."""
+    """Owns the descriptor of the root. `ignored`: paths of directories that are not part of the tree."""
 
     def __init__(self, root_fd: int, tag: bytes, index: Namespace, ignored: Iterable[str] = ()) -> None:
         self.root_fd = root_fd
@@ -45,13 +45,14 @@ class RecordedTree:
         return (st.st_dev, st.st_ino) == (ours.st_dev, ours.st_ino) and ours.st_nlink > 0
 
     def open_dir(self, gfid: Gfid, handle: bytes | None = None) -> int:
-        """A descriptor of the directory, checked. Gone, Elsewhere (only where handles cannot be opened), OSError."""
+        """A descriptor of the directory, checked. Raises Gone, Elsewhere (only where handles cannot be opened),
+        OSError."""
         try:
             return self._open_dir(gfid, handle, _DIR | self._noatime)
         except PermissionError:
             if not self._noatime:
                 raise
-            return self._open_dir(gfid, handle, _DIR)  # reading without a trace is for the owner and for root
+            return self._open_dir(gfid, handle, _DIR)  # only the owner and root may read without updating the atime
 
     def _open_dir(self, gfid: Gfid, handle: bytes | None, flags: int) -> int:
         if gfid == ROOT_GFID:
@@ -80,14 +81,14 @@ class RecordedTree:
         return fd
 
     def look(self, dirfd: int, pargfid: Gfid, bname: bytes) -> Seen | None:
-        """What is at the name, None if nothing is, OUTSIDE if gsync keeps it out of the tree. OSError."""
+        """The inode at the name, None if there is none, OUTSIDE if gsync excludes it from the tree. OSError."""
         if pargfid == ROOT_GFID and bname == STATE_DIR:
             return OUTSIDE
         seen = self.inodes.look(dirfd, pargfid, bname)
         return OUTSIDE if seen is not None and seen.gfid in self._ignored else seen
 
     def stat(self, entry: IndexEntry) -> os.stat_result | None:
-        """What the inode of an index entry is now; None if it is not there (any more)."""
+        """The stat of an index entry's inode now; None if it is no longer there."""
         try:
             if self.inodes.handles.by_handle and not is_mount_handle(entry.handle):
                 fd = self.inodes.handles.open(entry.handle, os.O_PATH | os.O_CLOEXEC)

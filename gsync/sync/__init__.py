@@ -1,1 +1,1 @@
-"""How the contents of files are moved: the box of requests, the threads that empty it, streams and rsync."""
+"""Moves the contents of files: the box of requests, the threads that empty it, streams and rsync."""

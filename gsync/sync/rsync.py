@@ -1,9 +1,9 @@
 """The rsync engine: delta transfer for large files that the slave already has.
 
-rsync reads from a folder of symlinks to /proc/<pid>/fd/<n>, so the inodes that were opened and checked are what is
-sent, whatever happens to names meanwhile; it writes to limbo/link/<gfid>: new files, which the agent takes from there,
-and names that the agent has given existing inodes for the time being. It moves bytes only; the agent sets attributes.
-Its server side is started by the agent's program (gsync/slave/directory/rsync_server.py).
+rsync reads from a folder of symlinks to /proc/<pid>/fd/<n>, so it sends the inodes that were opened and checked,
+whatever happens to names meanwhile. It writes to limbo/link/<gfid>: new files, which the agent takes from there, and
+temporary names that the agent has given to existing inodes. It moves bytes only; the agent sets attributes. The agent's
+program starts its server side (gsync/slave/directory/rsync_server.py).
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _log = get_logger(__name__)
 
 _MOST_FILES = 256  # open at once
 
-# rsync must not outlive us: it would go on writing into files that a new worker writes to.
+# rsync must not outlive this process: it would keep writing into files that a new worker writes to.
 _TIED = ("import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); parent = int(sys.argv[1]); "
          "os.getppid() == parent or os._exit(30); os.execvp(sys.argv[2], sys.argv[2:])")
 
 _LOOK = 0.25  # seconds between two checks for a pause or a new rate
 
-_PARTIAL = (23, 24)  # some files failed, or were gone
+_PARTIAL = (23, 24)  # some files failed, or had gone
 _LINK = (10, 12, 14, 20, 30, 35, 255)  # socket, protocol stream, IPC, signals, timeouts, ssh
 
 
@@ -251,7 +251,7 @@ class RsyncEngine:
                     if err in SLAVE.full:
                         raise SlaveError(f"slave {self._link.slave}: {os.strerror(err)}")
                     by_name[name].fail(err, line)
-        if not blamed:  # rsync does not say which: all of them count as failed
+        if not blamed:  # rsync does not say which ones: all of them count as failed
             for file in files:
                 file.fail(errno.EIO, "; ".join(said[-2:]) or f"rsync exited with status {status}")
 

@@ -29,11 +29,11 @@ from gsync.sync.postbox import FileRequest, Result
 _WRITE = 256 << 10  # bytes gathered before they are written
 _READ = 128 << 10  # an extent up to this is read and gathered instead of sent by itself
 _LIMITED_PIECE = 256 << 10  # longest extent under a rate limit
-_AT_ONCE = 1 << 20  # what one sendfile sends: a pause waits for it
+_AT_ONCE = 1 << 20  # bytes per sendfile: a pause waits for it
 _LOOK = 128 << 10  # bytes checked for zeros at once
 _TRIES = 3
 _BOXES_OUT = 2
-_BLOCK = 4096  # not sparse, whatever its count of blocks says
+_BLOCK = 4096  # so much is not sparse, whatever its block count says
 _WHOLE, _TORN = bytes([stream.WHOLE]), bytes([stream.TORN])
 _PLACES = {"N": stream.NEW, "D": stream.DIRECT, "P": stream.IN_PLACE}
 _LAST_EXTENT = stream.EXTENT.pack(0, 0)
