@@ -1,9 +1,9 @@
 """One batch: resolve the dirty names, fill them at the slave, send data, remove, set attributes.
 
 Promise: when `apply` returns, everything in the ChangelogDB's tables is at the slave (not yet durable: that is
-agent.commit) or in the ledger. Applying it again changes nothing. Here is the order in which things happen; what is
-done in each step, and the state it needs, is in fill, enumeration, flight, removals and contents.
-Not here: what goes into a batch, commit and stime (worker).
+agent.commit) or in the ledger. Applying it again changes nothing. This module has the order of the steps; fill,
+enumeration, flight, removals and contents have the steps and the state that they need. Not here: which changes go into
+a batch, commit and stime (worker).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Batch:
     last_resolve: int = 0
 
     def apply(self) -> None:
-        """Do everything that the tables hold. Transient, SlaveError, Faulty: the batch is to be applied again."""
+        """Do everything in the tables. On Transient, SlaveError or Faulty the batch must be applied again."""
         self.tree.handle_of = self.db.handle_of
         try:
             self._names()
@@ -69,7 +69,7 @@ class Batch:
     # names
 
     def _names(self) -> None:
-        """One step after the other, each time the first one that has something to do, until none has."""
+        """Do the first step that has anything to do, again and again, until none has."""
         self.progress.phase = "crawling"
         db = self.db
         db.cover()
@@ -94,12 +94,12 @@ class Batch:
                 return
 
     def _resolve(self, page: Sequence[Dirty]) -> None:
-        """Ask the master what these names are now, and fill them."""
+        """Ask the master for these names' present state, and fill them."""
         page = self.fill.settling(page)
         resolved = self.tree.resolve([row.name for row in page])
         dirs = {i for i, r in enumerate(resolved) if r.attrs is not None and r.attrs.is_dir}
         rest = [i for i in range(len(page)) if i not in dirs]
-        if dirs:  # first: the names in a directory that turns out to be new come with its enumeration
+        if dirs:  # first: if a directory turns out to be new, its enumeration brings its names
             self._fill_names([resolved[i] for i in dirs], [page[i].rowid for i in dirs])
             covered = {p for p in {r.name[0] for r in resolved} if self.db.to_be_listed(p)}
             self.db.set_names((NameState.DONE, page[i].rowid) for i in rest if resolved[i].name[0] in covered)
@@ -108,7 +108,8 @@ class Batch:
         self._look_for(row.gfid for row, r in zip(page, resolved, strict=True) if row.gfid and r.gfid != row.gfid)
 
     def _fill_names(self, resolved: Sequence[Resolved], rowids: Sequence[int] | None) -> None:
-        """Fill a page of names, and have done what follows from it. Without rowids they come from an enumeration."""
+        """Fill a page of names and take the steps that follow from it. Without rowids, the names come from an
+        enumeration."""
         self.last_resolve = self.clock.now()
         filled = self.fill.page(resolved, rowids, self.flight.flying, self.enumeration.unattached)
         self.removals.release(item.name for item in filled.asked)
@@ -118,16 +119,16 @@ class Batch:
         self._look_for(filled.displaced)
         self.progress.names += len(filled.asked)
         self.enumeration.expect(filled.direct)
-        self.flight.send(filled.new, filled.direct)  # last: a full box makes this wait
+        self.flight.send(filled.new, filled.direct)  # last: a full box blocks here
 
     def _look_for(self, gfids: Iterable[Gfid]) -> None:
-        """Inodes that a fill or removal pushed to limbo, or new ones whose name is not theirs any more: where are they
-        now? (rule 16)"""
+        """Find the present names of inodes that a fill or removal pushed to limbo, and of new inodes whose name is no
+        longer theirs (rule 16)."""
         for gfid in gfids:
             self.db.add_names(self.tree.names_of(gfid))
 
     def _name_group(self) -> None:
-        """Complete inodes go to their names; what is there now is asked again (rule 11)."""
+        """Give complete inodes their names, after asking again what is at each name now (rule 11)."""
         began = self.clock.monotonic()
         self.group.ready = 0
         while (page := self.db.names(NameState.READY, PAGE)):
@@ -157,7 +158,7 @@ class Batch:
         return True
 
     def _remove(self) -> bool:
-        """Nothing is left to fill: the names that are gone (rule 17); False if there are none."""
+        """Nothing is left to fill: remove absent names (rule 17); False if there are none."""
         if not self.removals.begin():
             return False
         while (displaced := self.removals.page()) is not None:
@@ -168,9 +169,9 @@ class Batch:
     # files
 
     def _take(self, wait: bool) -> None:
-        """Take back what has landed, and go on with the names and directories that waited for it."""
+        """Take back files that have landed, and continue with the names and directories that waited for them."""
         landed = self.flight.take(wait)
-        for request in landed.gone:  # ask what is there (rule 14)
+        for request in landed.gone:  # ask the master again (rule 14)
             self.db.add_names([(request.dirgfid, request.bname)])
             self.db.set_names((NameState.DIRTY, row.rowid) for row in self.db.names_waiting_for(request.gfid))
         for request in landed.failed:
@@ -181,8 +182,8 @@ class Batch:
             self.group.arrived(self.enumeration.landed(dirgfid, files), NameState.BUILDING)
 
     def _data(self) -> None:
-        """Content in place of what the slave has and what was not sent new (rule 18)."""
-        self.db.add_gfids(self.flight.take_changed(), DataNeed.SEND)  # changed while it was read: once more
+        """Send content for files that the slave has, unless they were sent new (rule 18)."""
+        self.db.add_gfids(self.flight.take_changed(), DataNeed.SEND)  # changed while read: send once more
         for gfids in self.contents.stale():
             self.flight.send_in_place(gfids)
             while self.flight.out:

@@ -1,5 +1,5 @@
-"""What every batch needs, in a walk or from changelogs: the master opened for it, and besides its own work what the
-agent left over and what is due. Not here: what a batch does, and its commit.
+"""Builds batches, for a walk or from changelogs: opens the master, and adds to a batch's own work the agent's leftovers
+and the due retries and deletes. Not here: the steps of a batch, and its commit.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from gsync.master.tree import Tree
 @dataclass(frozen=True)
 class Coverage:
     """How far a batch looks. stime: of the slave (ns). recursive: known directories below an enumerated one are
-    enumerated too (a walk); then known files whose ctime is not older than `floor` (ns) are suspect: their content is
-    compared and their attributes are set. created: files that are not older than the changelogs of the batch, as far
-    as it was kept in mind."""
+    enumerated, too (a walk). Then known files whose ctime is not older than `floor` (ns) are suspect: their content is
+    compared and their attributes are set. created: files that are not older than the changelogs of the batch, as far as
+    they were remembered."""
 
     stime: int | None
     recursive: bool = False
@@ -39,12 +39,12 @@ class Coverage:
 
     @property
     def everything(self) -> bool:
-        """Whether the slave has nothing but what this batch sends."""
+        """Whether the slave has only what this batch sends."""
         return self.recursive and self.floor is None
 
 
 class Batching:
-    """Makes the batches of one worker. A batch calls `tend` again and again while it is applied."""
+    """Makes the batches of one worker. While applied, a batch calls `tend` again and again."""
 
     def __init__(self, master: MasterSide, work: Work, limits: Limits, clock: Clock, progress: Progress,
                  tend: Callable[[], None]) -> None:
@@ -53,7 +53,7 @@ class Batching:
 
     @contextmanager
     def tree(self, connection: Connection) -> Iterator[Tree]:
-        """The master, for one batch."""
+        """The master, opened for one batch."""
         tree = self._master.open_tree()
         try:
             tree.sends = connection.loss
@@ -67,7 +67,7 @@ class Batching:
 
     def make(self, tree: Tree, connection: Connection, coverage: Coverage,
              checkpoint: Callable[[], None] = lambda: None) -> Batch:
-        """A batch for what is in the tables. checkpoint: called now and then while directories are read."""
+        """A batch for the tables' content. checkpoint: called now and then while directories are read."""
         db, ledger, limits, slave = self._work.db, self._work.ledger, self._limits, connection.client
         clock, progress = self._clock, self._progress
         failures = Failures(tree, ledger, progress)
@@ -94,7 +94,7 @@ class Batching:
                 db.add_names(tree.names_of(gfid))
 
     def is_due(self) -> bool:
-        """Whether a delete was approved, or a failure is to be retried now."""
+        """Whether a delete was approved, or a failure is due for a retry."""
         due = self._work.ledger.next_due()
         return self._work.ledger.any_approved() or (due is not None and due <= self._clock.now())
 

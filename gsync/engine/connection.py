@@ -1,4 +1,4 @@
-"""The slave while it is reachable: the control channel, what it said of itself, the syncers."""
+"""The slave while it is reachable: the control channel, the agent's report on itself, the syncers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gsync.sync.syncer import Syncer
 @dataclass
 class Connection:
     """direct: whether the engine can put files straight into new directories. listed: names of a directory per call to
-    the agent. loss: what the slave cannot hold."""
+    the agent. loss: attributes and names that the slave cannot hold."""
 
     client: SlaveClient
     hello: Hello
@@ -30,7 +30,7 @@ class Connection:
 
     @property
     def sent(self) -> int:
-        """Bytes of file data that went to the slave."""
+        """Bytes of file data sent to the slave."""
         return self.syncer.flow.bytes
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
-"""Content and attributes of inodes that the slave has: which content is to be sent again, and all attributes.
+"""Content and attributes of inodes that the slave has: chooses the content to send again, and sets all attributes.
 
-In place, by gfid, whatever their names are now (rule 18). Content that is only suspect is compared by size and hash.
-Not here: new files, which are sent whole with their attributes (fill, flight).
+In place, by gfid, whatever the inodes' names are now (rule 18). Content that is only suspect is compared by size and
+hash. Not here: new files, which are sent whole with their attributes (fill, flight).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gsync.master.tree import Resolved, Xattrs
 
 _log = get_logger(__name__)
 
-COMPARED = 64 << 20  # bytes that one call to the agent compares, if not a single file has more
+COMPARED = 64 << 20  # bytes that one call to the agent compares, unless a single file is larger
 
 
 class _Slave(Protocol):
@@ -38,7 +38,7 @@ class _Master(Protocol):
 
 
 class Contents:
-    """`stime`: what was written after it (ns) is sent without being compared. `check_stop`: called again and again."""
+    """`stime`: files written after it (ns) are sent without a comparison. `check_stop`: called again and again."""
 
     def __init__(self, tree: _Master, slave: _Slave, db: ChangelogDB, failures: Failures,
                  check_stop: Callable[[], None], stime: int | None = None) -> None:
@@ -46,7 +46,7 @@ class Contents:
         self._check_stop, self._stime = check_stop, stime
 
     def suspect(self, items: Iterable[Resolved]) -> None:
-        """What the slave has of these may be stale: files are to be compared, attributes to be set."""
+        """The slave's copies of these may be stale: compare the files, set the attributes."""
         for item in items:
             assert item.attrs is not None
             self._db.add_gfids([item.gfid], DataNeed.COMPARE if item.attrs.is_file else DataNeed.NONE)
@@ -54,7 +54,7 @@ class Contents:
     # data
 
     def stale(self) -> Iterator[list[Gfid]]:
-        """Pages of the files whose content has to be sent."""
+        """Pages of the files whose content must be sent."""
         after = b""
         while (page := self._db.data(after, PAGE)):
             self._check_stop()
@@ -65,7 +65,7 @@ class Contents:
             yield [gfid for gfid, _ in known if gfid not in same]
 
     def _same(self, rows: Sequence[tuple[Gfid, DataNeed]]) -> set[Gfid]:
-        """Those that need not be sent, as size and hash are equal."""
+        """The files that need not be sent, since size and hash are equal."""
         same: set[Gfid] = set()
         for suspects in self._suspects(rows):
             self._tree.will_read(len(suspects))
@@ -75,11 +75,11 @@ class Contents:
                     if digest is not None and self._tree.digest(gfid) == digest:
                         same.add(gfid)
                 except OSError:
-                    pass  # sending it says why
+                    pass  # sending it will tell why
         return same
 
     def _suspects(self, rows: Sequence[tuple[Gfid, DataNeed]]) -> Iterator[list[Gfid]]:
-        """Those to be compared, in portions that do not keep the agent busy for long."""
+        """Portions of suspect files, small enough not to keep the agent busy for long."""
         suspects: list[Gfid] = []
         size = 0
         for gfid, data in rows:
@@ -88,7 +88,7 @@ class Contents:
             except OSError as exc:
                 if self._tree.is_away(exc.errno or 0):
                     raise
-                continue  # sending it says why
+                continue  # sending it will tell why
             if st is None or (data is DataNeed.SEND and (self._stime is None or st.st_mtime_ns >= self._stime)):
                 continue
             if suspects and size + st.st_size > COMPARED:
@@ -102,7 +102,7 @@ class Contents:
     # attributes
 
     def set_attributes(self) -> None:
-        """Of directories last, when nothing changes their times any more."""
+        """Directories come last, when nothing changes their times any more."""
         self._meta(dirs=False)
         self._meta(dirs=True)
 
@@ -119,7 +119,7 @@ class Contents:
                     _log.debug("attributes set", path=shown(self._failures.path_of(row.gfid)), gfid=row.gfid.hex())
 
     def _row(self, gfid: Gfid) -> MetaRow | None:
-        """Present attributes; None if the inode is gone, or they cannot be read."""
+        """The inode's present attributes; None if it is gone, or they cannot be read."""
         try:
             found = self._tree.attrs_of(gfid)
         except OSError as exc:

@@ -1,4 +1,4 @@
-"""What a worker shows of itself: kept here, and published now and then and whenever its state changes."""
+"""A worker's published state: kept here, and published now and then and at every change of state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STATUS_EVERY = 0.5  # seconds
 
 
 class Display:
-    """snapshot: makes what is published. last_synced: the stime (ns) that was seen to be reached."""
+    """snapshot: makes the published value. last_synced: the stime (ns) that was seen to be reached."""
 
     def __init__(self, snapshot: Callable[[], Snapshot], listeners: Listeners, clock: Clock) -> None:
         self._snapshot, self._listeners, self._clock = snapshot, listeners, clock
@@ -25,7 +25,7 @@ class Display:
         self.last_synced: int | None = None
 
     def goes(self, **changes: Any) -> None:
-        """Change these parts of the pace."""
+        """Change these fields of the pace."""
         self.pace = replace(self.pace, **changes)
 
     def synced(self, stime: int) -> None:
@@ -33,7 +33,7 @@ class Display:
         self._listeners.stime_kept(stime)
 
     def show(self) -> None:
-        """Publish, unless that was just done. Whoever works for long calls this again and again."""
+        """Publish, unless that was just done. Every long operation calls this again and again."""
         if self._clock.monotonic() - self._published_at > STATUS_EVERY:
             self._published_at = self._clock.monotonic()
             self.publish()

@@ -1,7 +1,7 @@
-"""Doubt: what batches read from the master before the recorder did, and which may never be recorded (rule 20).
+"""Doubt: state that batches read from the master before the recorder did, and that may never be recorded (rule 20).
 
-Promise: doubt is durable before the commit of its batch, over a power cut too (rule 44). It is kept until the recorder
-has overtaken it without a gap. Not here: the names in doubt, which are tables of the ChangelogDB.
+Promise: doubt is durable before the commit of its batch, across a power cut too (rule 44). It is kept until the
+recorder has overtaken it without a gap. Not here: the names in doubt, which are tables of the ChangelogDB.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ _KEYS = ("doubt_time", "doubt_gaps", "doubt_whole")
 
 
 class Doubt:
-    """The doubt of one brick's worker, in its ChangelogDB. `owner` names it: a slave remembers it with the stime, to
-    tell whose doubt belongs to that. `token` makes the name of a new one."""
+    """The doubt of one brick's worker, in its ChangelogDB. `owner` identifies it: the slave remembers that with the
+    stime, to tell whose doubt belongs to it. `token` makes the identifier of new doubt."""
 
     def __init__(self, db: ChangelogDB, token: Callable[[], str] = lambda: secrets.token_hex(8)) -> None:
         self._db = db
@@ -32,7 +32,7 @@ class Doubt:
 
     @property
     def whole(self) -> bool:
-        """Whether the whole tree is in doubt, not only names."""
+        """Whether the whole tree is in doubt, not only some names."""
         return self._db.fact("doubt_whole") is not None
 
     def keep(self, resolved: int, gaps: int, *, renewed: bool, whole: bool = False) -> None:
@@ -43,7 +43,7 @@ class Doubt:
             self._db.set_fact("doubt_whole", 1)
         else:
             self._db.keep_doubt()
-        # A batch that had to resolve nothing must not make older doubt look settled.
+        # A batch that resolved nothing must not make older doubt look settled.
         self._db.set_fact("doubt_time", max(resolved, int(self._db.fact("doubt_time") or 0)))
         self._db.set_fact("doubt_gaps", gaps if earlier is None else min(int(earlier), gaps))
         self._db.flush(durable=True)  # rule 44

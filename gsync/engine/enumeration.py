@@ -1,9 +1,9 @@
-"""Directories are read page by page: those to be enumerated on both sides, and those that are new at the slave.
+"""Reads directories page by page: those to be enumerated on both sides, and those that are new at the slave.
 
-A directory that is new at the slave is built in limbo: its files go straight into it, and it is complete, so that its
-own name can be filled, once it was read to the end and they have all landed; the directories below it likewise, each
-into its parent. Of a known directory the slave's names are looked at as well (rule 8).
-Not here: filling names (fill), sending files (flight).
+A directory that is new at the slave is built in limbo, and its files go straight into it. It is complete once it was
+read to the end and all its files have landed; then its own name can be filled. Directories below it likewise enter
+their parents when they are complete. In a known directory, the slave's names are looked at as well (rule 8). Not here:
+filling names (fill), sending files (flight).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from gsync.engine.progress import Failures
 from gsync.engine.worklist import PAGE, ChangelogDB, DataNeed, EnumDir
 from gsync.master.tree import DirReader, Reader, Resolved, Verdict
 
-VOLUME_LISTED = 500       # names of a directory per call where the slave is a volume, which takes much longer for each
+VOLUME_LISTED = 500       # names of a directory per call to a slave volume, which takes much longer for each
 READERS = 8               # directories open at once
-SLOW_READ = 0.05          # seconds of waiting for one page, from which on directories are read in parallel
-SWEEP_SET = 200_000       # names of one directory that are kept in mind; above, every slave name is looked at
+SLOW_READ = 0.05          # seconds; a longer wait for one page makes gsync read directories in parallel
+SWEEP_SET = 200_000       # names of one directory that are remembered; beyond that, every slave name is looked at
 
 Item = Resolved | IndexEntry   # an entry as looked at, or as the index knows it
 
@@ -42,7 +42,7 @@ class _Master(Protocol):
 
 
 class OpenDir(NamedTuple):
-    """A directory that is being read. seen: its names so far; None: the slave has none that would have to be asked."""
+    """A directory that is being read. seen: its names so far; None: the slave has no names there to be checked."""
 
     directory: EnumDir
     reader: Reader
@@ -51,8 +51,8 @@ class OpenDir(NamedTuple):
 
 @dataclass(slots=True)
 class Listed:
-    """A page of entries. unasked: new files that the slave gets straight into their directories without being asked.
-    to_ask: to be filled. ended: directories that were read to their end."""
+    """A page of entries. unasked: new files that go straight into the slave's directories without a question to the
+    slave. to_ask: entries to fill. ended: directories that were read to the end."""
 
     unasked: list[Item] = field(default_factory=list)
     to_ask: list[Resolved] = field(default_factory=list)
@@ -72,9 +72,9 @@ class _Building:
 
 
 class Enumeration:
-    """`direct`: files can go straight into unattached directories. `empty`: the slave has nothing but what this batch
-    sends. `created`: files that are not older than the changelogs of the batch, as far as it was kept in mind.
-    `listed`: names of directories per page; with fewer the first files are on their way sooner."""
+    """`direct`: files can go straight into unattached directories. `empty`: the slave has only what this batch sends.
+    `created`: files that are not older than the changelogs of the batch, as far as they were remembered. `listed`:
+    names of directories per page; with fewer, the first files leave sooner."""
 
     def __init__(self, tree: _Master, slave: _Slave, db: ChangelogDB, failures: Failures, clock: Clock,
                  direct: bool = True, empty: bool = False, created: Set[Gfid] = frozenset(),
@@ -94,7 +94,7 @@ class Enumeration:
             self._pool = None
 
     def add(self, dirs: Sequence[EnumDir]) -> None:
-        """Enumerate these too."""
+        """Enumerate these, too."""
         if dirs:
             self._db.add_gfids((d.gfid for d in dirs), DataNeed.NONE, is_dir=True)
             self._db.add_dirs(dirs)
@@ -102,12 +102,12 @@ class Enumeration:
     # opening
 
     def open(self, waited: Container[Gfid]) -> tuple[list[Gfid], list[EnumDir]]:
-        """Open as many directories as may be open at once. Returned are new ones that turn out to be complete, and
-        those that the recorder has to catch up with first; in `waited` are those for which it has."""
+        """Open as many directories as may be open at once. Return the new ones that turn out to be complete, and those
+        that the recorder must catch up with first; it has caught up with the directories in `waited`."""
         complete: list[Gfid] = []
         unknown: list[EnumDir] = []
         while len(self._readers) < READERS and (taken := self._db.take_dirs(READERS - len(self._readers))):
-            for directory in taken:  # perhaps all of these cannot be opened, and others can
+            for directory in taken:  # even if none of these can be opened, others may
                 by_index = self._tree.read_indexed(directory.gfid) if directory.new and self._empty else None
                 opened = by_index or self._tree.read_dir(directory.gfid)
                 if not isinstance(opened, Resolved):
@@ -154,8 +154,8 @@ class Enumeration:
         return listed
 
     def _pages(self, want: int) -> list[Sequence[Item]]:
-        """The next entries of every open directory. In parallel once the file system was seen to make us wait (a
-        network, a cold disk); where it does not, threads only get in each other's way. The index is for this thread."""
+        """The next entries of every open directory. gsync reads in parallel once the file system made it wait (a
+        network, a cold disk); otherwise threads only get in each other's way. Only this thread reads the index."""
         readers = [reader for _, reader, _ in self._readers]
         from_disk = all(isinstance(reader, DirReader) for reader in readers)
         if from_disk and self._pool is not None:
@@ -169,9 +169,9 @@ class Enumeration:
         return pages
 
     def _sort(self, entries: Iterable[Item], flying: Container[Gfid], listed: Listed) -> None:
-        """The slave gets the files of its new directories without being asked first, if it was empty, or if they were
-        created in the time of this batch. The receiver sees it if one came by another name already, since it was moved
-        meanwhile; the sender, if it has several names."""
+        """New directories of the slave get their files without a question to the slave first, if the slave was empty or
+        the files were created during this batch. The receiver notices a file that already came under another name,
+        because it was moved in the meantime; the sender notices one that has several names."""
         if not self._empty and not (self._direct and self._created):
             listed.to_ask += [item for item in entries if isinstance(item, Resolved)]  # no other kind is read then
             return
@@ -187,7 +187,7 @@ class Enumeration:
                 listed.unasked.append(item)
 
     def end(self, ended: Iterable[OpenDir]) -> list[Gfid]:
-        """All entries of these directories are filled, or on their way; the new ones that are complete."""
+        """All entries of these directories are filled or on their way; return the new ones that are complete."""
         complete: list[Gfid] = []
         for directory, reader, seen in ended:
             if reader.failed:
@@ -203,7 +203,7 @@ class Enumeration:
         self._db.dirs_done([gfid])
         self._db.add_gfids([gfid], DataNeed.NONE, is_dir=True)
         after: bytes | None = None
-        while seen is not None:  # rule 8: the names that the slave has here count as well
+        while seen is not None:  # rule 8: the slave's names here count as well
             names, after = self._slave.list(gfid, after)
             self._db.add_names((gfid, name) for name, _ in names if name not in seen)
             if after is None:
@@ -223,7 +223,7 @@ class Enumeration:
             self._building[item.name[0]].pending += 1
 
     def landed(self, directory: Gfid, files: int) -> list[Gfid]:
-        """So many files of a new directory are not missing any more; the directory, if it is complete now."""
+        """This many files of a new directory are no longer missing; return the directory if it is complete now."""
         building = self._building.get(directory)
         if building is None:
             return []

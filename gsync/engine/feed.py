@@ -1,6 +1,6 @@
-"""The changelogs that come next, past ones (History Crawl) and those just written (Changelog Crawl) alike.
+"""The changelogs to apply next, past ones (History Crawl) and those just written (Changelog Crawl) alike.
 
-Woken by the kernel when the recorder has written something; nothing here polls.
+The kernel wakes it when the recorder has written something; nothing here polls.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from gsync.recorder.status import RecorderStatus
 
 
 class RecorderView(Protocol):
-    """What records the brick, as a worker sees it."""
+    """A brick's recorder, as a worker sees it."""
 
     def status(self) -> RecorderStatus | None: ...
     def poke(self) -> object:
-        """Ask for a cut now."""
+        """Request a cut now."""
     def wait_complete(self, until_ns: int) -> None:
         """Return once complete_up_to has passed; Transient if that does not come."""
 
 
 @dataclass(frozen=True)
 class Portion:
-    """The changelogs of one batch, oldest first. upto: once they are applied the slave holds all changes up to then."""
+    """The changelogs of one batch, oldest first. upto: once they are applied, the slave holds all changes up to
+    then."""
 
     changelogs: list[Changelog]
     upto: int | None
@@ -38,10 +39,10 @@ class Portion:
 
 
 def restart_position(stime: int) -> int:
-    """From where to read when the slave holds everything up to stime.
+    """The position to read from when the slave holds everything up to stime.
 
-    A slice that ends in the same second may be written after stime was taken; applying the slice of that second
-    again changes nothing.
+    A slice that ends in the same second may be written after stime was taken; applying the slice of that second again
+    changes nothing.
     """
     return (stime // NS - 1) * NS
 
@@ -55,7 +56,7 @@ class Feed:
     def take(self, position: int, complete_up_to: int | None) -> Portion:
         """Whole changelogs after position, up to the batch size and at least one. HistoryGap if some are missing.
 
-        complete_up_to is what the recorder said before; the changelogs up to then are listed now.
+        complete_up_to: the recorder's value from before this call; the changelogs up to then are listed by now.
         """
         changelogs: list[Changelog] = []
         size = 0

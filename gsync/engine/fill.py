@@ -1,7 +1,7 @@
-"""Names are brought to what they are on the master: which are filled at once, which have to wait, and for what.
+"""Brings names to what they are on the master: fills some at once, and determines which must wait, and for what.
 
-Promise: each name of a page has a state in the names table afterwards, or is one that an enumeration looks at. What
-follows for files, directories and other names is returned, not done. Not here: asking the master (batch), sending
+Promise: afterwards each name of a page has a state in the names table, or an enumeration looks at it. The steps that
+follow for files, directories and other names are returned, not taken. Not here: asking the master (batch), sending
 files (flight), reading directories (enumeration), removing absent names (removals).
 """
 
@@ -24,10 +24,10 @@ from gsync.master.tree import Resolved, Verdict
 
 _log = get_logger(__name__)
 
-GROUP = 4000         # complete inodes that one syncfs and one page of renames take in
-GROUP_AGE = 5.0      # seconds a complete inode waits for company while more is coming,
-GROUP_SHARE = 0.1    # or longer: of the time at most this part goes into making groups durable and visible
-MAX_TRIES = 60       # times a name may become dirty again in one batch
+GROUP = 4000         # complete inodes per syncfs and page of renames
+GROUP_AGE = 5.0      # seconds that a complete inode waits for company while more is coming,
+GROUP_SHARE = 0.1    # or longer: making groups durable and visible takes at most this share of the time
+MAX_TRIES = 60       # how often a name may become dirty again in one batch
 MAX_STUCK = 8        # rounds without progress before blocked names are given up
 
 _ON_THEIR_WAY = (NameState.DATA, NameState.BUILDING)
@@ -52,9 +52,9 @@ class WaitsForRecorder(Protocol):
 
 @dataclass(slots=True)
 class Filled:
-    """What a page of names leads to. asked: what the agent was told. new: files to be sent to limbo/new; direct: to
-    their names in an unattached directory. dirs: to be enumerated. suspects: their content is to be compared.
-    vacated, displaced: as in the agent's answer."""
+    """The results of filling a page of names. asked: what the agent was told. new: files to be sent to limbo/new;
+    direct: to their names in an unattached directory. dirs: to be enumerated. suspects: their content is to be
+    compared. vacated, displaced: as in the agent's answer."""
 
     asked: list[Resolved] = field(default_factory=list)
     new: list[Resolved] = field(default_factory=list)
@@ -66,8 +66,8 @@ class Filled:
 
 
 class Fill:
-    """`recursive`: known directories are walked too, and known files whose ctime is not older than
-    `floor` (ns) are suspect. `waited`: directories that the recorder had the time to catch up with."""
+    """`recursive`: known directories are walked, too, and known files whose ctime is not older than `floor` (ns) are
+    suspect. `waited`: directories for which the recorder had time to catch up."""
 
     def __init__(self, tree: _Master, slave: _Slave, db: ChangelogDB, failures: Failures, recorder: WaitsForRecorder,
                  clock: Clock, recursive: bool = False, floor: int | None = None) -> None:
@@ -78,7 +78,7 @@ class Fill:
         self.waited = set[Gfid]()
 
     def settling(self, page: Sequence[Dirty]) -> list[Dirty]:
-        """The names of a page, without those that became dirty too often: these are given up."""
+        """The names of a page without those that became dirty too often; these are given up."""
         keep: list[Dirty] = []
         for row in page:
             if row.tries > MAX_TRIES:
@@ -100,7 +100,7 @@ class Fill:
                 continue
             assert item.attrs is not None
             if is_mount_handle(item.handle) and (not item.attrs.is_dir or self._slave.weigh([item.name], 1)):
-                states.settle(item, NameState.DONE, rowid)  # rule 46: what the slave has there stays
+                states.settle(item, NameState.DONE, rowid)  # rule 46: the slave keeps what it has there
             elif item.attrs.is_dir and self._db.building(item.gfid):
                 states.settle(item, NameState.BUILDING, rowid)
             elif item.gfid in flying:
@@ -116,7 +116,7 @@ class Fill:
     def _not_there(self, item: Resolved, rowid: int | None, states: _States) -> None:
         """A name for which the agent has nothing to do now."""
         if item.verdict is Verdict.ABSENT:
-            if rowid is not None:  # an enumerated name that is gone again was never told to the slave
+            if rowid is not None:  # an enumerated name that has gone again was never told to the slave
                 states.absent.append((item.since, rowid))
         elif item.verdict is Verdict.UNKNOWN:  # rule 10
             if rowid is not None and item.errno == errno.ENOENT and item.name[0] in self.waited:
@@ -142,7 +142,7 @@ class Fill:
             elif code is FillCode.DIRECT and item.name[0] in unattached:
                 filled.direct.append(item)
                 settle(item, NameState.DONE, rowid)
-            elif code is FillCode.NEW or code is FillCode.DIRECT:  # its directory is complete, or not yet opened
+            elif code is FillCode.NEW or code is FillCode.DIRECT:  # its directory is complete, or not opened yet
                 filled.new.append(item)
                 settle(item, NameState.DATA, rowid)
             elif code is FillCode.ADOPTED:
@@ -162,7 +162,7 @@ class Fill:
                 _log.debug("name", path=shown(self._tree.path_text(item.name)), answer=code.value)
 
     def _known(self, item: Resolved, filled: Filled) -> None:
-        """In a walk: a name that the slave has already."""
+        """In a walk: a name that the slave already has."""
         if not self._recursive:
             return
         assert item.attrs is not None
@@ -182,29 +182,29 @@ class Fill:
     # names that cannot be filled at once
 
     def catch_up(self, dirs: Iterable[Gfid] = ()) -> None:
-        """Wait until the recorder knows all that happened so far; then unknown names are dirty again (rule 10)."""
+        """Wait until the recorder has recorded everything so far; then unknown names are dirty again (rule 10)."""
         self._wait(self._clock.now())
         self.waited.update(dirs)
         self.waited.update(self._db.parents(NameState.UNKNOWN))
         self._db.move(NameState.UNKNOWN, NameState.DIRTY)
 
     def unblock(self) -> None:
-        """A round without progress: the parents of what is blocked are pulled in (rule 15)."""
+        """A round without progress: pull in the parents of blocked names (rule 15)."""
         self._stuck += 1
         rows = self._db.names(NameState.BLOCKED, PAGE)
         if self._stuck > MAX_STUCK:
             for row in rows:
                 self._give_up(row, errno.ENOENT, "its parent directory never appeared at the slave")
             return
-        if self._stuck > 1:  # what the recorder does not know yet may be missing in a chain
+        if self._stuck > 1:  # the chain of parents may lack one that the recorder does not know yet
             self._wait(self._clock.now())
         for pargfid in {row.name[0] for row in rows}:
             self._db.add_names(self._tree.parent_chain(pargfid))
         self._db.move(NameState.BLOCKED, NameState.DIRTY)
 
     def let_suspects_be_found(self, seen: int) -> None:
-        """When all names are filled, the last of which was looked at at `seen` (ns): suspect files are found by the
-        recorder's index, and what that does not have yet would count as gone."""
+        """When all names are filled, the last of them looked at at `seen` (ns), suspect files are found through the
+        recorder's index. A file that the index does not have yet would count as gone."""
         if self._recursive and self._floor is not None:
             self._wait(seen)
 
@@ -218,7 +218,7 @@ class Fill:
 
 
 class _States:
-    """Where the names of a page stand, gathered to be written at once."""
+    """The states of a page's names, gathered to be written at once."""
 
     def __init__(self) -> None:
         self.absent: list[tuple[int, int]] = []
@@ -238,7 +238,7 @@ class _States:
 
 
 class Group:
-    """Complete inodes that wait for company before they go to their names: each group costs the slave a syncfs."""
+    """Complete inodes that wait for company before they get their names: each group costs the slave a syncfs."""
 
     def __init__(self, db: ChangelogDB, clock: Clock) -> None:
         self._db, self._clock = db, clock
@@ -260,7 +260,7 @@ class Group:
         return self.ready >= GROUP or (self.ready > 0 and self._clock.monotonic() - self._since > self._patience)
 
     def took(self, seconds: float) -> None:
-        """Naming a group took so long."""
+        """Naming a group took this long."""
         self._patience = max(GROUP_AGE, seconds / GROUP_SHARE)
 
 

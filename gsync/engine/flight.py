@@ -1,7 +1,7 @@
-"""Files on their way to the slave: asked of the syncers once each, tried again if they fail, taken back when they land.
+"""Files on their way to the slave: passes each to the syncers once, retries failures, takes landed files back.
 
-Promise: each file that was sent comes back exactly once, as landed, as gone or as failed. Not here: which files go
-where (fill, enumeration, contents), what follows for their names and directories (batch).
+Promise: each file that was sent comes back exactly once, as landed, gone or failed. Not here: which files go where
+(fill, enumeration, contents), the consequences for their names and directories (batch).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _log = get_logger(__name__)
 
 DATA_RETRIES = 2
 
-_ASK_AGAIN = (errno.EEXIST, errno.EMLINK)  # the slave has the inode, or it has other names: not to be sent unasked
+_ASK_AGAIN = (errno.EEXIST, errno.EMLINK)  # the slave has the inode, or it has other names: do not send it unasked
 
 
 class _Syncer(Protocol):
@@ -44,9 +44,10 @@ class _Master(Protocol):
 
 @dataclass(slots=True)
 class Landed:
-    """What came back. whole: new files, complete with their attributes; named: those of them in limbo/new, whose names
-    can be filled. into: how many files of each unattached directory are not missing any more. gone: there is nothing
-    to send (any more), or not that simply, so that their names have to be resolved again. failed: given up."""
+    """The files that came back. whole: new files, complete with their attributes; named: those of them in limbo/new,
+    whose names can be filled. into: the number of files that are no longer missing, for each unattached directory.
+    gone: there is nothing to send (any more), or sending is not that simple, so their names must be resolved again.
+    failed: given up."""
 
     whole: list[Gfid] = field(default_factory=list)
     named: list[Gfid] = field(default_factory=list)
@@ -57,7 +58,7 @@ class Landed:
 
 class Flight:
     """`retries`: how often a file that could not be sent is tried again. `flying`: new files on their way. `out`: how
-    many files are, the ones in place included."""
+    many files are on their way, including those in place."""
 
     def __init__(self, tree: _Master, syncer: _Syncer, failures: Failures, progress: Progress,
                  retries: int = DATA_RETRIES) -> None:
@@ -70,13 +71,13 @@ class Flight:
 
     def send(self, new: Iterable[Resolved], direct: Iterable[Resolved | IndexEntry]) -> None:
         """Send new files: to limbo/new, each once whatever its names are, or straight to their names in unattached
-        directories. A full box makes this wait."""
+        directories. Blocks while the box is full."""
         requests = [self._request(item, "N") for item in new if item.gfid not in self.flying]
         requests += [self._request(item, "D") for item in direct]
         self._go(requests)
 
     def send_in_place(self, gfids: Sequence[Gfid]) -> None:
-        """Send the content of files that the slave has."""
+        """Send content for files that the slave has."""
         for gfid in gfids:
             self._tree.hint(gfid)
         self.out += len(gfids)
@@ -91,13 +92,13 @@ class Flight:
         return request
 
     def _go(self, requests: Sequence[FileRequest]) -> None:
-        """All at once: woken for each one, the syncers would carry boxes of one."""
+        """All at once: if each request woke the syncers, they would carry boxes of one."""
         if requests:
             self._tree.will_read(len(requests))
             self._syncer.send(*requests)
 
     def take(self, wait: bool) -> Landed:
-        """What has come back since the last call; with `wait` a moment is given to the first."""
+        """Everything that came back since the last call; with `wait`, allow a moment for the first."""
         landed = Landed()
         results = self._syncer.results(wait)
         self.out -= len(results)

@@ -1,4 +1,5 @@
-"""Following: bring what the changelogs name to the slave, batch after batch. Not here: the commit that ends a batch."""
+"""Following: brings the changes in changelogs to the slave, batch after batch. Not here: the commit that ends a
+batch."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from gsync.master.tree import Tree
 
 _log = get_logger(__name__)
 
-CREATED = 100_000  # files created in the time of a batch that it remembers as such, at most
+CREATED = 100_000  # files created during a batch that are remembered as such, at most
 
 
 class Follower:
@@ -33,18 +34,18 @@ class Follower:
         self._next = 0.0  # when the next batch of live changes may begin, monotonic
 
     def take(self, standing: Standing, complete_up_to: int | None) -> Portion:
-        """The next changelogs, perhaps none. HistoryGap if some are missing. complete_up_to: what the recorder said
+        """The next changelogs, perhaps none. HistoryGap if some are missing. complete_up_to: the recorder's value from
         before this call."""
         self._history.check(standing.stime or 0)
         return self._feed.take(standing.position, complete_up_to)
 
     def gathers(self, piece: Portion) -> bool:
-        """Whether live changes are to gather until the change interval has passed."""
+        """Whether live changes should gather until the change interval has passed."""
         return bool(piece.changelogs) and piece.last and self._clock.monotonic() < self._next
 
     def apply(self, piece: Portion, connection: Connection, standing: Standing, *, again: bool) -> int:
-        """Bring what the changelogs name to the slave. Return when a name was last resolved (ns). again: look at what
-        is in doubt too."""
+        """Bring the changes in these changelogs to the slave. Return when a name was last resolved (ns). again: also
+        look at everything in doubt."""
         self._next = self._clock.monotonic() + self._interval
         db = self._work.db
         db.reset()
@@ -63,7 +64,7 @@ class Follower:
         return batch.last_resolve
 
     def _read(self, changelog: Changelog, tree: Tree, created: set[Gfid]) -> None:
-        """Put what a changelog names into the tables. HistoryGap if it is incomplete."""
+        """Put a changelog's names and inodes into the tables. HistoryGap if it is incomplete."""
         db, path = self._work.db, changelog.path
         try:
             file = open(path, "rb")  # noqa: SIM115 closed below; only opening it may find it purged

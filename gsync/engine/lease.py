@@ -1,9 +1,10 @@
-"""Which worker of a subvolume may work: the holder of its lease. Each claim gets an epoch, larger than any before.
+"""Decides which worker of a subvolume may work: the holder of its lease. Each claim gets a larger epoch than any
+before.
 
 On one node the worker's lock file keeps others out, and LocalLease only counts epochs. Between nodes (MetaLease) the
-lease is a folder on the meta volume. Promise: no epoch is given twice; a holder that dies, hangs or loses the meta
-volume blocks others for little more than the interval; no clocks of two nodes are compared. The lease decides who
-should work. The agent makes sure that an older holder changes nothing any more: it refuses older epochs.
+lease is a folder on the meta volume. Promise: no epoch is given twice. A holder that dies, hangs or loses the meta
+volume blocks others for little more than the interval. No clocks of two nodes are compared. The lease decides who
+should work; the agent makes sure that an older holder changes nothing any more, by refusing older epochs.
 """
 
 from __future__ import annotations
@@ -29,26 +30,26 @@ _log = get_logger(__name__)
 
 
 class LeaseLost(Exception):
-    """Another worker holds the lease of this one's subvolume now."""
+    """Another worker now holds the lease of this worker's subvolume."""
 
 
 class Lease(Protocol):
     """One worker's claim. Its methods raise Faulty if the claim can be neither made nor checked."""
 
     def take(self) -> int | None:
-        """The epoch of a new claim, larger than any before, durably; None while another worker holds it."""
+        """The epoch of a new claim, larger than any before, durably; None while another worker holds the lease."""
 
     def held(self) -> bool:
         """Whether the last claim still stands. The worker asks before every commit."""
 
     def release(self) -> None:
-        """Give it up, so that another worker need not wait."""
+        """Give the lease up, so that another worker need not wait."""
 
     def beside(self) -> int | None:
         """The stime (ns) of the worker that holds the lease instead of this one; None if unknown."""
 
     def committed(self, stime: int) -> None:
-        """Tell the workers that wait this holder's stime (ns)."""
+        """Tell waiting workers this holder's stime (ns)."""
 
 
 class LocalLease:
@@ -70,26 +71,26 @@ class LocalLease:
         return True
 
     def release(self) -> None:
-        """Nobody waits for it."""
+        """Does nothing: no other worker waits."""
 
     def beside(self) -> int | None:
         return None
 
     def committed(self, stime: int) -> None:
-        """Nobody asks."""
+        """Does nothing: no other worker asks."""
 
 
 # between nodes
 
-_RECORD = 512           # bytes; one write, so that a reader sees the old or the new
+_RECORD = 512           # bytes; one write, so that a reader sees the old content or the new
 _FILE = re.compile(r"epoch\.([1-9][0-9]*)")
-ANSWER = 2.0            # seconds that the meta volume has for an answer
-_TRIES = 10             # of reading a file that goes away meanwhile: each time a younger one has come
+ANSWER = 2.0            # seconds that the meta volume has to answer
+_TRIES = 10             # attempts at reading a file that disappears meanwhile: each time a younger one has appeared
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What the file of an epoch says. `token` is the process's; `beats` grows while it lives; stime: see beside."""
+    """The content of an epoch's file. `token` is the process's; `beats` grows while it lives; stime: see beside."""
 
     epoch: int
     node: str
@@ -105,7 +106,7 @@ class Claim:
 
     @classmethod
     def parse(cls, data: bytes) -> Claim | None:
-        """None for what is not (yet) a whole claim."""
+        """The claim; None if the data is not (yet) a whole claim."""
         try:
             return cls(**json.loads(data))
         except (ValueError, TypeError):
@@ -113,9 +114,8 @@ class Claim:
 
 
 class Claims:
-    """The files `epoch.<n>` in a folder that several nodes see. The youngest counts, and is never removed: so however
-    old a listing is that somebody acts upon, an epoch is valid only if it is still the youngest after it was made.
-    """
+    """The files `epoch.<n>` in a folder that several nodes see. The youngest counts and is never removed. So, however
+    old the listing that a worker acts on, an epoch is valid only if it is still the youngest after it was made."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
@@ -123,9 +123,9 @@ class Claims:
 
     @contextmanager
     def open(self, make: bool = False) -> Iterator[int]:
-        """A descriptor of the folder; OSError if it is not the one that it was when `make` was said last."""
+        """A descriptor of the folder; OSError if it is not the one of the last call with `make`."""
         if make:
-            with suppress(FileExistsError):  # only this one: what is above it is there, unless nothing is mounted
+            with suppress(FileExistsError):  # only this folder: its parent exists, unless nothing is mounted
                 os.mkdir(self._folder, 0o700)
         fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -142,7 +142,7 @@ class Claims:
         return sorted(int(match[1]) for name in os.listdir(fd) if (match := _FILE.fullmatch(name)))
 
     def youngest(self, fd: int) -> tuple[int, bytes]:
-        """The youngest epoch and what its file holds; (0, b"") if there is none."""
+        """The youngest epoch and its file's content; (0, b"") if there is none."""
         for _ in range(_TRIES):
             epochs = self.epochs(fd)
             if not epochs:
@@ -159,7 +159,7 @@ class Claims:
             os.close(file)
 
     def make(self, fd: int, claim: Claim) -> bool:
-        """Durably; False if the epoch is taken, or was in vain because there is a younger one."""
+        """Make the claim's file, durably. False if the epoch is taken, or in vain because there is a younger one."""
         name = f"epoch.{claim.epoch}"
         try:
             file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=fd)
@@ -179,7 +179,7 @@ class Claims:
         return False
 
     def rewrite(self, fd: int, claim: Claim) -> None:
-        """Not durably: it is for those who look now. FileNotFoundError if the file is gone."""
+        """Rewrite the claim, not durably: it is for those who look now. FileNotFoundError if the file is gone."""
         file = os.open(f"epoch.{claim.epoch}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=fd)
         try:
             os.pwrite(file, claim.to_bytes(), 0)
@@ -196,14 +196,14 @@ class Claims:
 class MetaLease:
     """One worker's claim, beside those of other nodes, in a folder of the meta volume.
 
-    To take it is to make the file of the next epoch (O_EXCL), which is held by rewriting it a few times per
-    `interval` (seconds). There is no lock that a frozen process could go on holding. Whoever wants it looks at the
-    youngest file: when that is given up, or has not changed for the interval and a little by the looker's own clock,
-    the next epoch is taken. A holder whose last beat is older than the interval has lost it, before anybody else takes
-    it. `check` raises Faulty if the meta volume is not there; `cached`: seconds by which what is seen of it may be old;
-    `answer`: seconds that it has for an answer.
+    A worker takes the lease by making the file of the next epoch (O_EXCL), and holds it by rewriting that file a few
+    times per `interval` (seconds). There is no lock that a frozen process could keep. A worker that wants the lease
+    watches the youngest file: once that is given up, or has not changed for a little more than the interval by the
+    watcher's own clock, it takes the next epoch. A holder whose last beat is older than the interval has lost the
+    lease, before anybody else takes it. `check` raises Faulty if the meta volume is not there; `cached`: how many
+    seconds old the visible state of the meta volume may be; `answer`: seconds that it has to answer.
 
-    All that touches the meta volume is done by one thread of this object, so nobody is stuck if it hangs.
+    One thread of this object does everything that touches the meta volume, so nobody else is stuck if it hangs.
     """
 
     def __init__(self, folder: str, interval: float, node: str, check: Callable[[], None] = lambda: None,
@@ -211,10 +211,10 @@ class MetaLease:
                  token: Callable[[], str] = lambda: secrets.token_hex(8)) -> None:
         self._claims = Claims(folder)
         self._interval, self._patience = interval, interval * 1.25 + cached
-        self._check, self._clock = check, clock.boottime  # a suspended holder has to see that time has passed
+        self._check, self._clock = check, clock.boottime  # a suspended holder must notice that time has passed
         self._answer = answer
         self._me = Claim(0, node, os.getpid(), clock.now(), token())
-        # of the thread
+        # owned by the thread
         self._seen: tuple[int, bytes] = (-1, b"")
         self._seen_at = 0.0
         self._given_up_at = float("-inf")
@@ -227,10 +227,10 @@ class MetaLease:
         self._stime: int | None = None
         self._jobs: queue.Queue[tuple[Callable[[], Any], Future[Any]] | None] = queue.Queue()
         self._asked: Future[int | None] | None = None
-        # A daemon: a thread that is stuck in a dead mount must not keep the worker from ending.
+        # A daemon: a thread stuck in a dead mount must not keep the worker from exiting.
         threading.Thread(target=self._serve, name="lease", daemon=True).start()
 
-    # what the worker asks
+    # called by the worker
 
     def take(self) -> int | None:
         if self._asked is None:
@@ -265,7 +265,7 @@ class MetaLease:
         self._stime = stime
 
     def beat(self) -> None:
-        """Renew the claim now; in time, the thread does so by itself."""
+        """Renew the claim now; the thread also does so by itself, in time."""
         if self._mine is not None:
             with suppress(TimeoutError):
                 self._do(self._renew).result(self._answer)
@@ -294,14 +294,14 @@ class MetaLease:
                 job, future = asked
                 try:
                     future.set_result(job())
-                except BaseException as exc:  # noqa: BLE001 it belongs to whoever asked
+                except BaseException as exc:  # noqa: BLE001 the caller that asked gets it
                     future.set_exception(exc)
             pause = None if self._mine is None else max(0.0, self._next - self._clock())
 
     def _try(self) -> int | None:
-        """Look, and take it if it is free; the epoch."""
+        """Look, and take the lease if it is free; return the epoch."""
         if self._mine is not None and self.held():
-            return self._mine.epoch  # taken for somebody who did not wait for it
+            return self._mine.epoch  # taken for a caller that did not wait for it
         self._mine = None
         self._check()
         with self._claims.open(make=True) as fd:
@@ -318,7 +318,7 @@ class MetaLease:
         if epoch == 0:
             return True
         if claim is not None and claim.token == self._me.token:
-            # Given up because something here did not work: the others come first.
+            # Given up because something here did not work: other nodes come first.
             return not claim.released or now - self._given_up_at > self._interval
         if claim is not None and claim.released:
             return True

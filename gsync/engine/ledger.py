@@ -1,9 +1,8 @@
-"""The failure ledger: what could not be synced, why, and when it is tried again. And deletes that are held back.
+"""The failure ledger: what could not be synced, why, and when it is retried. It also holds back deletes.
 
-A row is about a name (its inode never got there) or about a gfid (its data or attributes are stale). The stime may
-pass a row, because `status` counts it. A row goes when a later batch, which tries it again with growing pauses,
-had no trouble with it. A held delete is a name that the master no longer has and the slave keeps until somebody
-approves.
+A row is about a name (its inode never got there) or about a gfid (its data or attributes are stale). The stime may pass
+a row, because `status` counts it. A row is retried with growing pauses, and goes away when a later batch had no trouble
+with it. A held delete is a name that the master no longer has, and that the slave keeps until somebody approves.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ class Ledger:
         self._db.close()
 
     def record(self, failure: Failure) -> None:
-        """Note a failure, or one more try of it; the next try is due after a pause that doubles."""
+        """Note a failure, or another failed try of it; the next try is due after a pause that doubles."""
         now = self._clock()
         with self._db.atomic():
             row = self._db.execute("SELECT tries, first FROM failures WHERE key=?", (failure.key,)).fetchone()
@@ -80,7 +79,7 @@ class Ledger:
                 failure.message, tries, first, now, now + wait))
 
     def take_due(self, now: int) -> list[Failure]:
-        """Rows whose time has come; they are marked as tried in this batch."""
+        """Rows that are due; they are marked as tried in this batch."""
         with self._db.atomic():
             self._db.execute("UPDATE failures SET tried=(next<=?)", (now,))
         return self._rows("WHERE tried=1")
@@ -105,12 +104,12 @@ class Ledger:
             self._db.executemany("DELETE FROM held WHERE pargfid=? AND bname=?", names)
 
     def approve(self) -> int:
-        """Let the worker delete what is held; how many names."""
+        """Let the worker delete all held names; return how many."""
         with self._db.atomic():
             return self._db.execute("UPDATE held SET approved=1").rowcount
 
     def discard(self) -> int:
-        """Forget what is held: the names stay at the slave; how many."""
+        """Forget the held deletes, so that the names stay at the slave; return how many."""
         with self._db.atomic():
             return self._db.execute("DELETE FROM held").rowcount
 
@@ -131,18 +130,18 @@ class Ledger:
         return int(self._db.execute("SELECT count(*) FROM held").fetchone()[0])
 
     def held(self) -> list[tuple[bytes, int]]:
-        """Paths that are held, and since when (ns)."""
+        """The held paths, and since when each is held (ns)."""
         return [(r[0], r[1]) for r in self._db.execute("SELECT path, since FROM held ORDER BY path")]
 
     # reading
 
     def hurry(self, gfid: Gfid | None = None) -> int:
-        """Make every row due, or those of one inode; how many."""
+        """Make every row due, or those of one inode; return how many."""
         with self._db.atomic():
             return self._db.execute("UPDATE failures SET next=0 WHERE gfid=? OR ? IS NULL", (gfid, gfid)).rowcount
 
     def drop(self, gfid: Gfid) -> int:
-        """Forget what is noted of an inode; how many rows."""
+        """Forget the rows of an inode; return how many."""
         with self._db.atomic():
             return self._db.execute("DELETE FROM failures WHERE gfid=?", (gfid,)).rowcount
 
@@ -166,10 +165,10 @@ class Ledger:
 
 
 class SharedLedger(Ledger):
-    """The ledger of a worker of several that take over from each other: a file per epoch in the folder.
+    """The ledger of one of several workers that take over from each other: a file per epoch in the folder.
 
     A frozen worker may hold SQLite's lock for ever, in the middle of a transaction. So the next worker continues with a
-    copy, made once the slave refuses the older worker: what that one writes afterwards does not count.
+    copy, made once the slave refuses the older worker: anything the older one writes afterwards does not count.
     """
 
     def __init__(self, folder: str) -> None:
@@ -177,18 +176,18 @@ class SharedLedger(Ledger):
         self._folder = folder
 
     def rest(self) -> None:
-        """Another worker is active: let go of the file."""
+        """Another worker is active: close the file."""
         self._reopen(":memory:")
 
     def begin(self, epoch: int) -> None:
-        """Continue with the ledger of the worker before, once the slave knows the epoch. Transient."""
+        """Continue with the previous worker's ledger, once the slave knows the epoch. Transient."""
         path = os.path.join(self._folder, f"ledger.{epoch}.db")
         before = ledger_epochs(self._folder)
         try:
             if before and before[-1] < epoch:
                 _copy(os.path.join(self._folder, f"ledger.{before[-1]}.db"), path)
             self._reopen(path)
-            for old in before[:-1]:  # the last one may be open somewhere
+            for old in before[:-1]:  # the last one may still be open
                 with suppress(FileNotFoundError):
                     os.unlink(os.path.join(self._folder, f"ledger.{old}.db"))
         except (OSError, sqlite3.Error) as exc:
@@ -207,7 +206,7 @@ def ledger_epochs(folder: str) -> list[int]:
 
 
 def _copy(old: str, new: str) -> None:
-    """A copy with every transaction that was committed, whoever holds locks."""
+    """Make a copy with every committed transaction, whoever holds locks."""
     for _ in range(_COPIES):
         before = _versions(old)
         for end in ("", "-journal"):
@@ -221,7 +220,7 @@ def _copy(old: str, new: str) -> None:
         time.sleep(_COPY_AGAIN)  # its worker has not noticed yet that it is no longer the active one
     else:
         raise OSError(f"{old}: keeps changing")
-    db = Database.open(new + ".new", wal=False, synchronous="FULL")  # rolls back what was not committed
+    db = Database.open(new + ".new", wal=False, synchronous="FULL")  # rolls back uncommitted changes
     try:
         if db.execute("PRAGMA quick_check").fetchone()[0] != "ok":
             raise sqlite3.DatabaseError(f"{old} is damaged")

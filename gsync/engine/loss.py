@@ -1,4 +1,4 @@
-"""What the slave cannot hold: logged when the connection is made, counted while inodes are sent.
+"""Attributes and names that the slave cannot hold: logged when the connection is made, counted while inodes are sent.
 
 Names that it cannot hold (hard links, devices, symlinks) become failures in the ledger. The agent leaves out attributes
 that it cannot hold; this module counts how often, for status.
@@ -17,7 +17,7 @@ OWNER, TIMES, XATTRS, ACLS, PRIVILEGED = "owner", "times", "xattrs", "acls", "pr
 
 
 class Loss:
-    """What one slave cannot hold, by what its agent found out. The syncer threads call it too."""
+    """The limits of one slave, as its agent found them. The syncer threads call it, too."""
 
     def __init__(self, hello: Hello) -> None:
         caps = hello.caps

@@ -1,4 +1,4 @@
-"""What a worker is built from: small groups of values and functions, each about one thing."""
+"""The parts that a worker is built from: small groups of values and functions, each about one subject."""
 
 from __future__ import annotations
 
@@ -17,22 +17,20 @@ from gsync.engine.states import Order
 from gsync.engine.worklist import ChangelogDB
 from gsync.master.tree import Tree
 
-INTERIM_COMMIT = 60.0    # seconds between the commits of a walk: what an interruption may cost
+INTERIM_COMMIT = 60.0    # seconds between the commits of a walk: the most work that an interruption loses
 
 
 class Waiter(Protocol):
-    """Sleeps until the recorder has written something, or for so many seconds."""
+    """Sleeps until the recorder has written something, or for this many seconds."""
 
     def wait(self, seconds: float) -> None: ...
 
 
 @dataclass(frozen=True)
 class SlaveSide:
-    """connect: makes a connection for an epoch. begin_at: the stime (ns) of a slave that knows of none itself.
-    stand_by: called again and again while another worker is the active one. shares: the workers of other subvolumes
-    bring their parts of the master to the same slave, one at a time; so the connection is given up whenever there is
-    nothing to do.
-    """
+    """connect: makes a connection for an epoch. begin_at: the stime (ns) of a slave that has none of its own. stand_by:
+    called again and again while another worker is active. shares: the workers of other subvolumes bring their parts of
+    the master to the same slave, one at a time; so a worker gives the connection up whenever it has nothing to do."""
 
     connect: Callable[[int], Connection]
     begin_at: Callable[[], int | None] = lambda: None
@@ -42,9 +40,9 @@ class SlaveSide:
 
 @dataclass(frozen=True)
 class MasterSide:
-    """open_tree: opens the master, checking that it is the tree that the volume means. patterns: what is left out, as
-    text. restored: the snapshot that the master was set back to. writers_apart: ns by which the clocks that ctimes come
-    from may be behind the one that stimes come from. stands_down: while the recorder is Faulty, the lease is left to
+    """open_tree: opens the master, checking that it is the tree that the volume means. patterns: the exclusions, as
+    text. restored: the snapshot that the master was set back to. writers_apart: ns by which the clocks that make
+    ctimes may be behind the one that makes stimes. stands_down: while the recorder is Faulty, leave the lease to
     other nodes."""
 
     open_tree: Callable[[], Tree]
@@ -59,7 +57,7 @@ class MasterSide:
 
 @dataclass(frozen=True)
 class Work:
-    """The worker's own tables: what is to do, what is in doubt, what failed."""
+    """The worker's own tables: pending work, doubt, failures."""
 
     db: ChangelogDB
     doubt: Doubt
@@ -82,8 +80,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class Instructions:
-    """order: what to do, asked at any moment. once: end when all that existed at this time (ns) is durable at the
-    slave. checkpoint: a time (ns) that somebody waits for."""
+    """order: the present order, asked at any moment. once: end when everything that existed at this time (ns) is
+    durable at the slave. checkpoint: a time (ns) that somebody waits for."""
 
     order: Callable[[], Order] = lambda: Order.RUN
     once: int | None = None
@@ -92,7 +90,7 @@ class Instructions:
 
 @dataclass(frozen=True)
 class Listeners:
-    """publish: called often with what status shows. stime_kept: hears of every stime (for the retention of
+    """publish: called often with the snapshot for status. stime_kept: told every stime (for the retention of
     changelogs)."""
 
     publish: Callable[[Snapshot], None] = lambda snapshot: None

@@ -1,7 +1,7 @@
 """Where a worker stands towards its slave, and how it goes on from there.
 
-`choose` alone decides whether the changelogs are followed or the tree is walked, from which moment on, and what a walk
-has to compare. Values and functions of values: nothing here reads a file or a clock.
+`choose` alone decides whether to follow the changelogs or walk the tree, from which moment on, and which files a walk
+compares. Values and functions of values: nothing here reads a file or a clock.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from gsync.base.model import NS
 from gsync.engine.feed import restart_position
 from gsync.engine.unfinished import SUSPECT_MARGIN, UnfinishedWalk
 
-CLOCKS_APART = 10 * NS   # ns by which the clocks of two nodes that take over from each other may differ
+CLOCKS_APART = 10 * NS   # the largest difference, in ns, between the clocks of two nodes that take over from each other
 
 
 @dataclass(frozen=True)
 class Mark:
-    """What the slave keeps with the stime: whose changelog.db knows what was in doubt then, a digest of the patterns
-    under which the stime holds, and the snapshot that the master had been set back to."""
+    """The mark that the slave keeps with the stime: whose changelog.db knows the doubt of that moment, a digest of the
+    patterns under which the stime holds, and the snapshot that the master had been set back to."""
 
     by: str
     patterns: str
@@ -55,14 +55,14 @@ class Why(Enum):
 
 @dataclass(frozen=True)
 class Standing:
-    """What a worker knows of its slave. Times in ns.
+    """A worker's knowledge of its slave. Times in ns.
 
     stime: the slave holds all changes up to then; None: nothing is known to be there. position: end of the last slice
-    that was applied. mine, mark: what this worker leaves with a stime, and what was left with this one. fresh: the
-    slave holds nothing at all. leftovers: the agent may know of names to look at again (rule 7). limbo: how many
-    detached inodes wait at the slave. following: the changelogs since `position` are all there is to apply; else
-    `choose` has to say how to go on. broken: why following ended; past: the end (s) of a changelog that must not be
-    read again.
+    that was applied. mine, mark: the mark that this worker leaves with a stime, and the one left with this stime.
+    fresh: the slave holds nothing at all. leftovers: the agent may know of names to look at again (rule 7). limbo: how
+    many detached inodes wait at the slave. following: the changelogs since `position` are all there is to apply;
+    otherwise `choose` must decide how to go on. broken: why following ended; past: the end (s) of a changelog that must
+    not be read again.
     """
 
     mine: Mark
@@ -96,7 +96,7 @@ class Standing:
         return CLOCKS_APART if self.taken_over else 0
 
     def has_broken(self, why: Why, past: int = 0) -> Standing:
-        """The changelogs do not tell everything any more."""
+        """The changelogs no longer tell everything."""
         return replace(self, following=False, broken=why, past=max(past, self.past))
 
     def follows(self, position: int) -> Standing:
@@ -110,14 +110,14 @@ class Standing:
 
 
 class Reach(Protocol):
-    """What `choose` asks of the history."""
+    """The questions that `choose` asks of the history."""
 
     def reaches_back_to(self, time: int) -> bool: ...
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """What the recorder said last."""
+    """The recorder's last report."""
 
     gaps: int
     watching_since: int
@@ -136,9 +136,9 @@ class Follow:
 
 @dataclass(frozen=True)
 class Walk:
-    """Walk the tree. cut: the stime after it; a cut that is still to come has to be waited for. floor: known files
-    changed since then are compared (None: all that the slave has was sent since the cut, 0: all are). resumes: what an
-    interrupted walk has committed is not walked again."""
+    """Walk the tree. cut: the stime after it; if it is still to come, the worker waits for it. floor: known files
+    changed since then are compared (None: everything that the slave has was sent since the cut, 0: compare all).
+    resumes: parts that an interrupted walk has committed are not walked again."""
 
     cut: int
     floor: int | None
@@ -148,7 +148,7 @@ class Walk:
 
 def choose(standing: Standing, recorded: Recorded, history: Reach, interrupted: UnfinishedWalk | None,
            writers_apart: int = 0) -> Follow | Walk:
-    """How to go on. writers_apart: ns by which the clocks that stamp ctimes may be behind the one that stamps
+    """Decide how to go on. writers_apart: ns by which the clocks that stamp ctimes may be behind the one that stamps
     stimes."""
     why = _why(standing, recorded, history, interrupted)
     if why is None:
@@ -180,8 +180,8 @@ def _why(standing: Standing, recorded: Recorded, history: Reach, interrupted: Un
 
 def _resumable(interrupted: UnfinishedWalk, standing: Standing, recorded: Recorded, history: Reach, margin: int
                ) -> bool:
-    """Whether what the interrupted walk has done still counts: same tree, same patterns, the slave has kept it, all
-    changes since its cut are recorded, and it compared no less than is needed now."""
+    """Whether the interrupted walk's work still counts: same tree, same patterns, the slave has kept it, all changes
+    since its cut are recorded, and it compared no less than is needed now."""
     return (interrupted.gaps == recorded.gaps and interrupted.mark == str(standing.mine) and not standing.fresh
             and _compares_enough(interrupted, _floor(standing, None, margin), standing)
             and history.reaches_back_to(interrupted.cut))
@@ -189,13 +189,13 @@ def _resumable(interrupted: UnfinishedWalk, standing: Standing, recorded: Record
 
 def _compares_enough(interrupted: UnfinishedWalk, floor: int | None, standing: Standing) -> bool:
     if interrupted.floor is None:
-        return standing.stime is None  # all that the slave has was sent by it
+        return standing.stime is None  # it sent everything that the slave has
     return floor is None or interrupted.floor <= floor
 
 
 def _floor(standing: Standing, interrupted: UnfinishedWalk | None, margin: int) -> int | None:
-    """From which ctime on files are compared. What an interrupted walk had to compare is still to be compared: it may
-    not have reached it."""
+    """The ctime from which on files are compared. Files that an interrupted walk had to compare must still be compared:
+    it may not have reached them."""
     if standing.set_back:
         return 0
     if standing.stime is None and standing.fresh:

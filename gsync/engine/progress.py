@@ -1,5 +1,5 @@
-"""What a worker has done, counted for status, and what it could not do: every failure is counted, in the ledger and,
-up to a limit, in the log.
+"""Counts a worker's successes and failures for status. Every failure is counted, recorded in the ledger and, up to a
+limit, logged.
 
 Not here: when a failure is tried again (ledger), publishing the counts (worker).
 """
@@ -15,7 +15,7 @@ from gsync.engine.ledger import Failure, Ledger
 
 _log = get_logger(__name__)
 
-SHOWN_FAILURES = 20  # of a worker's life that go to the log as warnings; the ledger has all
+SHOWN_FAILURES = 20  # failures in a worker's life that are logged as warnings; the ledger has all
 
 
 class _Master(Protocol):
@@ -35,27 +35,27 @@ class Progress:
     phase: str = "waiting"
 
     def since(self, before: Progress) -> dict[str, int]:
-        """What was counted since then, for a line of the log."""
+        """The counts since then, for a line of the log."""
         return {name: getattr(self, name) - getattr(before, name)
                 for name in ("names", "files", "bytes", "removed", "failed")}
 
 
 class Failures:
-    """Where the parts of a batch report what failed."""
+    """The parts of a batch report their failures here."""
 
     def __init__(self, tree: _Master, ledger: Ledger, progress: Progress) -> None:
         self._tree, self._ledger, self._progress = tree, ledger, progress
 
     def of_name(self, name: Name, err: int, message: str, gfid: Gfid | None = None) -> None:
-        """A name, and with it perhaps a new inode, does not get to the slave."""
+        """A name, and perhaps a new inode with it, does not get to the slave."""
         self._record(Failure("name", gfid, name, self._tree.path_text(name), err, message))
 
     def of_inode(self, what: str, gfid: Gfid, err: int, message: str) -> None:
-        """what: "data", "meta" or "dir" of an inode that the slave has stays stale."""
+        """An inode that the slave has stays stale. what: its "data", "meta" or "dir"."""
         self._record(Failure(what, gfid, None, self.path_of(gfid), err, message))
 
     def path_of(self, gfid: Gfid) -> bytes:
-        """For people: one of the paths that the inode has."""
+        """One of the inode's paths, for people."""
         if gfid == ROOT_GFID:
             return b"."
         name = next(iter(self._tree.names_of(gfid)), None)

@@ -1,7 +1,7 @@
-"""Names that the master has no more leave the slave, once nothing is left to fill (rule 17), unless they are too many.
+"""Removes names that the master no longer has, once nothing is left to fill (rule 17), unless they are too many.
 
-Promise: of a batch that would remove more entries than the session allows nothing is removed but what is approved:
-the other names stay at the slave, and are rows of the ledger. Not here: what becomes of removed inodes (agent).
+Promise: if a batch would remove more entries than the session allows, only approved names are removed; the others stay
+at the slave, and become rows of the ledger. Not here: the fate of removed inodes (agent).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _Master(Protocol):
 
 
 class Removals:
-    """`max_delete`: most entries that a batch may remove, 0: any number. `ignore_deletes`: the last name of an inode is
+    """`max_delete`: most entries that a batch may remove, 0: any number. `ignore_deletes`: an inode's last name is
     never removed."""
 
     def __init__(self, tree: _Master, slave: _Slave, db: ChangelogDB, ledger: Ledger, failures: Failures,
@@ -45,19 +45,19 @@ class Removals:
         self._weight = 0
 
     def release(self, names: Iterable[Name]) -> None:
-        """The master has these names: what is held of them is held no more."""
+        """The master has these names: release any that are held."""
         if self._held:
             self._ledger.release(names)
 
     def begin(self) -> bool:
-        """Weigh what is to be removed; False if nothing is."""
+        """Weigh the pending removals; False if there are none."""
         if not self._db.absent(1):
             return False
         self._hold = self._hold or (not self._ignore_deletes and self._too_many())
         return True
 
     def page(self) -> list[Gfid] | None:
-        """Remove, or hold, a page of names; the inodes that went to limbo, None when no name is left."""
+        """Remove, or hold, a page of names; return the inodes that went to limbo, None when no name is left."""
         page = self._db.absent(PAGE)
         if not page:
             return None
@@ -66,7 +66,7 @@ class Removals:
         return self._remove(page) if page else []
 
     def _too_many(self) -> bool:
-        """Whether the batch would remove more than the session allows, approved names aside."""
+        """Whether the batch would remove more than the session allows, not counting approved names."""
         if not self._max_delete:
             return False
         after = 0
@@ -80,7 +80,7 @@ class Removals:
         return False
 
     def _hold_back(self, page: Sequence[_Row]) -> list[_Row]:
-        """Leave these names in place at the slave; those that may go all the same are returned."""
+        """Leave these names in place at the slave; return those that may go anyway."""
         approved = [row for row in page if self._ledger.is_approved(row[1])]
         held = [row for row in page if row not in approved]
         there = [row for row in held if self._slave.weigh([row[1]], 1)]

@@ -1,4 +1,4 @@
-"""What a worker shows of itself: one value, made from its state whenever it is to be shown."""
+"""A worker's state for others: one value, made whenever it is to be published."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gsync.engine.states import WorkerState
 
 
 class Crawl(StrEnum):
-    """How changes are found, in the words of GlusterFS."""
+    """How changes are found, in GlusterFS's terms."""
 
     NONE = "N/A"
     HYBRID = "Hybrid"          # walking the tree
@@ -30,7 +30,8 @@ class Pace:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Times in ns. last_synced: the stime that was seen to be reached. sent: bytes of file data, by all connections."""
+    """Times in ns. last_synced: the stime that was seen to be reached. sent: bytes of file data, over all
+    connections."""
 
     state: WorkerState
     reason: str

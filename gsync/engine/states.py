@@ -1,7 +1,7 @@
-"""The states of a worker: what it does (Life), and how status shows that (WorkerState).
+"""The states of a worker: its activity (Life), and how status shows it (WorkerState).
 
 Initializing: it connects to the slave. Active: it replicates. Passive: another node's worker replicates. Paused: the
-admin has paused it; the connection stays open. Faulty: it cannot go on; `reason` says why. Stopped: it has ended.
+admin has paused it; the connection stays open. Faulty: it cannot continue; `reason` says why. Stopped: it has ended.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class WorkerState(StrEnum):
 
 
 class Order(Enum):
-    """What a worker is told to do."""
+    """An order to a worker."""
 
     RUN = "run"
     PAUSE = "pause"
@@ -32,7 +32,7 @@ class Order(Enum):
 
 
 class Life(Enum):
-    """What a worker does."""
+    """A worker's activity."""
 
     CLAIM = "claiming the lease"
     WAIT = "another worker holds the lease"
@@ -40,13 +40,13 @@ class Life(Enum):
     CONNECT = "connecting"
     WORK = "replicating"
     HINDERED = "its recorder is Faulty"            # connected
-    APART = "leaves the slave to others"           # nothing to do; several workers bring their parts to it
+    APART = "leaves the slave to others"           # nothing to do; several workers bring their parts to the slave
     REJOIN = "connecting for its turn"
     REST = "waits before it connects again"
     END = "ended"
 
 
-# How each is shown. Claiming is short, so the state before it stays on show.
+# How each is shown. Claiming is short, so the state before it stays visible.
 _SHOWN = {
     Life.WAIT: WorkerState.PASSIVE, Life.STAND_DOWN: WorkerState.FAULTY, Life.CONNECT: WorkerState.INITIALIZING,
     Life.WORK: WorkerState.ACTIVE, Life.HINDERED: WorkerState.FAULTY, Life.APART: WorkerState.ACTIVE,
@@ -55,7 +55,7 @@ _SHOWN = {
 
 
 class Machine:
-    """Shows the life of one worker: logs every change and calls `changed`."""
+    """Shows a worker's activity: logs every change and calls `changed`."""
 
     def __init__(self, changed: Callable[[], None] = lambda: None) -> None:
         self.shown = WorkerState.INITIALIZING

@@ -1,4 +1,4 @@
-"""A worker's turn at the slave: the connection while it lasts, and what outlasts it.
+"""A worker's turn at the slave: the connection while it lasts, and the values that outlast it.
 
 Not here: when to connect, and how long to wait while the worker of another subvolume has the slave (worker).
 """
@@ -11,7 +11,8 @@ from gsync.engine.parts import SlaveSide
 
 
 class Turn:
-    """epoch: of the claim under which it connects. loss: what the slave cannot hold; None until it was reached."""
+    """epoch: of the claim under which it connects. loss: what the slave cannot hold; None until the slave was
+    reached."""
 
     def __init__(self, slave: SlaveSide) -> None:
         self.slave = slave
@@ -26,13 +27,13 @@ class Turn:
 
     @property
     def connection(self) -> Connection:
-        """To be asked for during the turn only."""
+        """Call it during the turn only."""
         assert self._connection is not None
         return self._connection
 
     @property
     def sent(self) -> int:
-        """Bytes of file data, by all connections so far."""
+        """Bytes of file data, over all connections so far."""
         return self._sent_before + (self._connection.sent if self._connection else 0)
 
     def begin(self) -> Connection:
@@ -42,7 +43,7 @@ class Turn:
         return connection
 
     def check(self) -> None:
-        """Raise what has ended the connection."""
+        """Raise the error that ended the connection."""
         self.connection.client.check()
 
     def end(self) -> None:

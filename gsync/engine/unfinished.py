@@ -1,5 +1,5 @@
-"""What is kept of a walk until it is committed, so that an interrupted one can be resumed (rule 29). Status and log
-call a walk Hybrid, as GlusterFS does, and so do the keys of what is kept.
+"""The record of a walk until its commit, so that an interrupted walk can be resumed (rule 29). Status and log call a
+walk Hybrid, as GlusterFS does, and so do the keys of the record.
 
 Not here: the walk itself (walk), and whether an interrupted one may be resumed (position).
 """
@@ -17,7 +17,7 @@ _KEYS = ("cut", "floor", "gaps", "mark")
 @dataclass(frozen=True)
 class UnfinishedWalk:
     """cut: the stime after the walk, taken before it. floor: known files changed since then are suspect (None: there
-    are none yet). gaps: of the recorder when it began. mark: what the stime after it is marked with."""
+    are none yet). gaps: the recorder's number when it began. mark: the mark of the stime after it."""
 
     cut: int
     floor: int | None
@@ -26,7 +26,7 @@ class UnfinishedWalk:
 
     @classmethod
     def load(cls, db: ChangelogDB) -> UnfinishedWalk | None:
-        """The walk that was interrupted; None if there was none."""
+        """The interrupted walk; None if there was none."""
         cut, floor, gaps, mark = (db.fact(f"hybrid_{key}") for key in _KEYS)
         if cut is None:
             return None

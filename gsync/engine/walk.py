@@ -1,8 +1,8 @@
 """Walking: compare the whole tree with the slave, names on both sides (rule 29).
 
-The stime after a walk is its cut, taken before it began: whatever the walk read too early is in the changelogs from the
-cut on. Promise: an interrupted walk resumes from its last interim commit, never from later. Not here: whether to walk,
-and with which floor (position); the commit that ends the walk.
+The stime after a walk is its cut, taken before it began: the changelogs from the cut on contain whatever the walk read
+too early. Promise: an interrupted walk resumes from its last interim commit, never from later. Not here: whether to
+walk, and with which floor (position); the commit that ends the walk.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Walker:
         self._committed_at = 0.0
 
     def walk(self, plan: Walk, gaps: int, connection: Connection, epoch: int, standing: Standing) -> int:
-        """Bring the slave to what the master is. Return when a name was last resolved (ns)."""
+        """Make the slave match the master. Return when a name was last resolved (ns)."""
         self._begin(plan, gaps, standing)
         self._committed_at = self._clock.monotonic()
         with self._batching.tree(connection) as tree:
@@ -61,7 +61,7 @@ class Walker:
         _log.info("hybrid crawl", cut=plan.cut, floor=plan.floor, why=plan.why.value)
 
     def _unmet(self, tree: Tree, batch: Batch) -> None:
-        """Walk directories too that moved from an unread to a read directory meanwhile (rule 29)."""
+        """Also walk directories that moved from an unread to a read directory meanwhile (rule 29)."""
         self._recorder.wait_complete(batch.last_resolve)
         while True:
             unmet = False
@@ -74,7 +74,7 @@ class Walker:
             batch.apply()
 
     def _interim(self, tree: Tree, connection: Connection, epoch: int) -> None:
-        """Commit what is done, if the last commit is some time ago."""
+        """Commit finished work, if the last commit is some time ago."""
         if self._clock.monotonic() - self._committed_at < self._every:
             return
         tree.check_whole()

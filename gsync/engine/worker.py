@@ -36,10 +36,10 @@ from gsync.link.protocol import Busy
 _log = get_logger(__name__)
 
 IDLE_COMMIT = 10.0       # seconds after which the stime follows the clock on a quiet tree
-RETRIES = Schedule(first=1.0, longest=60.0)  # seconds before the slave is tried again
+RETRIES = Schedule(first=1.0, longest=60.0)  # seconds before the next try to reach the slave
 TRIES_ONCE = 4           # failures in a row after which a worker that is to end gives up
-LOOK_AT_ORDERS = 0.5     # seconds that an idle worker may take to see what is wanted of it
-LOOK_AT_LEASE = 0.25     # seconds between two looks of a passive worker
+LOOK_AT_ORDERS = 0.5     # seconds that an idle worker may take to notice an order
+LOOK_AT_LEASE = 0.25     # seconds between a passive worker's looks at the lease
 LOOK_PAUSED = 0.2
 
 _HOLDS_LEASE = {Life.CONNECT, Life.WORK, Life.HINDERED, Life.APART, Life.REJOIN}
@@ -62,8 +62,8 @@ class Worker:
         self._standing = Standing(Mark.of(work.doubt.owner, master.patterns, master.restored))
         self._committed_at: float | None = None    # monotonic
         self._tries = Tries(RETRIES, clock.monotonic)
-        self._reason = ""                          # why the next state is a Faulty one
-        self._settled = False                      # a batch got through since the last interruption
+        self._reason = ""                          # why the next state is Faulty
+        self._settled = False                      # a batch has succeeded since the last interruption
         self._code = 0
         self._committer = Committer(lease, work.db)
         batching = self._batching = Batching(master, work, limits, clock, self._display.progress, self.tend)
@@ -73,7 +73,7 @@ class Worker:
     # its life
 
     def run(self) -> int:
-        """Work until told to stop, or with `once` until in step. Return the exit code. GsyncError: a person has to
+        """Work until told to stop, or with `once` until in sync. Return the exit code. GsyncError: a person has to
         act."""
         life = Life.CLAIM
         try:
@@ -121,7 +121,7 @@ class Worker:
         return self._orders.once is None or (self._tries.failed < TRIES_ONCE and isinstance(exc, Transient))
 
     def _let_go(self) -> None:
-        """Release the lease first: whoever waits for it need not wait until the connection is closed."""
+        """Release the lease first: a waiting worker need not wait until the connection is closed."""
         self._settled = False
         self._lease.release()
         self._turn.end()
@@ -150,8 +150,8 @@ class Worker:
         return status.reason if status is not None and status.is_faulty else ""
 
     def _wait(self) -> Life:
-        """Another worker holds the lease. Keep this one's stime current, so that its recorder need not keep changelogs
-        that are at the slave already."""
+        """Another worker holds the lease. Keep this worker's stime current, so that its recorder need not keep
+        changelogs whose changes are at the slave already."""
         self._display.progress.phase = "waiting"
         stime = self._lease.beside()
         if stime is not None and stime > (self._standing.stime or 0):
@@ -187,7 +187,7 @@ class Worker:
         return Life.APART if apart else Life.HINDERED if self._reason else Life.WORK
 
     def _stay_apart(self) -> Life:
-        """In step, and not connected, so that the workers of other subvolumes can use the slave."""
+        """In sync and not connected, so that the workers of other subvolumes can use the slave."""
         self.tend()
         self._committer.check()
         if self._problem():
@@ -234,8 +234,8 @@ class Worker:
                 self._committer.check()
 
     def tend(self) -> None:
-        """Show the state and obey orders. Whoever works or waits for long calls this again and again. It raises
-        Stopped, LeaseLost, or what has ended the connection. While paused it does not return, and nothing new
+        """Publish the state and obey orders. Every long operation or wait calls this again and again. It raises
+        Stopped, LeaseLost, or the error that ended the connection. While paused it does not return, and nothing new
         begins."""
         order = self._orders.order()
         if order is Order.PAUSE:
@@ -256,7 +256,7 @@ class Worker:
             self._committer.check()
             self._turn.check()
 
-    # what it shows
+    # publishing
 
     def snapshot(self) -> Snapshot:
         display, turn = self._display, self._turn
@@ -265,20 +265,20 @@ class Worker:
 
     @property
     def at_rest(self) -> bool:
-        """Whether the slave is in step and nothing is left to do until the master changes."""
+        """Whether the slave is in sync and nothing is left to do until the master changes."""
         return self._display.pace.in_step and not self._standing.limbo and not self._work.doubt.any
 
     # one step
 
     def cycle(self) -> bool:
-        """The next batch, walk or commit; False if there is nothing to do now."""
+        """Do the next batch, walk or commit; False if there is nothing to do now."""
         self._reason = ""
         status = self._master.recorder.status()
         if status is None or status.watching_since is None:
             self._display.progress.phase = "waiting"
             return False
         if status.is_faulty:
-            if self._orders.once is not None and status.updated > self._began:  # not what an earlier one left behind
+            if self._orders.once is not None and status.updated > self._began:  # not left by an earlier recorder
                 raise Faulty(status.reason)
             self._reason = status.reason
             self._machine.enter(Life.HINDERED, self._reason)
@@ -300,7 +300,7 @@ class Worker:
             return True
 
     def _choose(self, recorded: Recorded) -> Walk | None:
-        """Decide how to go on. Return the walk that is needed; None: from now on the changelogs are followed."""
+        """Decide how to go on. Return the walk that is needed; None: from now on follow the changelogs."""
         course = choose(self._standing, recorded, self._master.history, UnfinishedWalk.load(self._work.db),
                         self._master.writers_apart)
         if isinstance(course, Walk):
@@ -329,7 +329,7 @@ class Worker:
         if again and self._work.doubt.whole:
             self._standing = self._standing.has_broken(Why.DOUBT)
             return True
-        # Up to what the recorder said when it settled the doubt, and no later.
+        # Up to the recorder's value when it settled the doubt, and no later.
         piece = self._follower.take(self._standing, recorded.complete_up_to)
         others = self._standing.leftovers or again or self._batching.is_due()
         if self._follower.gathers(piece) and not others and self._orders.once is None:
@@ -357,7 +357,7 @@ class Worker:
                   stime=piece.upto, took=self._clock.monotonic() - started)
 
     def _idle(self, piece: Portion) -> bool:
-        """In step: let the stime follow the clock, so that limbo empties and checkpoints are reached (rule 26)."""
+        """In sync: let the stime follow the clock, so that limbo empties and checkpoints are reached (rule 26)."""
         self._display.progress.phase = "waiting"
         self._display.goes(crawl=Crawl.CHANGELOG, in_step=True)
         if piece.upto is None or piece.upto <= (self._standing.stime or 0):
@@ -371,14 +371,14 @@ class Worker:
         return bool(self._standing.limbo) and once is None
 
     def _is_waited_for(self, upto: int) -> bool:
-        """Whether a commit of this stime is worth it, though nothing is to apply."""
+        """Whether somebody waits for a commit of this stime, though there is nothing to apply."""
         checkpoint = self._orders.checkpoint()
         idle = self._committed_at is None or self._clock.monotonic() - self._committed_at > IDLE_COMMIT
         return bool(self._standing.limbo or idle
                     or (checkpoint is not None and (self._standing.stime or 0) < checkpoint <= upto))
 
     def _has_work(self) -> bool:
-        """Whether the slave has to be asked for its turn."""
+        """Whether this worker needs a turn at the slave."""
         status = self._master.recorder.status()
         if status is None or self._standing.stime is None or self._batching.is_due():
             return True
@@ -399,7 +399,7 @@ class Worker:
                 and (self._turn.slave.shares or not self._standing.limbo) and not self._work.doubt.any)
 
     def _commit(self, upto: int | None, *, walked: bool = False) -> None:
-        """Commit. Doubt and failures are durable by now; the worker forgets the batch only afterwards."""
+        """Commit. Doubt and failures are already durable; the worker forgets the batch only afterwards."""
         self._display.progress.phase = "committing"
         self._standing = self._committer.commit(self._turn.connection, self._turn.epoch, self._standing, upto,
                                                 walked=walked)

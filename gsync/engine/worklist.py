@@ -1,9 +1,8 @@
-"""What one batch still has to look at: dirty names, DATA and META gfids, directories to enumerate. Paged, in SQLite.
+"""The pending work of one batch: dirty names, DATA and META gfids, directories to enumerate. Paged, in SQLite.
 
-A batch's tables are its only memory of the work, so memory does not grow with the backlog. They are made again
-from the changelogs after a crash; only a walk is resumed from them (`resume`), and only from what its last
-agent.commit covered. *Doubt* is kept over the end of a batch: names whose resolve the recorder had not yet
-overtaken (rule 20).
+A batch's tables are its only memory of the work, so memory does not grow with the backlog. After a crash they are made
+again from the changelogs. Only a walk is resumed from them (`resume`), and only from the work that its last
+agent.commit covered. *Doubt* outlasts a batch: names whose resolve the recorder had not yet overtaken (rule 20).
 """
 
 from __future__ import annotations
@@ -15,29 +14,29 @@ from typing import NamedTuple
 from gsync.base.database import FACTS, Database
 from gsync.base.model import Gfid, Name
 
-PAGE = 2000  # rows that are worked on at once
+PAGE = 2000  # rows handled at once
 
 
 class NameState(IntEnum):
-    """Where a dirty name stands."""
+    """The state of a dirty name."""
 
     DIRTY = 0      # to be resolved and filled
     DATA = 1       # its file is on the way to limbo/new
     BUILDING = 2   # its directory is being built in limbo/new
-    BLOCKED = 3    # its parent is not there, or lies below it
+    BLOCKED = 3    # its parent is not there, or is below it
     ABSENT = 4     # to be removed once nothing is left to fill
-    UNKNOWN = 5    # the recorder has to catch up first
-    READY = 6      # the inode is complete: to be filled with the next group
+    UNKNOWN = 5    # the recorder must catch up first
+    READY = 6      # the inode is complete: fill it with the next group
     DONE = 7
     FAILED = 8     # given up in this batch: in the ledger
     COVERED = 9    # an enumeration of its directory looks at it
 
 
 class DataNeed(IntEnum):
-    """What a batch owes an inode's content."""
+    """The content that a batch owes an inode."""
 
     NONE = 0
-    COMPARE = 1    # suspect: sent only if size or hash differ
+    COMPARE = 1    # suspect: send only if size or hash differ
     SEND = 2
 
 
@@ -47,7 +46,7 @@ class Dirty(NamedTuple):
     rowid: int
     name: Name
     tries: int
-    gfid: Gfid | None = None   # whose arrival it waited for
+    gfid: Gfid | None = None   # the inode whose arrival it waited for
 
 
 class EnumDir(NamedTuple):
@@ -85,14 +84,14 @@ class ChangelogDB:
     def __init__(self, path: str) -> None:
         self._db = Database.open(path, _SCHEMA + FACTS, SCHEMA_VERSION, cache_kib=16000)
         self._open = False
-        self._owes_files = True  # whether there may be rows in gfids that are not of directories
+        self._owes_files = True  # whether gfids may have rows that are not directories
 
     def close(self) -> None:
         self.flush()
         self._db.close()
 
     def abandon(self) -> None:
-        """Close without what was written since the last `flush`."""
+        """Close without the changes since the last `flush`."""
         self._db.close()
 
     # Writes gather in one transaction until `flush`: per-row commits would cost more than the rows.
@@ -103,7 +102,7 @@ class ChangelogDB:
             self._open = True
 
     def flush(self, durable: bool = False) -> None:
-        """Commit what was written so far. durable: a power cut does not take it back."""
+        """Commit all writes so far. durable: a power cut does not undo them."""
         if self._open:
             self._db.execute("COMMIT")
             self._open = False
@@ -131,14 +130,14 @@ class ChangelogDB:
         self.flush()
 
     def resume(self) -> None:
-        """After a crash in a walk: all that was not committed at the slave is to do again."""
+        """After a crash in a walk: everything not committed at the slave must be done again."""
         self._begin()
         self._db.execute("UPDATE names SET state=?, gfid=NULL, tries=0", (NameState.DIRTY,))
         self._db.execute("UPDATE dirs SET state=? WHERE state<>?", (_TODO, _COMMITTED))
         self.flush()
 
     def forget_done(self) -> None:
-        """The slave holds durably what is done: it need not be looked at again. After agent.commit only."""
+        """The slave holds finished work durably: it need not be looked at again. Call after agent.commit only."""
         self._begin()
         self._db.execute("DELETE FROM names WHERE state=?", (NameState.DONE,))
         self._db.execute("UPDATE dirs SET state=? WHERE state=?", (_COMMITTED, _DONE))
@@ -147,14 +146,15 @@ class ChangelogDB:
     # dirty names
 
     def add_names(self, names: Iterable[Name]) -> None:
-        """Make names dirty, whatever they were; not one whose inode is on its way (it is resolved again then)."""
+        """Make names dirty, whatever their state; except names whose inode is on its way (they are resolved again
+        then)."""
         self._begin()
         self._db.executemany(
             "INSERT INTO names (pargfid, bname) VALUES (?,?) ON CONFLICT (pargfid, bname) DO UPDATE"
             " SET state=0, tries=tries+1, gfid=NULL WHERE state NOT IN (0, 1, 2)", names)
 
     def add_waiting(self, rows: Iterable[tuple[bytes, bytes, int, bytes]]) -> None:
-        """Names (pargfid, bname, state, gfid) whose inode is on its way (DATA or BUILDING)."""
+        """Add names (pargfid, bname, state, gfid) whose inode is on its way (DATA or BUILDING)."""
         self._begin()
         self._db.executemany(
             "INSERT INTO names (pargfid, bname, state, gfid) VALUES (?,?,?,?) ON CONFLICT (pargfid, bname)"
@@ -165,12 +165,13 @@ class ChangelogDB:
             "SELECT id, pargfid, bname, tries, gfid FROM names WHERE state=? ORDER BY id LIMIT ?", (state, limit))]
 
     def set_names(self, rows: Iterable[tuple[int, int]]) -> None:
-        """(state, rowid) pairs."""
+        """Set states, from (state, rowid) pairs."""
         self._begin()
         self._db.executemany("UPDATE names SET state=? WHERE id=?", rows)
 
     def cover(self) -> None:
-        """Names in directories that are still to be enumerated, on both sides, are looked at once, with those."""
+        """Names in directories that are still to be enumerated on both sides are looked at only once, with the
+        directory."""
         self._begin()
         self._db.execute("UPDATE names SET state=? WHERE state=? AND pargfid IN (SELECT gfid FROM dirs WHERE state=?)",
                          (NameState.COVERED, NameState.DIRTY, _TODO))
@@ -187,7 +188,7 @@ class ChangelogDB:
         self._db.executemany(f"UPDATE names SET state={int(NameState.ABSENT)}, since=? WHERE id=?", rows)
 
     def absent(self, limit: int, after: int = 0) -> list[tuple[int, Name, int]]:
-        """A page of (rowid, name, since), those with a greater rowid than `after`."""
+        """A page of (rowid, name, since), those with a rowid greater than `after`."""
         return [(r[0], (r[1], r[2]), r[3]) for r in self._db.execute(
             "SELECT id, pargfid, bname, since FROM names WHERE state=? AND id>? ORDER BY id LIMIT ?",
             (NameState.ABSENT, after, limit))]
@@ -198,7 +199,7 @@ class ChangelogDB:
     def arrived(self, gfids: Iterable[Gfid], waiting: NameState) -> None:
         """The inodes are complete in limbo: their names can be filled."""
         self._begin()
-        self._db.executemany("UPDATE names SET state=? WHERE gfid=? AND +state=?",  # +: by the index of gfid
+        self._db.executemany("UPDATE names SET state=? WHERE gfid=? AND +state=?",  # +: forces the index of gfid
                              [(NameState.READY, g, waiting) for g in gfids])
 
     def parents(self, state: NameState) -> list[Gfid]:
@@ -211,14 +212,14 @@ class ChangelogDB:
             (gfid, NameState.DATA, NameState.BUILDING))]
 
     def move(self, was: NameState, now: NameState) -> int:
-        """Change the state of all names that are `was`; how many."""
+        """Change the state of all names in the state `was`; return how many."""
         self._begin()
         return self._db.execute("UPDATE names SET state=? WHERE state=?", (now, was)).rowcount
 
     # DATA and META
 
     def add_gfids(self, gfids: Iterable[Gfid], data: DataNeed, is_dir: bool = False) -> None:
-        """META, and DATA as asked. A directory is done after all files and names."""
+        """Add META, and DATA as requested. A directory is done after all files and names."""
         self._begin()
         self._owes_files = self._owes_files or not is_dir
         self._db.executemany(
@@ -248,7 +249,7 @@ class ChangelogDB:
                          " ON CONFLICT (gfid) DO UPDATE SET dir=1")
 
     def pending(self) -> dict[str, int]:
-        """What status shows of the batch at hand."""
+        """The figures of the current batch that status shows."""
         entry = self._db.execute("SELECT count(*) FROM names WHERE state NOT IN (?,?,?)",
                                  (NameState.DONE, NameState.FAILED, NameState.COVERED)).fetchone()[0]
         data, meta = self._db.execute("SELECT coalesce(sum(data>0),0), coalesce(sum(meta),0) FROM gfids").fetchone()
@@ -264,7 +265,7 @@ class ChangelogDB:
             " new=excluded.new, state=0", ((d.gfid, d.handle, int(d.recursive), int(d.new)) for d in dirs))
 
     def take_dirs(self, limit: int) -> list[EnumDir]:
-        """The directories to enumerate next, newest first (so few are unfinished at once); they count as open."""
+        """The next directories to enumerate, newest first (so few are unfinished at once); they count as open."""
         rows = self._db.execute("SELECT gfid, handle, recursive, new FROM dirs WHERE state=? ORDER BY id DESC LIMIT ?",
                                 (_TODO, limit)).fetchall()
         if rows:
@@ -283,12 +284,12 @@ class ChangelogDB:
         return bool(row and row[0])
 
     def to_be_listed(self, gfid: Gfid) -> bool:
-        """Whether this new directory's names are all still to be read."""
+        """Whether all names of this new directory are still to be read."""
         row = self._db.execute("SELECT new AND state=? FROM dirs WHERE gfid=?", (_TODO, gfid)).fetchone()
         return bool(row and row[0])
 
     def has_dir(self, gfid: Gfid) -> bool:
-        """Whether the batch has enumerated the directory, or is to."""
+        """Whether the batch has enumerated the directory, or will."""
         return self._db.execute("SELECT 1 FROM dirs WHERE gfid=?", (gfid,)).fetchone() is not None
 
     def handle_of(self, gfid: Gfid) -> bytes | None:
@@ -298,7 +299,7 @@ class ChangelogDB:
     # doubt
 
     def add_doubt(self) -> None:
-        """What is in doubt is to be looked at again: names, and directories on both sides."""
+        """Look again at everything in doubt: names, and directories on both sides."""
         self._begin()
         self._db.execute("INSERT OR IGNORE INTO names (pargfid, bname) SELECT pargfid, bname FROM doubt")
         self._db.execute("INSERT OR IGNORE INTO dirs (gfid, recursive, new) SELECT gfid, 0, 0 FROM doubt_dirs")
