@@ -18,6 +18,7 @@ from gsync.base.clock import Clock
 from gsync.base.errors import Faulty
 from gsync.engine.lease import Claim, Claims, LocalLease, MetaLease
 from lab import REPOSITORY
+from lab.syncs import Syncs
 
 INTERVAL = 1000.0  # no beat comes by itself while a test runs
 
@@ -27,8 +28,10 @@ class NodeClock:
 
     def __init__(self) -> None:
         self.now = 1000.0
+        self.asked: Callable[[], object] = lambda: None  # done when somebody looks at it
 
     def __call__(self) -> float:
+        self.asked()
         return self.now
 
 
@@ -173,6 +176,47 @@ def test_a_claim_that_was_overtaken_while_it_was_made_does_not_count(tmp_path: P
         (folder / "epoch.5").write_bytes(Claim(5, "other", 1, 1, "o").to_bytes())
         assert not late.make(fd, Claim(4, "late", 1, 1, "t"))
     assert [path.name for path in folder.iterdir()] == ["epoch.5"]
+
+
+def test_of_two_that_saw_it_free_the_one_whose_claim_was_second_does_not_have_it(node: Callable[..., Node]) -> None:
+    a, b = node("a"), node("b")
+    took: list[int | None] = []
+
+    def a_is_faster() -> None:
+        b.clock.asked = lambda: None
+        took.append(a.lease.take())
+
+    b.clock.asked = a_is_faster  # b has looked who has it, and now looks at its clock
+    assert b.lease.take() is None
+    assert (took, a.lease.held(), b.lease.held()) == ([1], True, False)
+
+
+def test_a_claim_is_durable_and_so_is_its_name_before_it_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+                                                                ) -> None:
+    claims = Claims(str(tmp_path / "subvol_0.lock"))
+    with claims.open(make=True) as fd:
+        syncs = Syncs(monkeypatch)
+        assert claims.make(fd, Claim(1, "a", 1, 1, "t"))
+    assert syncs.calls == [("fsync", "epoch.1"), ("fsync", "subvol_0.lock")]
+
+
+def test_a_holder_beats_by_itself(tmp_path: Path, node: Callable[..., Node]) -> None:
+    a = node("a", interval=0.4)  # its clock stands still, so no beat is late
+    assert a.lease.take() == 1
+    end = time.monotonic() + 60
+    while (claim := Claim.parse((tmp_path / "subvol_0.lock" / "epoch.1").read_bytes())) is None or claim.beats < 3:
+        assert time.monotonic() < end, "nobody renews it"
+        time.sleep(0.01)
+
+
+def test_beats_leave_nothing_open(node: Callable[..., Node]) -> None:
+    a = node("a")
+    a.lease.take()
+    a.beat()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        a.beat()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_files_that_are_no_claims_keep_nobody_out(tmp_path: Path, node: Callable[..., Node]) -> None:
