@@ -1,4 +1,4 @@
-"""What tests, tools and measurements are made with: trees, images, hosts, sshd, clusters, runs of the real command."""
+"""Tools for tests, tools and measurements: trees, images, hosts, sshd, clusters, runs of the real command."""
 
 from pathlib import Path
 

@@ -28,7 +28,7 @@ KINDS = ["tar", "dir"]
 
 
 class Place:
-    """Below `folder`: tree, vault, home. close() takes immutable flags off, so that the folder can be removed."""
+    """A tree, a vault and a home below `folder`. close() clears immutable flags, so that the folder can be removed."""
 
     def __init__(self, folder: Path, kind: str = "tar") -> None:
         self.tree, self.vault_dir, self.home = folder / "tree", folder / "vault", folder / "home"
@@ -45,7 +45,7 @@ class Place:
             disk.close()
 
     def argv(self, verb: str, *args: str) -> list[str]:
-        """Of a verb on the tree; list takes no directory, kill an id."""
+        """The command line of a verb on the tree; list takes no directory, kill takes an id."""
         return [sys.executable, "-m", "gsync", "archive", verb, *([] if verb in ("list", "kill") else [str(self.tree)]),
                 *args, "--state", str(self.home)]
 
@@ -54,7 +54,7 @@ class Place:
                                 stderr=subprocess.PIPE, **more)
 
     def run(self, verb: str, *args: str, code: int = 0) -> str:
-        """What it prints, errors included."""
+        """Run a verb; return its output, errors included."""
         with self.start(verb, *args) as process:
             out, err = process.communicate()
         assert process.returncode == code, f"{verb}: {process.returncode}: {out}{err}"
@@ -78,7 +78,7 @@ class Place:
 
 
 def small_tree(place: Place) -> None:
-    """A bit of everything that matters to the order of steps."""
+    """Fill the tree with one of everything that matters to the order of steps."""
     (place.tree / "d/e").mkdir(parents=True)
     (place.tree / "empty dir").mkdir()
     (place.tree / "d/f").write_text("first")
@@ -92,7 +92,7 @@ def small_tree(place: Place) -> None:
 
 
 class Here:
-    """The same, called in this process."""
+    """The same commands, called in this process."""
 
     def __init__(self, place: Place, verify: Verify = Verify.CHECKSUM, retries: int = 2, batch: int = 3, jobs: int = 1,
                  around: Callable[[Store], Store] = lambda store: store, tell_every: float = 0.5) -> None:
@@ -125,14 +125,14 @@ class Here:
 
 
 def changes(before: dict[bytes, Entry], now: dict[bytes, Entry]) -> list[object]:
-    """What differs between two looks at a tree."""
+    """The differences between two looks at a tree."""
     return [*(before.keys() ^ now.keys()),
             *((path, text) for path in before.keys() & now.keys()
               for text in _differences(before[path], now[path], False))]
 
 
 def damage(place: Place, content: bytes) -> Callable[[], None]:
-    """Change a byte in the vault where `content` begins; what gives it its old one."""
+    """Change a byte in the vault at the place where `content` begins; return a function that restores it."""
     hits = []
     for path in place.vault_dir.rglob("*"):
         if path.is_file() and not path.is_symlink():

@@ -1,4 +1,4 @@
-"""What the parts of a batch work between, as plain values: a master, a slave and syncers that do as they are told."""
+"""The surroundings of a batch's parts, as plain values: a master, a slave and syncers that do as they are told."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def nothing_at(name: Name, verdict: Verdict = Verdict.ABSENT, err: int = 0) -> R
 
 
 class ManualClock:
-    """Stands still until it is moved on."""
+    """A clock that stands still until it is moved."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -48,7 +48,7 @@ class ManualClock:
 
 
 class Entries:
-    """A reader of so many entries. fails: the errno with which it ends."""
+    """A reader of these entries. fails: the errno with which it ends."""
 
     def __init__(self, gfid: Gfid, entries: Sequence[Resolved], fails: int = 0) -> None:
         self.gfid, self._left, self._fails = gfid, list(entries), fails
@@ -66,9 +66,9 @@ class Entries:
 
 
 class FakeMaster:
-    """at: what is at a name; nothing where nothing is said. names: of inodes. dirs: what opening a directory gives.
-    stats: what stat tells; an int is the errno it ends with. digests: of contents. away: errnos that mean that the tree
-    cannot be reached."""
+    """at: the state of each name; a name without one is absent. names: of inodes. dirs: the results of opening
+    directories. stats: the results of stat; an int is an errno to fail with. digests: of contents. away: errnos that
+    mean that the tree is unreachable."""
 
     def __init__(self) -> None:
         self.at: dict[Name, Resolved] = {}
@@ -125,8 +125,8 @@ class FakeMaster:
 
 
 class FakeSlave:
-    """codes: the answers to fills, by gfid (OK if there is none); first: those to the first one of each. Everything it
-    is asked for is kept in order."""
+    """codes: the answers to fills, by gfid (OK by default); first: to the first fill of each. All requests are kept, in
+    order."""
 
     def __init__(self) -> None:
         self.codes: dict[Gfid, FillCode] = {}
@@ -185,9 +185,9 @@ class FakeSlave:
 
 
 class FakeSyncer:
-    """errors: what becomes of a file, one after the other; without any it arrives. changes: files that change while
-    they are read. on_send: called once, when something is on its way. slow: how often there are no results yet, and
-    the time that goes by meanwhile."""
+    """errors: the results of a file's tries, in order; a file without any arrives. changes: files that change while
+    they are read. on_send: called once, when something is on its way. slow: how often there are no results yet, and the
+    time that passes meanwhile."""
 
     def __init__(self) -> None:
         self.on_send: Callable[[], None] | None = None
@@ -221,7 +221,7 @@ class FakeSyncer:
 
 
 class Between:
-    """A master, a slave, syncers, and real tables and ledger."""
+    """A master, a slave, syncers, and real tables and a real ledger."""
 
     def __init__(self, folder: Path) -> None:
         self.master, self.slave, self.syncer, self.time = FakeMaster(), FakeSlave(), FakeSyncer(), ManualClock()
@@ -229,7 +229,7 @@ class Between:
         self.ledger = Ledger(str(folder / "ledger.db"), lambda: NOW)
         self.progress = Progress()
         self.failures = Failures(self.master, self.ledger, self.progress)
-        self.recorded: list[int] = []   # up to when the recorder was waited for
+        self.recorded: list[int] = []   # the times up to which the recorder was waited for
         self.on_wait: Callable[[], None] = lambda: None
 
     @property
@@ -241,16 +241,16 @@ class Between:
         self.on_wait()
 
     def dirty(self, *bnames: bytes, parent: Gfid = ROOT_GFID) -> list[int]:
-        """Rows of dirty names."""
+        """Add dirty names; return their rows."""
         self.db.add_names((parent, bname) for bname in bnames)
         return [row.rowid for row in self.db.names(NameState.DIRTY, 1000)]
 
     def named(self, state: NameState) -> list[bytes]:
-        """The base names in a state."""
+        """The base names in this state."""
         return [row.name[1] for row in self.db.names(state, 1000)]
 
     def failed(self) -> list[tuple[str, bytes, int]]:
-        """The ledger: what, path, errno."""
+        """The ledger's rows: what, path, errno."""
         return [(row.what, row.path, row.errno) for row in self.ledger.all()]
 
     def close(self) -> None:

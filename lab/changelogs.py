@@ -1,4 +1,4 @@
-"""Changelog records for tests: any that hypothesis can think of, and a few fixed ones with hostile names."""
+"""Changelog records for tests: any that hypothesis can generate, and a few fixed ones with hostile names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gsync.changelog import records as r
 from gsync.changelog.records import CREATIONS, ENTRY_FOPS, META_FOPS, REMOVALS, Data, Entry, Fop, Meta
 
 gfids = st.binary(min_size=16, max_size=16)
-# Plain bytes, and names made of what the format itself is made of.
+# Plain bytes, and names made of the format's own parts.
 _tricky = st.sampled_from([b"D", b"E", b"M", b"\n", b"\r", b"%", b"-", b"\xff", b"00000000-0000-0000-0000-0000000000"])
 bnames = st.one_of(
     st.binary(min_size=1, max_size=255).map(lambda name: name.replace(b"/", b"_").replace(b"\0", b"_")),
@@ -51,7 +51,7 @@ SAMPLE: list[r.Record] = [
 
 
 def changelog(some: list[r.Record]) -> bytes:
-    """The bytes of a whole changelog."""
+    """A whole changelog as bytes."""
     return r.HEADER + b"".join(map(r.encode, some))
 
 

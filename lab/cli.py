@@ -25,7 +25,7 @@ class Cli:
         return out
 
     def fails(self, *args: str, code: int) -> str:
-        """The one line that the command says on stderr."""
+        """Run a command that must fail; return the one line that it prints on stderr."""
         assert self(*args, code=code) == ""
         assert self.err.startswith("gsync: ")
         assert self.err.count("\n") == 1

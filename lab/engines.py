@@ -24,15 +24,15 @@ TAG = b"test"
 
 
 class Files:
-    """A Source over the files of one folder. Everything goes by real descriptors; `meddle` runs once a file is open
-    and its length is known."""
+    """A Source over the files of one folder. Everything goes through real descriptors; `meddle` runs once a file is
+    open and its length is known."""
 
     def __init__(self, folder: Path) -> None:
         self._root = -1
         self.use(folder)
 
     def use(self, folder: Path) -> None:
-        """Forget everything and begin anew in another folder."""
+        """Forget everything and start again in another folder."""
         if self._root >= 0:
             self.close()
         folder.mkdir()
@@ -51,7 +51,7 @@ class Files:
         return os.path.join(self.folder, name)
 
     def add(self, name: bytes, data: bytes = b"") -> Gfid:
-        """A file with this content, of which the source knows from now on."""
+        """Add a file with this content; the source knows it from then on."""
         fd = os.open(self.path(name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         with open(fd, "wb") as file:
             file.write(data)
@@ -89,7 +89,7 @@ class Files:
 
 
 class World:
-    """One slave tree with its agent and one engine of the given sync-method; `with` ends everything."""
+    """One slave tree with its agent, and one engine of the given sync-method. The end of the `with` ends everything."""
 
     epoch = 1
 
@@ -116,7 +116,7 @@ class World:
         self.source.close()
 
     def move(self, *requests: FileRequest) -> list[Result]:
-        """Let the engine move one box; the results in the order of the requests."""
+        """Let the engine move one box; return the results in the order of the requests."""
         results: list[Result] = []
         self.engine.move(requests, results.extend)
         self.engine.flush(results.extend)
@@ -129,7 +129,7 @@ class World:
 
     def fill_all(self, names: dict[bytes, Gfid], pargfid: Gfid = ROOT_GFID, mode: int = stat.S_IFREG | 0o644
                  ) -> set[str]:
-        """What the agent says to these names."""
+        """Fill these names; return the agent's codes."""
         answer = self.client.fill([FillRow(pargfid, name, gfid, mode, 1, 1, os.geteuid(), os.getegid(), 0, 0, 0)
                                    for name, gfid in names.items()])
         assert not answer.errors, answer.errors
@@ -154,7 +154,7 @@ class World:
         return os.path.join(self.root, name)
 
     def limbo(self) -> list[str]:
-        """What lies in limbo/new."""
+        """The entries of limbo/new."""
         return sorted(os.fsdecode(name) for name in os.listdir(self.copy(b".gsync/limbo/new")))
 
 

@@ -1,8 +1,8 @@
-"""Test hosts on one machine: each is a network, mount and uts namespace of its own, all on one private switch.
+"""Test hosts on one machine: each has its own network, mount and uts namespaces, and all share one private switch.
 
 They share the machine's file systems and process ids, so a test reaches their files and processes directly. Traffic
-stays on the switch, which leads nowhere else. Needs root, iproute2 and util-linux. Everything ends with the `with`.
-Hosts that daemons live on (GlusterFS) have folders and process ids of their own besides, so that none outlives them.
+stays on the switch, which leads nowhere else. Needs root, iproute2 and util-linux. Everything exits with the `with`.
+Hosts with daemons (GlusterFS) also have folders and process ids of their own, so that no daemon outlives its host.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def wait_until(what: str, condition: Callable[[], object], seconds: float = 60) 
 
 
 class Host:
-    """One of them. Its processes have the pids that they have for everyone, unless it has `private` folders, by the
-    place at which it sees each: then all that was started there ends with it, daemons too."""
+    """A test host. Its processes have their usual pids, unless the host has `private` folders, given by the place at
+    which it sees each: then all processes started there exit with it, daemons too."""
 
     def __init__(self, name: str, address: str = "", private: Mapping[str, Path] | None = None) -> None:
         self.name, self.address = name, address
         self._own_pids = private is not None
         pids = ["--pid", "--fork", "--kill-child", "--mount-proc"] if self._own_pids else []
-        # Its first process has to wait for children that daemons leave behind.
+        # Its first process must reap children that daemons leave behind.
         rest = "while :; do sleep 3600 & wait; done" if self._own_pids else "exec sleep infinity"
         self._holder = subprocess.Popen(
             ["unshare", "--mount", "--uts", "--net", *pids, "--", "sh", "-c",
@@ -53,29 +53,29 @@ class Host:
             self.run("mount", "--bind", folder, place)
 
     def argv(self, *command: object) -> list[str]:
-        """The command line that runs this command there."""
+        """The command line that runs this command on the host."""
         pids = ["--pid"] if self._own_pids else []
         return ["nsenter", f"--target={self.pid}", "--mount", "--uts", "--net", *pids, "--", *map(str, command)]
 
     def path(self, place: str | Path) -> Path:
-        """What the host sees at this absolute path, for everyone."""
+        """The path, for everyone, of the file that the host sees at this absolute path."""
         return Path(f"/proc/{self.pid}/root{place}")
 
     def run(self, *command: object) -> str:
-        """What it prints; CalledProcessError."""
+        """Run a command; return its output. CalledProcessError."""
         return subprocess.run(self.argv(*command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
                               check=True).stdout
 
     def close(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)  # a first process ends after all others
+        os.kill(self.pid, signal.SIGKILL)  # a first process exits after all others
         self._holder.wait()
         assert self._holder.stdout is not None
         self._holder.stdout.close()
 
 
 class Hosts:
-    """The hosts of these names, in this order at 10.77.0.1, .2, … private: the private folders of each, by its name.
-    kind: what they are."""
+    """Hosts with these names, in this order at 10.77.0.1, .2, … private: each host's private folders, by its name.
+    kind: the class of the hosts."""
 
     def __init__(self, *names: str, private: Mapping[str, Mapping[str, Path]] | None = None,
                  kind: type[Host] = Host) -> None:
@@ -100,7 +100,7 @@ class Hosts:
         return self.all[name]
 
     def cut(self, name: str) -> None:
-        """Nothing gets to or from the host any more, and nobody is told."""
+        """Drop all traffic to and from the host; nobody is told."""
         self._switch.run("ip", "link", "set", f"to-{name}", "nomaster")
 
     def heal(self, name: str) -> None:
@@ -118,7 +118,7 @@ class Hosts:
 
 @contextlib.contextmanager
 def sshd_on(host: Host, folder: Path) -> Iterator[Path]:
-    """An OpenSSH server of ours on the host; the ssh_config with which the others reach it by its name."""
+    """An OpenSSH server of its own on the host; yields the ssh_config with which the others reach it by its name."""
     folder.mkdir(mode=0o700)
     for key in ("host_key", "identity"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / key], check=True)
@@ -135,8 +135,8 @@ def sshd_on(host: Host, folder: Path) -> Iterator[Path]:
         f"Host {host.name}\n  HostName {host.address}\n  User root\n  IdentityFile {folder}/identity\n"
         f"  IdentitiesOnly yes\n  IdentityAgent none\n  UserKnownHostsFile {folder}/known_hosts\n"
         "  GlobalKnownHostsFile /dev/null\n  StrictHostKeyChecking yes\n  LogLevel ERROR\n")
-    host.run("mkdir", "-p", "/run/sshd")  # privilege separation insists on it
-    logins = Path("~root/.bashrc").expanduser()  # what it starts may wait for what a test has killed (pyenv's lock)
+    host.run("mkdir", "-p", "/run/sshd")  # privilege separation requires it
+    logins = Path("~root/.bashrc").expanduser()  # may wait for something a test has killed (pyenv's lock)
     if logins.exists():
         host.run("mount", "--bind", os.devnull, logins)
     sshd = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
@@ -153,7 +153,7 @@ def sshd_on(host: Host, folder: Path) -> Iterator[Path]:
 
 
 class Node(Place):
-    """A host with a state directory of its own, that replicates what all nodes of its site do."""
+    """A host with a state directory of its own, that replicates what all nodes of its site share."""
 
     def __init__(self, site: Path, host: Host, settings: str) -> None:
         folder = site / host.name
@@ -176,7 +176,7 @@ class Node(Place):
 
     @property
     def state(self) -> str:
-        """Of the worker, as it says itself."""
+        """The worker's state, as its status tells."""
         return str(self.worker_status().get("state", ""))
 
     @property
@@ -189,7 +189,7 @@ class Node(Place):
                 os.kill(pid, number)
 
     def kill_all(self) -> None:
-        """All of gsync on this node at once, as when its power fails."""
+        """Kill all of gsync's processes on this node at once, as a power failure does."""
         if self._monitor is not None:
             self._monitor.kill()
             self._monitor.wait()
@@ -232,14 +232,15 @@ class Site:
             raise AssertionError(f"{exc}\n" + "".join(node.log()[-6000:] for node in self.nodes.values())) from None
 
     def settled(self) -> tuple[Node, Node]:
-        """The active node and the passive one, once they are that."""
+        """Wait until one node is active and the other passive; return them in this order."""
         a, b = self.nodes.values()
         self.wait("one is active and the other passive",
                   lambda: sorted((a.state, b.state)) == ["Active", "Passive"])
         return (a, b) if a.active else (b, a)
 
     def taken_over(self, epoch: int, begun: float) -> tuple[Node, float]:
-        """Wait until a node is Active with a younger epoch; which one, and the seconds since `begun` (monotonic)."""
+        """Wait until a node is Active with a younger epoch; return the node, and the seconds since `begun`
+        (monotonic)."""
         def younger() -> list[Node]:
             return [node for node in self.nodes.values() if node.active and node.worker_status()["epoch"] > epoch]
 
@@ -247,14 +248,14 @@ class Site:
         return younger()[0], time.monotonic() - begun
 
     def watch_epochs(self) -> None:
-        """From now on the slave's index notes every epoch that it is worked in, in their order."""
+        """From now on, make the slave's index note every epoch in which it is changed, in order."""
         with contextlib.closing(sqlite3.connect(self._index, timeout=30)) as db, db:
             db.execute("CREATE TABLE seen (n INTEGER PRIMARY KEY, epoch INTEGER)")
             db.execute("CREATE TRIGGER seen AFTER INSERT ON facts WHEN NEW.key='epoch' "
                        "BEGIN INSERT INTO seen (epoch) VALUES (NEW.value); END")
 
     def epochs(self) -> list[int]:
-        """Those of all hellos and commits since then."""
+        """The epochs of all hellos and commits since then."""
         with contextlib.closing(sqlite3.connect(self._index, timeout=30)) as db:
             return [row[0] for row in db.execute("SELECT epoch FROM seen ORDER BY n")]
 

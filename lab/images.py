@@ -7,19 +7,19 @@ import subprocess
 import time
 from pathlib import Path
 
-_MKFS = {  # ext4: room for xattrs and times in nanoseconds on small images too
+_MKFS = {  # ext4: room for xattrs and for times in nanoseconds, on small images too
     "ext4": ["mkfs.ext4", "-q", "-F", "-b", "4096", "-I", "256", "-m", "0"],
     "xfs": ["mkfs.xfs", "-q", "-f"],
     "btrfs": ["mkfs.btrfs", "-q", "-f"],
     "exfat": ["mkfs.exfat"],
 }
-_DRIVERS = {"exfat": "exfat-fuse"}  # the kernel's own is often left out
+_DRIVERS = {"exfat": "exfat-fuse"}  # the kernel's own driver is often left out
 _OPTIONS = {"ext4": "noinit_itable"}  # no lazy initialisation in the background of a measurement
 
 
 class FsImage:
-    """A file system of `size` bytes, mounted at `path` from construction to `close()`: one of ext4, xfs,
-    btrfs, exfat (in a sparse image file) or tmpfs."""
+    """A file system of `size` bytes, mounted at `path` from construction to `close()`: one of ext4, xfs, btrfs, exfat
+    (in a sparse image file) or tmpfs."""
 
     def __init__(self, folder: str | os.PathLike[str], size: int, fstype: str = "ext4", options: str = "") -> None:
         self.dir = Path(folder).absolute()
@@ -39,7 +39,7 @@ class FsImage:
         _run(*self._mount)
 
     def unplug(self) -> None:
-        """Unmount it, and mount it again: the kernel knows nothing of its inodes any more."""
+        """Unmount it and mount it again: then the kernel caches none of its inodes."""
         self.unmount()
         _run(*self._mount)
 
@@ -47,7 +47,7 @@ class FsImage:
         _run("mount", "-o", f"remount,{'ro' if read_only else 'rw'}", str(self.path))
 
     def unmount(self) -> None:
-        """Waits for processes that are just ending; what is still busy then is detached."""
+        """Unmount it. Waits for processes that are just exiting; whatever is still busy then is detached."""
         for _attempt in range(20):
             if subprocess.run(["umount", str(self.path)], capture_output=True, check=False).returncode == 0:
                 return

@@ -59,7 +59,7 @@ class Nights:
 
     def write_ini(self, common: Mapping[str, object] | None = None, alerts: Mapping[str, object] | None = None,
                   **options: object) -> None:
-        """Settings: those of the data set by keyword, with _ for -."""
+        """Write the settings; those of the data set by keyword, with _ for -."""
         def lines(section: str, values: Mapping[str, object]) -> str:
             return f"[{section}]\n" + "".join(f"{key.replace('_', '-')} = {value}\n" for key, value in values.items())
 
@@ -74,7 +74,7 @@ class Nights:
         return f"tar://{self.vault}"
 
     def in_vault(self, unit: bytes) -> dict[bytes, bytes | None]:
-        """What the vault has of a unit, read from its tars; as `contents` gives it."""
+        """The vault's content of a unit, read from its tars, in the form of `contents`."""
         store = open_store(self.vault_url)
         found: dict[bytes, bytes | None] = {}
 
@@ -99,7 +99,7 @@ class Nights:
 
     def make(self, night: str, exposure: int | str, files: Mapping[bytes, bytes] | None = None, *, listed: bool = True,
              ready: bool = True) -> bytes:
-        """A unit; its path."""
+        """Make a unit; return its path."""
         name = exposure if isinstance(exposure, str) else f"{exposure:08}"
         unit = os.fsencode(f"{night}/{name}")
         place = os.path.join(os.fsencode(self.data), unit)
@@ -126,7 +126,7 @@ class Nights:
         return os.path.join(str(self.data), os.fsdecode(unit), f"checksum-{name}.sha256sum")
 
     def write_list(self, unit: bytes) -> None:
-        """Write the checksum list for what is there."""
+        """Write the checksum list for the files that are there."""
         place = os.path.join(os.fsencode(self.data), unit)
         own = os.fsencode(os.path.basename(self.list_path(unit)))
         with open(self.list_path(unit), "wb") as file:
@@ -154,13 +154,13 @@ class Nights:
         return done
 
     def round(self, only: str = "", now: datetime | None = None, stop: threading.Event | None = None) -> list[Summary]:
-        """One round in this process, at a moment."""
+        """Run one round in this process, at this moment."""
         settings = dataset.read(str(self.ini), self.env)
         with Rounds(settings, str(self.home), stop=stop, clock=lambda: now or datetime.now(UTC)) as rounds:
             return rounds.once(only)
 
     def start(self, *args: object, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-        """The daemon; its log goes to a file."""
+        """Start the daemon; its log goes to a file."""
         with open(self.folder / "daemon.log", "ab") as log:
             return subprocess.Popen(self.argv("run", *args), env={**self.env, **(env or {})}, stdin=subprocess.DEVNULL,
                                     stdout=log, stderr=log, text=True)
@@ -189,7 +189,7 @@ class Nights:
 
     def wait_for(self, true: Callable[[], object], what: str = "it", progress: Callable[[], object] = lambda: None
                  ) -> None:
-        """progress: patience runs anew whenever this gives something else."""
+        """progress: patience starts again whenever its value changes."""
         seen, until = progress(), time.monotonic() + PATIENCE
         while not true():
             if (now := progress()) != seen:
@@ -201,22 +201,22 @@ class Nights:
         process.send_signal(number)
         return process.wait(PATIENCE)
 
-    # what there is
+    # results
 
     def is_as_source(self, unit: bytes) -> bool:
-        """Whether the delivered unit has the very files of the source."""
+        """Whether the delivered unit has exactly the source's files."""
         return contents(os.path.join(os.fsencode(self.destination), unit)) == contents(
             os.path.join(os.fsencode(self.data), unit))
 
     def leftovers(self) -> list[str]:
-        """Whatever lies in staging and hidden in the destination that belongs to no unit put aside."""
+        """Entries in staging, and hidden ones in the destination, that belong to no unit put aside."""
         found = [f"staging/{name}" for name in os.listdir(self.staging)
                  if name not in (".gsync-quarantine", ".gsync-deliver.lock")]
         return found + [f"destination/{name}" for name in os.listdir(self.destination) if name.startswith(".gsync")]
 
 
 def contents(folder: bytes) -> dict[bytes, bytes | None]:
-    """What is in a folder: bytes of each file, None for a directory."""
+    """A folder's content: the bytes of each file, None for a directory."""
     found: dict[bytes, bytes | None] = {}
     for name, _mode in walk(folder):
         path = os.path.join(folder, name)
@@ -229,7 +229,7 @@ def contents(folder: bytes) -> dict[bytes, bytes | None]:
 
 
 def remove(folder: Path) -> None:
-    """A tree whatever its permissions."""
+    """Remove a tree, whatever its permissions."""
     for path, _dirs, _files in os.walk(folder):
         os.chmod(path, 0o700)
     shutil.rmtree(folder)

@@ -1,9 +1,9 @@
-"""The documents' pages as what a reader would do with them: their commands, run on two hosts of their own.
+"""Runs the commands of the documents' pages as a reader would, on two hosts of their own.
 
-A block of `sh` is run as it stands. Notes in HTML comments, which the site leaves out, say what a test needs to know:
+A block of `sh` is run as it stands. Notes in HTML comments, which the site omits, tell a test more:
 
-    <!-- test: COMMANDS -->        run here too: what the page takes for granted, or what must be true now
-    <!-- test until: COMMAND -->   the next block follows for ever: it gets SIGTERM once this succeeds, and exits with 0
+    <!-- test: COMMANDS -->        run here too: for what the page takes for granted, or what must be true now
+    <!-- test until: COMMAND -->   the next block runs for ever: it gets SIGTERM once this succeeds, and exits with 0
     <!-- test exits: N -->         the last command of the next block exits with N
     <!-- test file: PATH -->       the next block is this file
     <!-- not run: REASON -->       why the next block, of `console`, is not run
@@ -43,7 +43,7 @@ class Block:
 
 
 def pages() -> list[Path]:
-    """Those that people write: not the generated reference, nor what developers read."""
+    """The pages that people write: neither the generated reference nor the developers' pages."""
     written = (page for page in DOCS.rglob("*.md") if page.relative_to(DOCS).parts[0] not in ("reference", "internals"))
     return [REPOSITORY / "README.md", *sorted(written)]
 
@@ -64,7 +64,7 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def script(page: Path) -> str:
-    """What the page tells to do, as a script for bash."""
+    """The page's commands, as a script for bash."""
     name = page.relative_to(REPOSITORY)
     lines = ["set -euo pipefail", f"cd {shlex.quote(str(REPOSITORY))}"]
     for block in blocks(page):
@@ -86,11 +86,11 @@ def _run(block: Block) -> list[str]:
 
 
 def run(page: Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Does what the page says on host `here`; its other host is `backup1`, where root's ssh gets without a question.
-    Both have /srv and /mnt of their own, and all that runs there ends with them."""
+    """Follow the page on host `here`. Its other host is `backup1`, which root's ssh enters without a question. Both
+    have /srv and /mnt of their own, and all processes there exit with them."""
     private = {name: {place: _made(folder / name / place[1:]) for place in ("/srv", "/mnt", *more)}
                for name, more in (("here", ()), ("backup1", ("/root",)))}
-    (folder / "backup1/root/.bashrc").touch()  # sshd_on hides it
+    (folder / "backup1/root/.bashrc").touch()  # sshd_on mounts /dev/null over it
     programs = _made(folder / "bin")
     program = programs / "gsync"
     program.write_text(f'#!/bin/sh\nPYTHONPATH={REPOSITORY} exec {sys.executable} -P -m gsync "$@"\n')

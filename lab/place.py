@@ -17,8 +17,8 @@ from typing import Any
 from gsync.base.process import start_time
 from lab import REPOSITORY
 
-PATIENCE = 90.0  # seconds that anything may take on a slow machine before a test gives up
-_ROLES = [  # what tells them, in this order, in a command line
+PATIENCE = 90.0  # seconds that any wait may take on a slow machine before a test gives up
+_ROLES = [  # words in a command line that tell the role, tried in this order
     ("monitor", re.compile(rb"\0-m\0gsync\0monitor\0")),
     ("run", re.compile(rb"\0-m\0gsync\0run\0")), ("recorder", re.compile(rb"\0gsync\.recorder\0")),
     ("worker", re.compile(rb"\0gsync\.service\.run_worker\0")), ("receiver", re.compile(rb"\0--receive\0")),
@@ -27,7 +27,7 @@ _ROLES = [  # what tells them, in this order, in a command line
 
 
 class Place:
-    """`run`'s slave is the local folder unless `slave_arg` says how else to reach it; `args` go with every run."""
+    """`run`'s slave is the local folder unless `slave_arg` names another way to reach it; `args` go with every run."""
 
     def __init__(self, folder: Path, *, slave_arg: str | None = None, args: tuple[object, ...] = ()) -> None:
         self.folder = folder
@@ -38,7 +38,7 @@ class Place:
         self.args = args
         path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
         self.env = {**os.environ, "GSYNC_HOME": str(self.home), "PYTHONPATH": path, "COLUMNS": "150", "TERM": "xterm"}
-        self.env.pop("PYTHONDONTWRITEBYTECODE", None)  # else each process of each run compiles gsync anew
+        self.env.pop("PYTHONDONTWRITEBYTECODE", None)  # otherwise, each process of each run compiles gsync anew
 
     def argv(self, *args: object) -> list[str]:
         return [sys.executable, "-P", "-m", "gsync", *map(str, args)]
@@ -52,14 +52,14 @@ class Place:
         return self.gsync("run", self.master, self.slave_arg, "--once", *self.args, *args, code=code)
 
     def start(self, *args: object) -> subprocess.Popen[bytes]:
-        """`gsync run`, followed by nobody: what it says goes to the session's log alone."""
+        """Start `gsync run` without reading its output, which goes only to the session's log."""
         argv = self.argv("run", self.master, self.slave_arg, *self.args, *args)
         return subprocess.Popen(argv, env=self.env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                                 stderr=subprocess.DEVNULL)
 
     @contextlib.contextmanager
     def running(self, *args: object) -> Iterator[subprocess.Popen[bytes]]:
-        """`gsync run` until the end of the block, however that ends."""
+        """Run `gsync run` until the end of the block, however that ends."""
         argv = self.argv("run", self.master, self.slave_arg, *self.args, *args)
         with subprocess.Popen(argv, env=self.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                               stderr=subprocess.PIPE) as process:
@@ -72,7 +72,7 @@ class Place:
 
     @contextlib.contextmanager
     def follow(self, *args: object) -> Iterator[subprocess.Popen[bytes]]:
-        """The same; in step before the block begins."""
+        """The same, and in sync before the block begins."""
         with self.running(*args) as process:
             self.wait_for(lambda brick: brick["state"] == "Active" and brick["last_synced"] is not None)
             yield process
@@ -82,7 +82,8 @@ class Place:
         return reports[0] if reports else {"bricks": [{"state": "", "last_synced": None, "pid": None}]}
 
     def wait_for(self, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """The brick in `gsync status` once the condition holds, which is asked whenever the worker says something."""
+        """Wait for the condition, checked whenever the worker reports something; return the brick's part of `gsync
+        status`."""
         end = time.monotonic() + PATIENCE
         while True:
             said = self.worker_status()
@@ -95,7 +96,7 @@ class Place:
                 time.sleep(0.02)
 
     def worker_status(self) -> dict[str, Any]:
-        """worker.status as it is; {} before there is one."""
+        """worker.status as it is; {} if there is none yet."""
         for path in self.home.glob("sessions/*/worker.status"):
             with contextlib.suppress(OSError, ValueError):
                 values: dict[str, Any] = json.loads(path.read_text())
@@ -121,11 +122,11 @@ class Place:
                 for pid, command in self._alive() if pid != os.getpid()]
 
     def pids(self, role: str) -> list[int]:
-        """gsync's processes of this place that are a run, recorder, worker, agent or receiver."""
+        """This place's gsync processes that are a run, recorder, worker, agent or receiver."""
         return [pid for pid, command in self._alive() if _role(command) == role]
 
     def kill(self, role: str) -> bool:
-        """SIGKILL; whether there was one."""
+        """Send SIGKILL; return whether there was such a process."""
         pids = self.pids(role)
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
@@ -133,7 +134,7 @@ class Place:
         return bool(pids)
 
     def sent(self, run: subprocess.CompletedProcess[str]) -> tuple[int, int]:
-        """Files and bytes that the run's summary tells of."""
+        """The files and bytes in the run's summary."""
         done = re.search(r" done files=(\d+) bytes=(\d+) ", run.stderr)
         assert done is not None, run.stderr
         return int(done[1]), int(done[2])

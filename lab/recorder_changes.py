@@ -1,4 +1,4 @@
-"""Every kind of change that a tree sees, as (prepare, change) by name: for tests that say what is found of it."""
+"""Every kind of change that a tree sees, as (prepare, change) by name: for tests of how each is recorded."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pathlib import Path
 
 from lab.trees import HOSTILE_NAMES, acl, mkdir_at, opened, write_at
 
-Change = Callable[[Path, Path], None]  # the tree, and a folder outside of it on the same file system
+Change = Callable[[Path, Path], None]  # the tree, and a folder outside it on the same file system
 
 
 @dataclass(frozen=True)
 class Kind:
     prepare: Change
     change: Change
-    moves: bool = False  # nothing but names changes: no data needs to be sent
+    moves: bool = False  # only names change: no data needs to be sent
 
 
 KINDS: dict[str, Kind] = {}

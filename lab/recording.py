@@ -1,7 +1,7 @@
 """For tests of the recorder: a volume with a recorder, and a model of a slave that is fed by its changelogs.
 
-The model does what a worker and an agent do with records (convergence rules 6, 8, 9, 14), without any of their
-code: whatever a recorder forgets to say makes the copy differ from the tree.
+The model treats records as a worker and an agent do (convergence rules 6, 8, 9, 14), without any of their code: if a
+recorder omits something, the copy differs from the tree.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from lab.trees import at, walk
 
 
 def fanotify_of_all(root_fd: int, inodes: Inodes, knows: Knows) -> Detector:
-    """fanotify that hears of this process too, which plays the user."""
+    """fanotify that also reports this process's events, since it plays the user."""
     from gsync.recorder.fanotify import Fanotify
 
     return Fanotify(root_fd, inodes, knows)
 
 
 def inotify_by_path(root_fd: int, inodes: Inodes, knows: Knows) -> Detector:
-    """As for a user who may not open files by their handles."""
+    """inotify for a user who may not open files by their handles."""
     inodes.handles.by_handle = False
     return detectors.inotify(root_fd, inodes, knows)
 
@@ -50,7 +50,7 @@ FACTORIES: dict[str, DetectorFactory] = {
 
 @dataclass(frozen=True)
 class Inode:
-    """What a copy of an inode must have."""
+    """The properties that a copy of an inode must have."""
 
     kind: int
     data: bytes
@@ -68,7 +68,7 @@ class Copy:
         return [name for name in self.names if name[0] == gfid]
 
     def reachable(self) -> Copy:
-        """Without what does not hang on the root any more."""
+        """The copy without inodes that are no longer connected to the root."""
         copy = Copy(inodes={ROOT_GFID: self.inodes[ROOT_GFID]})
         below: dict[Gfid, list[Name]] = {}
         for name in self.names:
@@ -116,13 +116,13 @@ def copy_of(volume: Volume) -> Copy:
                     data = os.readlink(bname, dir_fd=dirfd)
                 copy.inodes[seen.gfid] = Inode(stat.S_IFMT(st.st_mode), data, _meta(at(dirfd, bname), st))
             copy.names[(pargfid, bname)] = seen.gfid
-        return copy.reachable()  # a mount point hides what is below it
+        return copy.reachable()  # a mount point hides its content
     finally:
         os.close(fd)
 
 
 def apply(copy: Copy, records: list[Record], tree: Copy, doubt: set[Name]) -> tuple[Copy, set[Name]]:
-    """What becomes of the copy when records and doubtful names are resolved against the tree; the names resolved."""
+    """Resolve records and doubtful names against the tree; return the copy after that, and the resolved names."""
     names, inodes = dict(copy.names), dict(copy.inodes)
     slave = Copy(names, inodes)
     dirty = [name for r in records if isinstance(r, Entry) for name in r.names] + list(doubt)
@@ -163,7 +163,7 @@ def apply(copy: Copy, records: list[Record], tree: Copy, doubt: set[Name]) -> tu
 
 
 def differences(copy: Copy, tree: Copy) -> list[str]:
-    """Every way in which the copy is not the tree."""
+    """Every difference between the copy and the tree."""
     out = [f"name {n!r}: {copy.names.get(n)!r} instead of {tree.names.get(n)!r}"
            for n in copy.names.keys() | tree.names.keys() if copy.names.get(n) != tree.names.get(n)]
     out += [f"inode {g.hex()} {[n for n, o in tree.names.items() if o == g]}: {copy.inodes[g]} instead of {inode}"
@@ -172,7 +172,7 @@ def differences(copy: Copy, tree: Copy) -> list[str]:
 
 
 def wait_for(port: RecorderPort, wanted: Callable[[RecorderStatus], bool]) -> RecorderStatus:
-    """The status of a recorder in another thread or process, once it is as wanted."""
+    """Wait until the status of a recorder in another thread or process is as wanted; return it."""
     end = time.monotonic() + 90
     while (status := port.status()) is None or not wanted(status):
         assert time.monotonic() < end, f"never came: {status}"
@@ -181,13 +181,13 @@ def wait_for(port: RecorderPort, wanted: Callable[[RecorderStatus], bool]) -> Re
 
 
 class World:
-    """A tree, a folder beside it on the same file system, a volume, and a recorder that is stepped by the test."""
+    """A tree, a folder beside it on the same file system, a volume, and a recorder that the test steps."""
 
     def __init__(self, folder: Path, detector: DetectorFactory, *, ignored: tuple[str, ...] = (),
                  tree: Path | None = None, **recorder: object) -> None:
-        """The state lies in /dev/shm: a test must not wait for a disk that others use."""
+        """The state is in /dev/shm: a test must not wait for a disk that others use."""
         home = tempfile.mkdtemp(prefix="recorder-", dir="/dev/shm")
-        self._tidy = weakref.finalize(self, shutil.rmtree, home, ignore_errors=True)  # also when its test has failed
+        self._tidy = weakref.finalize(self, shutil.rmtree, home, ignore_errors=True)  # even if its test has failed
         self.tree, self.outside = tree or folder / "tree", folder / "outside"
         for path in (self.tree, self.outside):
             path.mkdir(exist_ok=True)
@@ -199,9 +199,9 @@ class World:
         self.ignored = ignored
         self.slave: Copy | None = None
         self.position = 0
-        self.doubt: set[Name] = set()  # names that were resolved while the recorder was perhaps behind (rule 20),
-        self.doubt_gaps = 0            # and its gaps then
-        self.skipped = 0  # ns by which the clock of the recorder is ahead: nobody waits for the next second
+        self.doubt: set[Name] = set()  # names that were resolved while the recorder may have been behind (rule 20),
+        self.doubt_gaps = 0            # and its gaps at that time
+        self.skipped = 0  # ns by which the recorder's clock is ahead: so nobody waits for the next second
         self.recorder: Recorder | None = None
         self.recording: Recording | None = None
 
@@ -209,7 +209,7 @@ class World:
         return time.time_ns() + self.skipped
 
     def start(self, **changes: object) -> None:
-        """Start the recorder; the first time the slave becomes a copy of the tree as it is."""
+        """Start the recorder; the first time, the slave becomes a copy of the tree as it is."""
         options = {"detector": self.detector, "ignored": self.ignored, "clock": Clock(self.clock), **self.options,
                    **changes}
         self.recorder = Recorder(self.volume, **options)  # type: ignore[arg-type]
@@ -218,7 +218,7 @@ class World:
             self.slave = copy_of(self.volume)
 
     def stop(self) -> None:
-        """As a crash does, but for what the kernel still writes."""
+        """Stop as a crash does, except that the kernel still writes its cached data."""
         if self.recorder is not None:
             self.recorder.close()
             self.recorder = self.recording = None
@@ -228,7 +228,7 @@ class World:
         self._tidy()
 
     def cut(self) -> list[Record]:
-        """Close a slice; the new records, which the slave has applied and must then be equal."""
+        """Close a slice; return the new records. The slave has applied them, and must then be equal."""
         self.close_slice()
         records = self.new_records()
         self.sync(records)
@@ -245,7 +245,7 @@ class World:
         return self.slave
 
     def settle(self) -> None:
-        """Cut until the index knows the ctimes that are too young to be kept at first."""
+        """Cut until the index knows the ctimes that were too young to be kept at first."""
         for _ in range(3):
             self.skipped += 50_000_000
             self.cut()
@@ -267,7 +267,7 @@ class World:
         return records
 
     def sync(self, records: list[Record]) -> None:
-        """What a worker does at any time: the names are resolved to what they are now, recorded or not."""
+        """Apply records as a worker does, at any time: names are resolved to their present state, recorded or not."""
         status = read_status(self.brick.status)
         assert status is not None
         doubt = self.doubt if status.gaps != self.doubt_gaps else set()
@@ -289,7 +289,7 @@ class World:
 
 
 class Injecting:
-    """A detector with hints of the test's between its own."""
+    """A detector that mixes the test's hints with its own."""
 
     def __init__(self, inner: Detector) -> None:
         self.inner = inner

@@ -1,8 +1,9 @@
-"""A model master and worker for the agent's tests: what the slave should hold, a planner that fills it, checks.
+"""A model master and worker for the agent's tests: the content that the slave should have, a planner that fills it,
+checks.
 
-`World` is the master: names and inodes in memory, with the operations of a file system. `Slave` opens a slave tree in
-a folder, with a hook that can kill it after any step. `Planner` does what a batch does (made directories are
-enumerated, files sent, blocked names tried again), as simply as it can. `check_index` compares index and disk.
+`World` is the master: names and inodes in memory, with the operations of a file system. `Slave` opens a slave tree in a
+folder, with a hook that can kill it after any step. `Planner` does a batch's work (made directories are enumerated,
+files sent, blocked names tried again), as simply as possible. `check_index` compares index and disk.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ DIR, REG, LNK, FIFO = stat.S_IFDIR | 0o755, stat.S_IFREG | 0o644, stat.S_IFLNK |
 
 
 def open_new(tree: SlaveTree, gfid: Gfid) -> int:
-    """A new empty file limbo/new/<gfid>, as rsync makes it; what an earlier try left there is replaced."""
+    """Make a new empty file limbo/new/<gfid>, as rsync does; a file left there by an earlier try is replaced."""
     name = gfid.hex().encode()
     with suppress(FileNotFoundError):
         os.unlink(name, dir_fd=tree.new_fd)
@@ -39,7 +40,7 @@ def open_new(tree: SlaveTree, gfid: Gfid) -> int:
 
 
 class Killed(BaseException):
-    """The agent's process ends here."""
+    """The agent's process dies here."""
 
 
 @dataclass
@@ -53,7 +54,7 @@ class Node:
 
 
 class World:
-    """The master: every change notes the names it mentions in `dirty` (as a recorder would)."""
+    """The master. Every change adds the names that it mentions to `dirty` (as a recorder would)."""
 
     def __init__(self) -> None:
         self.nodes: dict[Gfid, Node] = {}
@@ -92,7 +93,7 @@ class World:
         self._set((pargfid, bname), gfid)
 
     def rename(self, old: Name, new: Name) -> None:
-        """rename(2): what was at `new` is gone, with all below it."""
+        """rename(2): the inode at `new` goes away, with everything below it."""
         gfid = self.names[old]
         if self.names.get(new) == gfid:
             return
@@ -113,7 +114,7 @@ class World:
         return [n for n, g in self.names.items() if g == gfid]
 
     def chain(self, gfid: Gfid) -> Iterator[Name]:
-        """The names of a directory and of those above it."""
+        """The names of a directory and of its ancestors."""
         while gfid != ROOT_GFID:
             names = self.names_of(gfid)
             if not names:
@@ -125,7 +126,7 @@ class World:
         return gfid == above or any(self.names[n] == above for n in self.chain(gfid)) or above == ROOT_GFID
 
     def paths(self) -> dict[bytes, tuple[int, bytes, int, Gfid]]:
-        """What must be on disk: path -> mode, data, mtime, gfid."""
+        """The content that must be on disk: path -> mode, data, mtime, gfid."""
         found = {}
         below: dict[Gfid, list[tuple[bytes, Gfid]]] = {}
         for (pargfid, bname), gfid in self.names.items():
@@ -142,7 +143,7 @@ class World:
 
 
 class Slave:
-    """A slave directory, served in this process. on_step hears of every step, with the number of those before it, and
+    """A slave directory, served in this process. on_step is told every step, with the number of steps before it, and
     may raise Killed."""
 
     def __init__(self, root: Path | bytes, on_step: Callable[[int, str], None] = lambda n, name: None,
@@ -181,7 +182,7 @@ class Slave:
 
 @dataclass
 class Planner:
-    """Brings a slave to the world's present state, beginning from `dirty` names, as one batch."""
+    """Brings a slave to the world's present state, starting from `dirty` names, as one batch."""
 
     world: World
     apply: Operations
@@ -204,7 +205,7 @@ class Planner:
         self._sweep()
 
     def quiet(self, stime: int) -> None:
-        """The empty batch of a quiet tree, later: what waits in limbo goes (rule 26)."""
+        """The empty batch of a quiet tree, later: entries that wait in limbo go (rule 26)."""
         self.apply.commit(stime, stime, 0, clear=True)
         self._sweep()
 
@@ -288,7 +289,7 @@ class Planner:
             waiting.add(name)
         return set()
 
-    # how bytes come to the slave
+    # bringing bytes to the slave
 
     @property
     def _tree(self) -> SlaveTree:
@@ -302,7 +303,7 @@ class Planner:
         self._receive(open_new(self._tree, row.gfid), row)
 
     def _receive_direct(self, row: FillRow) -> bool:
-        """False if the directory has been attached meanwhile."""
+        """Receive a file straight into its directory; False if the directory has been attached meanwhile."""
         tree = self._tree
         try:
             dirfd = tree.open_limbo_dir(row.pargfid)
@@ -333,7 +334,8 @@ class Planner:
         os.close(fd)
 
     def _data(self) -> None:
-        """Bytes of files that differ, in place, of what the slave has. No others do than a worker looks at."""
+        """Write the bytes of files that differ and that the slave has, in place; only of files that a worker would look
+        at."""
         for gfid, node in self.world.nodes.items():
             if stat.S_ISREG(node.mode) and self.world.names_of(gfid) and self.apply.known([gfid])[0]:
                 old = self._read(gfid)
@@ -351,7 +353,8 @@ class Planner:
 
 
 def walk(root_fd: int) -> Iterator[tuple[bytes, bytes, int, bytes, os.stat_result]]:
-    """(path, path of the folder, fd of the folder, name, lstat) of all below; the state folder left out at the top."""
+    """(path, path of the folder, fd of the folder, name, lstat) of everything below, without the state folder at the
+    top."""
     todo = [(os.dup(root_fd), b"")]
     while todo:
         fd, path = todo.pop()
@@ -397,7 +400,7 @@ def check_tree(root: bytes | Path, world: World) -> list[str]:
 
 
 def check_index(tree: SlaveTree, foreign: bool = False) -> list[str]:
-    """Every way in which the index is not what is on disk; foreign: names on disk without a row are fine."""
+    """Every difference between the index and the disk; foreign: names on disk without a row are allowed."""
     wrong = []
     index = tree.index
     tree.turn()
@@ -442,7 +445,7 @@ def check_index(tree: SlaveTree, foreign: bool = False) -> list[str]:
 
 
 def check_limbo_empty(tree: SlaveTree) -> list[str]:
-    """What is left in limbo."""
+    """The entries left in limbo."""
     return [f"left in limbo: {name}" for fd in (tree.new_fd, tree.old_fd, tree.link_fd, tree.del_fd)
             for name in os.listdir(fd)]
 

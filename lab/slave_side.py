@@ -1,7 +1,7 @@
-"""A worker's side of a slave of any kind, without a worker: names are filled and removed, files sent.
+"""A worker's side of a slave of any kind, without a worker: fills and removes names, sends files.
 
-What tests/slave_contract.py says of names is said in these words: of a directory and of a volume in memory here, of
-real volumes by lab/gluster/slavehost.
+tests/slave_contract.py states its claims about names in these terms: for a directory and a volume in memory here, for
+real volumes through lab/gluster/slavehost.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gsync.slave.target import Operations
 from lab.slave_model import Slave, open_new
 from lab.slave_volume import MemoryVolume, VolumeSlave
 
-LATE = 1 << 60  # a stime that has passed everything
+LATE = 1 << 60  # a stime later than everything
 
 
 class NamesSide(ABC):
@@ -46,19 +46,19 @@ class NamesSide(ABC):
         return answer.answers
 
     def filled(self, rows: Sequence[FillRow]) -> FillAnswer:
-        """The same, errors included."""
+        """The same; the answer may contain errors."""
         answer = self._fill(rows)
         self.vacated, self.displaced = answer.vacated, answer.displaced
         return answer
 
     def remove(self, *names: Name, since: int = 1, keep_last: bool = False) -> list[Gfid]:
-        """The gfids that were displaced."""
+        """Remove names; return the displaced gfids."""
         answer = self._remove([RemoveRow(*name, since) for name in names], keep_last)
         assert not answer.errors, answer.errors
         return answer.displaced
 
     def folder(self, name: bytes, pargfid: Gfid = ROOT_GFID, *, mode: int = 0o755) -> Gfid:
-        """A directory at the slave, as the master's new one."""
+        """Make a directory at the slave, as a new one of the master's."""
         gfid = self.new_gfid()
         row = self.row(name, gfid, pargfid, stat.S_IFDIR | mode)
         assert self.fill(row) == ["made"]
@@ -66,7 +66,7 @@ class NamesSide(ABC):
         return gfid
 
     def file(self, name: bytes, data: bytes, pargfid: Gfid = ROOT_GFID, nlink: int = 1) -> Gfid:
-        """A file at the slave, as the master's new one."""
+        """Make a file at the slave, as a new one of the master's."""
         gfid = self.new_file(data)
         row = self.row(name, gfid, pargfid, nlink=nlink)
         assert self.fill(row) == ["new"]
@@ -76,11 +76,11 @@ class NamesSide(ABC):
 
     @abstractmethod
     def new_file(self, data: bytes) -> Gfid:
-        """A file of the master's."""
+        """Make a file of the master's."""
 
     @abstractmethod
     def send(self, row: FillRow) -> None:
-        """Its content to limbo/new, with its attributes."""
+        """Send its content to limbo/new, with its attributes."""
 
     @abstractmethod
     def _fill(self, rows: Sequence[FillRow]) -> FillAnswer: ...
@@ -98,18 +98,18 @@ class NamesSide(ABC):
 
     @abstractmethod
     def holds(self, gfid: Gfid, data: bytes) -> bool:
-        """Whether that is the content of the file."""
+        """Whether this is the file's content."""
 
     @abstractmethod
     def commit(self, stime: int = LATE) -> None: ...
 
     @abstractmethod
     def wait_gone(self, *gfids: Gfid) -> None:
-        """Until what a commit has let go is deleted."""
+        """Wait until everything that a commit has let go is deleted."""
 
 
 class OperationsSide(NamesSide):
-    """Of a slave in this process."""
+    """The side of a slave in this process."""
 
     def __init__(self, operations: Operations) -> None:
         self._operations = operations

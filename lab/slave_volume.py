@@ -1,9 +1,9 @@
 """A slave volume in memory: as much of GlusterFS as names need, with the product's own code above it.
 
-`MemoryVolume` is a GlusterVolume of dictionaries. It has what a real one has and dictionaries have not by themselves:
-gfids, link counts, rename(2) that does nothing between links of one inode, directories that must be empty. It has no
-bricks: what those do wrong is tests/gluster's. `VolumeSlave` opens it as an agent does, with a hook that can kill it
-after any step; `VolumePlanner` brings a World to it.
+`MemoryVolume` is a GlusterVolume made of dictionaries. It adds properties of a real one that dictionaries lack: gfids,
+link counts, rename(2) that does nothing between links of one inode, directories that must be empty. It has no bricks:
+tests/gluster covers their faults. `VolumeSlave` opens it as an agent does, with a hook that can kill it after any step;
+`VolumePlanner` brings a World to it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def failure(err: int) -> OSError:
 
 @dataclass
 class Inode:
-    """nlink: names it has; of a directory its parent is kept instead."""
+    """nlink: the number of its names; for a directory, its parent is kept instead."""
 
     mode: int
     uid: int = 0
@@ -79,12 +79,12 @@ class MemoryFile:
         self._volume.calls += 1
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to close."""
 
 
 class MemoryVolume:
-    """refuses_twins: as a volume of one brick. Without, a second inode with a gfid is the caller's fault. dead: whose
-    process this was has been killed. calls: what would be round trips to the bricks."""
+    """refuses_twins: as a volume of one brick does. Without it, a second inode with a gfid is the caller's fault. dead:
+    the process that used it has been killed. calls: the calls that would be round trips to the bricks."""
 
     name, id = "volume", "00000000-0000-0000-0000-000000000001"
 
@@ -96,7 +96,7 @@ class MemoryVolume:
         self.calls = 0
 
     def inode(self, gfid: Gfid) -> Inode:
-        """FileNotFoundError if there is none."""
+        """The inode; FileNotFoundError if there is none."""
         if self.dead:
             raise Killed("this process has ended")
         self.calls += 1
@@ -203,7 +203,7 @@ class MemoryVolume:
             if replaced.names:
                 raise failure(errno.ENOTEMPTY)
             self._take(to_pargfid, to_bname)
-        moving.nlink += 1  # not gone between the two
+        moving.nlink += 1  # never gone between the two
         self._take(pargfid, bname)
         moving.nlink -= 1
         self._put(to_pargfid, to_bname, gfid)
@@ -268,11 +268,11 @@ class MemoryVolume:
         return nullcontext(self)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to close."""
 
 
 class VolumeSlave:
-    """A slave volume, served in this process. on_step hears of every step, with the number of those before it, and may
+    """A slave volume, served in this process. on_step is told every step, with the number of steps before it, and may
     raise Killed."""
 
     _connections = itertools.count(1)
@@ -361,6 +361,6 @@ def check_volume(volume: MemoryVolume, world: World) -> list[str]:
 
 
 def check_volume_limbo(volume: MemoryVolume) -> list[str]:
-    """What is left in limbo."""
+    """The entries left in limbo."""
     return [f"left in limbo: {bname!r}" for folder in (LIMBO_NEW, LIMBO_OLD, LIMBO_DEL)
             for bname, _ in volume.names(folder)]

@@ -1,12 +1,12 @@
 """`scripts/soak`: gsync follows a tree that several processes change at random, and is killed now and then.
 
-While `gsync run` follows, processes make random changes of every kind; its own processes (worker, recorder, agent,
-receivers, `gsync run` itself) are SIGKILLed at random. Then all is quiet, and the slave must become equal within
---settle seconds: in contents, names, hard links, attributes, xattrs, ACLs, sparseness, and in rsync's opinion; with
-nothing left in limbo and no failures. Ends with 0 if so; else it prints the differences, keeps the folder with trees,
-logs and changelogs, and ends with 1.
+While `gsync run` follows, processes make random changes of every kind, and gsync's own processes (worker, recorder,
+agent, receivers, `gsync run` itself) get SIGKILL at random. Then everything is quiet, and the slave must become equal
+within --settle seconds: in contents, names, hard links, attributes, xattrs, ACLs, sparseness, and in rsync's opinion;
+with nothing left in limbo and no failures. Exits with 0 if so. Otherwise it prints the differences, keeps the folder
+with trees, logs and changelogs, and exits with 1.
 
-The seed decides what is done and killed, not when the processes get to run: the same seed is not the same history.
+The seed determines the changes and kills, not when the processes get to run: the same seed is not the same history.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _churn(root: Path, outside: Path, seed: int, privileged: bool, seconds: floa
 
 
 class Soak:
-    """One run of it in a folder."""
+    """One run of the soak in a folder."""
 
     def __init__(self, args: argparse.Namespace, place: Place, outside: Path) -> None:
         self.args, self.place, self.outside = args, place, outside
@@ -56,7 +56,7 @@ class Soak:
         self._run: subprocess.Popen[bytes] | None = None
 
     def run(self) -> list[str]:
-        """The differences in the end."""
+        """Run it; return the final differences."""
         args, place = self.args, self.place
         privileged = os.geteuid() == 0 and args.detector != "inotify"  # inotify does not see through links outside
         make_everything(place.master / "everything", args.seed, privileged)
@@ -99,7 +99,7 @@ class Soak:
             self._run = self.place.start()
 
     def _kill(self) -> bool:
-        """One of gsync's processes; whether one was there to be killed."""
+        """Kill one of gsync's processes; return whether there was one."""
         role = self.rng.choice(VICTIMS)
         if not self.place.kill(role):
             return False
@@ -119,7 +119,7 @@ class Soak:
             if not lines:
                 lines = rsync_diff(place.master, place.slave, exclude=("/.gsync",)) + self._left()
             if not lines:
-                # Nothing that is on its way yet may change it again.
+                # Changes on their way must not touch it again.
                 time.sleep(5)
                 lines = compare(place.master, place.slave) + self._left()
                 if not lines:
@@ -129,7 +129,7 @@ class Soak:
         return lines
 
     def _left(self) -> list[str]:
-        """What should be gone on a quiet tree."""
+        """Entries that should be gone on a quiet tree."""
         limbo = self.place.slave / ".gsync" / "limbo"
         lines = [f"left in limbo: {path}" for folder in ("new", "old", "link") for path in (limbo / folder).iterdir()]
         for path in self.place.home.glob("sessions/*/ledger.db"):
@@ -142,7 +142,7 @@ class Soak:
         return lines
 
     def why(self) -> list[str]:
-        """What the processes say of themselves: all that is left of them where the folder does not outlive the run."""
+        """The processes' own messages: the only trace of them where the folder does not outlive the run."""
         lines = [f"{path}: {path.read_text()}" for path in [*self.place.home.glob("volumes/*/bricks/*/recorder.status"),
                                                             *self.place.home.glob("sessions/*/worker.status")]]
         log = self.place.log().splitlines()
@@ -184,7 +184,7 @@ def main() -> int:
         args.seed = random.randrange(1_000_000)
     base = folder = Path(tempfile.mkdtemp(prefix="gsync-soak-", dir=args.workdir))
     image = None
-    if os.geteuid() == 0:  # a file system of its own: fanotify hears of no other changes
+    if os.geteuid() == 0:  # a file system of its own: fanotify then reports no other changes
         image = FsImage(base / "image", _SIZE)
         folder = image.path
     _say(f"seed {args.seed}, folder {folder}")

@@ -1,8 +1,8 @@
-"""A real OpenSSH server of our own for tests and benches: key-only, on a free port of 127.0.0.1.
+"""A real OpenSSH server of its own for tests and benches: key-only, on a free port of 127.0.0.1.
 
-It has its own keys and configuration in one folder, needs nothing of /etc/ssh, and runs as root or as any
-other user (who can then log in as themselves only). Sessions have a HOME of their own there: nothing of the account's
-shell configuration runs, and nothing is left in the account.
+It has its own keys and configuration in one folder, needs nothing in /etc/ssh, and runs as root or as any other user
+(who can then log in only as themselves). Sessions have a HOME of their own there: none of the account's shell
+configuration runs, and nothing is left in the account.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ HOST = "gsync-test"
 class Sshd:
     """Runs from construction to `stop()` (or the end of the `with`).
 
-    `client_config` is for `ssh -F`: it knows `gsync-test` and `127.0.0.1`, both leading here. `forced_command`
-    is what the key may run (SSH_ORIGINAL_COMMAND holds what was asked). With `known=False` the client has
-    never seen the host key, so a strict client refuses. `environment` is that of what runs there.
+    `client_config` is for `ssh -F`: it knows `gsync-test` and `127.0.0.1`, both leading here. `forced_command` is the
+    only command that the key may run (SSH_ORIGINAL_COMMAND has the requested one). With `known=False` the client has
+    never seen the host key, so a strict client refuses. `environment` is that of the started programs.
     """
 
     def __init__(
@@ -61,9 +61,9 @@ class Sshd:
         self.known_hosts.write_text(f"[127.0.0.1]:{self.port} {key[0]} {key[1]}\n")
 
     def start(self) -> None:
-        """Also after a `stop()`: then on the same port."""
+        """Start it; after a `stop()`, on the same port."""
         if os.geteuid() == 0:
-            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # privilege separation insists on it
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # privilege separation requires it
         sshd = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
         if sshd is None:
             raise FileNotFoundError("sshd is not installed (openssh-server)")
@@ -71,7 +71,8 @@ class Sshd:
         for _attempt in range(5):
             self.port = self.port or _free_port()
             config = self.dir / "sshd_config"
-            # Without PAM root is refused its key too if its password is locked; others cannot ask PAM for an account.
+            # Without PAM, root's key is refused as well if root's password is locked; others cannot ask PAM for an
+            # account.
             pam = "yes" if os.geteuid() == 0 else "no"
             config.write_text(
                 f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.host_key}\nPidFile none\n"
@@ -117,11 +118,11 @@ class Sshd:
         return self._process.pid
 
     def session_pids(self) -> list[int]:
-        """The processes that serve connections, and what they started."""
+        """The processes that serve connections, and those that they started."""
         return list(descendants(self.pid))
 
     def drop_connections(self) -> None:
-        """Ends every connection at once, as a lost link does; the server goes on."""
+        """End every connection at once, as a lost link does; the server keeps running."""
         for pid in self.session_pids():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -1,5 +1,6 @@
-"""A stand-in for a tape system's commands that really stores: like hsi and htar it is asked by name, and keeps what it
-is given apart from what asks."""
+"""A stand-in for a tape system's commands that really stores. Like hsi and htar it is called by name, and keeps its
+data apart from its caller.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ elif what == "read":
 
 
 class Tape:
-    """Its holdings are in `folder`; `options` are a vault's. With a file `down` in it every command fails."""
+    """Its holdings are in `folder`; `options` are a vault's. While there is a file `down` in it, every command
+    fails."""
 
     def __init__(self, folder: Path, ranges: bool = False) -> None:
         self.folder = folder
@@ -45,5 +47,5 @@ class Tape:
             self.options["read-command"] = f"{call} read {{name}} {{offset}} {{size}}"
 
     def log(self) -> list[str]:
-        """The commands so far: what, name, further words."""
+        """The commands so far: command, name, further words."""
         return (self.folder / "log").read_text().splitlines()

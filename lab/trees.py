@@ -1,10 +1,10 @@
-"""Trees for tests and load: make one that holds everything, change one at random, compare two.
+"""Trees for tests and load: make one with everything in it, change one at random, compare two.
 
-`make_everything` fills a folder with every kind of thing a tree can hold. `Churn` makes random changes of
-every kind. `compare` lists every difference of two trees; `rsync_diff` asks rsync for its opinion.
+`make_everything` fills a folder with every kind of entry that a tree can hold. `Churn` makes random changes of every
+kind. `compare` lists every difference between two trees; `rsync_diff` asks rsync for its opinion.
 
-Everything works by directory descriptors and follows no symlink, so depth beyond PATH_MAX and other
-processes at work in the same tree are no obstacle.
+Everything works through directory descriptors and follows no symlink, so depth beyond PATH_MAX and other processes at
+work in the same tree are no obstacle.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ AnyPath = str | bytes | os.PathLike[str]
 # ---------------------------------------------------------------------------------------------- walking
 
 def at(fd: int, name: bytes) -> bytes:
-    """A short path to `name` in the directory `fd`, for the calls that take no dir_fd (xattrs)."""
+    """A short path to `name` in the directory `fd`, for calls that take no dir_fd (xattrs)."""
     return b"/proc/self/fd/%d/%s" % (fd, name)
 
 
@@ -79,8 +79,8 @@ def names_in(fd: int) -> list[bytes]:
 def walk(root: AnyPath, exclude: Iterable[bytes] = ()) -> Iterator[tuple[int, bytes, bytes, os.stat_result]]:
     """(fd of the directory, name, path from the root, lstat) of every entry; a directory after its contents.
 
-    Holds one descriptor whatever the depth. Names in `exclude` are left out at the root only. What
-    vanishes meanwhile is left out; a directory moved away meanwhile is an OSError (ESTALE).
+    Holds one descriptor whatever the depth. Names in `exclude` are left out at the root only. Entries that vanish
+    meanwhile are left out; a directory moved away meanwhile is an OSError (ESTALE).
     """
     fd = _open_quietly(root, _DIR)
     try:
@@ -120,7 +120,7 @@ def walk(root: AnyPath, exclude: Iterable[bytes] = ()) -> Iterator[tuple[int, by
 # --------------------------------------------------------------------------------------- make_everything
 
 def acl(users: dict[int, int] | None = None, *, owner: int = 6, group: int = 4, mask: int = 7, other: int = 0) -> bytes:
-    """A POSIX ACL as the kernel takes it in system.posix_acl_*: permissions are 0 to 7, `users` by uid."""
+    """A POSIX ACL in the kernel's form for system.posix_acl_*: permissions are 0 to 7, `users` by uid."""
     none = 0xFFFFFFFF
     entries = [(0x01, owner, none), *((0x02, perm, uid) for uid, perm in sorted((users or {}).items()))]
     entries += [(0x04, group, none), (0x10, mask, none), (0x20, other, none)]
@@ -133,7 +133,7 @@ def write_at(fd: int, name: bytes, data: bytes = b"", mode: int = 0o644) -> None
 
 
 def mkdir_at(fd: int, name: bytes, mode: int = 0o755) -> int:
-    """Makes a directory and returns a descriptor of it."""
+    """Make a directory; return a descriptor of it."""
     os.mkdir(name, mode, dir_fd=fd)
     return os.open(name, _DIR, dir_fd=fd)
 
@@ -167,7 +167,7 @@ def _directories(fd: int, rng: random.Random) -> None:
     for name, mode in {b"empty": 0o755, b"sticky": 0o1777, b"setgid": 0o2775, b"private": 0o700, b"odd": 0o711}.items():
         os.close(mkdir_at(fd, name))
         os.chmod(name, mode, dir_fd=fd)
-    with opened(b"setgid", dir_fd=fd) as setgid:  # what is made inside inherits the group
+    with opened(b"setgid", dir_fd=fd) as setgid:  # entries made inside inherit the group
         write_at(setgid, b"file")
         os.close(mkdir_at(setgid, b"dir"))
     nested = mkdir_at(fd, b"nested")
@@ -286,7 +286,7 @@ def _xattrs(fd: int, rng: random.Random, privileged: bool) -> None:
         put(b"admin-dir", admin, "dir")
         put(b"admin-link", {b"trusted.test": b"on a symlink"}, "symlink")
         put(b"capability", {})
-        cap_net_raw = struct.pack("<IIIII", 0x02000001, 1 << 13, 0, 0, 0)  # a chown after it would drop it
+        cap_net_raw = struct.pack("<IIIII", 0x02000001, 1 << 13, 0, 0, 0)  # a chown after this would drop it
         os.setxattr(at(fd, b"capability"), b"security.capability", cap_net_raw)
 
 
@@ -318,7 +318,7 @@ def _hostile_names(fd: int, rng: random.Random) -> None:
 
 
 def _deep(fd: int, rng: random.Random) -> None:
-    """One path of more than 5000 bytes, which only directory descriptors reach."""
+    """Make one path of more than 5000 bytes, which only directory descriptors reach."""
     here = os.dup(fd)
     for level in range(21):
         below = mkdir_at(here, (b"%d" % level + b"d" * 250)[:250])
@@ -333,17 +333,17 @@ def _deep(fd: int, rng: random.Random) -> None:
     os.close(here)
 
 
-_TIMES = [  # what ext4, xfs and tmpfs can all hold
+_TIMES = [  # times that ext4, xfs and tmpfs can all store
     0, 1, -1, -1_999_999_999, -2_100_000_000_000_000_000, 999_999_999, 1_000_000_000_000_000_001,
     (2**31 - 1) * 10**9 + 999_999_999, 2**31 * 10**9, 7_000_000_000_123_456_789,
 ]
 
 
 def make_everything(root: AnyPath, rng_seed: int, privileged: bool) -> None:
-    """Fills the empty (or missing) folder `root` with every kind of thing that a tree can hold.
+    """Fill the empty (or missing) folder `root` with every kind of entry that a tree can hold.
 
-    Privileged means root's: device nodes (where mknod is allowed), owners, trusted and security xattrs,
-    things their owner cannot read. Without it everything made is readable by its owner.
+    privileged: with root's rights: device nodes (where mknod is allowed), owners, trusted and security xattrs, entries
+    that their owner cannot read. Without it, their owner can read all entries.
     """
     rng = random.Random(rng_seed)
     os.makedirs(root, exist_ok=True)
@@ -382,7 +382,7 @@ def make_everything(root: AnyPath, rng_seed: int, privileged: bool) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What `compare` looks at in one thing of a tree. `links` is the first path of its inode in the tree."""
+    """The properties of one entry that `compare` looks at. `links` is the first path of its inode in the tree."""
 
     kind: str
     mode: int
@@ -406,14 +406,14 @@ _KINDS = {
 
 
 def _digest(fd: int) -> str:
-    """Of content alone: a hole and written zeros are the same. Holes cost no time."""
+    """The digest of the content alone: a hole and written zeros are the same. Holes cost no time."""
     digest, block, offset, zeros = hashlib.blake2b(digest_size=16), 64 * KIB, 0, bytes(64 * KIB)
     while True:
         try:
             offset = os.lseek(fd, offset, os.SEEK_DATA)
             end = os.lseek(fd, offset, os.SEEK_HOLE)
         except OSError as exc:
-            if exc.errno == errno.EOPNOTSUPP and offset < os.fstat(fd).st_size:  # a sharded volume tells of no holes
+            if exc.errno == errno.EOPNOTSUPP and offset < os.fstat(fd).st_size:  # a sharded volume reports no holes
                 end = os.fstat(fd).st_size
             elif exc.errno in (errno.ENXIO, errno.EOPNOTSUPP):
                 return digest.hexdigest()
@@ -451,7 +451,7 @@ def _entry(fd: int, name: bytes, path: bytes, st: os.stat_result, first: dict[tu
 
 
 def scan(root: AnyPath, exclude: Iterable[bytes] = ()) -> dict[bytes, Entry]:
-    """Everything in the tree by path; the root itself is b"."."""
+    """Every entry of the tree by path; the root itself is b"."."""
     first: dict[tuple[int, int], bytes] = {}
     with opened(root, _DIR) as fd:
         entries = {b".": _entry(fd, b".", b".", os.fstat(fd), first)}
@@ -492,10 +492,10 @@ def _differences(a: Entry, b: Entry, atime: bool) -> Iterator[str]:
 
 
 def compare(a: AnyPath, b: AnyPath, exclude: Iterable[bytes] = (b".gsync",), *, atime: bool = False) -> list[str]:
-    """One line for each difference of two quiet trees; empty when they are equal in everything.
+    """One line for each difference between two quiet trees; empty if they are equal in everything.
 
-    Kinds, content, size, sparseness, link targets, hard-link groups, owner, group, mode, mtime, devices, all
-    xattrs and ACLs; atime on request. `exclude`: names left out at the root of both.
+    Kinds, content, size, sparseness, link targets, hard-link groups, owner, group, mode, mtime, devices, all xattrs and
+    ACLs; atime on request. `exclude`: names left out at the root of both.
     """
     exclude = tuple(exclude)
     mine, theirs = scan(a, exclude), scan(b, exclude)
@@ -511,7 +511,7 @@ def compare(a: AnyPath, b: AnyPath, exclude: Iterable[bytes] = (b".gsync",), *, 
 
 
 def wait_until_equal(a: AnyPath, b: AnyPath, timeout: float = 120, pause: float = 0.2) -> list[str]:
-    """Compares again and again until the trees are equal or `timeout` has passed; returns the last differences."""
+    """Compare again and again until the trees are equal or `timeout` has passed; return the last differences."""
     end = time.monotonic() + timeout
     while True:
         try:
@@ -526,12 +526,13 @@ def wait_until_equal(a: AnyPath, b: AnyPath, timeout: float = 120, pause: float 
 def rsync_diff(
     master: AnyPath, slave: AnyPath, *, ssh_config: AnyPath | None = None, exclude: Sequence[str] = ("/.gsync", "/deep")
 ) -> list[str]:
-    """What rsync would still change at the slave (`/path` or `host:/path`): its itemized lines, none when equal.
+    """The changes that rsync would still make at the slave (`/path` or `host:/path`): its itemized lines, none when
+    equal.
 
     `/deep` of make_everything is left out because rsync refuses paths beyond PATH_MAX: only `compare` sees it.
     """
     argv = ["rsync", "-aHAXS", "--delete", "--checksum", "--dry-run", "--itemize-changes"]
-    argv.append("--modify-window=-1")  # without it rsync looks at whole seconds only
+    argv.append("--modify-window=-1")  # otherwise rsync compares whole seconds only
     argv += [f"--exclude={pattern}" for pattern in exclude]
     if ssh_config is not None:
         argv += ["-e", f"ssh -F {os.fsdecode(ssh_config)}"]
@@ -545,7 +546,7 @@ def rsync_diff(
 # ------------------------------------------------------------------------------------------------ Churn
 
 class Nothing(Exception):
-    """The tree holds nothing at the moment that the operation could work on."""
+    """At the moment, the tree has nothing that the operation could work on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -568,7 +569,7 @@ def _op(weight: int = 2, *, outside: bool = False, privileged: bool = False) -> 
     return register
 
 
-# What an operation may meet when others change the same tree, or when it takes names as they come.
+# Errors that an operation may meet when others change the same tree, or when it takes names as they come.
 _EXPECTED = {
     errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EINVAL, errno.ELOOP, errno.ENXIO,
     errno.EBUSY, errno.ETXTBSY, errno.EMLINK, errno.ESTALE, errno.ENAMETOOLONG, errno.ENODATA, errno.EOPNOTSUPP,
@@ -582,12 +583,12 @@ _RENAME_EXCHANGE = 2
 class Churn:
     """Random changes of every kind to the tree `root`, one per `step()`; several may work on one tree.
 
-    `outside` is a folder on the same file system that things move out to and in from. The tree keeps to about
-    `max_entries` entries of a few MiB at most and to paths that rsync can still read. Names come from a small pool, so
-    that they are used again and again. `done` and `skipped` count by operation. `close()` ends what is open.
+    `outside` is a folder on the same file system that entries move out to and in from. The tree keeps to about
+    `max_entries` entries of a few MiB at most, and to paths that rsync can still read. Names come from a small pool, so
+    that they are used again and again. `done` and `skipped` count by operation. `close()` closes open files.
 
-    Unprivileged, everything stays readable by its owner, and no inode is left with one name inside and one
-    outside: inotify cannot see what is written through the outer one.
+    Unprivileged, their owner can read all entries, and no inode keeps one name inside and one outside: inotify cannot
+    see writes through the outer one.
     """
 
     def __init__(
@@ -632,7 +633,7 @@ class Churn:
         self.close()
 
     def step(self, name: str | None = None) -> str:
-        """Does one random operation, or the one called `name`; returns its name."""
+        """Do one random operation, or the one called `name`; return its name."""
         if name is None:
             op = self.rng.choices(self._operations, [op.weight for op in self._operations])[0]
         else:
@@ -651,7 +652,7 @@ class Churn:
         return op.name
 
     def run(self, seconds: float, rate: float | None = None) -> None:
-        """Steps for so many seconds, at most `rate` a second when given."""
+        """Do steps for this many seconds, at most `rate` a second if given."""
         start = time.monotonic()
         for n in itertools.count(1):
             now = time.monotonic() - start
@@ -675,7 +676,7 @@ class Churn:
 
     @contextlib.contextmanager
     def _dir(self) -> Iterator[int]:
-        """Some directory of the tree, by a walk down from the root."""
+        """A random directory of the tree, found by a walk down from the root."""
         fd = os.dup(self._top)
         try:
             while self.rng.random() < 0.7:
@@ -700,7 +701,7 @@ class Churn:
 
     @contextlib.contextmanager
     def _entry(self, wanted: Callable[[int], bool] | None = None) -> Iterator[tuple[int, bytes]]:
-        """Some entry of the tree, as (descriptor of its directory, name)."""
+        """A random entry of the tree, as (descriptor of its directory, name)."""
         for _try in range(8):
             with self._dir() as fd:
                 try:
@@ -719,13 +720,13 @@ class Churn:
     @contextlib.contextmanager
     def _open_regular(self, fd: int, name: bytes, flags: int) -> Iterator[int]:
         with opened(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644, dir_fd=fd) as file:
-            if not stat.S_ISREG(os.fstat(file).st_mode):  # replaced meanwhile by another process
+            if not stat.S_ISREG(os.fstat(file).st_mode):  # another process has replaced it
                 raise Nothing
             yield file
 
     @contextlib.contextmanager
     def _any(self) -> Iterator[tuple[bytes, int]]:
-        """Some inode, rarely the root, as (path that leads to this very inode and follows nothing, its mode)."""
+        """A random inode, rarely the root, as (path that leads to this very inode and follows nothing, its mode)."""
         if self.rng.random() < 0.03:
             yield at(self._top, b"."), os.fstat(self._top).st_mode
             return
@@ -757,7 +758,7 @@ class Churn:
             os.unlink(name, dir_fd=fd)
 
     def _trim(self) -> None:
-        """Keeps the tree below `max_entries`, and paths below 3000 bytes."""
+        """Keep the tree below `max_entries`, and paths below 3000 bytes."""
         paths: list[tuple[int, bytes]] = []
         too_long: bytes | None = None
         with contextlib.suppress(OSError):
@@ -835,7 +836,7 @@ class Churn:
                 os.write(file, bytes(100))
             try:
                 mapped = mmap.mmap(file, 0)
-            except ValueError:  # made empty by another process
+            except ValueError:  # another process has emptied it
                 raise Nothing from None
             data = self.rng.randbytes(min(len(mapped), 50))
             start = self.rng.randint(0, len(mapped) - len(data))
@@ -948,7 +949,7 @@ class Churn:
 
     @_op(2)
     def unlink_and_create_again(self) -> None:
-        """The same name with a new inode, perhaps of the same number."""
+        """The same name with a new inode, perhaps with the same number."""
         with self._entry(stat.S_ISREG) as (fd, name):
             os.unlink(name, dir_fd=fd)
             self._put(fd, name)
@@ -1110,7 +1111,7 @@ class Churn:
 
     @_op(3, outside=True)
     def move_in(self) -> None:
-        """What went out before, or something new: written outside, moved in and perhaps on at once."""
+        """Move in an entry that went out before, or a new one: written outside, moved in and perhaps on at once."""
         assert self._outside is not None
         out = self._outside
         name = self._fresh(b"in")
@@ -1207,7 +1208,7 @@ class Churn:
                 for _ in range(self.rng.randint(1, 20)):
                     self._db.execute("REPLACE INTO t VALUES (?, ?)", (self.rng.randint(1, 200), self._data()[:4000]))
                 self._db.execute("DELETE FROM t WHERE k = ?", (self.rng.randint(1, 200),))
-        except sqlite3.Error:  # another process moved or removed it
+        except sqlite3.Error:  # another process has moved or removed it
             if self._db is not None:
                 self._db.close()
                 self._db = None
@@ -1218,7 +1219,7 @@ class Churn:
 
     @_op(1)
     def git_checkout(self) -> None:
-        """Clones a small repository into the tree once, then changes between its branches."""
+        """Clone a small repository into the tree once, then switch between its branches."""
         git = ["git", "-c", "safe.directory=*", "-c", "advice.detachedHead=false", "-c", "core.hooksPath=/dev/null"]
         source = Path(self._scratch.name, "repository")
         if not source.exists():
@@ -1229,7 +1230,7 @@ class Churn:
         try:
             with opened(self._clone, dir_fd=self._top) as clone:
                 self._command(clone, *git, "checkout", "-qf", self.rng.choice(["one", "two", "three"]))
-        except (OSError, subprocess.SubprocessError):  # another process took something of it
+        except (OSError, subprocess.SubprocessError):  # another process has taken something from it
             self._clone = None
             raise
 

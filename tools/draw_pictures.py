@@ -54,7 +54,7 @@ class Picture:
         self.text(x + 12, y + 21, title, "small title")
 
     def box(self, x: int, y: int, width: int, height: int, *lines: str, kind: str = "box") -> None:
-        """The first line is what it is, the others say more."""
+        """A box: the first line is its title, the others explain it."""
         self._parts.append(f'<rect class="{kind}" x="{x}" y="{y}" width="{width}" height="{height}" rx="6"/>')
         top = y + height / 2 - (len(lines) - 1) * 8.5 + 5
         for n, line in enumerate(lines):

@@ -1,11 +1,11 @@
-"""Checks the English of the documents and of what gsync says: `python tools/prose.py` prints what is wrong.
+"""Checks the English of the documents and of gsync's messages: `python tools/prose.py` prints all problems.
 
-Pages are read with markdown-it, messages with ast: what exceptions, findings and options say, and the commands' help.
-The words are in tools/words.toml. A sentence has at most SENTENCE words, and a short paragraph at most one clause that
-begins with "what".
+It reads pages with markdown-it, and messages with ast: the texts of exceptions, findings and options, and the commands'
+help. The words are in tools/words.toml. A sentence has at most SENTENCE words, and a short paragraph at most one clause
+that begins with "what".
 
 Ready-made tools do not fit: vale comes as a binary that is loaded at run time, proselint reads code as prose and has no
-word list of a project's own. Spelling is codespell's part.
+project word lists. Spelling is left to codespell.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from markdown_it.token import Token
 
 ROOT = Path(__file__).resolve().parent.parent
 SENTENCE = 35       # words
-WHAT = 40           # words of a paragraph that allow one more clause that begins with it
+WHAT = 40           # words in a paragraph for each further clause that begins with "what"
 _CALLS = {"About", "Finding", "Option", "Argument", "say", "print", "print_error", "ValueError", "Typer"}
 _ERROR = re.compile(r"(Error|Faulty|Transient|Busy|Refused|NotThere|Unavailable|Fenced|Killed|Incomplete|HistoryGap)$")
 _END = re.compile(r"(?<=[.!?:;])\s+")
@@ -32,7 +32,7 @@ _WHAT = re.compile(r"\bwhat\b", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Word:
-    """What is not said, where, and what is said instead."""
+    """Words to avoid, where, and their replacement."""
 
     find: re.Pattern[str]
     say: str
@@ -66,13 +66,13 @@ def words() -> list[Word]:
 
 
 def pages() -> list[Path]:
-    """The reference is made of the program's messages, which are looked at themselves."""
+    """The pages to check. Not the reference: it is made of the program's messages, which are checked themselves."""
     found = [page for page in (ROOT / "docs").rglob("*.md") if "reference" not in page.parts]
     return [*sorted(ROOT.glob("*.md")), *sorted(found)]
 
 
 def of_page(path: Path) -> Iterator[Text]:
-    """Its paragraphs, without code."""
+    """A page's paragraphs, without code."""
     tokens = MarkdownIt().enable("table").parse(path.read_text())
     for token in tokens:
         if token.type == "inline" and token.children is not None:
@@ -89,7 +89,7 @@ def _plain(token: Token) -> str:
 
 
 def of_module(path: Path) -> Iterator[Text]:
-    """What it says to people."""
+    """A module's messages to people."""
     tree = ast.parse(path.read_text())
     docstrings = path.parts[-2] == "cli"
     for node in ast.walk(tree):
@@ -111,7 +111,7 @@ def _says(call: ast.Call) -> bool:
 
 
 def _text(node: ast.expr) -> str:
-    """A literal, with … for what is put into it; else nothing."""
+    """A literal, with … for inserted values; otherwise ""."""
     if isinstance(node, ast.Constant):
         return node.value if isinstance(node.value, str) and " " in node.value else ""
     if isinstance(node, ast.JoinedStr):

@@ -33,8 +33,8 @@ _WRITTEN = "<!-- Written by tools/reference.py from the program: change the text
 
 @dataclass(frozen=True)
 class Parameter:
-    """An argument or option as a user writes it ("--lines, -n N"). help: as `--help` has it, with the bounds and the
-    default where there are any."""
+    """An argument or option as a user writes it ("--lines, -n N"). help: as in `--help`, with bounds and default if
+    there are any."""
 
     name: str
     help: str
@@ -57,7 +57,7 @@ class Command:
         return first_sentence(self.help[0]) if self.help else ""
 
     def all(self) -> Iterator[Command]:
-        """This one and those below it."""
+        """This command and those below it."""
         yield self
         for command in self.commands:
             yield from command.all()
@@ -68,7 +68,7 @@ def first_sentence(text: str) -> str:
     return re.split(r"(?<=[.!?])\s", " ".join(text.split()), maxsplit=1)[0]
 
 
-# what the program says
+# the program's own texts
 
 def commands() -> tuple[Command, ...]:
     """Every command, in the order of `gsync --help`; those that users do not start are hidden."""
@@ -108,7 +108,7 @@ def _option(param: TyperOption, context: Context) -> Parameter:
 
 
 def _plain(metavar: str) -> str:
-    """A metavar without the braces that typer puts around what is required, and words for its types."""
+    """A metavar without the braces that typer puts around required ones, and with words for its types."""
     return {"<str>": "TEXT", "<int>": "N", "<int range>": "N", "<float>": "N"}.get(metavar, metavar.strip("{}"))
 
 
@@ -123,19 +123,19 @@ def settings() -> tuple[Row, ...]:
 
 
 def absent_settings() -> dict[str, str]:
-    """Options of GlusterFS that gsync does not have, and what to use or know instead."""
+    """GlusterFS options that gsync does not have, and what to use or know instead."""
     return dict(NOT_HERE)
 
 
 def exit_codes() -> dict[int, str]:
-    """What each exit code means, of every command but `gsync status --check`."""
+    """The meaning of each exit code, for every command but `gsync status --check`."""
     return dict(EXIT_CODES)
 
 
 # pages
 
 def _escaped(text: str) -> str:
-    """For a cell or paragraph of Markdown: what is not in backticks means itself."""
+    """Text for a cell or paragraph of Markdown: everything outside backticks is literal."""
     parts = text.split("`")
     parts[::2] = [re.sub(r"([*<\[\]])", r"\\\1", part) for part in parts[::2]]
     return "`".join(parts)
@@ -212,7 +212,7 @@ def exit_codes_page(codes: dict[int, str]) -> str:
 # manual pages
 
 def _roff(text: str) -> str:
-    """A paragraph for man: backticks are bold, a line does not begin with a dot or a quote."""
+    """A paragraph for man: backticks become bold, and no line begins with a dot or a quote."""
     parts = [part.replace("\\", "\\e").replace("-", "\\-").replace("…", "...") for part in text.split("`")]
     parts[1::2] = [f"\\fB{part}\\fR" for part in parts[1::2]]
     lines = textwrap.wrap("".join(parts), 110, break_long_words=False, break_on_hyphens=False)
@@ -285,7 +285,7 @@ def files() -> dict[str, str]:
 
 
 def differing(root: Path = ROOT) -> list[str]:
-    """The files that say something else than the program, are missing, or are of a command that is gone."""
+    """The files that differ from the program, are missing, or belong to a command that no longer exists."""
     wanted = files()
     there = {str(path.relative_to(root)): path.read_text(encoding="utf-8")
              for folder in (PAGES, MANUALS) for path in (root / folder).glob("*")}

@@ -1,1 +1,1 @@
-"""Who runs what: the processes of `gsync run`, the monitor and its workers, and what is looked at before they start."""
+"""Runs the processes: those of `gsync run`, the monitor and its workers; and inspects both ends before they start."""

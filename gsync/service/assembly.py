@@ -76,12 +76,12 @@ class CurrentTree:
 
 
 class Parts:
-    """What a session's worker is made of, and how it reaches both ends."""
+    """The parts of a session's worker, and its access to both ends."""
 
     def __init__(self, session: Session, volume: Volume, home: Home, stop: threading.Event,
                  orders: Callable[[], Order], others: Alone | None = None, spare: Spare | None = None) -> None:
         self.session, self.volume, self.home = session, volume, home
-        self._others = others  # for a worker; without one, parts of it are used for something else
+        self._others = others  # a worker passes this; other users of these parts do not
         self.options = session.options
         number = session.part.brick if session.part else 0
         self.brick = volume.brick(number)
@@ -90,7 +90,7 @@ class Parts:
         self._bulk: VolumeMount | None = None
         self._own_brick: OwnBrick | None = None
         self._gsyncd = session.gsyncd_slave()
-        self._slave_volume = self._gsyncd or ""  # the id of a slave that is a volume; a passive worker need not know it
+        self._slave_volume = self._gsyncd or ""  # the id of a slave that is a volume; a passive worker may not know it
         if volume.gluster is not None:
             self._mount = VolumeMount(volume.gluster, os.path.join(session.own, "mount"))
             self._bulk = VolumeMount(volume.gluster, os.path.join(session.own, "mount-bulk"),
@@ -115,8 +115,8 @@ class Parts:
         return BrickHistory(folder, self.recorder.record) if isinstance(self.recorder, BrickPort) else History(folder)
 
     def begin_at(self) -> int | None:
-        """Up to when GlusterFS's own geo-replication replicated this brick's changes to the slave; None if it did
-        not."""
+        """The time up to which GlusterFS's own geo-replication replicated this brick's changes to the slave; None if it
+        never did."""
         if self._gsyncd is None:
             return None
         found = gstime.standing(self.brick.root, self.volume.uuid, self._gsyncd)
@@ -131,7 +131,7 @@ class Parts:
             try:
                 return GlusterTree(self._mount.open(), self.volume.gluster, self._own_brick, self._bulk, self.filters,
                                    xattrs=self.options.sync_xattrs, acls=self.options.sync_acls)
-            except OSError as exc:  # it is just ending
+            except OSError as exc:  # it is just exiting
                 raise Transient(f"master: the volume is unreachable through its mount: {exc.strerror}") from exc
         return PosixTree(self.volume.open_root(), self.volume.tag, self.brick.namespace, self.filters,
                          [self.home.path], xattrs=self.options.sync_xattrs, acls=self.options.sync_acls)
@@ -157,7 +157,7 @@ class Parts:
                 flow = Flow(Timetable.parse(options.bandwidth_limit), options.sync_jobs, paused=self.paused)
                 make_engine = engine_maker(options.sync_method, link, client, self.source, epoch,
                                            rsync_settings(options))
-                syncer = Syncer(options.sync_jobs, make_engine, flow,  # the receivers start beside the agent
+                syncer = Syncer(options.sync_jobs, make_engine, flow,  # the receivers start while the agent does
                                 VOLUME_SHARE if link.slave.is_volume else SHARE)
                 hello = client.hello(self.volume.uuid, self.volume.name, self.session.name, epoch,
                                      adopt=options.adopt, delete_retention=options.delete_retention,
@@ -194,9 +194,9 @@ class Parts:
     def keep_stime(self, stime: int) -> None:
         """Tell the recorder which changelogs this session still needs. Only a hint, so it is not fsynced."""
         self.others.committed(stime)
-        if self.volume.gluster is not None:  # which keeps its changelogs
+        if self.volume.gluster is not None:  # GlusterFS keeps its changelogs itself
             if self._slave_volume:
-                with suppress(OSError):  # of no use to gsync itself
+                with suppress(OSError):  # gsync itself does not need it
                     gstime.note(self.brick.root, self.volume.uuid, self._slave_volume, stime)
             return
         path = os.path.join(self.volume.needed, self.session.name)
@@ -209,12 +209,13 @@ class Parts:
 
 def run(session: Session, volume: Volume, home: Home, once: int | None, by_files: SessionOrders | None,
         spare: Spare) -> int:
-    """Run the session's worker until it is told to stop, or until the slave is up to date; the exit code.
+    """Run the session's worker until it is told to stop, or until the slave is in sync; return the exit code.
 
-    by_files: a monitor started it, so it obeys the session's files and owns its log. spare: may be in the making
-    already; the session's own directory exists."""
+    by_files: a monitor started it, so it obeys the session's files and owns its log. spare: a link that may already be
+    in the making; the session's own directory exists.
+    """
     gc.freeze()
-    gc.set_threshold(100_000)  # requests and results come and go by the ten thousand, none of them part of a cycle
+    gc.set_threshold(100_000)  # requests and results come and go by the ten thousand, and none is part of a cycle
     stop, wake_fd = _stop_by_signal()
 
     def orders() -> Order:

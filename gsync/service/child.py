@@ -1,6 +1,6 @@
 """`python -m gsync.service.child PARENT MODULE ARG…` runs a module of gsync that exits when its parent does.
 
-The kernel sends SIGTERM when the parent (its pid is the first argument) is gone, so nothing runs unsupervised. This is
+The kernel sends SIGTERM when the parent (its pid is the first argument) has gone, so nothing runs unsupervised. This is
 a wrapper and not a preexec_fn, since Python code may not run safely between fork and exec.
 """
 
@@ -21,7 +21,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def child_argv(module: str, args: Sequence[str]) -> list[str]:
-    """The command that runs `module` as a child of this process. -P: imports nothing from the user's directory."""
+    """The command that runs `module` as a child of this process. -P: import nothing from the user's directory."""
     return [sys.executable, "-P", "-m", "gsync.service.child", str(os.getpid()), module, *args]
 
 

@@ -1,4 +1,4 @@
-"""Creates a session: looks at both ends, then refuses with all problems at once, or makes it.
+"""Creates a session: inspects both ends, then either reports all problems at once and refuses, or creates it.
 
 Promise: a refused session leaves nothing behind, not even a volume; the slave is not changed. Not here: the checks
 (preflight), and how their results are shown (cli).
@@ -99,7 +99,8 @@ class SessionCreation:
         return replace(found, volume=volume, agent=agent)
 
     def _recording(self, volume: Volume) -> Volume:
-        """Make sure that the bricks of a GlusterFS volume record, after asking; the volume as it is then."""
+        """Make sure that the bricks of a GlusterFS volume record, after asking the user; return the volume as it is
+        then."""
         assert volume.gluster is not None
         info = gluster.read_info(volume.gluster.name, volume.gluster.host)
         if not info.started:

@@ -32,14 +32,14 @@ _PAGE = 2000
 
 
 class SlaveNames(Protocol):
-    """What a plan needs to know of the slave."""
+    """The facts about the slave that a plan needs."""
 
     def known(self, gfids: Sequence[Gfid]) -> list[bool]: ...
     def list(self, directory: Gfid, after: bytes | None = None) -> tuple[Names, bytes | None]: ...
 
 
 class EmptySlave:
-    """A slave that holds nothing of the volume yet."""
+    """A slave that has nothing of the volume yet."""
 
     def known(self, gfids: Sequence[Gfid]) -> list[bool]:
         return [False] * len(gfids)
@@ -134,7 +134,7 @@ def _page(page: list[Resolved], path: bytes, tree: Tree, there: dict[bytes, Gfid
         bname = entry.name[1]
         before = there.pop(bname, None)
         if before is not None and before != entry.gfid and tree.names_of(before):
-            moves.loses(before, path + bname)  # what was there has another name now
+            moves.loses(before, path + bname)  # the inode that was there has another name now
         if attrs.is_dir:
             todo.append((entry.gfid, path + bname + b"/"))
         if is_known and before != entry.gfid:
@@ -167,8 +167,8 @@ def dry_run(session: Session, volume: Volume, home: Home, recorder_argv: list[st
             clock: Clock = SYSTEM_CLOCK) -> Iterator[Planned]:
     """The plan of a session that is not running. A recorder runs meanwhile, to index the tree.
 
-    A slave that is not ours yet stays so. One that would be adopted is not inspected: everything would be compared. A
-    GlusterFS volume is planned through the worker of one brick.
+    A slave that is not ours yet stays so. A slave that would be adopted is not inspected: everything would be compared.
+    A GlusterFS volume is planned through the worker of one brick.
     """
     session = session.parts(volume)[0]
     parts = Parts(session, volume, home, threading.Event(), lambda: Order.RUN)

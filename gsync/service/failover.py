@@ -1,4 +1,4 @@
-"""The parts of a worker that let another node take over from it, and let it take over from another node.
+"""The parts that let a worker take over from another node's worker, and let another node take over from it.
 
 A session of one node needs none of this: its lease is a counter, its ledger one file, and nobody else reads its status.
 """
@@ -42,7 +42,7 @@ class Alone:
         return False
 
     def needed(self, stime: int) -> int:
-        """From when on changelogs are needed if the slave holds everything up to stime."""
+        """The time from which on changelogs are needed if the slave holds everything up to stime."""
         return stime
 
     def committed(self, stime: int) -> None:
@@ -90,7 +90,7 @@ class OnMetaVolume(Alone):
         self._mirror.show(json.dumps(asdict(status)).encode("ascii"))
 
     def _write(self, status: bytes) -> None:
-        with suppress(FileExistsError):  # only this folder: what is above it is there, unless nothing is mounted
+        with suppress(FileExistsError):  # only this folder: its parent exists, unless nothing is mounted
             os.mkdir(os.path.dirname(self._status), 0o700)
         replace_file(self._status, status, durable=False)
 
@@ -100,7 +100,7 @@ class OnMetaVolume(Alone):
 
 
 def meta_volume(session: Session, home: Home) -> MetaVolume:
-    """The meta volume that a session lies on."""
+    """The meta volume that a session is stored on."""
     return MetaVolume(session.meta_volume_mnt, os.path.join(home.path, "meta-volume"))
 
 
@@ -113,7 +113,7 @@ def lease_of(session: Session, home: Home | None) -> Lease:
     node."""
     if session.on_meta_volume and home is not None:
         return _lease(session, meta_volume(session, home))
-    if session.part is not None:  # the copies of a brick may all be on this node
+    if session.part is not None:  # all copies of a brick may be on this node
         return MetaLease(session.lease, session.options.replica_failover_interval, node_name())
     return LocalLease(session.epoch)
 

@@ -73,7 +73,7 @@ def _parts(session: Session, volume: Volume) -> list[Session]:
 
 
 def exit_code(ending: Ending, statuses: Sequence[WorkerStatus]) -> int:
-    """A stopped run is done, with failures if there are any."""
+    """The run's exit code: a stopped run counts as done, with failures if there are any."""
     assert ending.code is not None  # a child of this process
     failed = any(status.failures or status.held for status in statuses)
     return DONE_WITH_FAILURES if ending.code == DONE and failed else ending.code

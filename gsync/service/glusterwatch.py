@@ -37,7 +37,7 @@ class GlusterWatch:
         if seen is None or seen == self._seen.get(volume.name):
             return
         self._seen[volume.name] = seen
-        # A daemon: a glusterd that does not answer must not keep the monitor from ending.
+        # A daemon: a glusterd that does not answer must not keep the monitor from exiting.
         thread = self._threads[volume.name] = threading.Thread(target=self._ask, args=(volume,), name="gluster",
                                                                daemon=True)
         thread.start()
@@ -51,4 +51,4 @@ class GlusterWatch:
                 self._home.keep(replace(volume, gluster=info))
         except (GsyncError, OSError) as exc:
             _log.warning("cannot get information about the GlusterFS volume", volume=volume.name, error=exc)
-            self._seen.pop(volume.name, None)  # again
+            self._seen.pop(volume.name, None)  # so the next look asks again

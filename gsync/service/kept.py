@@ -33,11 +33,11 @@ DONE, DONE_WITH_FAILURES, USAGE, LOCKED, SLAVE, INTERNAL = range(6)  # exit code
 
 GRACE = 10.0                            # s from SIGTERM to SIGKILL
 RESTARTS = Schedule(0.5, 60.0, lasted=60.0)
-_TAIL = 4096                            # bytes of what a process has said that are looked at
-_PREFIX = "gsync: "                     # of a line that is meant for people
+_TAIL = 4096                            # bytes of a process's output that are examined
+_PREFIX = "gsync: "                     # prefix of a line that is meant for people
 
 
-# what is to run
+# the process to run
 
 class StatusFile(Protocol):
     """The status file of a process. Its keeper writes it while the process is not running."""
@@ -95,7 +95,7 @@ class WorkerStatusFile:
 
 @dataclass(frozen=True)
 class SessionStatusFile(WorkerStatusFile):
-    """Of a worker whose session may be deleted, and whose status other nodes may read."""
+    """The status file of a worker whose session may be deleted, and whose status other nodes may read."""
 
     session: Session
 
@@ -103,7 +103,7 @@ class SessionStatusFile(WorkerStatusFile):
         session = self.session
         if not os.path.exists(session.folder if session.on_meta_volume
                               else os.path.join(session.folder, "session.json")):
-            return  # it is deleted
+            return  # the session was deleted
         super().note(state, reason)
         if session.on_meta_volume:
             with open(self.path, "rb") as file:
@@ -112,7 +112,7 @@ class SessionStatusFile(WorkerStatusFile):
             mirror.close(patience=0)
 
     def _tell(self, status: bytes) -> None:
-        """The other nodes."""
+        """Show the status to the other nodes."""
         replace_file(self.session.status_of(node_name()), status, durable=False)
 
 
@@ -134,7 +134,7 @@ class RecorderStatusFile:
 
 def worker_spec(session: Session, argv: list[str]) -> ProcessSpec:
     """The worker of a session under a monitor. It exits by itself when it is not wanted, or when its settings change;
-    only a worker that does not gets signals."""
+    it gets signals only if it does not."""
     return ProcessSpec(f"worker of session {session.title}", argv, SessionStatusFile(session.worker_status, session),
                        session.worker_lock, os.path.join(session.own, "worker.stderr"), session.options.worker_timeout,
                        end=((GRACE, signal.SIGTERM), (2 * GRACE, signal.SIGKILL)))
@@ -146,20 +146,20 @@ def recorder_spec(name: str, brick: Brick, silence: float, argv: list[str]) -> P
                        by_command=True)
 
 
-# what runs
+# running processes
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a process exited: its exit code (negative: that signal; None: unknown, since it was no child of this process)
-    and its last error line."""
+    """How a process exited: its exit code (negative: that signal; None: unknown, since it was not a child of this
+    process) and its last error line."""
 
     code: int | None
     line: str
 
 
 class Process:
-    """A watched process. fd: readable once it has exited; -1 if the kernel has no pidfd. code: how it exited, as Popen
-    has it; None while unknown."""
+    """A watched process. fd: readable once it has exited; -1 if the kernel has no pidfd. code: its exit code in Popen's
+    form; None while unknown."""
 
     def __init__(self, pid: int, said: str, child: subprocess.Popen[bytes] | None = None) -> None:
         self.pid = pid
@@ -173,7 +173,7 @@ class Process:
 
     @classmethod
     def start(cls, spec: ProcessSpec) -> Process:
-        """Start one that is independent of this process: own session, no pipe, stderr in a file."""
+        """Start a process that is independent of this one: own session, no pipe, stderr in a file."""
         make_dirs(os.path.dirname(spec.said))
         child = popen_detached(spec.argv, spec.said)
         return cls(child.pid, spec.said, child)
@@ -185,7 +185,7 @@ class Process:
         if pid is None:
             return None
         found = cls(pid, said)
-        if not found.started or lock.holder() != pid:  # it ended before the descriptor was there
+        if not found.started or lock.holder() != pid:  # it exited before the descriptor was open
             found.close()
             return None
         return found
@@ -195,7 +195,7 @@ class Process:
         return [self.fd] if self.fd >= 0 else []
 
     def listen(self) -> None:
-        """Read its output, if this process gets that."""
+        """Read the process's output, if this process receives it."""
 
     def last_words(self) -> str:
         """Its last error line, "" if there is none."""
@@ -208,7 +208,7 @@ class Process:
         return start_time(self.pid) != self.started
 
     def send(self, number: signal.Signals) -> None:
-        """To this process, never to another one that has its pid by now."""
+        """Send a signal to this process, never to another one that has its pid by now."""
         with suppress(ProcessLookupError):
             if self._child is not None:
                 self._child.send_signal(number)
@@ -218,7 +218,7 @@ class Process:
                 os.kill(self.pid, number)
 
     def end(self, patience: float = GRACE) -> None:
-        """SIGTERM, time to end in order, SIGKILL; for a child."""
+        """Send SIGTERM, allow time for an orderly exit, then send SIGKILL. For a child."""
         assert self._child is not None
         self.send(signal.SIGTERM)
         try:
@@ -243,8 +243,8 @@ class Process:
 
 
 class Attached(Process):
-    """A child in a session of its own, which a terminal's Ctrl-C does not reach. Its output is read line by line.
-    Processes left in its group are killed when it exits."""
+    """A child in a session of its own, which a terminal's Ctrl-C does not reach. Its output is read line by line. When
+    it exits, processes left in its group are killed."""
 
     def __init__(self, argv: Sequence[str], heard: Callable[[str], None]) -> None:
         self._heard = heard
@@ -287,13 +287,13 @@ class Attached(Process):
         self._line(self._rest)
         self._rest = b""
         self._output.close()
-        with suppress(ProcessLookupError):  # the usual case: it left nobody
+        with suppress(ProcessLookupError):  # the usual case: it left no process behind
             os.killpg(self.pid, signal.SIGKILL)
         super().close()
 
 
 def popen_detached(argv: Sequence[str], said: str) -> subprocess.Popen[bytes]:
-    """A process that is independent of this one; the file `said` gets its stderr."""
+    """Start a process that is independent of this one; the file `said` gets its stderr."""
     with open(said, "wb") as stderr:
         return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr, start_new_session=True,
                                 cwd="/")
@@ -311,7 +311,7 @@ def complaint(path: str) -> str:
     return (ours or [line for line in lines if line] or [""])[-1]
 
 
-# what keeps it running
+# keeping it running
 
 class KeptProcess:
     """One process that should run. Its keeper starts it when it is due, and decides what its exit means."""
@@ -328,11 +328,11 @@ class KeptProcess:
 
     @property
     def age(self) -> float:
-        """Seconds since it began to run, or was found running."""
+        """Seconds since it started, or was found running."""
         return self._clock() - self._began
 
     def start(self) -> Process:
-        """OSError: it cannot be started."""
+        """Start the process. OSError if that fails."""
         self.tries.start()
         return self.begin(self._launch(self.spec))
 
@@ -343,7 +343,7 @@ class KeptProcess:
         return running
 
     def reap(self) -> Ending | None:
-        """How the process exited, once; None while it runs, and while there is none."""
+        """How the process exited, reported once; None while it runs, and while there is none."""
         running = self.running
         if running is None or not running.ended():
             return None
@@ -356,7 +356,7 @@ class KeptProcess:
         return Ending(code, running.last_words() or f"{name} {how}")
 
     def again(self, pause: float | None = None) -> float:
-        """Plan the next start; the pause before it. pause: does not count as a failure."""
+        """Plan the next start; return the pause before it. pause: use this one, and do not count a failure."""
         if pause is None:
             return self.tries.fail()
         if self.age > self._lasted:
@@ -365,7 +365,7 @@ class KeptProcess:
 
 
 class Wakeups:
-    """A sleep that ends early: when a signal asks this process to end, when a child ends, when a descriptor is
+    """A sleep that ends early: when a signal asks this process to exit, a child exits, or a descriptor becomes
     readable. SIGINT, SIGTERM and SIGHUP (unless ignored, for nohup) set `asked`. Main thread only."""
 
     def __init__(self) -> None:
@@ -392,8 +392,7 @@ class Wakeups:
         self.asked = signal.Signals(number)
 
     def wait(self, seconds: float, kept: Iterable[KeptProcess] = ()) -> None:
-        """Until a signal arrives, a process exits or writes something, or the time is over. Reads the processes'
-        output."""
+        """Wait until a signal arrives, a process exits or writes, or the time is over. Reads the processes' output."""
         running = [each.running for each in kept if each.running is not None]
         poller = select.poll()
         for fd in (self._reader, *(fd for process in running for fd in process.fds())):

@@ -1,7 +1,7 @@
 """A kept process under a monitor: found by its lock or started, watched, stopped when it is no longer wanted.
 
 Promise: it never runs twice, since the lock file decides; it is independent of the monitor that started it. Not here:
-which processes are wanted (monitor), and what they do.
+which processes are wanted (monitor), and their work.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gsync.session.control import Print, file_print
 
 _log = get_logger(__name__)
 
-SHORT = 2.0     # s: one that ends in order, but sooner, is not started again at once
+SHORT = 2.0     # s: a process that exits in order, but sooner than this, is not restarted at once
 
 
 def is_ours(running: Process) -> bool:
@@ -27,7 +27,7 @@ def is_ours(running: Process) -> bool:
 
 
 class Managed(KeptProcess):
-    """One process that should or should not run. ours: whether a process that was found may be stopped."""
+    """One process that should or should not run. ours: whether the monitor may stop a process that it found."""
 
     def __init__(self, spec: ProcessSpec, schedule: Schedule = RESTARTS, clock: Callable[[], float] = time.monotonic,
                  launch: Callable[[ProcessSpec], Process] = Process.start,
@@ -36,15 +36,15 @@ class Managed(KeptProcess):
         self.wanted = False
         self._ours = ours
         self._lock = Lock(spec.lock, spec.name)
-        self._hindered = ""         # why it is not to be started now
+        self._hindered = ""         # why it must not be started now
         self._unwanted = 0.0        # since when
-        self._signals = 0           # how many it has got since then
+        self._signals = 0           # how many signals it has got since then
         self._killed = ""           # why it was killed
         self._heard: tuple[Print, float] = None, 0.0
         self._log = _log.bind(name=spec.name)
 
     def want(self, wanted: bool, anew: bool = False) -> None:
-        """Whether it should run. anew: a former reason to pause before the next start may be gone."""
+        """Say whether it should run. anew: an earlier reason to pause before the next start may be gone."""
         if wanted != self.wanted:
             self.wanted = wanted
             self._unwanted, self._signals = self._clock(), 0
@@ -65,7 +65,7 @@ class Managed(KeptProcess):
                 self._note(reason)
 
     def renew(self, spec: ProcessSpec) -> None:
-        """Its spec has changed. A process that was started with other settings is restarted."""
+        """Take its changed spec. A process that was started with other settings is restarted."""
         self.spec = spec
         running = self.running
         if running is not None and self._ours(running) and not spec.suits(running.argv()):
@@ -73,7 +73,7 @@ class Managed(KeptProcess):
             running.send(signal.SIGTERM)
 
     def step(self) -> None:
-        """Do what is due now."""
+        """Do everything that is due now."""
         if self.running is None:
             self._find()
         pid = self.running.pid if self.running is not None else 0
@@ -118,7 +118,7 @@ class Managed(KeptProcess):
             if self.wanted and self._hindered:
                 self._note(self._hindered)
         elif code == LOCKED and self._lock.holder() is not None:
-            self.again(0.0)  # somebody was faster; found in the next step
+            self.again(0.0)  # another starter was faster; the next step finds its process
         elif not self.wanted:
             self._log.info("exited", pid=pid, code="unknown" if code is None else code)
             self._note("")

@@ -1,4 +1,4 @@
-"""The monitor: one per node and state directory, it keeps a worker running for each started session and a recorder for
+"""The monitor: one per node and state directory. It keeps a worker running for each started session, and a recorder for
 each volume of such sessions.
 
 Promise: none runs twice, since lock files decide; one that dies is restarted with growing pauses, and its status says
@@ -40,7 +40,7 @@ LOOK = 0.5              # s between two looks at the files
 
 
 def monitor_lock(home: Home) -> Lock:
-    """Held by the monitor of this node."""
+    """The lock that this node's monitor holds."""
     return Lock(os.path.join(home.path, "monitor.lock"), "a monitor of this node")
 
 
@@ -60,7 +60,8 @@ def recorder_argv(volume: str, home: Home, site: Options) -> list[str]:
 
 
 def start_in_background(home: Home, patience: float = 30.0) -> int:
-    """Start a monitor that outlives this process; its pid, once it holds its lock. GsyncError if it does not start."""
+    """Start a monitor that outlives this process; return its pid once it holds its lock. GsyncError if it does not
+    start."""
     lock = monitor_lock(home)
     make_dirs(home.path)
     said = os.path.join(home.path, "monitor.stderr")
@@ -90,7 +91,7 @@ def volume_recorder(volume: Volume, home: Home, site: Options) -> ProcessSpec:
 class Monitor:
     """`run` does everything; a test may call `step` instead.
 
-    worker, recorder: give the process for a session and for a volume. mounted: what is mounted at a path.
+    worker, recorder: make the process for a session and for a volume. mounted: returns the mount at a path.
     """
 
     def __init__(self, home: Home, *, schedule: Schedule = RESTARTS, notifier: Notifier | None = None,
@@ -112,7 +113,7 @@ class Monitor:
         self._site: Options | None = None
 
     def run(self) -> None:
-        """Until SIGTERM or SIGINT. LockedError naming the pid of the monitor that runs already."""
+        """Run until SIGTERM or SIGINT. LockedError, with its pid, if a monitor already runs."""
         make_dirs(self._home.path)
         with monitor_lock(self._home) as lock, Wakeups() as wakeups:
             log.setup("INFO", monitor_log(self._home), owner=True, also_stderr=sys.stderr.isatty())
@@ -134,7 +135,7 @@ class Monitor:
                     kept.running.close()
 
     def step(self) -> None:
-        """Look at everything once, and do what is due."""
+        """Look at everything once, and do everything that is due."""
         self.sessions.look()
         self._plan_workers()
         self._plan_recorders()
@@ -171,7 +172,7 @@ class Monitor:
         self._seen = views
 
     def _parts(self, session: Session) -> list[Session]:
-        """The session as its workers on this node have it; read again when the volume's file has changed."""
+        """The session as each of its workers on this node has it; read again when the volume's file has changed."""
         path = os.path.join(self._home.path, "volumes", session.volume, "volume.json")
         seen = file_print(path)
         known = self._volumes.get(session.volume)
@@ -181,12 +182,12 @@ class Monitor:
             try:
                 known = seen, self._home.get(session.volume)
             except GsyncError:
-                return [session]  # its worker says so
+                return [session]  # its worker reports that
             self._volumes[session.volume] = known
         return session.parts(known[1])
 
     def _has_brick(self, session: Session) -> bool:
-        """Whether this node has the volume: sessions of all nodes concern only nodes that do."""
+        """Whether this node has a brick of the session's volume: a session concerns only nodes that do."""
         return not session.on_meta_volume or os.path.isdir(os.path.join(self._home.path, "volumes", session.volume))
 
     def _plan_recorders(self) -> None:
@@ -202,7 +203,7 @@ class Monitor:
                 try:
                     volume = self._home.get(name)
                 except GsyncError:
-                    continue  # its sessions' workers say so
+                    continue  # the workers of its sessions report that
                 if volume.kind != "posix":
                     continue  # it records by itself
                 spec = self._recorder(volume, self._home, self._site)

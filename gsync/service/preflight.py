@@ -35,8 +35,8 @@ from gsync.state.gluster import GlusterInfo
 from gsync.state.home import Home, Volume
 
 CLOCKS_APART = 5.0     # seconds
-MEASURE_FOR = 5.0      # seconds that adding up a tree that no recorder knows may take
-_PER_ENTRY = 1024      # bytes that a name costs in the index there, about
+MEASURE_FOR = 5.0      # seconds allowed for adding up a tree that no recorder knows
+_PER_ENTRY = 1024      # approximate bytes that a name costs in the slave's index
 _LITTLE = 64 << 20     # bytes that must be free in any case
 _ATTRIBUTES = ("owner", "times", "xattrs", "acls", "privileged xattrs")
 
@@ -87,7 +87,7 @@ class Probe:
 
 def preflight(session: Session, volume: Volume, home: Home, *, from_gsyncd: bool = False, probe: Probe = Probe()
               ) -> Looked:
-    """Look at both ends. The session need not be saved, nor the volume kept. from_gsyncd: the session is to continue
+    """Inspect both ends. The session need not be saved, nor the volume kept. from_gsyncd: the session is to continue
     GlusterFS's own geo-replication of the volume to this slave."""
     try:
         places.check_apart(volume, parse_slave(session.slave), home)
@@ -136,7 +136,7 @@ def _gluster(info: GlusterInfo, options: Options, probe: Probe) -> list[Finding]
 
 
 def _taken_over(volume: Volume, slave_volume: str) -> list[Finding]:
-    """What GlusterFS's own geo-replication recorded about this slave, and what that means for the first crawl."""
+    """The records of GlusterFS's own geo-replication about this slave, and their consequence for the first crawl."""
     if volume.gluster is None or not slave_volume:
         return [_usage("--from-gsyncd needs a GlusterFS volume as master and as slave; use --adopt to take over "
                        "anything else")]
@@ -169,7 +169,7 @@ def _no_rsync(method: str, where: str) -> Finding:
 def _there(session: Session, volume: Volume, probe: Probe) -> tuple[list[Finding], str]:
     """What the slave reports, if it answers; and the id of its volume."""
     with tempfile.TemporaryDirectory(prefix="gsync-") as scratch:
-        folder = session.folder if os.path.isdir(session.folder) else scratch  # there is none before the session is
+        folder = session.folder if os.path.isdir(session.folder) else scratch  # missing until the session exists
         try:
             link = link_to(dataclasses.replace(session, folder=folder))
         except UsageError as exc:
@@ -227,7 +227,7 @@ def _versions(slave: str, survey: Survey) -> list[Finding]:
 
 
 def _room(slave: str, survey: Survey, volume: Volume, probe: Probe) -> list[Finding]:
-    if survey.state == "ours":  # what is there need not be sent
+    if survey.state == "ours":  # content that is already there need not be sent
         if survey.free < _LITTLE:
             return [Finding(Level.WARNING, f"{slave}: only {shown_size(survey.free)} free")]
         return []
@@ -236,7 +236,7 @@ def _room(slave: str, survey: Survey, volume: Volume, probe: Probe) -> list[Find
             f"{shown_size(tree.size)}"
     need = tree.size + tree.entries * _PER_ENTRY + _LITTLE
     if survey.state == "foreign":
-        need = _LITTLE  # how much of it is there already will be seen
+        need = _LITTLE  # only the sync shows how much is already there
     findings = []
     if need > survey.free:
         findings.append(Finding(Level.ERROR, f"{slave}: not enough space: {shown_size(survey.free)} free, {about}",
@@ -250,7 +250,7 @@ def _room(slave: str, survey: Survey, volume: Volume, probe: Probe) -> list[Find
 
 
 def measured(volume: Volume, clock: Clock = SYSTEM_CLOCK) -> Measured:
-    """As its recorder knows it; otherwise counted, for some seconds."""
+    """The size of the tree, from its recorder's status if there is one; otherwise counted, for some seconds."""
     status = RecorderPort(volume.brick()).status()
     if status is not None and status.entries:
         return Measured(status.entries, status.bytes, True)
@@ -269,7 +269,7 @@ def measured(volume: Volume, clock: Clock = SYSTEM_CLOCK) -> Measured:
                     else:
                         size += entry.stat(follow_symlinks=False).st_blocks * 512
         except OSError:
-            continue  # gone meanwhile, or not ours to read: the worker will tell
+            continue  # gone meanwhile, or not readable: the worker will report it
     return Measured(entries, size, True)
 
 

@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.managed:
             volume_file = os.path.join(home.path, "volumes", session.volume, "volume.json")
             orders = SessionOrders(session, [*config.site_paths(home.path), session.config, volume_file])
-            # what changes from here on is seen
+            # changes from here on are noticed
             session = _part(SessionHome(home).get(args.session, args.settings), home, args.brick)
         log.setup(session.options.log_level)
         lower_priority(session.options.nice, session.options.ionice)

@@ -1,6 +1,6 @@
 """A session's own ssh key, which can only replicate: made, installed at the slave, rotated.
 
-Promise: a new key takes the place of the old one only after it was installed, so a failure never locks the session out.
+Promise: a new key replaces the old one only after its installation, so a failure never locks the session out.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def use_own_key(session: Session, *, install: bool, rotate: bool) -> KeyLine:
 
 
 def _make(session: Session, key: str) -> None:
-    """A new pair of keys, without a passphrase, for this node."""
+    """Make a new key pair, without a passphrase, for this node."""
     for path in (key, key + ".pub"):
         with suppress(FileNotFoundError):
             os.unlink(path)

@@ -20,7 +20,7 @@ def accept_host_key(slave: Slave, options: Options, fingerprint: str) -> None:
 
 
 def push_agent(slave: Slave, options: Options) -> str:
-    """Install the agent in the slave's account; its path there."""
+    """Install the agent in the slave's account; return its path there."""
     from gsync.link import account
 
     if slave.host is None:

@@ -1,4 +1,4 @@
-"""The spare link to a session's slave: one that is ready before it is needed."""
+"""The spare link to a session's slave: a link that is ready before it is needed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RETRY_PAUSE = 5.0  # seconds between two tries of a passive worker to reach the 
 
 
 def link_to(session: Session) -> Link:
-    """A new link to the session's slave; SlaveError or Transient if there is none."""
+    """A new link to the session's slave; SlaveError or Transient if it cannot be made."""
     slave = parse_slave(session.slave)
     if slave.host is None:
         return LocalLink(slave)
@@ -50,7 +50,7 @@ class Spare:
         self._try_again = 0.0
 
     def prepare(self) -> None:
-        """Begin to make one, if there is none; returns at once."""
+        """Begin to make a link if there is none; returns at once."""
         with self._lock:
             if self._error is not None:
                 _log.warning("slave is unreachable, will retry", error=self._error)
@@ -81,8 +81,8 @@ class Spare:
             link.close()
 
     def take(self, wait: bool = False) -> Link | None:
-        """The link, if there is one that is alive; the caller owns it now. wait: for one that is being made, instead of
-        giving it up; then GsyncError says why it could not be made."""
+        """The link, if there is one that is alive; the caller owns it from then on. wait: wait for a link in the making
+        instead of giving it up; GsyncError then tells why it could not be made."""
         thread = self._thread
         if wait and thread is not None:
             thread.join()

@@ -12,7 +12,7 @@ from gsync.sync.rsync import RsyncSettings
 
 
 def ssh_options(options: Options, key: str = "") -> SshOptions:
-    """key: where the session's own key would be; if it exists, ssh uses nothing else."""
+    """ssh's options. key: the path that the session's own key would have; if that exists, ssh uses no other key."""
     return SshOptions(options.ssh_config or None, ssh_words(options.ssh_options), options.connection_timeout,
                       compression=options.compression, command=options.ssh_command,
                       identity=key if key and os.path.exists(key) else None)

@@ -1,4 +1,4 @@
-"""Writes worker.status: what the worker's state and counters amount to, with rate, lag and time left."""
+"""Writes worker.status from the worker's state and counters, with rate, lag and time left."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gsync.state.home import Volume
 
 _log = get_logger(__name__)
 
-RATE_OVER = 5.0  # seconds that the rate in status is an average of
+RATE_OVER = 5.0  # seconds over which the rate in status is averaged
 _SAMPLES = 50
 
 
@@ -79,7 +79,7 @@ class StatusWriter:
             updated=self._clock.now())
 
     def _totals(self, shown: Snapshot) -> tuple[int | None, int | None]:
-        """Entries and bytes of the whole tree, while it is crawled and they are known."""
+        """Entries and bytes of the whole tree while it is crawled, if known."""
         recorder = self._recorder.status()
         if recorder is None or shown.pace.crawl is not Crawl.HYBRID or not recorder.entries:
             return None, None
@@ -92,5 +92,5 @@ class StatusWriter:
 
 
 def _eta(left: int | None, rate: float) -> float | None:
-    """Seconds until so many entries are done."""
+    """Seconds until this many entries are done."""
     return left / rate if left is not None and left > 0 and rate > 1 else None

@@ -1,9 +1,9 @@
 """`gsync run`: keeps a recorder and a worker running until it is told to stop, or the work is done. A GlusterFS volume
 has a worker for each subvolume, and no recorder, since its bricks record.
 
-Promise: all children exit when the supervisor does, however it exits; a child that dies is restarted with growing
+Promise: all children exit when the supervisor does, for whatever reason; a child that dies is restarted with growing
 pauses; a recorder that ran before is used and left running. Convergence needs none of this: a child may be killed at
-any moment. Not here: what the children do, and how progress is shown (the Observer).
+any moment. Not here: the work of the children, and showing progress (the Observer).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Observer(Protocol):
         """A line that the child wrote."""
 
     def ended(self, child: str, ending: Ending, pause: float | None) -> None:
-        """The child exited; it is restarted in `pause` seconds, None: not again."""
+        """The child exited; it is restarted in `pause` seconds; None: it is not restarted."""
 
     def tick(self, statuses: Sequence[WorkerStatus]) -> None:
         """Called a few times per second with the status of each worker."""
@@ -96,7 +96,7 @@ class Supervisor:
         return self._wakeups.asked
 
     def run(self) -> Ending:
-        """Until the work is done or impossible, or a signal (kept in `signal`) says stop."""
+        """Run until the work is done or impossible, or a signal (kept in `signal`) says stop."""
         ending = Ending(INTERNAL, "")
         for worker in self._workers:
             worker.spec.status.note("Initializing")
@@ -111,7 +111,7 @@ class Supervisor:
         return ending
 
     def look(self) -> list[WorkerStatus]:
-        """What each worker says."""
+        """The status of each worker."""
         return [worker.look() for worker in self._workers]
 
     def _launch(self, spec: ProcessSpec) -> Process:
@@ -128,11 +128,11 @@ class Supervisor:
 
     @property
     def _all(self) -> list[KeptProcess]:
-        """In the order of starting and ending: a worker takes longer to reach its first file."""
+        """In the order of starting and ending them: a worker takes longer to reach its first file."""
         return [*self._workers, *([self._recorder] if self._recorder else [])]
 
     def _step(self) -> Ending | None:
-        """Look after the children once; how the run ends, None while it continues."""
+        """Look after the children once; return how the run ends, None while it continues."""
         for kept in self._all:
             if kept.running is not None:
                 if isinstance(kept, _Worker) and kept.running.ended():
@@ -150,14 +150,14 @@ class Supervisor:
             return kept.done is None
         if Lock(kept.spec.lock, kept.spec.name).holder() is None:
             return True
-        kept.again(self._patience.look)  # it may end while this run goes on
+        kept.again(self._patience.look)  # it may exit while this run continues
         return False
 
     def _ended(self, kept: KeptProcess, ending: Ending) -> Ending | None:
         return self._worker_ended(kept, ending) if isinstance(kept, _Worker) else self._recorder_ended(kept, ending)
 
     def _recorder_ended(self, recorder: KeptProcess, ending: Ending) -> Ending | None:
-        if ending.code == LOCKED:  # another one was a moment faster: it will do
+        if ending.code == LOCKED:  # another worker was a moment faster, and will do
             recorder.again(self._patience.look)
             return None
         if ending.code == USAGE:
@@ -188,7 +188,8 @@ class Supervisor:
         return None
 
     def _end_children(self) -> None:
-        """SIGTERM, time to end in order, SIGKILL. A second SIGINT or SIGTERM shortens the time."""
+        """Send SIGTERM, allow time for an orderly exit, then send SIGKILL. A second SIGINT or SIGTERM shortens the
+        time."""
         asked, self._wakeups.asked = self._wakeups.asked, None
         number, end = signal.SIGTERM, self._clock() + GRACE
         left = [(kept, kept.running) for kept in self._all if kept.running is not None]

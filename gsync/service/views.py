@@ -1,4 +1,4 @@
-"""All sessions of this node as their files have them now: the monitor's view.
+"""All sessions of this node as their files now describe them: the monitor's view.
 
 Promise: unchanged files are not read again; a session whose files cannot be read stays as it was.
 """
@@ -22,12 +22,12 @@ from gsync.state.home import Home
 
 _log = get_logger(__name__)
 
-ANSWER = 1.0            # s that the meta volume has for an answer
+ANSWER = 1.0            # s that the meta volume has to answer
 
 
 @dataclass(frozen=True)
 class View:
-    """A session as its files have it. prints: of all these files."""
+    """A session as its files describe it. prints: of all these files."""
 
     session: Session
     wanted: Wanted
@@ -35,8 +35,8 @@ class View:
 
 
 class Sessions:
-    """All sessions of this node. One whose files cannot be read stays as it was, and `broken` says why. mounted: what
-    is mounted at a path, None for nothing."""
+    """All sessions of this node. A session whose files cannot be read stays as it was, and `broken` tells why. mounted:
+    returns the mount at a path, None for nothing."""
 
     def __init__(self, home: Home, mounted: Callable[[str], object | None] = mount_at) -> None:
         self._home = home
@@ -46,7 +46,7 @@ class Sessions:
         self._probe: threading.Thread | None = None
         self.site = Options()               # the settings of this node
         self.views: dict[str, View] = {}
-        self.broken: dict[str, str] = {}    # by name; "": all
+        self.broken: dict[str, str] = {}    # reasons by name; "": for all
 
     def look(self) -> None:
         """Look at all files; read those that have changed."""
@@ -85,7 +85,7 @@ class Sessions:
             if session.on_meta_volume and absent:
                 self.broken[name] = absent
                 return None
-            prints = site + _prints(session)  # before it is read: a change meanwhile is seen the next time
+            prints = site + _prints(session)  # taken before reading: a change meanwhile is seen the next time
             session = self._sessions.find(name)
             return None if session is None else View(session, read_wanted(session), prints)
         except (GsyncError, OSError) as exc:

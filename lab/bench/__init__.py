@@ -1,1 +1,1 @@
-"""Measurements of gsync beside other programs, on the same workloads: `scripts/bench`."""
+"""Measures gsync beside other programs, on the same workloads: `scripts/bench`."""

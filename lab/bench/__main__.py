@@ -60,7 +60,7 @@ class _Ended(Exception):
 
 
 def _end(*_: object) -> None:
-    """Nothing is left behind, and what was measured is told."""
+    """Leave nothing behind, and report the measurements so far."""
     raise _Ended("ended by SIGTERM")
 
 

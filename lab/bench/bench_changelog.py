@@ -1,7 +1,7 @@
 """Prints how many changelog records per second of CPU time are read and written.
 
-The changelog holds what unpacking 100,000 files makes: CREATE, D and M of each, 200 in a folder; and the same with
-a RENAME and an UNLINK of each. Run: python tests/bench/bench_changelog.py
+The changelog is that of unpacking 100,000 files: CREATE, D and M of each, 200 in a folder; then the same with a RENAME
+and an UNLINK of each. Run: python -m lab.bench.bench_changelog
 """
 
 from __future__ import annotations

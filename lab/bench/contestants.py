@@ -1,4 +1,4 @@
-"""gsync and its peers, as command lines. Every one reaches the slave host through the same sshd."""
+"""gsync and its peers, as command lines. Each reaches the slave host through the same sshd."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ PROJECT = REPOSITORY
 
 @dataclass(frozen=True)
 class Slave:
-    """A folder, reached over ssh when there is an ssh configuration. `state` is for what a contestant must keep."""
+    """A folder, reached over ssh if there is an ssh configuration. `state`: where a contestant may keep its own
+    files."""
 
     path: Path
     state: Path
@@ -51,7 +52,7 @@ class Rsync:
 
 
 class Lsyncd:
-    """With its shortest delay, and in its mode that renames at the slave (rsyncssh) where there is ssh."""
+    """lsyncd with its shortest delay, and over ssh in the mode that renames at the slave (rsyncssh)."""
 
     name = "lsyncd delay 1"
 

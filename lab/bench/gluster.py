@@ -1,9 +1,9 @@
-"""The workloads on real GlusterFS volumes: gsync beside GlusterFS's own geo-replication, from one master volume of two
-copies to a slave volume of one brick each. `scripts/bench gluster`; needs root and glusterfs-server.
+"""The workloads on real GlusterFS volumes: gsync beside GlusterFS's own geo-replication, from one master volume with
+two copies to a slave volume of one brick each. `scripts/bench gluster`; needs root and glusterfs-server.
 
-Both replay what happened while they were stopped (history), and follow. A replay is timed from the moment when the
-worker begins with the history, as its log tells, until the slave's brick has everything; contents are compared then,
-through a mount. CPU time is that of all processes on the hosts that the contestant has, without the volumes' own.
+Both replay the changes made while they were stopped (history), and follow. The time of a replay runs from the moment
+when the worker begins with the history, according to its log, until the slave's brick has everything; then contents are
+compared through a mount. CPU time is that of all processes on the contestant's hosts, except the volumes' own.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ PEER = "gsyncd"
 PATIENCE = 240.0
 LAG_PATIENCE = 20.0
 _PEERS = "pvol"  # the slave volume of the peer
-_DAEMONS = ("glusterd", "glusterfsd")  # the volumes' own
+_DAEMONS = ("glusterd", "glusterfsd")  # the volumes' own processes
 _WRITERS = 4
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass
 class Side:
-    """A contestant: how it is started and stopped; its slave, as a mount and as the brick below; its log, and the line
-    there that tells when its worker begins with the history."""
+    """A contestant: how to start and stop it; its slave, as a mount and as the brick below; its log, and the line there
+    that tells when its worker begins with the history."""
 
     name: str
     start: Callable[[], None]
@@ -49,7 +49,7 @@ class Side:
     begins: re.Pattern[str]
 
     def history_begun(self, after: float) -> float:
-        """When its worker began to replay history, after that time (both in seconds since the epoch)."""
+        """The time after `after` when its worker began to replay history (both in seconds since the epoch)."""
         found: list[float] = []
 
         def has() -> bool:
@@ -69,7 +69,7 @@ class Side:
 
 
 class CpuWatch:
-    """CPU seconds of all processes on the hosts since it was made, without the volumes' daemons."""
+    """CPU seconds of all processes on the hosts since it was made, except the volumes' daemons."""
 
     def __init__(self, hosts: list[Host]) -> None:
         self._spaces = {os.readlink(f"/proc/{host.pid}/ns/pid") for host in hosts}
@@ -79,7 +79,7 @@ class CpuWatch:
         return sum(ticks - self._before.get(pid, 0) for pid, ticks in self._times().items()) / _TICKS
 
     def _times(self) -> dict[int, int]:
-        """Ticks of each process, with those of the children that it has waited for."""
+        """Ticks of each process, including those of the children that it has waited for."""
         found = {}
         for entry in os.listdir("/proc"):
             with contextlib.suppress(OSError):
@@ -122,7 +122,7 @@ def gluster(bench: Bench) -> Iterator[Result]:
     lag = Result(f"lag of one small file, rollover of {ROLLOVER} s", "s", PEER)
     per_round = max(1, round(5 * bench.scale / bench.rounds))
     rng, failures = random.Random(5), list[str]()
-    yield from (replay, replay_cpu, renames, renames_cpu, lag)  # filled as far as one comes
+    yield from (replay, replay_cpu, renames, renames_cpu, lag)  # filled as far as a contestant gets
     with contextlib.ExitStack() as stack:
         (bench.workdir / "site").mkdir()
         site = stack.enter_context(cluster(bench.workdir / "site"))
@@ -131,7 +131,7 @@ def gluster(bench: Bench) -> Iterator[Result]:
         (site.master / "first").write_bytes(b"here")
 
         def each(what: str, do: Callable[[Side], None], among: list[Side]) -> None:
-            """Where one fails, this is told, and the rest is measured."""
+            """If one fails, report that and measure the rest."""
             for side in among:
                 bench.say(f"  {what}, {side.name}")
                 try:
@@ -153,7 +153,7 @@ def gluster(bench: Bench) -> Iterator[Result]:
             name = f"round-{number}"
             round_of = f"round {number + 1} of {bench.rounds}"
             contents = _make(site.master / name, count, rng)
-            time.sleep(2 * ROLLOVER + 1)  # all that is history then
+            time.sleep(2 * ROLLOVER + 1)  # from then on, everything is history
 
             def history(side: Side, name: str = name, contents: list[bytes] = contents) -> None:
                 seconds, cpu = _replay(side, hosts, f"{count} files", lambda: _whole(side.brick / name, contents))
@@ -183,7 +183,7 @@ def _note(side: Side, *values: tuple[Result, float]) -> None:
 
 
 def _replay(side: Side, hosts: list[Host], what: str, done: Callable[[], bool]) -> tuple[float, float]:
-    """Start it; seconds and CPU seconds until its slave has what happened before."""
+    """Start it; return seconds and CPU seconds until its slave has all earlier changes."""
     watch, before = CpuWatch(hosts), time.time()
     side.start()
     begun = side.history_begun(before)
@@ -192,7 +192,7 @@ def _replay(side: Side, hosts: list[Host], what: str, done: Callable[[], bool]) 
 
 
 def _make(folder: Path, count: int, rng: random.Random) -> list[bytes]:
-    """Files of random bytes; what each holds."""
+    """Make files of random bytes; return their contents."""
     folder.mkdir()
     contents = [rng.randbytes(KIB) for _ in range(count)]
     with ThreadPoolExecutor(_WRITERS) as pool:

@@ -1,4 +1,4 @@
-"""What the bench measures with: results and their table, peak memory, bytes over the network, waiting."""
+"""The bench's measuring tools: results and their table, peak memory, bytes over the network, waiting."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ MIB = 1024 * 1024
 
 @dataclass
 class Result:
-    """One measured thing, of gsync and of a peer: for each round the samples taken in it.
+    """One measurement of gsync and of a peer: for each round, the samples taken in it.
 
-    The ratio of a round is gsync's median over the peer's: below 1 gsync is better. `max_ratio` and `max_value`
-    are the project's aims.
+    The ratio of a round is gsync's median over the peer's: below 1, gsync is better. `max_ratio` and `max_value` are
+    the project's aims.
     """
 
     name: str
@@ -83,7 +83,7 @@ def _three(values: list[float]) -> str:
 
 
 def table(headings: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table, also readable as it is."""
+    """A Markdown table that can also be read as plain text."""
     widths = [max(len(row[column]) for row in [headings, *rows]) for column in range(len(headings))]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
              for row in [headings, *rows]]
@@ -93,7 +93,7 @@ def table(headings: list[str], rows: list[list[str]]) -> str:
 # ---------------------------------------------------------------------------------------------- memory
 
 def role_of(argv: list[str]) -> str | None:
-    """Which process of gsync this command line is: run, recorder, worker, agent or receiver."""
+    """The kind of gsync process that this command line runs: run, recorder, worker, agent or receiver."""
     if any("gsync.slave.program" in arg or re.search(r"agent[^/]*\.pyz$", arg) for arg in argv):
         return "receiver" if "--receive" in argv else "agent"
     for module, role in (("gsync.service.run_worker", "worker"), ("gsync.recorder", "recorder")):
@@ -105,10 +105,10 @@ def role_of(argv: list[str]) -> str | None:
 class MemoryWatch(threading.Thread):
     """Reads the peak memory (VmHWM) of every gsync process below the given ones, again and again.
 
-    `peaks` holds the highest value seen, in bytes, by role. A last peak within `EVERY` of a process's end is missed.
+    `peaks` has the highest value seen, in bytes, by role. A peak within the last `EVERY` of a process's life is missed.
     """
 
-    EVERY = 0.25  # each look takes processor time from what is measured
+    EVERY = 0.25  # each look takes processor time from the measured work
 
     def __init__(self) -> None:
         super().__init__(name="memory")
@@ -153,7 +153,7 @@ class CountingProxy:
         return thread
 
     def _accept(self) -> None:
-        with contextlib.suppress(OSError):  # closed by stop()
+        with contextlib.suppress(OSError):  # stop() closes it
             while True:
                 client, _address = self._listening.accept()
                 self._start(self._serve, client)
@@ -184,10 +184,10 @@ class CountingProxy:
 # ----------------------------------------------------------------------------------- running and waiting
 
 class Failed(Exception):
-    """A contestant did not do what it was asked; the text is its own last words."""
+    """A contestant did not do as it was asked; the text is its own last words."""
 
 
-LONGEST = 1800.0  # seconds that anything may take
+LONGEST = 1800.0  # seconds that any step may take
 
 
 class Running:
@@ -221,7 +221,7 @@ class Running:
         return Failed("\n".join([f"{what}: {' '.join(self.argv)}", *last]))
 
     def wait_for(self, what: str, done: Callable[[], bool], pause: float = 0.002) -> None:
-        """Asks `done` again and again, as long as the process runs."""
+        """Call `done` again and again while the process runs."""
         end = time.monotonic() + LONGEST
         while not done():
             if self.process.poll() is not None:

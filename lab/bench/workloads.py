@@ -1,9 +1,9 @@
-"""The workloads of the bench. Each one makes its trees, lets gsync and the peer work in turn, and yields results.
+"""The workloads of the bench. Each makes its trees, lets gsync and the peer work in turn, and yields results.
 
-In each round the contestants change places. Masters and slaves of many files lie on file systems of their own, the
-slave of an initial sync on a fresh one each time: ext4 makes creations several times slower for minutes after a large
-removal. These are images behind a loop device, which copies all that reaches the disk once more, so large files lie in
-plain folders.
+The contestants change places in each round. Masters and slaves with many files are on file systems of their own, and
+the slave of an initial sync is on a fresh one each time: for minutes after a large removal, ext4 creates files several
+times more slowly. These file systems are images behind a loop device, which copies everything that reaches the disk
+once more, so large files are in plain folders.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Contestant = Gsync | Rsync | Lsyncd
 
 @dataclass
 class Bench:
-    """Where a bench runs and how large it is."""
+    """Where a bench runs, and how large it is."""
 
     workdir: Path
     server: Sshd
@@ -49,7 +49,7 @@ class Bench:
 
     @contextlib.contextmanager
     def file_system(self, what: str) -> Iterator[Path]:
-        """An empty folder on a fresh ext4 of its own; for other users than root just a folder."""
+        """An empty folder on a fresh ext4 of its own; for users other than root, just a folder."""
         folder = self.workdir / f"{what}-{next(self.serial)}"
         with contextlib.ExitStack() as stack:
             if os.geteuid() == 0:
@@ -78,7 +78,8 @@ class Bench:
         return Running(argv, self.workdir / f"log-{next(self.serial)}", self.memory)
 
     def once(self, contestant: Gsync | Rsync, master: Path, slave: Slave) -> float:
-        """Seconds of one complete run; gsync's ends with everything durable, rsync's in the page cache."""
+        """Seconds of one complete run. gsync's ends with everything durable, rsync's with everything in the page
+        cache."""
         samples: list[float] = []
         with self.running(contestant.once(master, slave)) as running, timed(samples):
             running.finish()
@@ -90,9 +91,9 @@ class Bench:
 
     @contextlib.contextmanager
     def following(self, contestant: Gsync | Lsyncd, master: Path, slave: Slave) -> Iterator[Running]:
-        """Runs it, from the moment when it is in step to the end of the `with`.
+        """Runs it until the end of the `with`, which begins when the contestant is in sync.
 
-        In step: a first new file came through, perhaps with the initial sync, and then a second one.
+        In sync: a first new file came through, perhaps with the initial sync, and then a second one.
         """
         with self.running(contestant.follow(master, slave)) as running:
             for _time in range(2):
@@ -104,7 +105,7 @@ class Bench:
             yield running
 
     def in_turn(self, contestants: list[Contestant]) -> Iterator[Contestant]:
-        """Every contestant once in each round, the first one changing."""
+        """Every contestant once in each round, with a different first one each time."""
         for number in range(self.rounds):
             shift = number % len(contestants)
             for contestant in contestants[shift:] + contestants[:shift]:
@@ -125,7 +126,7 @@ def _has_come(canary: Path) -> bool:
 
 
 def make_small_files(root: Path, count: int, rng: random.Random, per_folder: int = 150, size: int = KIB) -> list[Path]:
-    """Files of `size` random bytes in folders of `per_folder`; returns their paths relative to the root."""
+    """Make files of `size` random bytes in folders of `per_folder`; return their paths relative to the root."""
     pool = rng.randbytes(MIB)
     files = []
     for number in range(count):
@@ -174,7 +175,7 @@ def _initial(bench: Bench, master: Path, place: Callable[[str], AbstractContextM
 
 
 def lag(bench: Bench) -> Iterator[Result]:
-    """From close() of a new file on a quiet tree until the slave has its content."""
+    """The time from close() of a new file on a quiet tree until the slave has its content."""
     rng = random.Random(2)
     per_round = -(-bench.count(20) // bench.rounds)
     for way, ssh_config in (("local", None), ("ssh", bench.server.client_config)):
@@ -193,7 +194,7 @@ def lag(bench: Bench) -> Iterator[Result]:
 
 
 def _lag_of_one(bench: Bench, running: Running, master: Path, slave: Path, rng: random.Random) -> float:
-    time.sleep(rng.uniform(1.0, 2.0))  # quiet again, at no fixed place within a second
+    time.sleep(rng.uniform(1.0, 2.0))  # quiet again, and at a random point within a second
     name, data, samples = Path("folder-00000", f"new-{next(bench.serial)}"), rng.randbytes(KIB), list[float]()
     (master / name).write_bytes(data)
     with timed(samples):
@@ -248,7 +249,7 @@ def _all_arrived(waiting: set[Path], master: Path, slave: Path) -> bool:
 
 
 def rename(bench: Bench) -> Iterator[Result]:
-    """A directory of 20,000 files gets another name while the contestant follows; over ssh, through a counter."""
+    """A directory of 20,000 files is renamed while the contestant follows; over ssh, through a byte counter."""
     count = bench.count(20_000)
     seconds = Result(f"rename of a directory of {count:,} files, ssh", "s", Lsyncd.name, max_value=2)
     sent = Result("bytes over the network for it", "MB", Lsyncd.name, max_value=1)
@@ -270,7 +271,7 @@ def rename(bench: Bench) -> Iterator[Result]:
                     with timed(samples):
                         os.rename(master / name, master / new)
                         running.wait_for("renamed", partial(_is_renamed, slave, name, new, count), pause=0.01)
-                    time.sleep(2)  # what it still sends belongs to it
+                    time.sleep(2)  # bytes still being sent belong to it
                     megabytes = (proxy.sent - before) / 1e6
                 for result, values in ((seconds, samples), (sent, [megabytes])):
                     (result.gsync if isinstance(contestant, Gsync) else result.peers).append(values)
@@ -287,7 +288,7 @@ def _is_renamed(slave: Path, old: str, new: str, count: int) -> bool:
 
 
 def _config_through(bench: Bench, proxy: CountingProxy) -> Path:
-    """The server's client configuration with the proxy's port in place of its own."""
+    """The server's client configuration with the proxy's port in place of the server's."""
     server = bench.server
     own, through = bench.workdir / "known_hosts", bench.workdir / "ssh_config"
     own.write_text(server.known_hosts.read_text().replace(f":{server.port} ", f":{proxy.port} "))

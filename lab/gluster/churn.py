@@ -1,4 +1,4 @@
-"""Changes that go on by themselves while something else happens to a volume."""
+"""Makes changes in the background while something else happens to a volume."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ROUNDS = 10
 
 
 class Churn:
-    """New folders, files and links, and renames of earlier ones, as long as the block lasts, some at least."""
+    """Makes new folders, files and links, and renames earlier ones, for as long as the block lasts; at least some."""
 
     def __init__(self, root: Path) -> None:
         self._root, self._end, self.rounds = root, threading.Event(), 0
@@ -24,7 +24,7 @@ class Churn:
             while not self._end.wait(0.2):
                 self._round(self._root / str(self.rounds))
                 self.rounds += 1
-        except BaseException as exc:  # noqa: BLE001 told by __exit__
+        except BaseException as exc:  # noqa: BLE001 __exit__ reports it
             self._error = exc
 
     def _round(self, top: Path) -> None:

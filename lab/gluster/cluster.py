@@ -1,9 +1,9 @@
 """A real GlusterFS site on test hosts: master nodes with a volume `mvol`, a slave node `s1` with a volume `svol`, and
 the meta volume, mounted on every master node.
 
-Each host has process ids, /var/lib/glusterd, /var/log/glusterfs, /run … of its own, so every glusterd and brick ends
-with the `with`: one that is left over on the path of a brick would take the changelogs of the next one. Bricks lie on
-an ext4 of their own. Needs root and Debian's glusterfs-server; brings a site up in some 15 seconds.
+Each host has process ids, /var/lib/glusterd, /var/log/glusterfs, /run … of its own, so every glusterd and brick exits
+with the `with`: a survivor on the path of a brick would take the changelogs of the next one. Bricks are on an ext4 of
+their own. Needs root and Debian's glusterfs-server; starts a site in some 15 seconds.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ ROLLOVER = 3  # seconds
 
 _PRIVATE = ("/var/lib/glusterd", "/var/log/glusterfs", "/var/lib/misc", "/root/.ssh", "/mnt")
 _OPTIONS = {
-    "storage.health-check-interval": "0",  # its probe gives false alarms on a machine that is busy
+    "storage.health-check-interval": "0",  # its probe gives false alarms on a busy machine
     "changelog.changelog": "on", "changelog.rollover-time": str(ROLLOVER), "geo-replication.indexing": "on",
 }
-# A mount by which a test looks shows what is at the bricks, not what it was a second ago.
+# A test's mount must show the bricks' present state, not that of a second ago.
 _UNCACHED = {f"performance.{name}": "off" for name in (
     "quick-read", "io-cache", "stat-prefetch", "read-ahead", "readdir-ahead", "open-behind")}
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How a volume is made: words for `gluster volume create`, and the nodes (from 1) of the bricks, in their order."""
+    """The layout of a volume: words for `gluster volume create`, and the nodes (from 1) of the bricks, in their
+    order."""
 
     words: tuple[str, ...]
     nodes: tuple[int, ...]
@@ -59,14 +60,14 @@ class Node(Host):
     bricks: Path
 
     def gluster(self, *words: object) -> str:
-        """What the command line of GlusterFS prints; AssertionError with what it says if it fails."""
+        """Run GlusterFS's command line; return its output. AssertionError with its message if it fails."""
         done = subprocess.run(self.argv("gluster", "--mode=script", *words), stdin=subprocess.DEVNULL,
                               capture_output=True, text=True, errors="replace", check=False)
         assert done.returncode == 0, f"gluster {' '.join(map(str, words))}: {done.stderr or done.stdout}"
         return done.stdout
 
     def mount(self, volume: str, place: str, *options: str) -> Path:
-        """Mount a volume of this node's pool there; the path by which everyone reaches it."""
+        """Mount a volume of this node's pool there; return the path by which everyone reaches it."""
         self.run("mkdir", "-p", place)
         words = ["-o", ",".join(options)] if options else []
         self.run("mount", "-t", "glusterfs", *words, f"{self.address}:/{volume}", place)
@@ -99,7 +100,7 @@ class Cluster:
             wait_until("all peers are connected", lambda: all(
                 node.gluster("pool", "list").count("Connected") == len(names) for node in self.nodes))
             self.make(MASTER, self.shape, options=_OPTIONS | (options or {}))
-            # With two nodes both sides of a partition could write to it; three have a majority.
+            # With two nodes, both sides of a partition could write to it; three have a majority.
             self.make(META, Shape(("replica", str(len(names))), tuple(range(1, len(names) + 1))))
             for node in self.nodes:
                 node.mount(META, META_MNT)
@@ -118,7 +119,7 @@ class Cluster:
             Path(place).mkdir(parents=True, exist_ok=True)
             folders[place] = self.disk / name / "root" / place.strip("/")
             folders[place].mkdir(parents=True)
-        hooks = Path("/var/lib/glusterd/hooks")  # the package's, but nothing that a daemon wrote
+        hooks = Path("/var/lib/glusterd/hooks")  # the package's hooks, but no files that a daemon wrote
         if hooks.is_dir():
             shutil.copytree(hooks, folders["/var/lib/glusterd"] / "hooks")
         (self.disk / name / "bricks").mkdir()
@@ -131,13 +132,13 @@ class Cluster:
             check=False).returncode == 0)
 
     def make(self, volume: str, shape: Shape, options: dict[str, str] | None = None) -> None:
-        """A volume on the master nodes, started."""
+        """Make a volume on the master nodes, and start it."""
         bricks = [self.nodes[node - 1].bricks / f"{volume}-{n}" for n, node in enumerate(shape.nodes)]
         hosts = [self.nodes[node - 1] for node in shape.nodes]
         self._make(self.nodes[0], volume, shape.words, bricks, options or {}, hosts)
 
     def make_slave(self, volume: str, shape: Shape = SHAPES["one brick"]) -> Path:
-        """A volume on s1, started and mounted; the path by which everyone reaches it."""
+        """Make a volume on s1, start and mount it; return the path by which everyone reaches it."""
         slave = self["s1"]
         self._make(slave, volume, shape.words, [slave.bricks / f"{volume}-{n}" for n in range(len(shape.nodes))],
                    _UNCACHED)
@@ -154,7 +155,7 @@ class Cluster:
         node.gluster("volume", "start", volume)
 
     def bricks(self, volume: str = MASTER) -> list[tuple[Node, Path]]:
-        """Node and path of every brick, in the volume's order."""
+        """The node and path of every brick, in the volume's order."""
         owner = self.nodes[0] if volume in (MASTER, META) else self["s1"]
         info = ET.fromstring(owner.gluster("--xml", "volume", "info", volume))
         by_address = {node.address: node for node in (*self.nodes, self["s1"])}
@@ -162,7 +163,7 @@ class Cluster:
         return [(by_address[address], Path(path)) for address, path in found]
 
     def brick_pid(self, node: Node, brick: Path) -> int:
-        """The pid, as the node has it, of the process that serves this brick; 0 if none does."""
+        """The pid, as the node sees it, of the process that serves this brick; 0 if none does."""
         for file in node.path("/run/gluster/vols").glob(f"*/*{str(brick).strip('/').replace('/', '-')}.pid"):
             pid = int(file.read_text() or 0)
             if subprocess.run(node.argv("kill", "-0", pid), stderr=subprocess.DEVNULL, check=False).returncode == 0:
@@ -173,12 +174,12 @@ class Cluster:
         node.run("kill", f"-{int(signal.SIGKILL)}", self.brick_pid(node, brick))
 
     def start_bricks(self, volume: str = MASTER) -> None:
-        """Those that do not run are started again, as an admin would."""
+        """Start bricks that do not run, as an admin would."""
         owner = self["s1"] if volume == SLAVE else self.nodes[0]
         owner.gluster("volume", "start", volume, "force")
 
     def heal(self, node: Node) -> bool:
-        """Whether healing could be ordered on this node: until it knows all others it cannot."""
+        """Order healing on this node; return whether that worked: it cannot until the node knows all others."""
         return subprocess.run(node.argv("gluster", "--mode=script", "volume", "heal", MASTER), stdin=subprocess.DEVNULL,
                               capture_output=True, check=False).returncode == 0
 
@@ -187,7 +188,7 @@ class Cluster:
         owner = self["s1"] if volume == SLAVE else self.nodes[0]
         try:
             info = ET.fromstring(owner.gluster("--xml", "volume", "heal", volume, "info"))
-        except ET.ParseError:  # it says nothing while bricks come and go
+        except ET.ParseError:  # there is no XML while bricks come and go
             return False
         return all(brick.findtext("numberOfEntries") == "0" for brick in info.iter("brick"))
 
@@ -198,7 +199,7 @@ class Cluster:
 @contextlib.contextmanager
 def cluster(folder: Path, shape: str = "replica 2", *, options: dict[str, str] | None = None,
             slave: str = "one brick") -> Iterator[Cluster]:
-    """A site until the end of the block. shape: one of SHAPES, of mvol; options: more of mvol's own."""
+    """A site that lasts until the end of the block. shape: one of SHAPES, for mvol; options: more of mvol's own."""
     made = Cluster(folder, shape, options=options, slave=slave)
     try:
         yield made

@@ -1,5 +1,6 @@
-"""GlusterFS's own geo-replication on a test site, from mvol to a volume of s1: what gsync takes over from, and is
-measured against."""
+"""GlusterFS's own geo-replication on a test site, from mvol to a volume of s1: gsync takes over from it, and is
+measured against it.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +11,12 @@ from lab.gluster.cluster import MASTER, SLAVE, Cluster, Node
 from lab.hosts import wait_until
 
 PATIENCE = 120.0
-# The rsync of today finds nothing below a mount that is detached: gsyncd then leaves every file empty.
+# Today's rsync finds nothing below a detached mount: gsyncd then leaves every file empty.
 _CONFIG = {"use_meta_volume": "true", "secondary_access_mount": "true", "access_mount": "true", "sync_method": "tarssh"}
 
 
 class GeoRep:
-    """The session, created with pushed keys; the sshd of the slave node has to take those of its root."""
+    """The session, created with pushed keys; the slave node's sshd must accept root's keys."""
 
     def __init__(self, site: Cluster, volume: str = SLAVE) -> None:
         self._site, self._volume = site, volume
@@ -34,8 +35,8 @@ class GeoRep:
         return self.node.gluster("volume", "geo-replication", MASTER, f"{self._slave.address}::{self._volume}", *words)
 
     def start(self) -> None:
-        """Until one worker of each set is active. At its very first start it may never hear of a changelog after its
-        first crawl, so it is started twice."""
+        """Start it and wait until one worker of each set is active. At its very first start it may never hear of a
+        changelog after its first crawl, so it is started twice."""
         self._start()
         if not self._was_started:
             self._was_started = True

@@ -42,7 +42,7 @@ class GsyncNode(Place):
         self._monitor = subprocess.Popen(self.argv("monitor"), env=self.env, stdin=subprocess.DEVNULL)
 
     def kill_all(self) -> None:
-        """All of gsync on this node at once."""
+        """Kill all of gsync's processes on this node at once."""
         for role in ("monitor", "worker"):
             for pid in self.pids(role):
                 with contextlib.suppress(ProcessLookupError):
@@ -57,8 +57,8 @@ class GsyncNode(Place):
 
 
 class GlusterSite:
-    """`master` is a mount of the volume; `slave` the plain tree, or a mount of the slave volume where `to_volume`;
-    both as everyone reaches them."""
+    """`master` is a mount of the volume. `slave` is the plain tree, or with `to_volume` a mount of the slave volume.
+    Both as everyone reaches them."""
 
     def __init__(self, folder: Path, site: Cluster, ssh_config: Path, settings: Sequence[str] = (),
                  create: Sequence[str] = (), to_volume: bool = False) -> None:
@@ -92,13 +92,13 @@ class GlusterSite:
         return not compare(self.master, self.slave, IGNORED)
 
     def settle(self, what: str = "the trees are equal") -> None:
-        """All that was done until now is at the slave, by a checkpoint; then the trees are equal."""
+        """Wait, by a checkpoint, until the slave has every change so far; then the trees are equal."""
         self.reach(what)
         found = compare(self.master, self.slave, IGNORED)
         assert not found, f"{what}\n" + "\n".join(map(str, found[:20])) + "".join(node.log() for node in self.nodes)
 
     def reach(self, what: str) -> None:
-        """All that was done until now is at the slave, by a checkpoint."""
+        """Wait, by a checkpoint, until the slave has every change so far."""
         self.first.gsync("checkpoint", "s", "now")
         self.wait(f"{what}: checkpoint", self._reached)
 
@@ -123,17 +123,17 @@ class GlusterSite:
                    for node in self.nodes for path in node.home.glob("sessions/*/brick_*/log"))
 
     def set_back(self, time_ns: int, stream: str = "") -> None:
-        """The slave believes that its stimes, or that of one stream, are of then; the session is stopped."""
+        """Set the slave's stimes, or that of one stream, back to this time; the session is stopped."""
         with contextlib.closing(sqlite3.connect(self.slave / ".gsync" / "index.db", timeout=30)) as db, db:
             db.execute("UPDATE facts SET value=? WHERE (key GLOB 'stime*' OR key GLOB 'entry_stime*') "
                        "AND key GLOB ? AND value NOTNULL", (time_ns, f"*{stream}"))
 
     def watch_from(self, node: GsyncNode, master: Path) -> None:
-        """From now on what is asked is asked on this node, and the master is seen by this mount."""
+        """From now on, ask this node, and look at the master through this mount."""
         self.first, self.master = node, master
 
     def clients(self, number: int) -> list[int]:
-        """The processes that are a mount of the worker of this brick."""
+        """The processes that serve a mount of this brick's worker."""
         mark = f"/brick_{number}/mount".encode()
         found = []
         for entry in os.listdir("/proc"):

@@ -1,6 +1,6 @@
-"""One host with a glusterd and as many volumes as a test wants, for GlusterFS as the slave; an sshd leads to it.
+"""One host with a glusterd and as many volumes as a test wants, for GlusterFS as the slave; reached through an sshd.
 
-Everything on it ends with it (see cluster.py).
+Everything on it exits with it (see cluster.py).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SHAPES: dict[str, tuple[int, tuple[str, ...]]] = {
     "one": (1, ()), "dist": (2, ()), "rep": (2, ("replica", "2")), "disp": (3, ("disperse", "3", "redundancy", "1")),
     "shard": (2, ())}
 _PRIVATE = ("/var/lib/glusterd", "/var/log/glusterfs", "/var/lib/misc", "/root/.ssh", "/mnt")
-# The mounts by which tests look show what is at the bricks, not what it was a second ago.
+# A test's mounts must show the bricks' present state, not that of a second ago.
 _OPTIONS = {"storage.health-check-interval": "0", **{f"performance.{name}": "off" for name in (
     "quick-read", "io-cache", "stat-prefetch", "read-ahead", "readdir-ahead", "open-behind")}}
 _MOUNT = ("attribute-timeout=0", "entry-timeout=0", "direct-io-mode=enable")
@@ -40,14 +40,15 @@ VOLUME_ID = "00000000-0000-0000-0000-00000000c0de"
 
 
 class SlaveHost:
-    """The host `s`, whose volumes are made as they are asked for, and another one, `far`."""
+    """The host `s`, whose volumes are made on request, and another one, `far`."""
 
     def __init__(self, node: Node, far: Host, folder: Path) -> None:
         self.node, self.far = node, far
         self.folder = folder
 
     def volume(self, name: str, shape: str = "one", brick: Path | None = None, **options: str) -> Path:
-        """A volume, started and mounted; the path of the mount for everyone. brick: where its one brick lies."""
+        """Make a volume, start and mount it; return the path of the mount for everyone. brick: where its one brick
+        lies."""
         bricks, words = SHAPES[shape]
         places = [f"{self.node.address}:{brick or self.node.bricks / f'{name}-{n}'}" for n in range(bricks)]
         self.node.gluster("volume", "create", name, *words, *places, "force")
@@ -59,19 +60,19 @@ class SlaveHost:
         return self.node.mount(name, f"/mnt/{name}", "acl", *_MOUNT)
 
     def mount_anew(self, name: str) -> None:
-        """A mount of a sharded volume keeps for some time what it has seen of a file's length."""
+        """Mount a volume again: a mount of a sharded volume caches the lengths of files for some time."""
         self.node.run("umount", "-l", f"/mnt/{name}")
         self.node.mount(name, f"/mnt/{name}", "acl", *_MOUNT)
 
     def lock_holder(self, name: str) -> int:
-        """The pid, as the host has it, of the agent that works in a volume."""
+        """The pid, as the host sees it, of the agent that works in a volume."""
         info = self.node.gluster("volume", "info", name)
         volume_id = next(line.split(": ")[1] for line in info.splitlines() if line.startswith("Volume ID"))
         known = self.node.path(f"/run/gsync/volume-{volume_id}/lock").read_text()
         return int(known.split('"pid": ')[1].split(",")[0])
 
     def brick_pid(self, name: str, number: int) -> int:
-        """Of a brick of a volume."""
+        """The pid of a brick of a volume."""
         brick = str(self.node.bricks / f"{name}-{number}").strip("/").replace("/", "-")
         file, = self.node.path("/run/gluster/vols").glob(f"*/*{brick}.pid")
         return int(file.read_text())
@@ -105,13 +106,13 @@ def slave_host(folder: Path) -> Iterator[SlaveHost]:
         yield SlaveHost(node, hosts["far"], folder)
 
 
-# Runs a command where libgfapi cannot be loaded.
+# Runs a command in a place where libgfapi cannot be loaded.
 _WITHOUT_GFAPI = ("unshare", "--mount", "sh", "-c", 'mount --bind /dev/null "$0" && exec "$@"', next(
     iter(map(str, Path("/usr/lib").glob("*/libgfapi.so.0"))), "libgfapi.so.0"))
 
 
 class HostLink(LocalLink):
-    """Programs on a host, with pipes to them; the agent takes this way to the volume: gfapi or mount."""
+    """Runs programs on a host, with pipes to them; the agent reaches the volume by this access: gfapi or mount."""
 
     def __init__(self, node: Node, volume: str, way: str) -> None:
         super().__init__(Slave(f"::{volume}".encode()))
@@ -121,13 +122,13 @@ class HostLink(LocalLink):
         return Channel([*self.there(), *_PROGRAM, *argv])
 
     def there(self) -> list[bytes]:
-        """What begins a command that runs on the host."""
+        """The words before a command that runs on the host."""
         hidden = _WITHOUT_GFAPI if self._way == "mount" else ()
         return [word.encode() for word in self._node.argv("setpriv", "--pdeathsig", "KILL", *hidden)]
 
 
 class Side(NamesSide):
-    """A worker's side of one volume: names are filled and files sent as a worker would, without one."""
+    """A worker's side of one volume: fills names and sends files as a worker would, without a worker."""
 
     epochs = itertools.count(1)
 
@@ -141,7 +142,7 @@ class Side(NamesSide):
         assert ("libgfapi" in maps) == (self.way == "gfapi")
 
     def connect(self) -> Hello:
-        """(Again.)"""
+        """Connect, or connect again."""
         self.epoch = next(self.epochs)
         self.link = HostLink(self.host.node, self.volume, self.way)
         self.client = SlaveClient(self.link)
@@ -160,7 +161,7 @@ class Side(NamesSide):
             self.engine.close()
             self.client.close()
 
-    # what a worker does
+    # a worker's steps
 
     def _fill(self, rows: Sequence[FillRow]) -> FillAnswer:
         return self.client.fill(rows)
@@ -198,7 +199,7 @@ class Side(NamesSide):
         return dict(self.client.list(gfid)[0])
 
     def shows(self, condition: Callable[[], bool]) -> None:
-        """The mount shows it, a new one if the volume is sharded."""
+        """Wait until the mount shows it; for a sharded volume, a new mount."""
         if self.volume.startswith("shard"):
             self.host.mount_anew(self.volume)
         assert condition()

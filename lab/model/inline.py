@@ -1,4 +1,6 @@
-"""The slave without processes: the agent's methods called directly, file data put by the receiver's own tree code."""
+"""The slave without processes: the agent's methods are called directly, and the receiver's own tree code writes the
+data.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class InlineClient(SlaveClient):
-    """A SlaveClient whose agent is an object in this process. Also the Connection's link: both end together."""
+    """A SlaveClient whose agent is an object in this process. It is also the Connection's link: both end together."""
 
     def __init__(self, root: Path, world: World) -> None:
         self._world = world
@@ -50,7 +52,7 @@ class InlineClient(SlaveClient):
         return future
 
     def check(self) -> None:
-        """Nothing lies between."""
+        """Nothing can break in between."""
 
     def commit(self, stime: int | None, entry_stime: int | None, epoch: int, clear: bool,
                mark: str | None = None, walked: bool = False) -> CommitAnswer:
@@ -64,7 +66,7 @@ class InlineClient(SlaveClient):
         return self._target.operations.tree
 
     def held(self) -> tuple[dict[Name, Gfid], dict[Gfid, bytes]]:
-        """Names in the tree and contents by gfid, as the index says and the disk confirms."""
+        """Names in the tree and contents by gfid, according to the index and confirmed by the disk."""
         names: dict[Name, Gfid] = {}
         contents: dict[Gfid, bytes] = {}
         todo = [ROOT_GFID]
@@ -82,7 +84,7 @@ class InlineClient(SlaveClient):
         return names, contents
 
     def die(self) -> None:
-        """SIGKILL: descriptors go, transactions roll back."""
+        """SIGKILL: descriptors are closed, transactions roll back."""
         self.agent.close()
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
-"""What a worker is built from, as plain values: an empty master, a slave that says what it is told to, time by hand.
+"""The parts of a worker, as plain values: an empty master, a slave that says as it is told, a clock moved by hand.
 
-For tests of a worker's life. What it replicates, and in which order, is for the World.
+For tests of a worker's life. The World tests the changes that it replicates, and their order.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ HELLO = Hello(protocol=1, version="", pid=1, boot_id="", stime=START, entry_stim
 
 
 class HandClock:
-    """Stands still but for `wait`, which is what a worker does when it has nothing to do."""
+    """A clock that stands still except in `wait`, which a worker calls when it has nothing to do."""
 
     def __init__(self) -> None:
         self.ns = START
@@ -53,7 +53,8 @@ class HandClock:
 
 
 class PlainLease:
-    """`others`: how often another worker is seen to hold it; `lost`: whether it was taken from this one."""
+    """`others`: how often another worker is seen to hold it; `lost`: whether another worker has taken it from this
+    one."""
 
     def __init__(self) -> None:
         self.others, self.lost, self.releases, self.epoch = 0, False, 0, 0
@@ -80,7 +81,7 @@ class PlainLease:
 
 
 class PlainRecorder:
-    """Has recorded everything up to now."""
+    """A recorder that has recorded everything up to now."""
 
     def __init__(self, time: HandClock) -> None:
         self._time = time
@@ -93,11 +94,11 @@ class PlainRecorder:
         """It need not be asked."""
 
     def wait_complete(self, until_ns: int) -> None:
-        """It has."""
+        """It is complete already."""
 
 
 class PlainHistory:
-    """Reaches back for ever, and holds nothing."""
+    """A history that reaches back for ever, and is empty."""
 
     def reaches_back_to(self, time: int) -> bool:
         return True
@@ -110,7 +111,7 @@ class PlainHistory:
 
 
 class PlainClient:
-    """An agent with nothing left over. `calls`: what was asked of it, by whoever keeps the list."""
+    """An agent with nothing left over. `calls`: its requests, if the caller keeps the list."""
 
     def __init__(self, calls: list[str]) -> None:
         self._calls = calls
@@ -136,7 +137,7 @@ class PlainClient:
 
 
 class PlainTree:
-    """A master with nothing in it."""
+    """An empty master."""
 
     def __init__(self) -> None:
         self.hints: dict[bytes, object] = {}
@@ -146,7 +147,7 @@ class PlainTree:
         """Nothing is read."""
 
     def check_whole(self) -> None:
-        """It is."""
+        """It is whole."""
 
     def is_away(self, err: int) -> bool:
         return False
@@ -156,7 +157,7 @@ class PlainTree:
 
 
 class PlainSyncer:
-    """Nothing is ever sent."""
+    """A syncer that never has anything to send."""
 
     def __init__(self) -> None:
         self.flow = SimpleNamespace(bytes=0)
@@ -168,12 +169,12 @@ class PlainSyncer:
         return []
 
     def close(self) -> None:
-        """No threads."""
+        """There are no threads."""
 
 
 @dataclass
 class Plain:
-    """A worker and all that it is built from. `connecting` is called before each connection is made; it may raise."""
+    """A worker and all of its parts. `connecting` is called before each connection is made; it may raise."""
 
     folder: Path
     limits: Limits = field(default_factory=Limits)
@@ -210,12 +211,12 @@ class Plain:
 
     @property
     def states(self) -> list[str]:
-        """What was shown, each once in a row."""
+        """The states shown, without repetitions."""
         shown = [snapshot.state.value for snapshot in self.shown]
         return [state for i, state in enumerate(shown) if i == 0 or state != shown[i - 1]]
 
     def stop(self) -> None:
-        """As if told to, whatever it is at."""
+        """Stop the worker as an order would, whatever it is doing."""
         raise Stopped
 
     def close(self) -> None:

@@ -1,12 +1,12 @@
 """A small world for histories: a master tree, the real recorder, worker, planner and agent code, and their deaths.
 
-Everything runs in this process and in the order that a history asks for: the recorder is polled and cut by hand, the
-worker cycles by hand, the agent is called without a process in between. Time is the real clock plus an offset that
-each cut moves on by some seconds, so that a changelog can be written whenever a history wants one, and so that what
-changed before and after a cut lies further apart than any margin. The kernel's ctimes are shown by the same clock.
+Everything runs in this process and in the order that a history asks for: it polls and cuts the recorder by hand, cycles
+the worker by hand, and calls the agent without a process in between. Time is the real clock plus an offset. Each cut
+moves that on by some seconds, so that a changelog can be written whenever a history wants one, and so that changes
+before and after a cut are further apart than any margin. The kernel's ctimes are shown by the same clock.
 
-At every commit the world checks invariant 1: what the slave holds at a name, and as the content of an inode, is what
-the master had there at some moment since the committed stime.
+At every commit the world checks invariant 1: at each name, and as the content of each inode, the slave has something
+that the master had there at some moment since the committed stime.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ from gsync.recorder.status import RecorderStatus, read_status
 from gsync.state.home import Home
 from lab.model.inline import InlineClient, InlineSyncer
 
-_COARSE = 5  # CLOCK_REALTIME_COARSE, which inodes are stamped by
+_COARSE = 5  # CLOCK_REALTIME_COARSE, which stamps inodes
 
 
 class Killed(BaseException):
-    """A process dies here: no except, no finally of it has an effect that lasts."""
+    """A process dies here: no except or finally of it has a lasting effect."""
 
 
 class ModelClock:
-    """The real clock, some seconds ahead; more with each step."""
+    """The real clock, some seconds ahead; further with each step."""
 
     STEP = 5 * NS  # more than SUSPECT_MARGIN
 
@@ -62,7 +62,7 @@ class ModelClock:
         return time.monotonic() + self._ahead[-1] / NS
 
     def step(self, ns: int = STEP) -> None:
-        """Let time pass. Not before the kernel's clock has ticked, so that a ctime belongs to one side."""
+        """Let time pass, but not before the kernel's clock has ticked, so that a ctime belongs to one side."""
         now = time.time_ns()
         while (tick := time.clock_gettime_ns(_COARSE)) < now:
             time.sleep(0.0005)
@@ -70,12 +70,12 @@ class ModelClock:
         self._ahead.append(self._ahead[-1] + ns)
 
     def of_kernel(self, ctime: int) -> int:
-        """What this clock showed when the kernel stamped an inode."""
+        """The time that this clock showed when the kernel stamped an inode."""
         return ctime + self._ahead[bisect_right(self._since, ctime) - 1]
 
 
 class ModelTree(PosixTree):
-    """The master, its ctimes by the clock of the model."""
+    """The master, with its ctimes by the model's clock."""
 
     def __init__(self, world: World) -> None:
         super().__init__(world.volume.open_root(), world.volume.tag, world.brick.namespace,
@@ -88,7 +88,7 @@ class ModelTree(PosixTree):
 
 
 class World:
-    """Paths are relative to the base folder: "m/..." is the master, "o/..." lies outside, "s/..." is the slave."""
+    """Paths are relative to the base folder: "m/..." is the master, "o/..." is outside, "s/..." is the slave."""
 
     def __init__(self, base: Path, detector: Callable[..., object]) -> None:
         self.base = base
@@ -105,13 +105,13 @@ class World:
         self.worker: Worker | None = None
         self.connection: Connection | None = None
         self.history: list[tuple[int, dict[Name, Gfid], dict[Gfid, bytes]]] = []
-        self.step: Callable[[str], None] = lambda name: None      # every durable step, of all processes
-        self.between: Callable[[str], None] = lambda method: None  # before every call of the agent
+        self.step: Callable[[str], None] = lambda name: None      # called at every durable step, of all processes
+        self.between: Callable[[str], None] = lambda method: None  # called before every call of the agent
         self.limits = Limits()
         self.tree_class: type[ModelTree] = ModelTree
         self.adopt = False
         self.patterns: list[str] = []
-        self.node = 0           # whose changelog.db it is: several take over from each other
+        self.node = 0           # whose changelog.db is in use: several nodes take over from each other
         self.order = Order.RUN
         self.damaged = b"damaged by somebody"
         self.sent: list[Gfid] = []
@@ -157,7 +157,7 @@ class World:
         self.note()
 
     def note(self) -> None:
-        """Remember what the master holds now."""
+        """Remember the master's present content."""
         names, contents = self._look(self.master)
         self.history.append((self.clock(), names, contents))
 
@@ -199,7 +199,7 @@ class World:
             raise
 
     def recorder_dies(self) -> None:
-        """SIGKILL: what is not durable is lost, and so is what the kernel had queued."""
+        """SIGKILL: anything not durable is lost, and so are the events that the kernel had queued."""
         if self.recorder is not None:
             self.recorder.close()
             self.recorder = None
@@ -252,7 +252,7 @@ class World:
         return self.tree
 
     def cycle(self) -> bool:
-        """One step of the worker; False if it found nothing to do. What ends its connection ends it."""
+        """One step of the worker; False if it found nothing to do. Whatever ends its connection ends the worker."""
         try:
             return self._worker().cycle()
         except (Transient, Stopped):
@@ -263,7 +263,7 @@ class World:
             raise
 
     def worker_stops(self) -> None:
-        """As it was told to, or its connection broke: what it has noted stays."""
+        """As after an order, or when its connection broke: its notes stay."""
         self.order = Order.RUN
         if self.worker is not None:
             self.db.flush()
@@ -280,12 +280,12 @@ class World:
             self.ledger.close()
 
     def takes_over(self, node: int) -> None:
-        """Another node's worker goes on, with a changelog.db of its own and the same recorder."""
+        """Another node's worker takes over, with a changelog.db of its own and the same recorder."""
         self.worker_dies()
         self.node = node
 
     def lose_history(self) -> None:
-        """The changelogs so far are gone; the worker finds out when it needs them."""
+        """Delete the changelogs so far; the worker finds out when it needs them."""
         for path in Path(self.brick.changelogs).rglob("CHANGELOG.*"):
             path.unlink()
 
@@ -299,14 +299,14 @@ class World:
                         opened.write(self.damaged)
 
     def forget_stime(self) -> None:
-        """As `gsync delete --reset-sync-time`; the worker has ended."""
+        """Do the same as `gsync delete --reset-sync-time`; the worker has ended."""
         self.worker_dies()
         client = InlineClient(self.slave, self)
         client.hello(self.volume.uuid, "v", "session", 1)
         client.forget_stime()
         client.close()
 
-    # ends
+    # endings
 
     def quiet(self) -> None:
         """Let everything come to rest."""
@@ -324,7 +324,7 @@ class World:
         raise AssertionError("the worker does not come to rest")
 
     def check_equal(self) -> None:
-        """The trees are the same, and nothing is left behind at the slave."""
+        """Check that the trees are the same, and that nothing is left behind at the slave."""
         from lab.trees import compare
 
         assert compare(os.fsencode(self.master), os.fsencode(self.slave)) == []
@@ -334,7 +334,7 @@ class World:
         assert self.ledger.all() == []
 
     def check_commit(self, stime: int | None) -> None:
-        """Invariant 1, from what the slave's index says and the disk confirms."""
+        """Check invariant 1, from the slave's index, confirmed by the disk."""
         if stime is None or self.limits.max_delete:
             return
         since = [i for i, (then, _, _) in enumerate(self.history) if then <= stime]
@@ -345,13 +345,13 @@ class World:
         for name in (set(names) | {n for _, there, _ in past for n in there}) - counted:
             allowed = {there.get(name) for _, there, _ in past}
             if name[0] != ROOT_GFID and not all(self._exists(name[0], there) for _, there, _ in past):
-                allowed.add(None)  # its directory came or went meanwhile
+                allowed.add(None)  # its directory appeared or went away meanwhile
             assert names.get(name) in allowed, (
                 f"stime lies: {name} is {names.get(name)!r}, the master had {allowed!r} since then")
         for gfid, content in contents.items():
             had = {held[gfid] for _, _, held in past if gfid in held}
             if content == self.damaged and any(held.get(gfid) not in had or len(had) > 1 for _, _, held in past):
-                continue  # it changed since, and so comes with its record
+                continue  # it changed since, so its record will bring it
             assert not had or content in had, f"stime lies: content of {gfid.hex()} is {content!r}, not in {had!r}"
 
     @staticmethod
@@ -365,7 +365,7 @@ class World:
 
 
 class _Port:
-    """The recorder as the worker sees it, polled when the worker waits for it."""
+    """The recorder as the worker sees it, polled while the worker waits for it."""
 
     def __init__(self, world: World) -> None:
         self._world = world
