@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
 def _boottime() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-@dataclass(frozen=True)
-class Clock:
+class Clock(NamedTuple):
     """now: ns since 1970, which somebody may set. monotonic: seconds, for what has to last; they stand still while the
     host is suspended. boottime: seconds that go on meanwhile."""
 

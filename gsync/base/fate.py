@@ -19,9 +19,8 @@ Standard library only, Python 3.9.
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
 from enum import Enum
-from typing import Optional
+from typing import NamedTuple, Optional
 
 
 class Fate(Enum):
@@ -42,8 +41,7 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 _PASSING = frozenset({errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ETIMEDOUT, errno.ETXTBSY, errno.ENOMEM})
 
 
-@dataclass(frozen=True)
-class Side:
+class Side(NamedTuple):
     """The table of one side: the errnos of each fate. The first fate that lists a number wins."""
 
     gone: frozenset[int] = _GONE

@@ -64,7 +64,6 @@ def run(
 
     from gsync.base.errors import LockedError
     from gsync.base.process import Lock
-    from gsync.service import slave_host
     from gsync.session import config, places
     from gsync.session.control import Wanted, read_wanted
     from gsync.session.options import Options
@@ -90,6 +89,8 @@ def run(
         found = sessions.find_or_new(volume.name, places.slave_text(target))
         session = replace(found, options=config.load_options([*config.site_paths(home.path), found.config], given))
         if accept_host_key is not None:
+            from gsync.service import slave_host  # brings the client of the slave along
+
             slave_host.accept_host_key(target, session.options, accept_host_key)
         sessions.save(found)
         with Lock(session.run_lock, f"session {session.name}"):
