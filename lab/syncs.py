@@ -1,4 +1,4 @@
-"""What a piece of code makes durable, in order: each fsync by the path of its file, and what the folders held then."""
+"""Records the durable steps of a piece of code, in order: each fsync by its file, with renames and removals between."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Syncs:
     """Notes every os.fsync of this process, and every os.rename and os.unlink between them."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.calls: list[tuple[str, str]] = []  # what was done, to the last part of which path
-        self.look: Callable[[str], None] = lambda path: None  # told of each fsync before it is done
+        self.calls: list[tuple[str, str]] = []  # the call, and the last part of its path
+        self.look: Callable[[str], None] = lambda path: None  # called before each fsync
         fsync, rename, unlink = os.fsync, os.rename, os.unlink
 
         def synced(fd: int) -> None:

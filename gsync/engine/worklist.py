@@ -219,7 +219,7 @@ class ChangelogDB:
     # DATA and META
 
     def add_gfids(self, gfids: Iterable[Gfid], data: DataNeed, is_dir: bool = False) -> None:
-        """Add META, and DATA as requested. A directory is done after all files and names."""
+        """Add META for these inodes, and DATA as requested. A directory is done after all files and names."""
         self._begin()
         self._owes_files = self._owes_files or not is_dir
         self._db.executemany(

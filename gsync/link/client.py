@@ -200,7 +200,7 @@ class SlaveClient:
     def hello(self, volume: str, volume_name: str, session: str, epoch: int, adopt: bool = False,
               delete_retention: int = 0, make: bool = False, leave: Sequence[str] = ()) -> Hello:
         """Open the slave tree; with `make`, create it if only its last folder is missing. leave: "xattrs", "acls" that
-        the slave keeps as its own. This is the first call; SlaveError tells why the agent refuses."""
+        the slave keeps as its own. Only look and survey may come before it. SlaveError tells why the agent refuses."""
         answer = self.call(
             "hello", protocol=rpc.PROTOCOL, volume=volume, volume_name=volume_name, session=session, epoch=epoch,
             adopt=adopt, delete_retention=delete_retention, make=make, leave=list(leave), timeout=self._timeout,

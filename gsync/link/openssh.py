@@ -1,4 +1,4 @@
-"""How OpenSSH is called: its options, what its configuration says of a slave host, and which cipher is fast there.
+"""Calls OpenSSH: its options, its configuration for a slave host, and the cipher that is fast there.
 
 Not here: connections (ssh), host keys (hostkeys).
 """
@@ -18,8 +18,8 @@ _FAST_CIPHER = "aes128-gcm@openssh.com"
 
 @dataclass(frozen=True)
 class SshOptions:
-    """How to use ssh: its configuration file (None: the user's), further options as for `ssh -o`, times in seconds, the
-    program. identity: the private key of a session that may do nothing but what `agent --forced` allows."""
+    """Settings for ssh: its configuration file (None: the user's), further options as for `ssh -o`, times in seconds,
+    the program. identity: the private key of a session, restricted to what `agent --forced` allows."""
 
     config_file: str | None = None
     extra: tuple[str, ...] = ()
@@ -31,7 +31,7 @@ class SshOptions:
 
 
 def ssh_argv(slave: Slave, options: SshOptions) -> list[str]:
-    """ssh with every option that all our uses of it share, without the host."""
+    """The ssh command with the options that all our uses share, without the host."""
     argv = [options.command, "-T", "-x", "-a", "-oBatchMode=yes", f"-oConnectTimeout={options.connect_timeout}",
             f"-oServerAliveInterval={options.alive_interval}", "-oServerAliveCountMax=4", "-oClearAllForwardings=yes",
             "-oPermitLocalCommand=no", "-oRemoteCommand=none", "-oRequestTTY=no", "-oEscapeChar=none",
@@ -47,7 +47,7 @@ def ssh_argv(slave: Slave, options: SshOptions) -> list[str]:
 
 
 def effective_config(slave: Slave, options: SshOptions) -> dict[str, str]:
-    """What ssh would use for this slave: the first value of each option, by its name in lower case (`ssh -G`)."""
+    """The options that ssh would use for this slave: the first value of each, by its name in lower case (`ssh -G`)."""
     done = subprocess.run([*ssh_argv(slave, options), "-G", slave.target], stdin=subprocess.DEVNULL,
                           capture_output=True, text=True, errors="replace", check=False)
     if done.returncode != 0:
@@ -75,7 +75,7 @@ def has_aes() -> bool:
 
 
 def cipher_list(configured: str, default: str) -> str | None:
-    """The list of ciphers that prefers the fast one; None if the user has chosen ciphers, or ssh does not know it."""
+    """The list of ciphers with the fast one first; None if the user has chosen ciphers, or ssh lacks it."""
     ciphers = default.split(",")
     if configured != default or _FAST_CIPHER not in ciphers:
         return None

@@ -38,7 +38,7 @@ class FillCode(str, Enum):
     ERROR = "error"        # see the answer's errors
 
 
-OK, MADE, NEW, DIRECT, ADOPTED, PARENT, CYCLE, ERROR = FillCode  # as the agent writes them
+OK, MADE, NEW, DIRECT, ADOPTED, PARENT, CYCLE, ERROR = FillCode  # short names for the agent
 _CODES = {code.value: code for code in FillCode}
 
 ANY_SIZE = -1          # in place of the size of a file that has landed: the source keeps changing

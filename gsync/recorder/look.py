@@ -83,7 +83,7 @@ class Look:
                 self._hints.note_flags(hint.new, unproven)
 
     def _look(self, names: dict[Name, int], renamed_from: dict[Name, Name]) -> None:
-        """Look first at the new names of renames, then at the old ones, then at names in directories met on the way."""
+        """Look first at the new names of renames, then at all others, then at names in directories met on the way."""
         targets = {name: flags for name, flags in names.items() if name in renamed_from}
         unknown = self._look_at_all(targets, renamed_from)
         unknown |= self._look_at_all({n: f for n, f in names.items() if n not in targets}, renamed_from)

@@ -254,7 +254,7 @@ class Recording:
         self._note_tracking()
 
     def _note_tracking(self) -> None:
-        """Nothing was seen before the first scan, and hints on disk have not been looked at yet."""
+        """Start tracking once the first scan is done and no hint waits on disk: until then, events are missing."""
         if self._detector.sees_all and self._live.complete and not self._hints.any_on_disk:
             self._live.tracking = True
 

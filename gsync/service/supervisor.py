@@ -157,7 +157,7 @@ class Supervisor:
         return self._worker_ended(kept, ending) if isinstance(kept, _Worker) else self._recorder_ended(kept, ending)
 
     def _recorder_ended(self, recorder: KeptProcess, ending: Ending) -> Ending | None:
-        if ending.code == LOCKED:  # another worker was a moment faster, and will do
+        if ending.code == LOCKED:  # another recorder was a moment faster, and will do
             recorder.again(self._patience.look)
             return None
         if ending.code == USAGE:

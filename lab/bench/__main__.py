@@ -2,8 +2,8 @@
 `scripts/bench gluster`: the same beside GlusterFS's own geo-replication; needs root and glusterfs-server.
 
 Prints a table of ratios (gsync's time over the peer's: below 1 gsync is faster) and of gsync's peak memory.
-A workload that fails is reported and makes the exit code 1; the others go on.
-As root every tree gets a fresh ext4 of its own. The last column says whether the project's aims were met; they
+A workload that fails is reported and makes the exit code 1; the others continue.
+As root, every tree gets a fresh ext4 of its own. The last column tells whether the project's aims were met; they
 hold for the full size (--scale 1) on a quiet machine.
 """
 

@@ -1,10 +1,10 @@
 """What a GlusterFS brick has recorded, and whether it has missed anything; read from its changelogs folder alone.
 
 A brick closes a slice every rollover-time and lists it in HTIME, empty or not: the last one listed tells up to when all
-changes are there. A hole in the list is a time in which the brick did not run, or hung; so is the time before its
-process started. Changes that the other bricks of its set took meanwhile are in none of its changelogs. Neither are the
-last changes of a process that was killed: a change is recorded after it is made. Both are gaps. A slice counts once
-everybody can see the changes that it records (GlusterInfo.settles).
+changes are there. A hole in the list is a time in which the brick did not run, or hung; the start of its process ends
+another. Changes that the other bricks of its set took meanwhile are in none of its changelogs. Neither are the last
+changes of a process that was killed: a change is recorded after it is made. Both are gaps.
+A slice counts once everybody can see the changes that it records (GlusterInfo.settles).
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class DirectoryNames(Names[list[IndexEntry], Claimed]):
         self._adopt = adopt
         self._step = step
         self._touched: list[Touched] = []
-        self._known: dict[Gfid, list[IndexEntry]] = {}  # the index as it was when the page began, unchanged since
+        self._known: dict[Gfid, list[IndexEntry]] = {}  # rows as of the start of the page, unchanged since
         self._empty: dict[Gfid, bool] = {}         # unattached directories: whether they have no names
         self._new: set[str] | None = None          # the names in limbo/new
 

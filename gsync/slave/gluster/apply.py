@@ -59,7 +59,7 @@ class VolumeNames(Names[Node, Node]):
         self._state.write(durable=bool(self._touched))
 
     def make_durable(self, *, made: bool) -> None:
-        """Nothing to do: notes are durable when they are made."""
+        """The notes are durable already."""
         if made and not self._volume.write_through:
             self._volume.sync()
 
