@@ -47,8 +47,8 @@ def take(root: bytes, volume: str, volume_name: str, adopt: bool, make: bool = F
          epoch: int = 0, ticket: str = "", patience: fence.Patience = fence.PATIENCE,
          clock: Clock = SYSTEM_CLOCK) -> Taken:
     """Take ROOT as the slave of this volume, from an older connection of the session if necessary; with `make`, create
-    it if only its last folder is missing. SlaveError tells why not; then nothing was written. Fenced: a younger
-    connection has it."""
+    it if only its last folder is missing. If it cannot be this volume's slave, SlaveError tells why, and nothing was
+    written. Fenced: a younger connection has it."""
     if make:
         with suppress(OSError):  # opening it gives the reason
             os.mkdir(root, 0o755)

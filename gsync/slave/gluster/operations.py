@@ -60,7 +60,7 @@ class VolumeOperations:
     # names
 
     def fill(self, rows: Sequence[FillRow]) -> FillAnswer:
-        """Bring each name to the inode that its row says."""
+        """Bring each name to the inode that its row gives."""
         return self._desired.fill(rows)
 
     def remove(self, rows: Sequence[RemoveRow], keep_last: bool = False) -> RemoveAnswer:
