@@ -16,7 +16,7 @@ import os
 import secrets
 import stat
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO
 
 from gsync.base.clock import SYSTEM_CLOCK, Clock
@@ -49,15 +49,16 @@ _OWN_XATTRS = (b"trusted.gfid", b"trusted.glusterfs.", b"trusted.afr.", b"truste
 
 
 class DirStore:
-    """The directory `root`, which must exist."""
+    """The directory `root`, which must exist. flush: makes a whole file system durable."""
 
     kind = "dir"
 
-    def __init__(self, root: bytes, name: str = "", url: str = "", clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(self, root: bytes, name: str = "", url: str = "", clock: Clock = SYSTEM_CLOCK,
+                 flush: Callable[[int], None] = syncfs) -> None:
         self.name = name or shown(root)
         self.url = url or os.fsdecode(root)
         self._root = root
-        self._clock = clock
+        self._clock, self._flush = clock, flush
         self._caps = Caps(root=os.geteuid() == 0, chown=os.geteuid() == 0, trusted=os.geteuid() == 0)
         self._local = threading.local()
         self._swept: set[tuple[int, int]] = set()
@@ -299,7 +300,7 @@ class DirStore:
                     self._name_all(folders_too=True)
                 else:
                     self._name_all()
-                    syncfs(self._fd)
+                    self._flush(self._fd)
         finally:
             self._local.batched = False
             for new in self._pending().values():
@@ -334,7 +335,7 @@ class DirStore:
             for new in pending.values():
                 os.fsync(new.fd)
         else:
-            syncfs(self._fd)
+            self._flush(self._fd)
         first: OSError | None = None
         while pending:
             _, new = pending.popitem()

@@ -29,12 +29,12 @@ from gsync.transfer.queue.orders import Orders
 from gsync.transfer.queue.requests import NewOperation, NewRequest, TransferState
 from gsync.transfer.queue.retry import RetryPolicy
 from gsync.transfer.queue.transfers import Transfers
-from gsync.transfer.stores.store import Category, StoreError, category_of
+from gsync.transfer.stores.store import Category, category_of
 from gsync.transfer.stores.vault import VaultStore
 from gsync.transfer.stores.vaultfiles import make_vault
 from lab import REPOSITORY as ROOT
 from lab.tape import Tape
-from tests.unit.transfer.test_queue_worker import NOW, Place, failing
+from tests.unit.transfer.test_queue_worker import NOW, Copies, Place
 
 
 @pytest.fixture
@@ -53,19 +53,18 @@ def test_eos_5_what_waits_is_kept_in_order_and_can_be_killed(place: Place) -> No
     assert Intake(again).submit(NewRequest("queue", "'quo\"te\n\udcff", [NewOperation("copy", [place.transfer("x")])]))
 
 
-def test_eos_6_one_bad_file_repeats_no_good_one_and_waits_before_its_next_try(place: Place,
-                                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eos_6_one_bad_file_repeats_no_good_one_and_waits_before_its_next_try(place: Place) -> None:
     """The whole batch was copied again, at once."""
     names = [f"f{n}" for n in range(20)]
     place.write(*names)
-    calls = failing(monkeypatch, 1, lambda: StoreError("store b: I/O error", Category.TRANSIENT, errno.EIO))
+    copies = Copies(1, "store b: I/O error", errno.EIO)
     id_ = place.submit(*names)
-    place.run(policy=RetryPolicy(first_pause=100.0))
+    place.run(handlers=copies.handlers, policy=RetryPolicy(first_pause=100.0))
     assert Counter(state for _, state, _ in place.of(id_)) == {"DONE": 19, "RETRY": 1}
     Orders(place.db).retry(request=id_)
-    place.run()
+    place.run(handlers=copies.handlers)
     assert {state for _, state, _ in place.of(id_)} == {"DONE"}
-    assert len(calls) == 21
+    assert copies.calls == 21
 
 
 def test_eos_6_a_rename_that_fails_is_the_transfers_failure(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,14 +100,13 @@ def test_dirac_13_a_request_is_durable_when_submit_returns(place: Place) -> None
     assert place.db.read("PRAGMA synchronous") == [(2,)]  # FULL: after a power cut too
 
 
-def test_dirac_13_nothing_sleeps_while_one_transfer_waits_for_its_next_try(place: Place,
-                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dirac_13_nothing_sleeps_while_one_transfer_waits_for_its_next_try(place: Place) -> None:
     """It slept up to 970 s inline. Here only the row waits."""
     place.write("x", "y")
-    failing(monkeypatch, 1, lambda: StoreError("store b: I/O error", Category.TRANSIENT))
+    copies = Copies(1, "store b: I/O error")
     first, second = place.submit("x"), place.submit("y", owner="other")
     begun = time.monotonic()
-    place.run(policy=RetryPolicy(first_pause=10_000.0, longest_pause=10_000.0))
+    place.run(handlers=copies.handlers, policy=RetryPolicy(first_pause=10_000.0, longest_pause=10_000.0))
     assert time.monotonic() - begun < 5_000
     assert {place.only(first).state, place.only(second).state} == {TransferState.RETRY, TransferState.DONE}
 
@@ -133,13 +131,13 @@ def test_dirac_14_of_many_that_pick_at_once_each_transfer_goes_to_one(place: Pla
     assert len(taken) == len(set(taken)) == 200
 
 
-def test_dirac_14_a_try_is_counted_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dirac_14_a_try_is_counted_once(place: Place) -> None:
     place.write("x")
-    calls = failing(monkeypatch, 2, lambda: StoreError("store b: I/O error", Category.TRANSIENT))
+    copies = Copies(2, "store b: I/O error")
     id_ = place.submit("x")
-    place.run()
-    place.run()
-    assert (place.only(id_).state, place.only(id_).tries, len(calls)) == (TransferState.DONE, 2, 3)
+    place.run(handlers=copies.handlers)
+    place.run(handlers=copies.handlers)
+    assert (place.only(id_).state, place.only(id_).tries, copies.calls) == (TransferState.DONE, 2, 3)
 
 
 def test_dirac_14_ten_poisoned_files_do_not_starve_the_spool(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,10 +188,11 @@ def test_aso_16_a_file_of_the_spool_is_whole_and_none_overwrites_another(place: 
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_aso_17_no_copy_removes_its_source(place: Place, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+def test_aso_17_no_copy_removes_its_source(place: Place, fails: bool) -> None:
     names = ["x", "y", "z"]
     place.write(*names)
-    failing(monkeypatch, 99 if fails else 0, lambda: StoreError("store b: refused", Category.PERMANENT))
+    for name in names if fails else ():
+        (place.b / name).write_text("another")
     id_ = place.submit(*names)
     place.run()
     assert {state for _, state, _ in place.of(id_)} == {"FAILED" if fails else "DONE"}
@@ -201,13 +200,14 @@ def test_aso_17_no_copy_removes_its_source(place: Place, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("retries", [0, 1, 3])
-def test_aso_17_tries_are_not_off_by_one(place: Place, monkeypatch: pytest.MonkeyPatch, retries: int) -> None:
+def test_aso_17_tries_are_not_off_by_one(place: Place, retries: int) -> None:
     place.write("x")
-    calls = failing(monkeypatch, 99, lambda: StoreError("store b: I/O error", Category.TRANSIENT))
+    copies = Copies(99, "store b: I/O error")
     id_ = place.submit("x")
     for _ in range(retries + 3):
-        place.run(policy=RetryPolicy(max_retries=retries, first_pause=0.0, longest_pause=0.0))
-    assert len(calls) == place.only(id_).tries == retries + 1
+        place.run(handlers=copies.handlers,
+                  policy=RetryPolicy(max_retries=retries, first_pause=0.0, longest_pause=0.0))
+    assert copies.calls == place.only(id_).tries == retries + 1
 
 
 def test_aso_18_no_thread_is_left_of_a_worker(place: Place) -> None:
@@ -251,14 +251,13 @@ def test_aso_19_what_one_request_says_holds_for_no_other(place: Place) -> None:
     assert (place.b / "y").read_text() == "old"
 
 
-def test_gsyncd_20_after_the_last_try_a_file_is_a_row_that_stays_not_a_loss(place: Place,
-                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gsyncd_20_after_the_last_try_a_file_is_a_row_that_stays_not_a_loss(place: Place) -> None:
     """After max_rsync_retries the batch was dropped, and the stime advanced."""
     place.write("bad", "good")
-    failing(monkeypatch, 99, lambda: StoreError("store b: I/O error", Category.TRANSIENT))
+    copies = Copies(99, "store b: I/O error")
     id_ = place.submit("bad")
     for _ in range(9):
-        place.run(policy=NOW)
+        place.run(handlers=copies.handlers, policy=NOW)
     t = place.only(id_)
     assert (t.state, t.tries, t.reason) == (TransferState.FAILED, 4, "store b: I/O error")
     assert Orders(place.db).prune(-1e9) == 0  # and no pruning forgets it

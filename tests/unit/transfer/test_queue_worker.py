@@ -7,10 +7,10 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pytest
 
@@ -25,7 +25,6 @@ from gsync.transfer.queue.requests import NewOperation, NewRequest, NewTransfer,
 from gsync.transfer.queue.retry import RetryPolicy
 from gsync.transfer.queue.transfers import Transfers
 from gsync.transfer.queue.worker import QueueSettings, QueueWorker, is_dead, worker_id
-from gsync.transfer.stores.dir import DirStore
 from gsync.transfer.stores.store import Category, Content, StoreError
 
 NOW = RetryPolicy(first_pause=0.0, longest_pause=0.0)
@@ -114,38 +113,39 @@ def test_what_is_there_already_and_the_same_is_done_and_what_is_another_is_not_r
     assert (place.b / "other").read_text() == "content of other"
 
 
-def failing(monkeypatch: pytest.MonkeyPatch, times: int, error: Callable[[], Exception]) -> list[int]:
-    """DirStore.put fails so many times."""
-    calls: list[int] = []
-    real = DirStore.put
+class Copies:
+    """The queue's handlers, of which copying fails the first times; counts how often it is called."""
 
-    def put(self: DirStore, path: bytes, source: BinaryIO, item: Any = None, replace: bool = False) -> Content:
-        calls.append(1)
-        if len(calls) <= times:
-            raise error()
-        return real(self, path, source, item, replace)
+    def __init__(self, fails: int = 0, why: str = "", number: int | None = None) -> None:
+        self.calls, self._fails, self._why, self._number = 0, fails, why, number
+        self._lock = threading.Lock()
+        self.handlers: Mapping[str, Handler] = {**OWN, "copy": self._copy}
 
-    monkeypatch.setattr(DirStore, "put", put)
-    return calls
+    def _copy(self, context: Context, t: Transfer) -> Content | None:
+        with self._lock:
+            self.calls += 1
+            fails = self.calls <= self._fails
+        if fails:
+            raise StoreError(self._why, Category.TRANSIENT, self._number)
+        return handlers.copy(context, t)
 
 
-def test_a_transient_error_is_tried_again_and_the_last_try_is_the_last(place: Place, monkeypatch: pytest.MonkeyPatch
-                                                                        ) -> None:
+def test_a_transient_error_is_tried_again_and_the_last_try_is_the_last(place: Place) -> None:
     place.write("x")
-    calls = failing(monkeypatch, 99, lambda: StoreError("store b: disk full", Category.TRANSIENT, errno.ENOSPC))
+    copies = Copies(99, "store b: disk full", errno.ENOSPC)
     id_ = place.submit("x")
     for _ in range(9):
-        place.run(policy=RetryPolicy(max_retries=2, first_pause=0.0, longest_pause=0.0))
+        place.run(handlers=copies.handlers, policy=RetryPolicy(max_retries=2, first_pause=0.0, longest_pause=0.0))
     assert place.of(id_) == [("x", "FAILED", 3)]
-    assert len(calls) == 3
+    assert copies.calls == 3
     assert place.only(id_).reason == "store b: disk full"
 
 
-def test_a_pause_comes_before_the_next_try(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pause_comes_before_the_next_try(place: Place) -> None:
     place.write("x")
-    failing(monkeypatch, 1, lambda: StoreError("store b: EIO", Category.TRANSIENT))
+    copies = Copies(1, "store b: EIO")
     id_ = place.submit("x")
-    place.run(policy=RetryPolicy(first_pause=1000.0))
+    place.run(handlers=copies.handlers, policy=RetryPolicy(first_pause=1000.0))
     t = place.only(id_)
     assert (t.state, t.tries) == (TransferState.RETRY, 1)
     assert 700 < (t.not_before - time.time_ns()) / 1e9 < 1300
@@ -154,10 +154,10 @@ def test_a_pause_comes_before_the_next_try(place: Place, monkeypatch: pytest.Mon
     assert place.of(id_) == [("x", "DONE", 0)]
 
 
-def test_settings_that_change_hold_while_it_runs(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_that_change_hold_while_it_runs(place: Place) -> None:
     """It would try for ever by those that it began with; a file that cannot be read for a moment changes nothing."""
     place.write("x")
-    failing(monkeypatch, 1 << 60, lambda: StoreError("store b: I/O error", Category.TRANSIENT))
+    copies = Copies(1 << 60, "store b: I/O error")
     id_ = place.submit("x")
     answers: Iterator[UsageError | QueueSettings] = iter(
         [UsageError("gsync.conf: line 1"), QueueSettings(policy=RetryPolicy(max_retries=0), lease=1.0)])
@@ -171,7 +171,7 @@ def test_settings_that_change_hold_while_it_runs(place: Place, monkeypatch: pyte
         return answer
 
     QueueWorker(place.home, QueueSettings(policy=replace(NOW, max_retries=1 << 60), lease=1.0), reread=reread,
-                once=True).run()
+                handlers=copies.handlers, once=True).run()
     assert "FAILED" not in seen
     assert place.only(id_).state is TransferState.FAILED
 
@@ -285,7 +285,7 @@ def test_aso_17_what_was_killed_too_late_is_done(place: Place) -> None:
 
 # workers that die
 
-def test_what_a_dead_worker_had_is_examined_and_not_done_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_dead_worker_had_is_examined_and_not_done_again(place: Place) -> None:
     """aso_19: there a job that was submitted and could not be listed was submitted again."""
     place.write("arrived", "not")
     id_ = place.submit("arrived", "not", "begun")
@@ -294,11 +294,11 @@ def test_what_a_dead_worker_had_is_examined_and_not_done_again(place: Place, mon
     place.db.advance([t.id for t in taken[:2]], TransferState.ACQUIRED, TransferState.SUBMITTED, by=dead)
     (place.b / "arrived").write_text("content of arrived")
     place.write("begun")
-    calls = failing(monkeypatch, 0, Exception)
-    place.run()
-    place.run()
+    copies = Copies()
+    place.run(handlers=copies.handlers)
+    place.run(handlers=copies.handlers)
     assert place.of(id_) == [("arrived", "DONE", 0), ("not", "DONE", 1), ("begun", "DONE", 0)]
-    assert len(calls) == 2
+    assert copies.calls == 2
 
 
 def test_a_lease_that_has_run_out_is_taken_over_and_its_holder_is_not_heard(place: Place) -> None:
@@ -350,22 +350,22 @@ def test_a_job_without_progress_is_given_up(place: Place) -> None:
     assert place.only(slow).state is TransferState.DONE
 
 
-def test_two_workers_at_once_do_each_transfer_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_workers_at_once_do_each_transfer_once(place: Place) -> None:
     """dirac_14: two agents got the same request."""
     names = [f"f{n}" for n in range(200)]
     place.write(*names)
     for n in range(10):
         place.submit(*names[n::10], owner=f"owner{n}")
-    calls = failing(monkeypatch, 0, Exception)
-    threads = [threading.Thread(target=QueueWorker(place.home, QueueSettings(policy=NOW, files=7), once=True).run)
-               for _ in range(3)]
+    copies = Copies()
+    threads = [threading.Thread(target=QueueWorker(place.home, QueueSettings(policy=NOW, files=7), once=True,
+                                                   handlers=copies.handlers).run) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    place.run()
+    place.run(handlers=copies.handlers)
     assert place.db.counts() == {TransferState.DONE: 200}
-    assert len(calls) == 200
+    assert copies.calls == 200
     assert sorted(os.listdir(place.b)) == sorted(names)
 
 

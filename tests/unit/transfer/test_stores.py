@@ -160,18 +160,14 @@ def test_a_copy_is_compared_and_a_torn_source_arrives_nowhere(store: Store, tmp_
     assert not any(thread.name == "mover" for thread in threading.enumerate())
 
 
-def test_in_a_batch_a_file_has_no_name_before_its_bytes_are_durable(store: Store, monkeypatch: pytest.MonkeyPatch
-                                                                    ) -> None:
+def test_in_a_batch_a_file_has_no_name_before_its_bytes_are_durable(tmp_path: Path) -> None:
     named: list[int] = []
-
-    def syncfs(fd: int) -> None:
-        named.append(len(os.listdir(fd)))
-
-    monkeypatch.setattr("gsync.transfer.stores.dir.syncfs", syncfs)
+    store = DirStore(os.fsencode(tmp_path), flush=lambda fd: named.append(len(os.listdir(fd))))
     with store.batch():
         for n in range(20):
             store.put(b"%d" % n, io.BytesIO(b"x"))
         assert os.listdir(store.url) == []  # and no other name either
+    store.close()
     assert named == [0, 20]
 
 
