@@ -210,9 +210,9 @@ class Client:
         if decision.again is None or (transfer.kind == "place" and not plan.begun):
             state = TransferState.FAILED
         moved = self.transfers.advance([transfer.id], TransferState.SUBMITTED, state, by=self._worker,
-                                       reason=str(error),
-                                        category=error.category.value, tries=transfer.tries + decision.charged,
-                                        not_before=decision.again or 0, worker=None, lease=0)
+                                       reason=str(error), category=error.category.value,
+                                       tries=transfer.tries + decision.charged,
+                                       not_before=decision.again or 0, worker=None, lease=0)
         if not moved:
             self.transfers.advance([transfer.id], TransferState.KILL, TransferState.KILLED, by=self._worker)
 
@@ -266,7 +266,7 @@ class Client:
         catalog = parse_catalog(register) if register is not None else None
         transfer = NewTransfer(here.store, here.path, there.store, there.path, catalog=catalog)
         return self._intake.submit(NewRequest("queue", owner or user(), [NewOperation("copy", [transfer])],
-                                                 label, priority))
+                                              label, priority))
 
     def status(self, request: str) -> Status:
         """The progress of a request, given by its id or a prefix of it."""
@@ -274,7 +274,7 @@ class Client:
         if found is None:
             raise UsageError(f"no such request: {request}; list them with gsync queue list")
         rows = self.transfers.read("SELECT DISTINCT reason FROM transfers WHERE request=? AND reason<>'' LIMIT 10",
-                                    (found.id,))
+                                   (found.id,))
         return Status(found, self.transfers.counts(found.id), tuple(row[0] for row in rows))
 
     def requests(self, owner: str | None = None, limit: int = 1000) -> list[Request]:

@@ -316,8 +316,8 @@ class Sending:
         plan = self.plan
         assert plan.catalog is not None
         entry = Registration(f"{plan.request}-{plan.places.index(place)}", plan.name, place.store,
-                      self._store(place.store).url, place.path, plan.content.size, f"sha256:{plan.content.sha256}",
-                      plan.owner, plan.request, plan.created, action)
+                             self._store(place.store).url, place.path, plan.content.size,
+                             f"sha256:{plan.content.sha256}", plan.owner, plan.request, plan.created, action)
         self._catalog(plan.catalog).apply([entry], again=True)
 
 

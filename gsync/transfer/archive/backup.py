@@ -184,8 +184,8 @@ class _Job:
             since = self._began - self._window.seconds * NS if self._window.seconds else 0
             return writer.finish(ManifestHeader(self._archive.root, self._archive.store, self._archive.place,
                                                 self._began,
-                                        os.geteuid(), os.getegid(), window=self._window.time if since else "",
-                                        since=since))
+                                                os.geteuid(), os.getegid(), window=self._window.time if since else "",
+                                                since=since))
         finally:
             writer.close()
 

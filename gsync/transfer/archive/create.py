@@ -78,13 +78,13 @@ class Create:
                     writer.add(entry)
                 manifest = writer.finish(ManifestHeader(archive.root, archive.store, archive.place,
                                                         self._jobs.clock.now(),
-                                                os.geteuid(), os.getegid()))
+                                                        os.geteuid(), os.getegid()))
             finally:
                 writer.close()
             StateFiles(tree).set(eosfile.INIT, eosfile.lines(manifest, vault.store.url))
             StateFiles(tree).append_log(log_line("create", f"{manifest.header.directories} directories, "
-                                               f"{manifest.header.files} files, {manifest.header.bytes} bytes",
-                                     self._jobs.clock.now()))
+                                                 f"{manifest.header.files} files, {manifest.header.bytes} bytes",
+                                                 self._jobs.clock.now()))
         except BaseException as exc:
             batches.close()
             tree.thaw_all()

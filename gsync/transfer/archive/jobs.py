@@ -82,7 +82,7 @@ class Jobs:
                 try:
                     StateFiles(tree).set(eosfile.marker(operation, False),
                                          None if StateFiles(tree).present() or manifest is None else
-                                    eosfile.lines(manifest, vault.store.url))
+                                         eosfile.lines(manifest, vault.store.url))
                     StateFiles(tree).append_log(log_line(operation, "resumed" if retry else "started",
                                                          self.clock.now()))
                     yield job
@@ -95,7 +95,7 @@ class Jobs:
                     raise
                 # Last: an operation killed before this resumes with --retry, and the root keeps its mtime.
                 job.archive = self.archives.end(archive, TransferState.DONE,
-                                                 checked=before.checked if job.checked is None else job.checked)
+                                                checked=before.checked if job.checked is None else job.checked)
                 if job.gone:
                     self.archives.remove(archive)
             finally:
@@ -106,7 +106,7 @@ class Jobs:
     def _failed(self, job: Job, before: Archive, exc: BaseException) -> None:
         state, reason = ending(exc)
         job.archive = self.archives.end(job.archive, state, reason, operation=job.falls_to or job.archive.operation,
-                                         checked=0 if job.falls_to else before.checked)
+                                        checked=0 if job.falls_to else before.checked)
         with suppress(GsyncError, OSError):  # the database says it already
             StateFiles(job.tree).set(eosfile.marker(job.archive.operation, False))
             StateFiles(job.tree).append_log(log_line(job.archive.operation, f"failed: {reason}", self.clock.now()))

@@ -191,8 +191,9 @@ def _header_of(line: bytes) -> ManifestHeader:
         raise ValueError(f"format {doc['format']} is unknown; use a newer gsync")
     return ManifestHeader(_take(doc, "root") or b"/", str(doc["store"]), _take(doc, "place") or b"",
                           int(doc["created"]),
-                  int(doc["uid"]), int(doc["gid"]), int(doc["directories"]), int(doc["files"]), int(doc["bytes"]),
-                  tuple(doc.get("excluded_xattrs", ())), str(doc.get("window", "")), int(doc.get("since", 0)))
+                          int(doc["uid"]), int(doc["gid"]), int(doc["directories"]), int(doc["files"]),
+                          int(doc["bytes"]), tuple(doc.get("excluded_xattrs", ())), str(doc.get("window", "")),
+                          int(doc.get("since", 0)))
 
 
 # writing

@@ -53,7 +53,7 @@ def fetch(vault: Vault, path: bytes, header: ManifestHeader) -> Manifest:
         return found
     more_path = path + b".more"
     try:
-        return _frommembers(vault, path, header, _copy(vault, MORE, more_path))
+        return _from_members(vault, path, header, _copy(vault, MORE, more_path))
     finally:
         with suppress(FileNotFoundError):
             os.unlink(more_path)
@@ -80,7 +80,7 @@ def _copy(vault: Vault, name: bytes, path: bytes) -> Manifest | None:
             os.unlink(new)
 
 
-def _frommembers(vault: Vault, path: bytes, header: ManifestHeader, more: Manifest | None) -> Manifest:
+def _from_members(vault: Vault, path: bytes, header: ManifestHeader, more: Manifest | None) -> Manifest:
     writer, known = ManifestWriter(path), Database.temporary("CREATE TABLE known (path BLOB PRIMARY KEY) WITHOUT ROWID")
     try:
         for _, entry in more.entries() if more is not None else ():
@@ -115,5 +115,5 @@ def _entry_of(vault: Vault, item: Item, path: bytes) -> ManifestEntry:
         content = vault.store.content(item.path)
         sha256 = content.sha256 if content else vault.store.checksum(item.path)
     return ManifestEntry(path, item.kind, item.size if item.is_file else 0, item.mtime, item.ctime, item.uid, item.gid,
-                 item.mode, sha256, item.target if item.kind == stat.S_IFLNK else None,
-                 xattrs=tuple(item.xattrs or ()))
+                         item.mode, sha256, item.target if item.kind == stat.S_IFLNK else None,
+                         xattrs=tuple(item.xattrs or ()))

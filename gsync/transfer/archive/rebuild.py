@@ -52,9 +52,9 @@ class Rebuild:
                     reason="" if empty else "rebuilt while the directory was not empty; gsync archive get --retry "
                                             "completes it, gsync archive status lists what may be missing")
                 StateFiles(tree).set(eosfile.marker("purge" if empty else "get", empty),
-                                eosfile.lines(manifest, vault.store.url))
+                                     eosfile.lines(manifest, vault.store.url))
             StateFiles(tree).append_log(log_line("rebuild", f"{header.directories} directories, {header.files} files",
-                                     self._jobs.clock.now()))
+                                                 self._jobs.clock.now()))
         finally:
             tree.close()
         return self._archives.change(archive, entries=header.directories + header.files, size=header.bytes)

@@ -79,7 +79,6 @@ class Archive:
             return "created"
         return f"{self.operation} {'done' if self.done else 'failed'}"
 
-
     @property
     def on_disk(self) -> bool:
         """Whether the tree is known to be whole on the disk."""
@@ -188,7 +187,7 @@ class Archives:
         """Record entries that the operation could not do; the first reason is kept."""
         with self.transfers.atomic() as db:
             db.executemany("INSERT OR IGNORE INTO archive_failures VALUES (?, ?, ?)",
-                                 ((archive.id, path, why) for path, why in failures))
+                           ((archive.id, path, why) for path, why in failures))
 
     def failures(self, archive: Archive, limit: int = -1) -> list[tuple[bytes, str]]:
         """Path and reason of the entries that the last operation could not do; limit -1: all."""

@@ -179,8 +179,7 @@ class Publisher:
         except GsyncError:
             url = store  # the store was removed since
         return Registration(key, path, store, url, path, size or 0, f"sha256:{checksum}" if checksum else "", owner,
-                            request,
-                     changed)
+                            request, changed)
 
     def retry(self, requests: Sequence[str] = ()) -> int:
         """Retry FAILED and waiting publications at once, of these requests or of all; return their number."""

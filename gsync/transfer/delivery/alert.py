@@ -7,7 +7,9 @@ raises nothing. The caller makes sure that the same alert is sent once.
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
 import smtplib
 import socket
 import ssl
@@ -76,9 +78,6 @@ class Alarm:
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
     """Kill the command and its children, so that none of them keeps our pipe open."""
-    import os
-    import signal
-
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 

@@ -54,7 +54,7 @@ class Audits:
                 comparison = self._context.verify(row, place)
             else:
                 comparison.digests = {name: digest_of(os.path.join(place, name), self._context.stop_signal.check)
-                                   for name, mode in walk(place) if stat.S_ISREG(mode)}
+                                      for name, mode in walk(place) if stat.S_ISREG(mode)}
         except OSError as exc:
             comparison.wrong.append(f"{named(exc)}: {exc.strerror or exc}")
         if self._dataset.checksum_file or not comparison.good:

@@ -89,10 +89,10 @@ class Backups:
                     if not vault.durable(path) or _digest_in(vault, path) != digest]
             if damaged[row.path]:
                 self._failed(row, "damaged after delivery: "
-                                    + ", ".join(shown(name) for name in damaged[row.path][:10]))
+                             + ", ".join(shown(name) for name in damaged[row.path][:10]))
             elif lost:
                 self._failed(row, "missing or damaged in the vault: "
-                                    + ", ".join(shown(path) for path in lost[:10]))
+                             + ", ".join(shown(path) for path in lost[:10]))
             else:
                 placement.seal(os.path.join(self._context.destination, row.path))
                 self._db.stage(row, Stage.BACKUP, True, anew=True)

@@ -66,8 +66,7 @@ class DataSetContext:
     lock."""
 
     def __init__(self, dataset: DataSet, settings: DeliverySettings, deliveries: Deliveries, stores: Stores,
-                 alarm: Alarm,
-                 stop_signal: StopSignal, clock: Callable[[], datetime]) -> None:
+                 alarm: Alarm, stop_signal: StopSignal, clock: Callable[[], datetime]) -> None:
         self.dataset = dataset
         self.settings = settings
         self.db = deliveries
@@ -143,7 +142,7 @@ class DataSetContext:
             if row.down_told:
                 self.alarm.tell("recovered", f"{self.dataset.name}: {what}", f"it was down: {row.down_what}")
         self.db.change_set(self.dataset.name, down_since=0, down_what="", down_told=False, note=note,
-                            looked=self.db.transfers.clock.now())
+                           looked=self.db.transfers.clock.now())
 
     # units
 

@@ -206,7 +206,7 @@ class Alerts:
 
 @dataclass(frozen=True, config=_CONFIG)
 class Logging:
-    """[logging]"""
+    """[logging]: the daemon's log."""
 
     filename: Annotated[str, AfterValidator(_home), Help(
         "Log file of the daemon (10 MiB, five older ones are kept). Empty: stderr.", "/var/log/gsync/deliver.log")] = ""

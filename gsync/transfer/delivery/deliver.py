@@ -41,8 +41,7 @@ class DataSetDelivery:
     """Works on one data set. One object at a time does so: the caller holds the lock."""
 
     def __init__(self, dataset: DataSet, settings: DeliverySettings, deliveries: Deliveries, stores: Stores,
-                 alarm: Alarm,
-                 stop_signal: StopSignal, *, backups: bool = True,
+                 alarm: Alarm, stop_signal: StopSignal, *, backups: bool = True,
                  clock: Callable[[], datetime] = lambda: datetime.now(UTC)
                  ) -> None:
         self.dataset = dataset
@@ -263,12 +262,12 @@ class DataSetDelivery:
             self._context.set_back(row)
             row = self._context.fresh(row)
         tries = row.tries + 1
-        comparison = self._retry.judge(exc.category, tries, self._db.transfers.clock.now())
+        decision = self._retry.judge(exc.category, tries, self._db.transfers.clock.now())
         _log.warning("a unit failed", set=self.dataset.name, unit=row, tries=tries, error=exc)
         with suppress(KilledByOrder):
-            if comparison.again is not None:
+            if decision.again is not None:
                 self._db.stage(row, Stage.PULL, False)
-                self._db.change(row, state=UnitState.WAITING, reason=str(exc), tries=tries, not_before=comparison.again,
+                self._db.change(row, state=UnitState.WAITING, reason=str(exc), tries=tries, not_before=decision.again,
                                 category=exc.category)
                 return
             self._db.stage(row, Stage.PULL, False)

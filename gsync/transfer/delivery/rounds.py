@@ -48,7 +48,7 @@ class Rounds:
         self.settings = settings
         common = settings.common
         self.stop_signal = StopSignal(stop or threading.Event(), common.kill_file if kill_file is None else kill_file,
-                         common.timeout)
+                                      common.timeout)
         self._clock = clock
         self._desi_written: dict[str, dict[int, int]] = {}
         self._stack = ExitStack()
@@ -59,8 +59,7 @@ class Rounds:
         stores = Stores(self._transfers)
         self._stack.callback(stores.close)
         self.sets = [DataSetDelivery(dataset, settings, self._deliveries, stores, Alarm(settings.alerts),
-                                     self.stop_signal,
-                                     backups=backups, clock=clock) for dataset in settings.sets]
+                                     self.stop_signal, backups=backups, clock=clock) for dataset in settings.sets]
 
     def __enter__(self) -> Rounds:
         try:

@@ -1,8 +1,8 @@
-"""The threads of a queue's worker that move the bytes. A job holds transfers of one owner, link and kind, which become
-durable together.
+"""The jobs of a queue's worker: the threads that move the bytes.
 
-Promise: each started job reports the results of its transfers exactly once, unless it is abandoned. Not here: which
-transfers are taken, and what their results mean (worker).
+A job holds transfers of one owner, link and kind, which become durable together. Promise: each started job reports the
+results of its transfers exactly once, unless it is abandoned. Not here: which transfers are taken, and what their
+results mean (worker).
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class Crew:
         """Make a job; `begin` starts it. arguments: by operation."""
         tools = self._tools.pop() if self._tools else _Tools(self._home, self._clock)
         return QueueJob(transfers, arguments, self._handlers[transfers[0].kind], tools,
-                   lambda job, results: self._results.put((job, results)), self._stop, self._clock)
+                        lambda job, results: self._results.put((job, results)), self._stop, self._clock)
 
     def begin(self, jobs: Sequence[QueueJob]) -> None:
         self.jobs += jobs

@@ -128,26 +128,26 @@ def _small(source: Store, path: bytes, destination: Store, new: bytes, checksum:
 def _streamed(source: Store, path: bytes, destination: Store, new: bytes, checksum: str | None, replace_it: bool,
               item: Item, progress: Callable[[int], None]) -> tuple[Content, Content]:
     """Copy a file through a pipe; return the content read and the content written."""
-    way = _Pipe(progress)
+    pipe = _Pipe(progress)
     read: list[Content] = []
 
     def fetch() -> None:
         try:
-            got = source.get(path, way)  # type: ignore[arg-type]
+            got = source.get(path, pipe)  # type: ignore[arg-type]
             _check(source, path, got, checksum)
             read.append(got)
-            way.end()
+            pipe.end()
         except _ReaderGone:
             pass
         except BaseException as exc:  # noqa: BLE001 it is the reader's now
-            way.end(exc)
+            pipe.end(exc)
 
     thread = threading.Thread(target=fetch, name="mover")
     thread.start()
     try:
-        put = destination.put(new, way, replace(item, path=new), replace_it)  # type: ignore[arg-type]
+        put = destination.put(new, pipe, replace(item, path=new), replace_it)  # type: ignore[arg-type]
     finally:
-        way.give_up()
+        pipe.give_up()
         thread.join()
     return read[0], put
 

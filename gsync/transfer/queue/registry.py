@@ -191,7 +191,7 @@ class Stores:
                              "for a local path")
         path = os.path.abspath(text)
         return StorePath(LOCAL, os.fsencode(os.path.join(os.path.realpath(os.path.dirname(path)),
-                                                     os.path.basename(path)))[1:])
+                                                         os.path.basename(path)))[1:])
 
     def folder(self, text: str) -> StorePath:
         """Parse a folder on a command line: NAME[:path] of a registered store, else the URL of a store. The folder is

@@ -207,7 +207,7 @@ def error_json(exc: GsyncError) -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> int:
-    """ROOT NAME"""
+    """Serve the directory ROOT as the store NAME until stdin ends. Arguments: ROOT NAME."""
     root, name = argv
     stdout = os.fdopen(os.dup(1), "wb", buffering=1 << 16)
     os.dup2(2, 1)  # stray prints go to stderr: only frames may reach the other end

@@ -155,7 +155,7 @@ class VaultStore:
             given = item or Item(path, stat.S_IFREG, uid=os.geteuid(), gid=os.getegid())
             content, offset = self._begun().append(path, source, given)
             self._begun().note(Member(_whole(given, path, content.size), self._batch_tar(), offset, content.sha256),
-                       new=there is None)
+                               new=there is None)
             self._roll()
             return content
 
@@ -170,7 +170,7 @@ class VaultStore:
             self._make_parents(path)
             self._begun().add(path, item, tarfile.SYMTYPE, item.target)
             self._begun().note(Member(replace(item, path=path, kind=stat.S_IFLNK, size=len(item.target),
-                                      xattrs=item.xattrs or ()), self._batch_tar()), new=True)
+                                              xattrs=item.xattrs or ()), self._batch_tar()), new=True)
             self._roll()
 
     def link(self, path: bytes, first: bytes) -> None:
