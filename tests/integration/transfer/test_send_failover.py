@@ -23,10 +23,11 @@ pytestmark = pytest.mark.slow
 FILES = 8
 _WORKER = """
 import sys
+from gsync.transfer.kinds import HANDLERS
 from gsync.transfer.queue.retry import RetryPolicy
 from gsync.transfer.queue.worker import QueueSettings, QueueWorker
 policy = RetryPolicy(max_retries=50, first_pause=0.05, longest_pause=0.2, ban=0.2)
-QueueWorker(sys.argv[1], QueueSettings(lease=1.0, policy=policy)).run()
+QueueWorker(sys.argv[1], QueueSettings(lease=1.0, policy=policy), handlers=HANDLERS).run()
 """
 # The temporary place is looked at first: whatever moves on goes from there to the wanted one.
 _WATCHER = """
