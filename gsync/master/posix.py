@@ -1,4 +1,4 @@
-"""A posix brick as the worker sees it: what is at a name now, what an inode holds now, its bytes.
+"""A posix brick as the worker sees it: the inode at a name now, an inode's present attributes, its bytes.
 
 Writes nothing. Identity decides: a directory or file is opened by its handle if the process may, else along the path in
 the recorder's index, and then its handle is checked. *Unknown* (the index leads elsewhere: the recorder has not caught
@@ -128,9 +128,9 @@ class PosixTree(Tree):
                 and not (self._filter and self._filter.excludes(dirpath + entry.bname, False)))
 
     def read_indexed(self, gfid: Gfid) -> IndexReader | None:
-        """A reader of the directory from the index. None if the index lacks some of its names (until the index is
-        complete, a directory has a ctime in it only when all its names are there), if the recorder was not allowed to
-        see all of it, or if the directory cannot be opened."""
+        """A reader of the directory from the index. None if the recorder was not allowed to see all of it, or if the
+        directory cannot be opened. None, too, while the index lacks some of its names: until the index is complete, a
+        directory has a ctime in it only when all its names are there."""
         if not self.by_handle:
             return None
         if self._index.fact("complete") != 1:

@@ -3,9 +3,9 @@
 Promise beyond that of gsync/slave/receiver.py: an item counts only once the bricks report for its gfid the data that
 came in the stream. A short file is read back whole and compared. Of a long file, the size is checked, and pieces are
 read back: the first, the last, and a random one of every 64 MiB between. Each is compared with the hash of the data
-written there. This finds the typical faults of such systems (an empty or short file, data in another inode, an
-acknowledged write that was lost, a brick that has something else) for a few percent of the cost of a second full read.
-Standard library only, Python 3.9.
+written there. This costs a few percent of a second full read. It finds the typical faults of such systems: an empty or
+short file, data in another inode, an acknowledged write that was lost, a brick that has something else. Standard
+library only, Python 3.9.
 """
 
 from __future__ import annotations
