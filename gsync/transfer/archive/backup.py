@@ -37,7 +37,8 @@ _STORED = (stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR)
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Selects files whose time (mtime or ctime) is at most `seconds` before the start of the backup; 0 selects all."""
+    """Selects entries whose time (mtime or ctime) is at most `seconds` before the start of the backup; 0 selects
+    all."""
 
     seconds: int = 0
     time: str = "mtime"

@@ -35,8 +35,8 @@ class Killed(GsyncError):
 
 @dataclass(frozen=True, slots=True)
 class JobOptions:
-    """batch: entries made durable together; jobs: batches at a time; policy: how often a passing error is retried, and
-    after which pauses; tell_every: seconds between two records of the progress and checks for a kill."""
+    """batch: entries made durable together; jobs: batches at a time; policy: how often a transient error is retried,
+    and after which pauses; tell_every: seconds between two records of the progress and checks for a kill."""
 
     batch: int = 1000
     jobs: int = 2

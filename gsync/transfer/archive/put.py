@@ -82,7 +82,7 @@ class Put:
         return []
 
     def _store_all(self, entries: list[ManifestEntry], store: Callable[[ManifestEntry], None]) -> None:
-        """Store entries and make them durable together. Retries a passing error after a pause, from the entry that
+        """Store entries and make them durable together. Retries a transient error after a pause, from the entry that
         failed. Raises any other error, once the entries before it are durable."""
         job, left = self._job, entries
         tries = 0

@@ -114,8 +114,7 @@ class Outbox:
 
 
 def _is_result(transfers: Transfers, each: Transfer) -> bool:
-    """Whether the transfer tells that a file has reached its destination, or never will: a send has only one such
-    transfer."""
+    """Whether the transfer's result is its file's: of a send, only the transfer to its last destination counts."""
     if each.kind not in ("place", "replicate"):
         return each.kind == "copy"
     operations = {operation.kind: operation.state for operation in transfers.operations(each.request)}

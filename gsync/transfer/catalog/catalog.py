@@ -67,7 +67,7 @@ class Action(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """One replica of a file, as a catalog knows it. `id` identifies the registration for ever."""
+    """One replica of a file, as a catalog knows it. `id` permanently identifies the registration."""
 
     id: str
     name: bytes         # the file's name for its users
@@ -203,7 +203,7 @@ def _write_all(fd: int, data: bytes) -> None:
 
 
 class CommandCatalog:
-    """A program of the admin's. Exit status 0: all entries are taken; 64, 65, 77 (sysexits.h): refused for ever; 69,
+    """A program of the admin's. Exit status 0: all entries are taken; 64, 65, 77 (sysexits.h): refused permanently; 69,
     75: unavailable for now; any other: these entries failed this time."""
 
     def __init__(self, argv: Sequence[str], timeout: float = TIMEOUT) -> None:
@@ -226,8 +226,8 @@ class CommandCatalog:
 
 
 class HttpCatalog:
-    """POST of {"entries": [...]} to a URL. 2xx: all are taken. 4xx: refused for ever, except for those that mean "not
-    now". Idempotency-Key is the same for the same block. Redirects are not followed: they would turn a POST into a
+    """POST of {"entries": [...]} to a URL. 2xx: all are taken. 4xx: refused permanently, except for those that mean
+    "not now". Idempotency-Key is the same for the same block. Redirects are not followed: they would turn a POST into a
     GET."""
 
     def __init__(self, url: str, timeout: float = TIMEOUT) -> None:

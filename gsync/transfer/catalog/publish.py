@@ -212,7 +212,7 @@ class Publisher:
 def publish_block(catalog: Catalog, entries: Sequence[Registration], again: bool) -> dict[str, CatalogError]:
     """Give the entries to the catalog; return the errors of those it did not take, by id.
 
-    A block that it refuses for ever is halved until the refused entries stand alone; the rest gets in.
+    A block that it refuses permanently is halved until the refused entries stand alone; the rest gets in.
     """
     try:
         catalog.apply(entries, again)

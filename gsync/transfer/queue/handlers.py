@@ -112,7 +112,7 @@ def remove(context: Context, t: Transfer) -> None:
 
 
 def wanted(stores: Stores, t: Transfer) -> Content | None:
-    """The content that the destination should hold; None if neither the transfer nor the source tells."""
+    """The content that the destination should hold; None if neither the transfer nor the source shows it."""
     if t.checksum is not None and t.size is not None:
         return Content(t.size, t.checksum)
     source = stores.get(t.source)

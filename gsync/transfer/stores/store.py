@@ -37,7 +37,7 @@ class Category(Enum):
 
 class StoreError(GsyncError):
     """The text says what failed, on what, why. errno: where the system gave one. down: which store is down, if the
-    raiser knows better than the transfer tells."""
+    raiser knows better than its caller."""
 
     exit_code = 4
 
