@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -335,3 +336,43 @@ def test_a_database_that_is_none_is_told(tmp_path: Path) -> None:
     (tmp_path / "transfers.db").write_bytes(b"nothing of SQLite's" * 100)
     with pytest.raises(UsageError, match=r"transfers\.db: file is not a database"):
         Transfers(str(tmp_path))
+
+
+OTHERS = "CREATE TABLE IF NOT EXISTS units (name TEXT PRIMARY KEY);CREATE TABLE IF NOT EXISTS nights (day TEXT)"
+
+
+def test_whoever_only_looks_makes_nothing_and_finds_nothing(tmp_path: Path) -> None:
+    looking = Transfers(str(tmp_path / "home"), looking=True)
+    assert list(looking.requests()) == []
+    looking.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_whoever_only_looks_sees_the_missing_tables_of_another_room_as_empty(db: Transfers, tmp_path: Path) -> None:
+    looking = Transfers(str(tmp_path), looking=True)
+    looking.make_tables(OTHERS)
+    assert looking.read("SELECT * FROM units") == looking.read("SELECT * FROM nights") == []
+    looking.close()
+    assert db.read("SELECT name FROM sqlite_master WHERE name IN ('units', 'nights')") == []
+
+
+def test_tables_that_are_there_keep_nobody_waiting_for_a_writer(db: Transfers, tmp_path: Path) -> None:
+    db.make_tables(OTHERS)
+    other = Transfers(str(tmp_path), patience=0.0)
+    with db.atomic():
+        other.make_tables(OTHERS)
+    other.close()
+
+
+def test_what_is_read_in_a_snapshot_is_of_one_moment(db: Transfers, tmp_path: Path) -> None:
+    other = Transfers(str(tmp_path))
+    with db.snapshot():
+        assert list(db.requests()) == []
+        ident = Intake(other).submit(request())
+        assert list(db.requests()) == []
+    assert [r.id for r in db.requests()] == [ident]
+    other.close()
+
+
+def test_the_database_is_the_user_s_alone(db: Transfers, tmp_path: Path) -> None:
+    assert stat.S_IMODE((tmp_path / "transfers.db").stat().st_mode) == 0o600
