@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -151,3 +153,16 @@ def test_what_is_forgotten_ends_where_the_kept_ones_begin(folder: bytes) -> None
     assert Slices(folder).holds(last)
     with pytest.raises(HistoryGap, match="begins with 8"):
         numbers(folder, 6)
+
+
+def test_a_list_is_read_whole_however_long_it_is(folder: bytes) -> None:
+    """Slices are numbered on from its end: a list that seemed to end before would begin another history."""
+    record(folder, NOW)
+    id_ = Slices(folder).id()
+    with open(layout.slices_path(folder), "ab") as file:
+        for number in range(2, 10_001):
+            fields = struct.pack(">QQQI", number, NOW + number, 0, 0)
+            file.write(fields + zlib.crc32(fields).to_bytes(4, "big"))
+    record(folder, NOW + 20_000)
+    assert Slices(folder).id() == id_
+    assert [each.number for each in Slices(folder).after(9_999)] == [10_000, 10_001]

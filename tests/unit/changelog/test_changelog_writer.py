@@ -19,6 +19,7 @@ from gsync.changelog.reader import History
 from gsync.changelog.records import Data, Record, encode, read_records
 from gsync.changelog.writer import ChangelogWriter
 from lab.changelogs import SAMPLE, changelog, gfid
+from lab.syncs import Syncs
 
 T = 1_700_000_000
 
@@ -49,6 +50,34 @@ def test_what_was_rolled_is_history(folder: bytes) -> None:
     write(folder, {T + 1: SAMPLE, T + 60: SAMPLE[:2]})
     write(folder, {T + 86400: SAMPLE[2:]})
     assert everything(folder) == {T + 1: SAMPLE, T + 60: SAMPLE[:2], T + 86400: SAMPLE[2:]}
+
+
+def test_records_are_durable_before_their_place_that_before_the_lists_and_these_before_roll_returns(
+        folder: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = ChangelogWriter(folder, T)
+    writer.append(SAMPLE)
+    writer.roll(T + 1)
+    writer.append(SAMPLE)
+    syncs = Syncs(monkeypatch)
+    writer.roll(T + 2)
+    name = f"CHANGELOG.{T + 2}"
+    assert syncs.calls == [("fsync", "CHANGELOG"), ("rename", name), ("fsync", "14"), ("fsync", "changelogs"),
+                           ("fsync", "gsync.slices"), ("fsync", f"HTIME.{T}")]
+
+
+def test_what_a_death_left_is_durable_before_its_place(folder: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(folder, {T + 1: SAMPLE})
+    Path(os.fsdecode(folder), "CHANGELOG").write_bytes(changelog(SAMPLE[:1]))
+    syncs = Syncs(monkeypatch)
+    ChangelogWriter(folder, T + 2).close()
+    assert syncs.calls[:2] == [("fsync", "CHANGELOG"), ("rename", f"CHANGELOG.{T + 2}")]
+
+
+def test_an_empty_list_does_not_hide_the_one_before_it(folder: bytes) -> None:
+    """A death right after it was begun."""
+    write(folder, {T + 1: SAMPLE, T + 2: SAMPLE})
+    Path(os.fsdecode(layout.htime_path(folder, T + 3))).touch()
+    assert htime.HtimeWriter(folder, T + 9).last_ts == T + 2
 
 
 def test_the_layout_is_that_of_glusterfs_in_utc(folder: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
