@@ -117,6 +117,20 @@ def test_every_hinted_name_is_said_even_if_the_index_agrees(world: World) -> Non
     assert names == {b"f", b"g"}
 
 
+def test_a_name_that_a_rename_left_is_said_when_another_file_is_removed_from_it_later(world: World) -> None:
+    """Of the rename itself it is said once; but that holds for one look only."""
+    one_file(world.tree, world.outside)
+    world.start()
+    world.cut()
+    (world.tree / "f").rename(world.tree / "g")
+    world.cut()
+    (world.tree / "f").write_bytes(b"another")
+    world.cut()
+    (world.tree / "f").unlink()
+    entries = [r for r in world.cut() if isinstance(r, Entry)]
+    assert [(r.fop, r.names[0][1]) for r in entries] == [(Fop.UNLINK, b"f")]
+
+
 def test_a_file_open_for_long_is_said_in_each_slice_in_which_it_is_written(world: World) -> None:
     one_file(world.tree, world.outside)
     world.start()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from gsync.base.errors import SlaveError
-from gsync.link.protocol import Fenced
+from gsync.link.protocol import Busy, Fenced
 from gsync.slave import fence
 from lab.syncs import Syncs
 
@@ -104,6 +106,98 @@ def test_a_lock_that_is_held_is_seen_as_such_without_taking_it(locks: tuple[int,
     assert not fence.is_locked(other)
     fence.take_shared(one)
     assert fence.is_locked(other)
+
+
+# the agent's lock
+
+HURRY = fence.Patience(own=0.0, others=0.0)
+
+
+@pytest.fixture
+def agents(state: int) -> Iterator[tuple[int, int]]:
+    """The agent's lock, held by the first, which has said so; and opened again."""
+    fds = fence.open_lock(state, fence.AGENT_LOCK), fence.open_lock(state, fence.AGENT_LOCK)
+    fence.lock_agent(fds[0], fence.announce(state, 1, ONE), "mine", "")
+    yield fds
+    for fd in fds:
+        os.close(fd)
+
+
+def test_the_agent_of_another_session_is_not_ours_to_end(agents: tuple[int, int]) -> None:
+    with pytest.raises(SlaveError, match="session mine is using this slave"):
+        fence.wait_for_others(agents[1], "another", "", HURRY)
+
+
+def test_another_stream_of_ours_is_waited_for_and_not_ended(state: int, agents: tuple[int, int]) -> None:
+    with pytest.raises(Busy):
+        fence.wait_for_others(agents[1], "mine", "1of2", HURRY)
+    with pytest.raises(Busy):
+        fence.lock_agent(agents[1], fence.announce(state, 1, OTHERS), "mine", "1of2", HURRY)
+
+
+def test_our_own_earlier_agent_keeps_nobody_waiting(agents: tuple[int, int]) -> None:
+    fence.wait_for_others(agents[1], "mine", "", HURRY)
+    assert fence.is_locked(agents[1])
+
+
+def test_whoever_looks_whether_others_work_leaves_the_lock_free(state: int, agents: tuple[int, int]) -> None:
+    fence.unlock(agents[0])
+    fence.wait_for_others(agents[1], "another", "", HURRY)
+    assert not fence.is_locked(agents[0])
+
+
+def test_an_older_agent_that_holds_the_lock_is_killed(state: int) -> None:
+    older, younger = (fence.open_lock(state, fence.AGENT_LOCK) for _ in range(2))
+    fence.lock_agent(older, fence.announce(state, 1, ONE), "mine", "")
+    agent = subprocess.Popen(["sleep", "600"], pass_fds=[older])
+    os.close(older)  # the lock is the child's now
+    try:
+        fence.lock_agent(younger, fence.announce(state, 2, TWO), "mine", "")
+        assert agent.wait() == -signal.SIGKILL
+        assert fence.holder(younger)["pid"] == os.getpid()
+    finally:
+        agent.kill()
+        agent.wait()
+        os.close(younger)
+
+
+def test_whoever_was_displaced_meanwhile_gets_no_lock(state: int) -> None:
+    old = fence.announce(state, 1, ONE)
+    fence.announce(state, 2, TWO)
+    lock = fence.open_lock(state, fence.AGENT_LOCK)
+    with pytest.raises(Fenced):
+        fence.lock_agent(lock, old, "mine", "")
+    assert fence.holder(lock) == {}
+    os.close(lock)
+
+
+def test_whoever_is_displaced_while_it_waits_for_the_lock_gives_up(state: int, agents: tuple[int, int]) -> None:
+    displaced = fence.announce(state, 1, TWO)
+    fence.announce(state, 2, ONE)
+    with pytest.raises(Fenced):
+        fence.lock_agent(agents[1], displaced, "mine", "", HURRY)
+
+
+def test_a_receiver_of_an_older_connection_is_killed(state: int, locks: tuple[int, int]) -> None:
+    own = fence.announce(state, 1, ONE)
+    theirs = fence.open_lock(state, fence.RECEIVERS_LOCK)
+    fence.take_shared(theirs)
+    receiver = subprocess.Popen(["sleep", "600"], pass_fds=[theirs])
+    os.close(theirs)
+    try:
+        fence.receivers_gone(lambda: fence.take_alone(locks[0]), locks[0], own)
+        assert receiver.wait() == -signal.SIGKILL
+        with pytest.raises(BlockingIOError):
+            fence.take_shared(locks[1])
+    finally:
+        receiver.kill()
+        receiver.wait()
+
+
+def test_whose_agent_is_at_work_is_told_while_it_holds_the_lock(state: int, agents: tuple[int, int]) -> None:
+    assert fence.at_work(state) == "mine"
+    fence.unlock(agents[0])
+    assert fence.at_work(state) == ""
 
 
 def test_refusals_leave_nothing_open(state: int) -> None:
