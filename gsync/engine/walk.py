@@ -45,8 +45,9 @@ class Walker:
             batch = self._batching.make(tree, connection, Coverage(standing.stime, recursive=True, floor=plan.floor),
                                         checkpoint=lambda: self._interim(tree, connection, epoch))
             batch.apply()
-            if plan.floor is not None:
-                self._unmet(tree, batch)
+            if plan.floor is not None:  # comparing asks the index for what the slave may have under another name
+                self._recorder.wait_complete(batch.last_resolve)
+            self._unmet(tree, batch)
             tree.check_whole()
         return batch.last_resolve
 
@@ -62,7 +63,6 @@ class Walker:
 
     def _unmet(self, tree: Tree, batch: Batch) -> None:
         """Also walk directories that moved from an unread to a read directory meanwhile (rule 29)."""
-        self._recorder.wait_complete(batch.last_resolve)
         while True:
             unmet = False
             for gfids in tree.all_dirs():

@@ -129,16 +129,20 @@ class PosixTree(Tree):
 
     def read_indexed(self, gfid: Gfid) -> IndexReader | None:
         """A reader of the directory from the index. None if the recorder was not allowed to see all of it, or if the
-        directory cannot be opened. None, too, while the index lacks some of its names: until the index is complete, a
-        directory has a ctime in it only when all its names are there."""
+        directory cannot be opened. None, too, if the index may lack some of its names: they are all there once the
+        directory has a ctime in the index, and as long as that is its ctime."""
         if not self.by_handle:
             return None
-        if self._index.fact("complete") != 1:
-            entry = self._index.entry_of(gfid)
-            if entry is None or entry.ctime == UNKNOWN_CTIME:
-                return None
+        entry = self._index.entry_of(gfid)
+        if entry is None or entry.ctime == UNKNOWN_CTIME:
+            return None
         opened = self._open_dir(gfid, to_list=True)
-        return None if isinstance(opened, Resolved) else IndexReader(self, self._index, gfid, *opened)
+        if isinstance(opened, Resolved):
+            return None
+        if os.fstat(opened[0]).st_ctime_ns != entry.ctime:  # a rename may wait to be recorded
+            os.close(opened[0])
+            return None
+        return IndexReader(self, self._index, gfid, *opened)
 
     def _open_dir(self, gfid: Gfid, to_list: bool) -> tuple[int, bytes] | Resolved:
         try:

@@ -616,6 +616,19 @@ def test_live_changes_gather_for_the_change_interval(w: World) -> None:
     assert (w.slave / "f").read_text() == "4"
 
 
+def test_50_a_directory_that_moves_before_the_first_walk_reads_its_new_place(w: World) -> None:
+    """Rule 29: the recorder has not looked at the rename yet, so the index lacks the directory's new name."""
+    w.mkdir("m/d")
+    w.mk("m/d/a")
+    w.mkdir("m/e")
+    w.mk("m/e/b")
+    cut(w)
+    w.mv("m/d", "m/e/d")
+    w.cycle()  # its commit is checked
+    assert (w.slave / "e" / "d" / "a").exists()
+    done(w)
+
+
 def test_a_comparing_walk_that_begins_anew_compares_what_the_first_one_had_not(w: World) -> None:
     """rule 29: the walk is interrupted, the recorder has a gap meanwhile, and the stime was reset."""
     w.mk("m/a", "right")
