@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import struct
 from collections.abc import Container
 
 import pytest
@@ -38,6 +39,16 @@ def test_a_new_file_is_sent_to_limbo_and_its_name_waits(world: Between) -> None:
     item = file_at((ROOT_GFID, b"a"), A)
     assert filled(world, item).new == [item]
     assert world.named(NameState.DATA) == [b"a"]
+
+
+@pytest.mark.parametrize(("there", "asked"), [(1, False), (0, True)])
+def test_what_the_slave_has_at_a_mount_point_is_left_alone(world: Between, there: int, asked: bool) -> None:
+    """rule 46"""
+    handle = struct.pack("=i", -2) + ROOT_GFID + b"d"
+    world.slave.weights[b"d"] = there
+    filled(world, folder_at((ROOT_GFID, b"d"), FOLDER)._replace(handle=handle))
+    assert world.named(NameState.DONE) == [b"d"]
+    assert bool(world.slave.filled) is asked
 
 
 def test_a_new_directory_is_enumerated_and_its_name_waits(world: Between) -> None:

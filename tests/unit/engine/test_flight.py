@@ -69,6 +69,14 @@ def test_what_fails_is_tried_again(world: Between) -> None:
     assert len(world.syncer.sent) == 3
 
 
+def test_what_fails_on_its_way_straight_to_its_name_is_tried_again(world: Between) -> None:
+    world.syncer.errors[B] = [errno.EIO]
+    flight = flight_of(world)
+    flight.send((), [IN_FOLDER])
+    landed = landed_all(flight)
+    assert (landed.whole, landed.gone) == ([B], [])
+
+
 def test_what_fails_again_and_again_is_a_failure_of_its_name(world: Between) -> None:
     world.syncer.errors[A] = [errno.EIO] * 3
     flight = flight_of(world, retries=2)
@@ -169,4 +177,10 @@ def test_the_place_of_a_file_is_kept_as_long_as_it_may_be_read_again(world: Betw
     flight.send([IN_TREE], [IN_FOLDER])
     assert set(world.master.hints) == {A, B}
     flight.take(wait=True)
+    assert set(world.master.hints) == {A}
+
+
+def test_the_place_of_a_file_that_is_sent_in_place_is_kept_for_whoever_reads_it(world: Between) -> None:
+    flight = flight_of(world)
+    flight.send_in_place([A])
     assert set(world.master.hints) == {A}
