@@ -116,6 +116,14 @@ def test_attributes_that_cannot_be_read_are_a_failure(world: Between) -> None:
     assert world.failed() == [("meta", b"path of a", errno.EACCES)]
 
 
+def test_a_master_that_is_away_is_no_failure_of_the_attributes(world: Between) -> None:
+    world.db.add_gfids([A], DataNeed.NONE)
+    world.master.stats[A], world.master.away = errno.ENOTCONN, {errno.ENOTCONN}
+    with pytest.raises(OSError, match="not connected"):
+        contents_of(world).set_attributes()
+    assert world.failed() == []
+
+
 def test_attributes_that_the_slave_refuses_are_a_failure(world: Between) -> None:
     world.db.add_gfids([A], DataNeed.NONE)
     world.master.stats[A], world.master.names[A] = stat_of(), [(ROOT_GFID, b"a")]

@@ -11,7 +11,7 @@ import pytest
 
 from gsync.base.model import ROOT_GFID, Gfid, Name
 from gsync.recorder.detector import ChangeHint, Hint, LostWatch, NameHint, Overflow, RenameHint
-from gsync.recorder.hints import APPEARED, DATA, META, HintLimits, Hints
+from gsync.recorder.hints import APPEARED, DATA, IS_DIR, META, HintLimits, Hints
 
 FILE = bytes(15) + b"f"
 
@@ -75,6 +75,7 @@ def test_what_is_told_of_one_name_or_inode_is_one_hint(hints_of: Maker) -> None:
     assert len(hints) == 2
     assert hints.take_names() == ({name(1): APPEARED}, {})
     assert hints.take_changes() == {FILE: DATA | META}
+    assert DATA & META == 0
     assert len(hints) == 0
     assert not hints.drain()
 
@@ -87,6 +88,23 @@ def test_a_detector_of_names_tells_a_story_in_order(hints_of: Maker) -> None:
     hints.drain()
     assert list(hints.tell()) == [change, rename, change]
     assert list(hints.tell()) == []
+
+
+def test_a_change_that_was_told_counts_again_when_it_comes_again(hints_of: Maker) -> None:
+    hints, queue, _ = hints_of(sees_all=False)
+    change = ChangeHint(None, name(1), True)
+    for _ in range(2):
+        queue.queued.append(change)
+        hints.drain()
+        assert list(hints.tell()) == [change]
+
+
+@pytest.mark.parametrize("is_dir", [True, False])
+def test_of_a_rename_both_names_are_looked_at_and_nothing_is_said_to_be_new(hints_of: Maker, is_dir: bool) -> None:
+    hints, queue, _ = hints_of(sees_all=True)
+    queue.queued.append(RenameHint(name(1), name(2), is_dir=is_dir))
+    hints.drain()
+    assert hints.take_names() == ({name(2): 0, name(1): IS_DIR if is_dir else 0}, {name(2): name(1)})
 
 
 @pytest.mark.parametrize("sees_all", [True, False])
