@@ -17,7 +17,7 @@ def test_a_batch_is_in_doubt_until_the_recorder_has_overtaken_it(world: Between)
     doubt = Doubt(world.db)
     world.dirty(b"a")
     doubt.keep(10, 0, renewed=True)
-    assert [(doubt.settled(0, complete_up_to), doubt.any) for complete_up_to in (9, 10)] == [(True, True), (True, False)]
+    assert [(doubt.settled(0, upto), doubt.any) for upto in (9, 10)] == [(True, True), (True, False)]
     assert looked_at_again(world) == []
 
 

@@ -18,6 +18,8 @@ from lab.model.plain import START, Plain
 
 RECORDER_FAULTY = RecorderStatus(FAULTY, "the root is away", gaps=1, unbroken_since=0, watching_since=0)
 
+RECORDER_BEGINS = RecorderStatus()
+
 
 @pytest.fixture
 def plain(tmp_path: Path) -> Iterator[Callable[..., Plain]]:
@@ -160,6 +162,18 @@ def test_once_ends_with_1_if_there_are_failures(plain: Callable[..., Plain]) -> 
     p = plain(once=START + 5 * NS)
     p.ledger.record(Failure("name", None, (ROOT_GFID, b"x"), b"x", 13, "denied"))
     assert p.worker.run() == 1
+
+
+@pytest.mark.parametrize("said", [None, RECORDER_BEGINS], ids=["never began", "does not watch yet"])
+def test_until_the_recorder_watches_nothing_is_looked_at(plain: Callable[..., Plain], said: RecorderStatus | None
+                                                         ) -> None:
+    """invariant 1: what changes during a walk that nobody watches is seen by nobody."""
+    p = plain()
+    p.recorder.said = said
+    stops_after(p, 30)
+    p.worker.run()
+    assert p.states == ["Initializing", "Active", "Stopped"]
+    assert (p.calls, p.kept, p.shown[-1].pace.crawl) == (["connect", "bye"], [], Crawl.NONE)
 
 
 def test_a_faulty_recorder_is_shown_and_the_connection_stays(plain: Callable[..., Plain]) -> None:
