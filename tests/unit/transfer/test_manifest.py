@@ -25,6 +25,7 @@ from gsync.transfer.archive.manifest import (
     line_of,
 )
 from lab import REPOSITORY
+from lab.syncs import Syncs
 from lab.trees import HOSTILE_NAMES
 
 SHA = "ab" * 32
@@ -69,6 +70,32 @@ def test_directories_come_first_and_can_be_read_backwards(tmp_path: Path) -> Non
     assert [e.path for _, e in manifest.entries(manifest.behind_directories())] == [b"a", b"b"]
     assert (manifest.header.directories, manifest.header.files, manifest.header.bytes) == (30_000, 2, 6)
     assert sorted(os.listdir(tmp_path)) == ["manifest"]
+
+
+def test_a_manifest_is_durable_before_it_has_its_name_and_its_name_before_it_counts(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    syncs = Syncs(monkeypatch)
+    written(tmp_path, [ROOT, file(b"a")])
+    new = syncs.calls[0][1]
+    assert new != "manifest"
+    assert [call for call in syncs.calls if call[0] != "unlink"] == [
+        ("fsync", new), ("rename", "manifest"), ("fsync", tmp_path.name)]
+
+
+def test_the_manifest_of_a_later_gsync_is_refused_as_such(tmp_path: Path) -> None:
+    manifest = written(tmp_path, [ROOT, file(b"a")])
+    path = Path(os.fsdecode(manifest.path))
+    first, _, rest = path.read_bytes().partition(b"\n")
+    path.write_bytes(json.dumps({**json.loads(first), "format": 1000}).encode() + b"\n" + rest)
+    with pytest.raises(ManifestError, match="format 1000 is unknown"):
+        _ = Manifest(manifest.path).header
+
+
+@pytest.mark.parametrize("changed", [{"path": 7}, {"mode": 7}, {"xattrs_b64": {"!": "!"}}])
+def test_an_entry_of_another_shape_is_refused(changed: dict[str, object]) -> None:
+    line = json.dumps({**json.loads(line_of(file(b"a"))), **changed}).encode()
+    with pytest.raises(ValueError):
+        entry_of(line)
 
 
 def test_reading_goes_on_from_any_offset(tmp_path: Path) -> None:
