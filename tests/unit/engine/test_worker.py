@@ -235,6 +235,22 @@ def test_paused_it_keeps_its_connection_and_sends_nothing(plain: Callable[..., P
     assert p.calls.count("connect") == 1
 
 
+def test_a_worker_that_loses_its_lease_while_it_is_paused_lets_go_of_the_slave(plain: Callable[..., Plain]) -> None:
+    p = plain()
+    let_go: list[int] = []
+
+    def waiting() -> None:
+        seconds = (p.time.ns - START) // NS
+        p.order = Order.PAUSE if 10 < seconds < 40 else Order.STOP if seconds > 60 else Order.RUN
+        p.lease.lost = p.lease.epoch == 1 and seconds > 20
+        if "bye" in p.calls and not let_go:
+            let_go.append(seconds)
+
+    p.time.waiting = waiting
+    p.worker.run()
+    assert 20 < let_go[0] < 40
+
+
 def test_a_worker_that_is_paused_can_be_stopped(plain: Callable[..., Plain]) -> None:
     p = plain()
 
