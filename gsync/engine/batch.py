@@ -60,6 +60,11 @@ class Batch:
             self.progress.phase = "syncing"
             self.db.parents_to_meta()  # rule 9
             self._data()
+            while self._look_for(self.flight.take_lost()):  # rule 18
+                self._names()
+                self.db.parents_to_meta()
+                if self.contents.owes:
+                    self._data()
             self.contents.set_attributes()
         finally:
             self.enumeration.close()
@@ -121,11 +126,15 @@ class Batch:
         self.enumeration.expect(filled.direct)
         self.flight.send(filled.new, filled.direct)  # last: a full box blocks here
 
-    def _look_for(self, gfids: Iterable[Gfid]) -> None:
-        """Find the present names of inodes that a fill or removal pushed to limbo, and of new inodes whose name is no
-        longer theirs (rule 16)."""
+    def _look_for(self, gfids: Iterable[Gfid]) -> bool:
+        """Find the present names of inodes that a fill or removal pushed to limbo, of new inodes whose name is no
+        longer theirs (rule 16), and of those whose content is gone at the master (rule 18). Whether there are any."""
+        found = False
         for gfid in gfids:
-            self.db.add_names(self.tree.names_of(gfid))
+            names = self.tree.names_of(gfid)
+            found = found or bool(names)
+            self.db.add_names(names)
+        return found
 
     def _name_group(self) -> None:
         """Give complete inodes their names, after asking again what is at each name now (rule 11)."""
@@ -183,6 +192,7 @@ class Batch:
 
     def _data(self) -> None:
         """Send content for files that the slave has, unless they were sent new (rule 18)."""
+        self.contents.owes = False
         self.db.add_gfids(self.flight.take_changed(), DataNeed.SEND)  # changed while read: send once more
         for gfids in self.contents.stale():
             self.flight.send_in_place(gfids)

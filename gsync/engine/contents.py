@@ -38,17 +38,20 @@ class _Master(Protocol):
 
 
 class Contents:
-    """`stime`: files written after it (ns) are sent without a comparison. `check_stop`: called again and again."""
+    """`stime`: files written after it (ns) are sent without a comparison. `check_stop`: called again and again. `owes`:
+    files became suspect since the caller last looked."""
 
     def __init__(self, tree: _Master, slave: _Slave, db: ChangelogDB, failures: Failures,
                  check_stop: Callable[[], None], stime: int | None = None) -> None:
         self._tree, self._slave, self._db, self._failures = tree, slave, db, failures
         self._check_stop, self._stime = check_stop, stime
+        self.owes = False
 
     def suspect(self, items: Iterable[Resolved]) -> None:
         """The slave's copies of these may be stale: compare the files, set the attributes."""
         for item in items:
             assert item.attrs is not None
+            self.owes = True
             self._db.add_gfids([item.gfid], DataNeed.COMPARE if item.attrs.is_file else DataNeed.NONE)
 
     # data

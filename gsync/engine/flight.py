@@ -66,6 +66,7 @@ class Flight:
         self._retries = retries
         self._tries: dict[Gfid, int] = {}
         self._changed: list[Gfid] = []
+        self._lost: list[Gfid] = []
         self.flying: dict[Gfid, FileRequest] = {}
         self.out = 0
 
@@ -148,12 +149,20 @@ class Flight:
         if place == "D":
             landed.into[request.dirgfid] += 1
         if vanished:  # the source, or the unattached directory, or it is not that simple
-            landed.gone += [request] if place != "P" else []
+            if place == "P":
+                self._lost.append(gfid)
+            else:
+                landed.gone.append(request)
         elif place == "P":
             self._failures.of_inode("data", gfid, err, result.message)
         else:
             self._failures.of_name((request.dirgfid, request.bname), err, result.message, gfid)
             landed.failed.append(request)
+
+    def take_lost(self) -> list[Gfid]:
+        """Files that the slave has and whose source was gone when it was to be read, since the last call."""
+        lost, self._lost = self._lost, []
+        return lost
 
     def take_changed(self) -> list[Gfid]:
         """Files that changed while they were read, since the last call."""

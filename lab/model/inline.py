@@ -57,7 +57,7 @@ class InlineClient(SlaveClient):
     def commit(self, stime: int | None, entry_stime: int | None, epoch: int, clear: bool,
                mark: str | None = None, walked: bool = False) -> CommitAnswer:
         answer = super().commit(stime, entry_stime, epoch, clear, mark, walked)
-        self._world.check_commit(stime)
+        self._world.check_commit(stime, walked)
         return answer
 
     @property

@@ -28,7 +28,7 @@ class Unwatched(World):
     def note(self) -> None:
         pass
 
-    def check_commit(self, stime: int | None) -> None:
+    def check_commit(self, stime: int | None, walked: bool) -> None:
         pass
 
 

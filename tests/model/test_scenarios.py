@@ -616,6 +616,19 @@ def test_live_changes_gather_for_the_change_interval(w: World) -> None:
     assert (w.slave / "f").read_text() == "4"
 
 
+def test_51_a_file_that_is_changed_and_gone_before_its_content_is_read(w: World) -> None:
+    """Rule 18: the commit claims the change; the slave must not show the former content then."""
+    w.mkdir("m/d")
+    w.mk("m/d/a", "old")
+    synced(w)
+    w.write("m/d/a", "new")
+    cut(w)
+    w.rm("m/d/a")
+    w.cycle()  # its commit is checked
+    assert not (w.slave / "d" / "a").exists()
+    done(w)
+
+
 def test_50_a_directory_that_moves_before_the_first_walk_reads_its_new_place(w: World) -> None:
     """Rule 29: the recorder has not looked at the rename yet, so the index lacks the directory's new name."""
     w.mkdir("m/d")
