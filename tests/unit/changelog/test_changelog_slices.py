@@ -77,6 +77,13 @@ def test_a_place_is_held_by_its_own_history_only(folder: bytes, tmp_path: Path) 
     assert not Slices(folder).holds(replace(before, history="0" * 32))
 
 
+def test_the_beginning_of_another_history_is_not_held(folder: bytes) -> None:
+    record(folder, NOW)
+    slices = Slices(folder)
+    assert slices.holds(slices.place(None))
+    assert not slices.holds(Place("0" * 32, 0))
+
+
 def test_a_place_survives_as_text() -> None:
     there = Place("ab" * 16, 7, NOW, "0123abcd")
     assert Place.parse(str(there)) == there
