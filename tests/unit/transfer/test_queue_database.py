@@ -270,6 +270,16 @@ def test_an_operation_of_which_something_is_taken_is_shown_as_submitted(db: Tran
     assert [o.state for o in db.operations(ident)] == [TransferState.SUBMITTED, TransferState.QUEUED]
 
 
+@pytest.mark.parametrize(("state", "following"), [(TransferState.DONE, TransferState.NEW),
+                                                  (TransferState.FAILED, TransferState.KILLED)])
+def test_the_state_of_the_next_operation_follows_that_of_its_transfers(
+        db: Transfers, state: TransferState, following: TransferState) -> None:
+    ident = Intake(db).submit(request(files=1, operations=2))
+    [one] = Leases(db, "w").acquire(9, 60)
+    db.advance([one.id], TransferState.ACQUIRED, state)
+    assert [o.state for o in db.operations(ident)] == [state, following]
+
+
 def test_what_failed_after_an_operation_that_is_done_may_be_taken_at_once_when_retried(db: Transfers) -> None:
     ident = Intake(db).submit(request(files=1, operations=2))
     for state in (TransferState.DONE, TransferState.FAILED):
