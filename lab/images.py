@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _MKFS = {  # ext4: room for xattrs and for times in nanoseconds, on small images too
@@ -65,6 +67,20 @@ class FsImage:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
+
+
+@contextmanager
+def mounted_copy(image: Path, folder: Path) -> Iterator[Path]:
+    """The disk as it would be found after the power comes back: a copy of the image has what was written by now."""
+    copy, place = folder / "copy", folder / "after"
+    _run("cp", "--sparse=always", str(image), str(copy))
+    place.mkdir(exist_ok=True)
+    _run("mount", "-o", "loop", str(copy), str(place))
+    try:
+        yield place
+    finally:
+        _run("umount", str(place))
+        copy.unlink()
 
 
 def _run(*argv: str) -> None:

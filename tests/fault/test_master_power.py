@@ -6,9 +6,6 @@ nothing else, as after a power cut.
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,23 +13,9 @@ import pytest
 from gsync.base.model import ROOT_GFID
 from gsync.engine.doubt import Doubt
 from gsync.engine.worklist import ChangelogDB, NameState
-from lab.images import FsImage
+from lab.images import FsImage, mounted_copy
 
 pytestmark = pytest.mark.root
-
-
-@contextmanager
-def after_a_power_cut(image: Path, folder: Path) -> Iterator[Path]:
-    """The disk as it would be found after the power comes back."""
-    copy, place = folder / "copy", folder / "after"
-    subprocess.run(["cp", "--sparse=always", image, copy], check=True)
-    place.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-o", "loop", copy, place], check=True)
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", place], check=True)
-        copy.unlink()
 
 
 @pytest.mark.parametrize("batches", [1, 3])
@@ -44,7 +27,7 @@ def test_44_doubt_survives_a_power_cut_from_when_it_is_kept(tmp_path: Path, batc
             db.add_names([(ROOT_GFID, b"%d" % n)])
             db.set_names([(NameState.DONE, row.rowid) for row in db.names(NameState.DIRTY, 10)])
             doubt.keep(1000 + n, 5, renewed=False)
-        with after_a_power_cut(disk.dir / "image", tmp_path) as after:
+        with mounted_copy(disk.dir / "image", tmp_path) as after:
             found = ChangelogDB(str(after / "changelog.db"))
             try:
                 again = Doubt(found)

@@ -7,18 +7,16 @@ and the batch is applied again.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import stat
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from gsync.base.fsid import syncfs
-from lab.images import FsImage
+from lab.images import FsImage, mounted_copy
 from lab.slave_model import Planner, Slave, World, check_index, check_limbo_empty, check_tree, walk
 from tests.unit.slave import test_slave_crash as crash
 
@@ -27,20 +25,6 @@ pytestmark = [pytest.mark.root, pytest.mark.slow]
 CHANGES = [crash.start, crash.chain_of_renames, crash.replaced_by_a_new_file, crash.hard_links,
            crash.directory_turned_inside_out, crash.deep_new_tree, crash.written_in_place,
            crash.old_things_moved_into_a_new_directory, crash.everything_deleted]
-
-
-@contextlib.contextmanager
-def mounted_copy(image: Path, folder: Path) -> Iterator[Path]:
-    """The disk as it would be found after the power comes back."""
-    copy, place = folder / "copy", folder / "after"
-    subprocess.run(["cp", "--sparse=always", image, copy], check=True)
-    place.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-o", "loop", copy, place], check=True)
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", place], check=True)
-        copy.unlink()
 
 
 def commit_journal(root: Path) -> None:
