@@ -110,21 +110,19 @@ class Slices:
     def place(self, record: SliceRecord | None) -> Place:
         """Of this slice; None: before the first one."""
         with self._opened() as (fd, _):
-            history = _id(fd)
-        if record is None:
-            return Place(history, 0)
-        return Place(history, record.number, record.ts, "" if record.crc is None else f"{record.crc:08x}")
+            return _place(_id(fd), record)
 
     def holds(self, place: Place) -> bool:
         """Whether this history has been at that place: then all slices after it are the ones that followed."""
         try:
             with self._opened() as (fd, count):
-                if _id(fd) != place.history:
+                history = _id(fd)
+                if history != place.history:
                     return False
                 if place.number == 0:
                     return count == 0 or self._record(fd, 0).number == 1
                 i = place.number - self._record(fd, 0).number if count else -1
-                return 0 <= i < count and self.place(self._record(fd, i)) == place
+                return 0 <= i < count and _place(history, self._record(fd, i)) == place
         except (FileNotFoundError, HistoryGap):
             return False
 
@@ -216,6 +214,12 @@ def _records(fd: int) -> Iterator[SliceRecord | None]:
     while data := os.pread(fd, _RECORD * _CHUNK, at):
         at += len(data)
         yield from (_parse(data[i:i + _RECORD]) for i in range(0, len(data) - _RECORD + 1, _RECORD))
+
+
+def _place(history: str, record: SliceRecord | None) -> Place:
+    if record is None:
+        return Place(history, 0)
+    return Place(history, record.number, record.ts, "" if record.crc is None else f"{record.crc:08x}")
 
 
 def _id(fd: int) -> str:
